@@ -1,0 +1,173 @@
+"""Row types of a run, as documented Arrow structs.
+
+A run's unit of work is one source. Its rows, all in one ledger table and told apart by `kind`:
+
+    asset   the bytes of a source and what was measured on the whole of them
+    shot    an uninterrupted stretch of picture of one asset
+    clip    a window inside one shot: what is kept or rejected, cut and packed
+
+Times named `asset_*_s` are on the asset clock, all others on the clip clock (see `schemas.timing`).
+A null struct means "not reached", a null field "reached, could not be measured".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from schemas.fields import f, struct
+from schemas.timing import Span
+
+Row = Mapping[str, Any]
+"""A row as a stage sees it: stage name -> struct as a mapping (or None), ancestors' structs included."""
+
+EXACT_SPAN = (
+    f("start_pts", pa.int64(), unit="time base", doc="pts of the first frame"),
+    f("end_pts", pa.int64(), unit="time base", doc="pts at which the frame after the last one begins"),
+    f("tb_num", pa.int64(), unit="s", doc="time base, numerator"),
+    f("tb_den", pa.int64(), unit="1/s", doc="time base, denominator"),
+    f("asset_start_s", pa.float64(), unit="s", doc="start on the asset clock, rounded for reading; the pts are exact"),
+    f("asset_end_s", pa.float64(), unit="s", doc="end on the asset clock, rounded for reading"),
+    f("duration_us", pa.int64(), unit="us", doc="length; adjoining spans add up exactly"),
+)
+
+
+def span_fields(span: Span) -> dict[str, int | float]:
+    """The `EXACT_SPAN` columns of `span`."""
+    return {
+        "start_pts": span.start_pts,
+        "end_pts": span.end_pts,
+        "tb_num": span.num,
+        "tb_den": span.den,
+        "asset_start_s": float(span.start),
+        "asset_end_s": float(span.end),
+        "duration_us": span.duration_us,
+    }
+
+
+def span_of(row: Row) -> Span:
+    """The exact span held in the `EXACT_SPAN` columns of `row`."""
+    return Span(row["start_pts"], row["end_pts"], row["tb_num"], row["tb_den"])
+
+
+SOURCE = struct(
+    f("source_id", pa.string(), doc="id derived from the uri", nullable=False),
+    f("uri", pa.string(), doc="where the source lies, without credentials", nullable=False),
+    f("licence", pa.string(), doc="licence as stated by the manifest"),
+    f("metadata", pa.string(), doc="all other manifest columns, as a JSON object"),
+)
+
+WORD = struct(
+    f("text", pa.string(), doc="the word as spoken, punctuation attached"),
+    f("start_s", pa.float64(), unit="s", doc="onset"),
+    f("end_s", pa.float64(), unit="s", doc="end"),
+    f("confidence", pa.float64(), unit="ratio", doc="engine's probability of the word; null where it gives none"),
+)
+
+STRETCH = struct(
+    f("start_s", pa.float64(), unit="s", doc="start"),
+    f("end_s", pa.float64(), unit="s", doc="end"),
+)
+
+TURN = struct(
+    f("speaker", pa.string(), doc="speaker label, unique within the asset: A, B, ..."),
+    f("start_s", pa.float64(), unit="s", doc="start"),
+    f("end_s", pa.float64(), unit="s", doc="end"),
+    f("confidence", pa.float64(), unit="ratio", doc="mean activation of the speaker over the turn"),
+)
+
+SPEAKER = struct(
+    f("speaker", pa.string(), doc="speaker label, unique within the asset"),
+    f("speech_s", pa.float64(), unit="s", doc="speech of this speaker, overlaps included"),
+    f("embedding", pa.list_(pa.float32()), doc="mean speaker embedding over clean speech, unit length"),
+)
+
+SPEECH_SPAN = struct(
+    f("text", pa.string(), doc="what is said, words joined by spaces"),
+    f("speaker", pa.string(), doc="speaker label within the asset; null where nobody could be named"),
+    f("language", pa.string(), doc="ISO 639-1 code"),
+    f("start_s", pa.float64(), unit="s", doc="start on the clip clock"),
+    f("end_s", pa.float64(), unit="s", doc="end on the clip clock, never past the clip"),
+    f("is_overlap", pa.bool_(), doc="somebody else speaks at the same time"),
+    f("confidence", pa.float64(), unit="ratio", doc="mean word confidence"),
+    f("words", pa.list_(WORD), doc="the words, on the clip clock"),
+)
+
+FACE_TRACK = struct(
+    f("track", pa.int32(), doc="track number within the clip, from 0"),
+    f("start_s", pa.float64(), unit="s", doc="first frame of the track on the clip clock"),
+    f("end_s", pa.float64(), unit="s", doc="end of the last frame of the track"),
+    f("x", pa.float64(), unit="ratio", doc="median left edge, share of the picture width"),
+    f("y", pa.float64(), unit="ratio", doc="median top edge, share of the picture height"),
+    f("width", pa.float64(), unit="ratio", doc="median width, share of the picture width"),
+    f("height", pa.float64(), unit="ratio", doc="median height, share of the picture height"),
+    f("confidence", pa.float64(), unit="ratio", doc="mean detector score"),
+)
+
+ACTIVE_FACE = struct(
+    f("span_index", pa.int32(), doc="index into clip.spans"),
+    f("status", pa.string(), doc="on_screen, off_screen, overlap or unknown"),
+    f("track", pa.int32(), doc="the speaking face; null unless on_screen"),
+    f("score", pa.float64(), doc="agreement of this face's mouth with the sound; null where no face"),
+)
+
+SYNC_WINDOW = struct(
+    f("start_s", pa.float64(), unit="s", doc="window start on the clip clock"),
+    f("end_s", pa.float64(), unit="s", doc="window end on the clip clock"),
+    f("offset_ms", pa.float64(), unit="ms", doc="offset in this window; positive = sound late"),
+    f("confidence", pa.float64(), doc="peak height in this window, in standard deviations of the curve"),
+)
+
+TIMBRE = struct(
+    f("span_index", pa.int32(), doc="index into clip.spans of the span this reference may voice"),
+    f("speaker", pa.string(), doc="speaker label within the asset"),
+    f("origin", pa.string(), doc="same_clip, same_asset or same_span: where the reference was taken from"),
+    f("is_same_span", pa.bool_(), doc="the reference contains the very span it will voice: a content leak"),
+    f("asset_start_s", pa.float64(), unit="s", doc="reference start on the asset clock"),
+    f("asset_end_s", pa.float64(), unit="s", doc="reference end on the asset clock"),
+    f("similarity", pa.float64(), unit="cosine", doc="reference embedding against the span's own"),
+    f("cleanliness", pa.float64(), unit="ratio", doc="share of the reference free of silence, overlap and clipping"),
+    f("embedding", pa.list_(pa.float32()), doc="speaker embedding of the reference, unit length"),
+)
+
+SHOT = struct(
+    f("shot_id", pa.string(), doc="id derived from asset and span", nullable=False),
+    f("parent_id", pa.string(), doc="asset id", nullable=False),
+    f("index", pa.int32(), doc="position within the asset, from 0"),
+    *EXACT_SPAN,
+    f("num_frames", pa.int32(), unit="count", doc="frames in the shot"),
+    f("start_kind", pa.string(), doc="how the shot begins: start, hard or gradual"),
+    f("start_confidence", pa.float64(), unit="ratio", doc="confidence of that boundary; null at the asset's start"),
+    f("end_kind", pa.string(), doc="how the shot ends: end, hard or gradual"),
+)
+
+CLIP = struct(
+    f("clip_id", pa.string(), doc="id derived from asset, span and cutting rules", nullable=False),
+    f("parent_id", pa.string(), doc="shot id", nullable=False),
+    f("asset_id", pa.string(), doc="asset id", nullable=False),
+    f("index", pa.int32(), doc="position within the shot, from 0"),
+    *EXACT_SPAN,
+    f("num_frames", pa.int32(), unit="count", doc="frames in the clip"),
+    f("is_mid_utterance", pa.bool_(), doc="an end lies inside an utterance because no pause allowed otherwise"),
+    f("has_speech", pa.bool_(), doc="at least one speech span"),
+    f("num_speakers", pa.int32(), unit="count", doc="distinct speakers of the spans"),
+    f("spans", pa.list_(SPEECH_SPAN), doc="speech spans in speaking order, on the clip clock"),
+)
+
+VERDICT = struct(
+    f("status", pa.string(), doc="keep, reject or error"),
+    f("reason", pa.string(), doc="gate path or error code that decided; null for keep"),
+    f("message", pa.string(), doc="the reason in words, with the figures"),
+    f("stage", pa.string(), doc="stage at which the row settled"),
+    f("failed_gates", pa.list_(pa.string()), doc="every gate the row fails, not only the first"),
+    f("is_audit", pa.bool_(), doc="measured to the end whatever the gates said; rejected ones never reach a shard"),
+)
+
+COST = struct(
+    f("stage", pa.string(), doc="stage name"),
+    f("wall_s", pa.float64(), unit="s", doc="elapsed time"),
+    f("cpu_s", pa.float64(), unit="s", doc="processor time of the worker and its decoder child"),
+    f("rows", pa.int32(), unit="count", doc="rows processed"),
+)

@@ -1,0 +1,27 @@
+"""What is done to data. One file per stage, one line per stage here; nothing registers itself on import."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+CATALOG: dict[str, str] = {
+    "download": "stages.download:Download",
+    "probe": "stages.probe:Probe",
+    "shot_split": "stages.shot_split:ShotSplit",
+    "transcribe": "stages.transcribe:Transcribe",
+    "diarize": "stages.diarize:Diarize",
+    "clip": "stages.clip:Clip",
+    "picture": "stages.picture:Picture",
+    "audio": "stages.audio:Audio",
+    "sync": "stages.sync:Sync",
+    "timbre": "stages.timbre:Timbre",
+    "caption": "stages.caption:Caption",
+}
+"""Stage name -> `module:class`, in the order the stages run."""
+
+
+def load(name: str) -> Any:
+    """The stage class called `name`; its heavy libraries stay unimported until `setup`."""
+    module, _, attribute = CATALOG[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,115 @@
+"""The stage contract: `Measure` adds one struct to each row, `Split` turns a row into children. Nothing else exists.
+
+A stage is constructed from its own pydantic config, `setup` once per worker, then called row batch by row batch.
+It sees only the columns it `reads` (ancestors' structs included) and returns only what it `adds`; the adapter in
+`pipeline` checks both, isolates bad rows, keeps time and settles verdicts. A stage never drops a row and never
+applies a threshold: that is what gates are for.
+
+    name == file == catalogue key == ledger column == gate path
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from schemas.errors import ItemError
+from schemas.records import Row
+
+if TYPE_CHECKING:
+    from stages.media import Decoder
+
+Level = Literal["asset", "shot", "clip"]
+
+
+class StageConfig(BaseModel):
+    """Base of every stage's configuration: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Resources(StageConfig):
+    """What one worker of a stage needs. Plain numbers, stated and never probed."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_gb: float = 1.0
+    batch: int = 1
+    """Rows handed to `process` at once."""
+    timeout_s: float = 900.0
+    """Longest time for one row; a worker that exceeds it is killed and the row settles as an error."""
+
+
+@dataclass
+class Context:
+    """What a worker lends to its stages."""
+
+    scratch_dir: Path
+    """Local folder of this worker, emptied when the worker ends."""
+    store_dir: str = ""
+    """Content-addressed store of assets: a local folder or an fsspec URL."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Recipe-wide decoder limits: `memory_gb`, `timeout_s`, `max_pixels`."""
+
+    @cached_property
+    def media(self) -> Decoder:
+        """The worker's one decoder, shared by its stages so that nothing is decoded twice."""
+        from stages.media import Decoder
+
+        return Decoder(self.scratch_dir, **self.settings)
+
+    def asset_path(self, row: Row) -> Path:
+        """A local path to the bytes of `row`'s asset, fetched into scratch if the store is remote."""
+        return self.media.localise(row["download"]["path"])
+
+
+C = TypeVar("C", bound=StageConfig)
+
+
+class Stage(Generic[C]):
+    """What both kinds of stage share."""
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    """Raised whenever the same input may give another output; part of the recipe's resolved hash."""
+    level: ClassVar[Level]
+    """The rows this stage works on."""
+    reads: ClassVar[tuple[str, ...]]
+    """Dotted paths into other stages' structs, such as `probe.fps`; a bare stage name reads all of it."""
+    adds: ClassVar[pa.StructType]
+    Config: ClassVar[type[StageConfig]]
+    resources: ClassVar[Resources] = Resources()
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    def setup(self, ctx: Context) -> None:
+        """Loads models; called once per worker before the first batch."""
+        self.ctx = ctx
+
+
+class Measure(Stage[C]):
+    """N rows in, N structs out."""
+
+    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
+        """One mapping of exactly the fields in `adds` per row, or the `ItemError` that row ran into.
+
+        A raised ItemError concerns every row of the batch; the adapter then tries them one by one.
+        """
+        raise NotImplementedError
+
+
+class Split(Stage[C]):
+    """One row in, any number of children out. `adds` is the child's struct, carried as column `children`."""
+
+    children: ClassVar[Level]
+
+    def split(self, row: Row) -> Sequence[dict[str, Any]]:
+        """The children of `row`, in order, each with `parent_id` and exactly the fields in `adds`."""
+        raise NotImplementedError
