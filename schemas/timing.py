@@ -1,8 +1,8 @@
 """Exact times: a span is two integers and a time base, never two floats.
 
-    asset clock   the container's own clock after edit lists and start offsets, in pts x time_base seconds
-    clip clock    seconds since the clip's first frame
-    sound         the sample index of an instant is round(instant x rate), half up: at most half a sample off
+asset clock   the container's own clock after edit lists and start offsets, in pts x time_base seconds
+clip clock    seconds since the clip's first frame
+sound         the sample index of an instant is round(instant x rate), half up: at most half a sample off
 """
 
 from __future__ import annotations

@@ -1,0 +1,70 @@
+"""The shard contract: what a curated shard holds, so that any WebDataset reader and our own trainer agree.
+
+    shards/00000.tar      samples laid end to end, members of one sample adjacent and in this order
+        {clip_id}.mp4       picture and sound of exactly the clip
+        {clip_id}.flac      the same sound, 48 kHz, lossless
+        {clip_id}.json      every annotation (see docs/shards.md)
+        {clip_id}.npy       float32 [num_spans, dim]: timbre reference embeddings, zero rows where there is none
+    index/00000.arrow     one row per sample (`INDEX`), Arrow IPC
+    index/manifest.json   every shard with sha256, sizes and the contract version
+
+Offsets point at the member's payload inside the uncompressed tar, so one `pread` fetches it without a tar library.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from schemas.fields import f
+
+CONTRACT_VERSION = 1
+MEMBERS = ("mp4", "flac", "json", "npy")
+"""Member extensions in the order they are written."""
+LATENT_MEMBER = "safetensors"
+"""The only member of a latent shard, written by `nava-train encode` under the same keys and index."""
+SOUND_RATE_HZ = 48_000
+"""Rate of the flac member and of the mp4's sound: covers every source rate, and NAVA's codecs resample from it."""
+
+
+def _offsets(member: str) -> list[pa.Field]:
+    return [
+        f(f"{member}_offset", pa.int64(), unit="bytes", doc=f"payload of the .{member} member in the tar"),
+        f(f"{member}_bytes", pa.int64(), unit="bytes", doc=f"size of the .{member} member"),
+    ]
+
+
+INDEX: pa.Schema = pa.schema(
+    [
+        f("clip_id", pa.string(), doc="sample key"),
+        f("shard", pa.string(), doc="shard file name"),
+        f("duration_s", pa.float64(), unit="s", doc="length of the clip"),
+        f("num_frames", pa.int32(), unit="count", doc="frames in the clip"),
+        f("fps", pa.float64(), unit="hz", doc="mean frame rate of the clip"),
+        f("width_px", pa.int32(), unit="px", doc="display width"),
+        f("height_px", pa.int32(), unit="px", doc="display height"),
+        f("has_video", pa.bool_(), doc="the sample has a picture"),
+        f("has_audio", pa.bool_(), doc="the sample has sound"),
+        f("has_speech", pa.bool_(), doc="at least one speech span"),
+        f("num_speakers", pa.int32(), unit="count", doc="distinct speakers"),
+        f("source", pa.string(), doc="source id, for mixing by source"),
+        f("language", pa.string(), doc="language of the first span; null without speech"),
+        f("split", pa.string(), doc="train or validation; voices and faces do not cross"),
+        f("video_tokens", pa.int32(), unit="tokens", doc="NAVA video tokens of the whole clip"),
+        f("audio_tokens", pa.int32(), unit="tokens", doc="NAVA audio tokens of the whole clip"),
+        f("text_tokens", pa.int32(), unit="tokens", doc="estimated caption tokens, at most 512"),
+        f("train_flops", pa.float64(), unit="flop", doc="training cost of the clip under the 6.3B preset"),
+        *_offsets("mp4"),
+        *_offsets("flac"),
+        *_offsets("json"),
+        *_offsets("npy"),
+        f("sample_offset", pa.int64(), unit="bytes", doc="first tar header of the sample"),
+        f("sample_bytes", pa.int64(), unit="bytes", doc="all members with headers and padding"),
+        f("crc32", pa.int64(), doc="CRC-32 of those sample_bytes"),
+        f("cut_mode", pa.string(), doc="copy or encode: how the picture was cut"),
+        f("cut_start_error_us", pa.int64(), unit="us", doc="measured: first frame's time against the plan"),
+        f("cut_sound_error_samples", pa.int64(), unit="count", doc="measured: first sound sample against the plan"),
+        f("cut_duration_error_us", pa.int64(), unit="us", doc="measured: length against the plan"),
+        f("applied_shift_ms", pa.float64(), unit="ms", doc="sync.repair: how far the sound was moved; 0 if untouched"),
+    ],
+    metadata={"contract_version": str(CONTRACT_VERSION)},
+)

@@ -1,0 +1,195 @@
+"""Gates and verdicts: thresholds are applied to finished measurements, so they can be changed without measuring again.
+
+A `Gate` bounds one measured field. `checks_of` unfolds gates into single comparisons, `evaluate` runs them over a
+table, `settle` turns the outcome into one status per row:
+
+    keep     every check was measured and passed
+    reject   the first check that failed, in stage order, is the reason
+    error    a required measurement is missing and its gate does not say `missing: reject`
+    open     nothing failed, but some stage was not reached (the row was settled before it): not decided
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, model_validator
+
+Status = Literal["keep", "reject", "error", "open"]
+Operator = Literal["min", "max", "abs_max", "equals", "one_of"]
+OPERATORS: tuple[Operator, ...] = ("min", "max", "abs_max", "equals", "one_of")
+Scalar = bool | float | str
+Mask = npt.NDArray[np.bool_]
+
+
+class Gate(BaseModel):
+    """Bounds on one measured field; bounds are inclusive."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min: float | None = None
+    max: float | None = None
+    abs_max: float | None = None
+    equals: Scalar | None = None
+    one_of: tuple[str, ...] | None = None
+    when: dict[str, Scalar | list[str]] = {}
+    """Applies only to rows whose fields have these values, e.g. `{clip.has_speech: true}`."""
+    missing: Literal["error", "reject"] = "error"
+    """What a field that could not be measured means. It never means keep."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Gate:
+        if all(getattr(self, operator) is None for operator in OPERATORS):
+            raise ValueError(f"a gate needs one of {', '.join(OPERATORS)}")
+        return self
+
+
+Gates = Mapping[str, Mapping[str, Gate]]
+"""stage -> field -> gate, in stage order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One comparison: `path operator bound`."""
+
+    stage: str
+    field: str
+    operator: Operator
+    bound: Any
+    gate: Gate
+
+    @property
+    def path(self) -> str:
+        """The field it looks at, such as `sync.confidence`."""
+        return f"{self.stage}.{self.field}"
+
+    @property
+    def name(self) -> str:
+        """The reason it gives, such as `sync.confidence.min`; also the path for `--set gates.<name>=value`."""
+        return f"{self.path}.{self.operator}"
+
+    def explain(self, value: Any) -> str:
+        """The failed comparison in words, with the figures."""
+        if value is None:
+            return f"{self.path} could not be measured"
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        sign = {"min": "<", "max": ">", "abs_max": "beyond +-", "equals": "is not", "one_of": "is none of"}
+        return f"{self.path} {shown} {sign[self.operator]} {self.bound}"
+
+
+def checks_of(gates: Gates, stages: Iterable[str] | None = None) -> list[Check]:
+    """Every comparison of `gates`, in order; only those of `stages` if given."""
+    wanted = None if stages is None else set(stages)
+    return [
+        Check(stage, field, operator, getattr(gate, operator), gate)
+        for stage, fields in gates.items()
+        if wanted is None or stage in wanted
+        for field, gate in fields.items()
+        for operator in OPERATORS
+        if getattr(gate, operator) is not None
+    ]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What each check says of each row; arrays are [num_checks, num_rows]."""
+
+    checks: Sequence[Check]
+    failed: Mask
+    missing: Mask
+    unreached: Mask
+
+    @property
+    def rejects(self) -> Mask:
+        """Rows a check turns away: failed, or missing where missing means reject."""
+        soft = np.array([check.gate.missing == "reject" for check in self.checks], bool).reshape(-1, 1)
+        return self.failed | (self.missing & soft)
+
+    @property
+    def errors(self) -> Mask:
+        """Rows a check cannot decide because its measurement is missing."""
+        hard = np.array([check.gate.missing == "error" for check in self.checks], bool).reshape(-1, 1)
+        return self.missing & hard
+
+
+def evaluate(table: pa.Table, checks: Sequence[Check]) -> Outcome:
+    """What every check says of every row of `table`, whose columns are the stages' structs."""
+    shape = (len(checks), table.num_rows)
+    failed, missing, unreached = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool)
+    for index, check in enumerate(checks):
+        applies = _applies(table, check.gate.when)
+        reached = _valid(table.column(check.stage))
+        value = column(table, check.path)
+        measured = _valid(value)
+        unreached[index] = applies & ~reached
+        missing[index] = applies & reached & ~measured
+        failed[index] = applies & measured & ~_passes(value, check)
+    return Outcome(checks, failed, missing, unreached)
+
+
+def settle(outcome: Outcome) -> tuple[list[Status], list[Check | None]]:
+    """Status of each row and the check that decided it (None for keep and open)."""
+    num_rows = outcome.failed.shape[1]
+    if not outcome.checks:
+        return ["keep"] * num_rows, [None] * num_rows
+    rejects, errors = outcome.rejects, outcome.errors
+    decided = rejects | errors
+    first = np.argmax(decided, axis=0)
+    has_decision = decided.any(axis=0)
+    is_open = outcome.unreached.any(axis=0)
+    statuses: list[Status] = []
+    deciders: list[Check | None] = []
+    for row in range(num_rows):
+        if has_decision[row]:
+            check = first[row]
+            statuses.append("error" if errors[check, row] else "reject")
+            deciders.append(outcome.checks[check])
+        else:
+            statuses.append("open" if is_open[row] else "keep")
+            deciders.append(None)
+    return statuses, deciders
+
+
+def column(table: pa.Table, path: str) -> pa.ChunkedArray:
+    """The values at a dotted path; null wherever a struct on the way is null."""
+    head, *rest = path.split(".")
+    values = table.column(head)
+    for name in rest:
+        kind = values.type
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            raise KeyError(path)
+        values = pc.struct_field(values, name)
+    return values
+
+
+def _valid(values: pa.ChunkedArray) -> Mask:
+    return np.asarray(pc.is_valid(values).to_numpy(zero_copy_only=False), bool)
+
+
+def _applies(table: pa.Table, when: Mapping[str, Any]) -> Mask:
+    applies = np.ones(table.num_rows, bool)
+    for path, wanted in when.items():
+        options = wanted if isinstance(wanted, list) else [wanted]
+        applies &= np.asarray([value in options for value in column(table, path).to_pylist()], bool)
+    return applies
+
+
+def _passes(values: pa.ChunkedArray, check: Check) -> Mask:
+    match check.operator:
+        case "min":
+            passed = pc.greater_equal(values, check.bound)
+        case "max":
+            passed = pc.less_equal(values, check.bound)
+        case "abs_max":
+            passed = pc.less_equal(pc.abs(values), check.bound)
+        case "equals":
+            passed = pc.equal(values, pa.scalar(check.bound))
+        case "one_of":
+            passed = pc.is_in(values, value_set=pa.array(list(check.bound)))
+    return np.asarray(pc.fill_null(passed, False).to_numpy(zero_copy_only=False), bool)
