@@ -1,4 +1,4 @@
-"""Pixels and seconds -> tokens -> FLOPs -> bucket -> memory: one arithmetic for packing, planning, training, inspecting.
+"""Pixels and seconds -> tokens -> FLOPs -> bucket -> memory: one arithmetic to pack, plan, train and inspect with.
 
     clip (height_px, width_px, duration_s)
       -> pixel bucket (height, width)         official table, arithmetic mid-points between ratios
