@@ -165,11 +165,15 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Any) -> ModelShape:
-        """Shape read from the fields of the same names in a mapping or a configuration object; others keep defaults."""
-        present = (
-            config if isinstance(config, Mapping) else {f.name: getattr(config, f.name, None) for f in fields(cls)}
-        )
-        known: dict[str, Any] = {f.name: present[f.name] for f in fields(cls) if present.get(f.name) is not None}
+        """Shape of a network configuration, given as an object or a mapping; fields it lacks keep their defaults.
+
+        Reads these field names, the names of `model.config.NavaConfig` and those of the official json files.
+        """
+        given = config if isinstance(config, Mapping) else {n: getattr(config, n) for n in _NAMES if hasattr(config, n)}
+        known: dict[str, Any] = {_NAMES[name]: given[name] for name in _NAMES if given.get(name) is not None}
+        if given.get("patch_size") is not None:
+            _, patch_height, patch_width = given["patch_size"]
+            known["video_patch_area"] = patch_height * patch_width
         return cls(**known)
 
     @property
@@ -177,6 +181,18 @@ class ModelShape:
         """Transformer blocks of both kinds."""
         return self.num_double_layers + self.num_single_layers
 
+
+_NAMES: dict[str, str] = {name: name for name in ModelShape.__slots__} | {
+    "num_align_layers": "num_double_layers",
+    "num_fusion_layers": "num_single_layers",
+    "max_text_tokens": "text_len",
+    "timestep_freq_dim": "frequency_dim",
+    "audio_ffn_dim": "audio_stem_dim",
+    "vid_in_dim": "video_channels",
+    "audio_in_dim": "audio_channels",
+    "freq_dim": "frequency_dim",
+    "patch_size": "video_patch_area",
+}
 
 NAVA_6B = ModelShape(dim=3072, ffn_dim=14336, num_heads=24, num_double_layers=10, num_single_layers=20)
 

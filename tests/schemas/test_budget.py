@@ -196,6 +196,11 @@ def test_shape_from_mapping_and_from_object_agree_and_ignore_the_rest() -> None:
     config = {"dim": 64, "ffn_dim": 160, "num_heads": 2, "num_double_layers": 2, "num_single_layers": 2, "seed": 3}
     assert ModelShape.from_config(config) == ModelShape.from_config(SimpleNamespace(**config))
     assert NAVA_6B.audio_stem_dim == 8192
+    official = {"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_double_layers": 10, "num_single_layers": 20,
+                "vid_in_dim": 48, "audio_in_dim": 128, "freq_dim": 256, "patch_size": [1, 2, 2], "eps": 1e-6}  # fmt: skip
+    ours = SimpleNamespace(dim=3072, ffn_dim=14336, num_heads=24, num_align_layers=10, num_fusion_layers=20,
+                           max_text_tokens=512, timestep_freq_dim=256, audio_ffn_dim=8192, patch_size=(1, 2, 2))  # fmt: skip
+    assert ModelShape.from_config(official) == ModelShape.from_config(ours) == NAVA_6B
 
 
 def test_memory_matches_the_roofline_and_sharding_frees_room() -> None:
