@@ -14,7 +14,7 @@ Sources: the published NAVA-6.3B configuration (ernie-research/NAVA, NAVA_6B.jso
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, sqrt
 from typing import Any, Literal

@@ -121,8 +121,18 @@ def test_arrays_and_numbers_agree_and_padding_only_adds() -> None:
 
 def test_analytic_flops_equal_a_counted_matmul_chain() -> None:
     """One tiny joint block stack counted product by product, independently of the formula's grouping."""
-    shape = ModelShape(dim=64, ffn_dim=160, num_heads=2, num_double_layers=2, num_single_layers=3, text_len=16,
-                       text_dim=48, video_channels=6, audio_channels=10, frequency_dim=32)  # fmt: skip
+    shape = ModelShape(
+        dim=64,
+        ffn_dim=160,
+        num_heads=2,
+        num_double_layers=2,
+        num_single_layers=3,
+        text_len=16,
+        text_dim=48,
+        video_channels=6,
+        audio_channels=10,
+        frequency_dim=32,
+    )
     video, audio, text, d = 12, 5, 16, 64
 
     def product(m: int, k: int, n: int) -> int:
@@ -196,10 +206,29 @@ def test_shape_from_mapping_and_from_object_agree_and_ignore_the_rest() -> None:
     config = {"dim": 64, "ffn_dim": 160, "num_heads": 2, "num_double_layers": 2, "num_single_layers": 2, "seed": 3}
     assert ModelShape.from_config(config) == ModelShape.from_config(SimpleNamespace(**config))
     assert NAVA_6B.audio_stem_dim == 8192
-    official = {"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_double_layers": 10, "num_single_layers": 20,
-                "vid_in_dim": 48, "audio_in_dim": 128, "freq_dim": 256, "patch_size": [1, 2, 2], "eps": 1e-6}  # fmt: skip
-    ours = SimpleNamespace(dim=3072, ffn_dim=14336, num_heads=24, num_align_layers=10, num_fusion_layers=20,
-                           max_text_tokens=512, timestep_freq_dim=256, audio_ffn_dim=8192, patch_size=(1, 2, 2))  # fmt: skip
+    official = {
+        "dim": 3072,
+        "ffn_dim": 14336,
+        "num_heads": 24,
+        "num_double_layers": 10,
+        "num_single_layers": 20,
+        "vid_in_dim": 48,
+        "audio_in_dim": 128,
+        "freq_dim": 256,
+        "patch_size": [1, 2, 2],
+        "eps": 1e-6,
+    }
+    ours = SimpleNamespace(
+        dim=3072,
+        ffn_dim=14336,
+        num_heads=24,
+        num_align_layers=10,
+        num_fusion_layers=20,
+        max_text_tokens=512,
+        timestep_freq_dim=256,
+        audio_ffn_dim=8192,
+        patch_size=(1, 2, 2),
+    )
     assert ModelShape.from_config(official) == ModelShape.from_config(ours) == NAVA_6B
 
 
