@@ -1,0 +1,268 @@
+"""The one entry to attention: `attend`. L queries, K keys, H heads, D head channels, S segments.
+
+A pack is a run of samples; attention is block-diagonal over contiguous segments (a sample, or one modality of a sample
+whose modalities are masked from each other). Nothing outside a query's segment is ever read.
+
+backend   needs                           keys with a multiplicity            gradient
+sdpa      nothing; one call per segment   attention bias log(count)           yes; on CPU one opaque operator, so that
+                                                                              compiled code does not depend on lengths
+flex      CUDA (CPU: forward only)        score_mod adding log(count)         CUDA
+varlen    CUDA, float16 or bfloat16       key and value rows repeated         yes
+auto      varlen where it can run and there are several segments, sdpa otherwise: for one segment the dense kernels of
+          the device (cuDNN on Hopper) are the fastest that torch ships
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from schemas.errors import ModelError
+
+BACKENDS = ("auto", "sdpa", "flex", "varlen")
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which keys each query may read: segment s joins queries [query_starts[s], query_starts[s+1]) and its keys alike."""
+
+    query_starts: Tensor  # int32 [S+1]
+    key_starts: Tensor  # int32 [S+1]
+    query_lengths: tuple[int, ...]
+    key_lengths: tuple[int, ...]
+    key_log_count: Tensor | None = None  # float32 [K]: key j stands for exp(key_log_count[j]) equal keys
+    repeat_rows: Tensor | None = None  # int64: every key row as often as it counts, for kernels without a bias
+    repeat_starts: Tensor | None = None  # int32 [S+1]
+    block_mask: Any = None  # FlexAttention's, made once per pack by `prepare`
+
+    @classmethod
+    def of(cls, query_lengths: list[int], key_lengths: list[int], key_counts: list[int] | None = None) -> Segments:
+        """Segments of these lengths on the CPU. `key_counts` has one multiplicity per key row."""
+        plain = cls(_starts(query_lengths), _starts(key_lengths), tuple(query_lengths), tuple(key_lengths))
+        if key_counts is None:
+            return plain
+        counts = torch.tensor(key_counts, dtype=torch.int64)
+        ends = [0, *accumulate(key_counts)]
+        bounds = [0, *accumulate(key_lengths)]
+        return replace(
+            plain,
+            key_log_count=counts.to(torch.float32).log(),
+            repeat_rows=torch.repeat_interleave(counts),
+            repeat_starts=torch.tensor([ends[b] for b in bounds], dtype=torch.int32),
+        )
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Segments:
+        """The same on `device`."""
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def prepare(self, backend: str) -> Segments:
+        """The same with what `backend` wants made once per pack rather than once per layer."""
+        if backend != "flex" or self.block_mask is not None:
+            return self
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        query_ids, key_ids = _segment_ids(self.query_starts), _segment_ids(self.key_starts)
+        same = lambda b, h, q, k: query_ids[q] == key_ids[k]  # noqa: E731, ARG005
+        mask = create_block_mask(same, None, None, len(query_ids), len(key_ids), device=str(self.query_starts.device))
+        return replace(self, block_mask=mask)
+
+
+def resolve_backend(backend: str, device_type: str, dtype: torch.dtype, num_segments: int) -> str:
+    """The backend that `auto` means here, or `backend` itself. Raises ModelError for one that cannot run here."""
+    if backend not in BACKENDS:
+        raise ModelError(f"unknown attention backend {backend!r}.", remedy=f"Use one of {', '.join(BACKENDS)}.")
+    can_varlen = device_type == "cuda" and dtype in (torch.float16, torch.bfloat16) and _has_varlen()
+    if backend == "varlen" and not can_varlen:
+        raise ModelError(
+            f"attention backend 'varlen' got {dtype} on {device_type}, it needs half precision on CUDA and torch 2.10.",
+            remedy="Use 'auto' or 'sdpa'.",
+        )
+    if backend != "auto":
+        return backend
+    return "varlen" if can_varlen and num_segments > 1 else "sdpa"
+
+
+def attend(q_LHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, segments: Segments, backend: str = "auto") -> Tensor:
+    """y_LHD, softmax(q k^T / sqrt(D) + log count) v within each segment. A segment without keys yields zeros."""
+    chosen = resolve_backend(backend, q_LHD.device.type, q_LHD.dtype, len(segments.query_lengths))
+    if chosen == "varlen":
+        return _varlen(q_LHD, k_KHD, v_KHD, segments)
+    if chosen == "flex":
+        return _flex(q_LHD, k_KHD, v_KHD, segments)
+    if q_LHD.device.type == "cpu":
+        y_LHD, _ = segment_attention(
+            q_LHD, k_KHD, v_KHD, segments.query_starts, segments.key_starts, segments.key_log_count
+        )
+        return y_LHD
+    return _sdpa(q_LHD, k_KHD, v_KHD, segments)
+
+
+def _sdpa(q_LHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, segments: Segments) -> Tensor:
+    queries = q_LHD.split(segments.query_lengths)
+    keys, values = k_KHD.split(segments.key_lengths), v_KHD.split(segments.key_lengths)
+    biases = [None] * len(queries)
+    if segments.key_log_count is not None:
+        biases = segments.key_log_count.to(q_LHD.dtype)[None, None, None].split(segments.key_lengths, dim=-1)
+    outs = [
+        F.scaled_dot_product_attention(_heads_first(q), _heads_first(k), _heads_first(v), attn_mask=bias)
+        if len(q) and len(k)
+        else _heads_first(torch.zeros_like(q))
+        for q, k, v, bias in zip(queries, keys, values, biases, strict=True)
+    ]
+    return torch.cat([out[0].transpose(0, 1) for out in outs])
+
+
+def _varlen(q_LHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, segments: Segments) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    key_starts, max_keys = segments.key_starts, max(segments.key_lengths)
+    if segments.repeat_rows is not None:
+        # Through float32: the gradient of a row that is repeated hundreds of times is a sum of that many terms.
+        k_KHD, v_KHD = (x.float().index_select(0, segments.repeat_rows).to(x.dtype) for x in (k_KHD, v_KHD))
+        key_starts, max_keys = segments.repeat_starts, len(segments.repeat_rows)
+    return varlen_attn(q_LHD, k_KHD, v_KHD, segments.query_starts, key_starts, max(segments.query_lengths), max_keys)
+
+
+def _flex(q_LHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, segments: Segments) -> Tensor:
+    log_count = segments.key_log_count
+    score_mod = None if log_count is None else lambda score, b, h, q, k: score + log_count[k]
+    y = _flex_kernel(q_LHD.device.type)(
+        _heads_first(q_LHD),
+        _heads_first(k_KHD),
+        _heads_first(v_KHD),
+        score_mod=score_mod,
+        block_mask=segments.prepare("flex").block_mask,
+    )
+    return y[0].transpose(0, 1)
+
+
+@lru_cache
+def _flex_kernel(device_type: str) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if device_type == "cuda" else flex_attention
+
+
+@lru_cache
+def _has_varlen() -> bool:
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+@torch.library.custom_op("nava::segment_attention", mutates_args=(), device_types="cpu")
+def segment_attention(
+    q_LHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, query_starts: Tensor, key_starts: Tensor, key_log_count: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(y_LHD, log-sum-exp lse_LH): torch's CPU flash kernel once per segment, as one operator for the compiler."""
+    y_LHD = torch.zeros_like(q_LHD, memory_format=torch.contiguous_format)
+    lse_LH = q_LHD.new_zeros(q_LHD.shape[:2], dtype=torch.promote_types(q_LHD.dtype, torch.float32))
+    for q, k in _spans(query_starts, key_starts):
+        y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            _heads_first(q_LHD[q]),
+            _heads_first(k_KHD[k]),
+            _heads_first(v_KHD[k]),
+            attn_mask=_bias(key_log_count, q, k, q_LHD.dtype),
+        )
+        y_LHD[q], lse_LH[q] = y[0].transpose(0, 1), lse[0].transpose(0, 1)
+    return y_LHD, lse_LH
+
+
+@segment_attention.register_fake
+def _(
+    q_LHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, query_starts: Tensor, key_starts: Tensor, key_log_count: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    lse_LH = q_LHD.new_empty(q_LHD.shape[:2], dtype=torch.promote_types(q_LHD.dtype, torch.float32))
+    return torch.empty_like(q_LHD, memory_format=torch.contiguous_format), lse_LH
+
+
+@torch.library.custom_op("nava::segment_attention_backward", mutates_args=(), device_types="cpu")
+def _segment_attention_backward(
+    grad_LHD: Tensor,
+    inputs: list[Tensor],
+    y_LHD: Tensor,
+    lse_LH: Tensor,
+    starts: list[Tensor],
+    key_log_count: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    q_LHD, k_KHD, v_KHD = inputs
+    grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs]
+    for q, k in _spans(*starts):
+        parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            _heads_first(grad_LHD[q]),
+            _heads_first(q_LHD[q]),
+            _heads_first(k_KHD[k]),
+            _heads_first(v_KHD[k]),
+            _heads_first(y_LHD[q]),
+            lse_LH[q].transpose(0, 1)[None],
+            0.0,
+            False,
+            attn_mask=_bias(key_log_count, q, k, q_LHD.dtype),
+        )
+        for whole, rows, part in zip(grads, (q, k, k), parts, strict=True):
+            whole[rows] = part[0].transpose(0, 1)
+    return grads[0], grads[1], grads[2]
+
+
+@_segment_attention_backward.register_fake
+def _(
+    grad_LHD: Tensor,
+    inputs: list[Tensor],
+    y_LHD: Tensor,
+    lse_LH: Tensor,
+    starts: list[Tensor],
+    key_log_count: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
+    return q, k, v
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _backward(ctx: Any, grad_LHD: Tensor, grad_lse_LH: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, query_starts, key_starts, key_log_count, y, lse = ctx.saved_tensors
+    grads = _segment_attention_backward(grad_LHD, [q, k, v], y, lse, [query_starts, key_starts], key_log_count)
+    return *grads, None, None, None
+
+
+segment_attention.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _heads_first(x_LHD: Tensor) -> Tensor:
+    return x_LHD.transpose(0, 1)[None]
+
+
+def _bias(key_log_count: Tensor | None, queries: slice, keys: slice, dtype: torch.dtype) -> Tensor | None:
+    if key_log_count is None:
+        return None
+    num_queries, num_keys = queries.stop - queries.start, keys.stop - keys.start
+    return key_log_count[keys].to(dtype).expand(1, 1, num_queries, num_keys)
+
+
+def _spans(query_starts: Tensor, key_starts: Tensor) -> list[tuple[slice, slice]]:
+    q, k = query_starts.tolist(), key_starts.tolist()
+    spans = [(slice(*q[i : i + 2]), slice(*k[i : i + 2])) for i in range(len(q) - 1)]
+    return [(a, b) for a, b in spans if a.stop > a.start and b.stop > b.start]
+
+
+def _starts(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+
+
+def _segment_ids(starts: Tensor) -> Tensor:
+    return torch.repeat_interleave(starts.diff())
