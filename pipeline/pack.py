@@ -1,0 +1,292 @@
+"""Kept clips -> shards: deterministic assignment, exact cutting, tar + Arrow index, atomic publication, checksums.
+
+Clips go into shards in the order of their ids, which are hashes: an unbiased shuffle that is the same on every run.
+One shard is one unit of work with one ledger commit; the same clips give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import Recipe
+from pipeline.ledger import Ledger
+from pipeline.store import RunDir
+from schemas import budget
+from schemas.errors import ItemError
+from schemas.ids import digest, fraction_of
+from schemas.records import span_of
+from schemas.shard import CONTRACT_VERSION, INDEX, MEMBERS, SOUND_RATE_HZ
+from stages.base import Context
+
+FLAC_BYTES_PER_S = 120_000
+"""Planning estimate for 48 kHz stereo speech in FLAC; only decides where a shard ends."""
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to be written: its name and the ledger rows of its clips, in order."""
+
+    name: str
+    split: str
+    clips: list[dict[str, Any]]
+    unit_id: str
+
+
+def plan_shards(ledger: Ledger, recipe: Recipe) -> list[ShardTask]:
+    """The shards of a settled run, the same for the same ledger and recipe."""
+    judged = ledger.settled("clip", packed=False).to_pylist()
+    clips = sorted((row for row in judged if row["verdict"]["status"] == "keep"), key=lambda row: row["row_id"])
+    assets = {row["asset_id"]: row for row in ledger.settled("asset").to_pylist() if row["verdict"]["status"] == "keep"}
+    tasks: list[ShardTask] = []
+    for split in ("train", "validation"):
+        members = [clip for clip in clips if split_of(clip["asset_id"], recipe.pack.validation_fraction) == split]
+        batch: list[dict[str, Any]] = []
+        size = 0.0
+        for clip in members:
+            row = clip | {"asset": assets[clip["asset_id"]]}
+            estimate = _estimated_bytes(row)
+            if batch and size + estimate > recipe.pack.target_shard_mb * 1e6:
+                tasks.append(_task(len(tasks), split, batch, recipe))
+                batch, size = [], 0.0
+            batch.append(row)
+            size += estimate
+        if batch:
+            tasks.append(_task(len(tasks), split, batch, recipe))
+    return tasks
+
+
+def split_of(asset_id: str, validation_fraction: float) -> str:
+    """`train` or `validation`, decided by the asset so that no take of one recording crosses."""
+    return "validation" if fraction_of("split" + asset_id) < validation_fraction else "train"
+
+
+def _task(number: int, split: str, clips: list[dict[str, Any]], recipe: Recipe) -> ShardTask:
+    config = json.dumps([recipe.pack.model_dump(), recipe.sync_repair.model_dump()], sort_keys=True)
+    name = f"{number:05d}"
+    unit = f"pack:{name}:" + digest(CONTRACT_VERSION, config, *(clip["row_id"] for clip in clips))
+    return ShardTask(name, split, clips, unit)
+
+
+def _estimated_bytes(clip: dict[str, Any]) -> float:
+    asset = clip["asset"]
+    rate = asset["download"]["bytes"] / max(asset["duration_us"] / 1e6, 1e-3)
+    return float((rate + FLAC_BYTES_PER_S) * clip["duration_us"] / 1e6)
+
+
+def pack_shard(task: ShardTask, recipe: Recipe, run: RunDir) -> list[dict[str, Any]]:
+    """Writes one shard and its index; returns the `pack` ledger rows of its clips, errors included.
+
+    A clip that cannot be cut exactly settles as an error and is left out; nothing else is lost.
+    """
+    rows: list[dict[str, Any]] = []
+    index: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="nava-pack-") as folder:
+        context = Context(Path(folder), settings=recipe.decoder.model_dump())
+        path = Path(folder, f"{task.name}.tar")
+        with open(path, "wb") as raw, tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for clip in task.clips:
+                try:
+                    members, report = make_sample(clip, recipe, context)
+                except ItemError as error:
+                    rows.append(_pack_row(clip, task, None, error))
+                    continue
+                index.append(index_row(clip, report, task) | _append(tar, clip["row_id"], members))
+                rows.append(_pack_row(clip, task, report, None))
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        size = path.stat().st_size
+        run.publish(path, f"shards/{task.name}.tar")
+    facts = {b"sha256": sha256.encode(), b"bytes": str(size).encode(), b"split": task.split.encode()}
+    table = pa.Table.from_pylist(index, schema=INDEX.with_metadata({**(INDEX.metadata or {}), **facts}))
+    run.write(f"index/{task.name}.arrow", _ipc(table))
+    return rows
+
+
+def write_manifest(run: RunDir, tasks: Sequence[ShardTask], recipe: Recipe) -> dict[str, Any]:
+    """Publishes index/manifest.json over all shards and removes files of an earlier, larger plan."""
+    shards = []
+    for task in tasks:
+        table = read_index(run, task.name)
+        facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+        shards.append({"name": f"{task.name}.tar", "index": f"{task.name}.arrow", "sha256": facts["sha256"],
+                       "bytes": int(facts["bytes"]), "split": task.split, "num_samples": table.num_rows,
+                       "duration_s": float(np.sum(table["duration_s"].to_numpy()))})  # fmt: skip
+    manifest = {"contract_version": CONTRACT_VERSION, "recipe": recipe.name, "measure_hash": recipe.measure_hash(),
+                "num_samples": sum(shard["num_samples"] for shard in shards), "shards": shards}  # fmt: skip
+    run.write("index/manifest.json", json.dumps(manifest, indent=1).encode())
+    names = {task.name for task in tasks}
+    for folder, suffix in (("shards", ".tar"), ("index", ".arrow")):
+        for entry in run.names(folder):
+            if entry.startswith(".") or (entry.endswith(suffix) and entry.removesuffix(suffix) not in names):
+                run.remove(f"{folder}/{entry}")
+    return manifest
+
+
+def read_index(run: RunDir, name: str) -> pa.Table:
+    """The Arrow index of one shard."""
+    return pa.ipc.open_file(pa.BufferReader(run.read(f"index/{name}.arrow"))).read_all()
+
+
+def make_sample(clip: dict[str, Any], recipe: Recipe, context: Context) -> tuple[dict[str, bytes], Any]:
+    """Payload of every member of one clip, and the report of its verified cut. Raises ItemError."""
+    import soundfile
+    from stages.cutting import CutOptions, cut_clip, cut_sound, verify_clip
+
+    asset = clip["asset"]
+    source = context.media.localise(asset["download"]["path"])
+    span = span_of(clip["clip"])
+    shift_ms, drift_ms_per_s = repair_of(clip, recipe)
+    options = CutOptions(
+        crf=recipe.pack.crf, allow_copy=recipe.pack.allow_copy, shift_ms=shift_ms, drift_ppm=drift_ms_per_s * 1e3
+    )
+    out = context.scratch_dir / f"{clip['row_id']}.mp4"
+    report = cut_clip(source, span, out, options=options)
+    report = verify_clip(out, report)
+    sound = cut_sound(source, span, SOUND_RATE_HZ, options=options)
+    flac = io.BytesIO()
+    soundfile.write(flac, sound, SOUND_RATE_HZ, format="FLAC", subtype="PCM_16")
+    vectors = io.BytesIO()
+    np.save(vectors, timbre_matrix(clip), allow_pickle=False)
+    record = json.dumps(annotation(clip, recipe, shift_ms), sort_keys=True, ensure_ascii=False, allow_nan=False)
+    members = {"mp4": out.read_bytes(), "flac": flac.getvalue(), "json": record.encode(), "npy": vectors.getvalue()}
+    out.unlink()
+    return members, report
+
+
+def repair_of(clip: dict[str, Any], recipe: Recipe) -> tuple[float, float]:
+    """(shift in ms, drift in ms per s) to take out of the clip's sound; zeros unless the recipe repairs sync."""
+    sync, rule = clip.get("sync") or {}, recipe.sync_repair
+    offset, confidence = sync.get("offset_ms"), sync.get("confidence")
+    if not rule.enabled or offset is None or confidence is None:
+        return 0.0, 0.0
+    if abs(offset) < rule.min_offset_ms or confidence < rule.min_confidence:
+        return 0.0, 0.0
+    return float(offset), float(sync.get("drift_ms_per_s") or 0.0)
+
+
+def timbre_matrix(clip: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """float32 [num_spans, dim]: the reference embedding of each span, zeros where there is none."""
+    references = (clip.get("timbre") or {}).get("references") or []
+    dim = max((len(item["embedding"] or ()) for item in references), default=0)
+    matrix = np.zeros((len(clip["clip"]["spans"] or ()), dim), np.float32)
+    for item in references:
+        if item["embedding"]:
+            matrix[item["span_index"]] = item["embedding"]
+    return matrix
+
+
+def annotation(clip: dict[str, Any], recipe: Recipe, shift_ms: float) -> dict[str, Any]:
+    """The .json member: everything known about the clip, from source to measure; embeddings are in the .npy."""
+    asset = clip["asset"]
+    measured = {
+        name: clip[name]
+        for name in ("picture", "audio", "sync", "timbre", "caption")
+        if name in recipe.stages and clip.get(name) is not None
+    }
+    if "timbre" in measured:
+        references = [{k: v for k, v in item.items() if k != "embedding"} for item in clip["timbre"]["references"]]
+        measured["timbre"] = clip["timbre"] | {"references": references}
+    return {
+        "contract_version": CONTRACT_VERSION,
+        "clip_id": clip["row_id"],
+        "source": asset["source"],
+        "asset_id": clip["asset_id"],
+        "clip": clip["clip"],
+        "probe": asset["probe"],
+        **measured,
+        "applied_shift_ms": shift_ms,
+        "provenance": {
+            "recipe": recipe.name,
+            "measure_hash": recipe.measure_hash(),
+            "stages": {name: cfg.model_dump(mode="json") for name, cfg in recipe.stage_configs().items()},
+        },
+    }
+
+
+def index_row(clip: dict[str, Any], report: Any, task: ShardTask) -> dict[str, Any]:
+    """The index columns of one sample except those that depend on its place in the tar."""
+    probe, own = clip["asset"]["probe"], clip["clip"]
+    duration_s = own["duration_us"] / 1e6
+    text = (clip.get("caption") or {}).get("text") or " ".join(span["text"] for span in own["spans"] or ())
+    cost = budget.clip_budget(
+        duration_s=duration_s,
+        height_px=probe["height_px"],
+        width_px=probe["width_px"],
+        has_audio=probe["has_audio"],
+        text_tokens=budget.estimated_text_tokens(text),
+    )
+    spans = own["spans"] or []
+    return {
+        "clip_id": clip["row_id"],
+        "shard": f"{task.name}.tar",
+        "duration_s": duration_s,
+        "num_frames": own["num_frames"],
+        "fps": own["num_frames"] / duration_s,
+        "width_px": probe["width_px"],
+        "height_px": probe["height_px"],
+        "has_video": probe["has_video"],
+        "has_audio": probe["has_audio"],
+        "has_speech": bool(own["has_speech"]),
+        "num_speakers": own["num_speakers"],
+        "source": clip["source_id"],
+        "language": spans[0]["language"] if spans else None,
+        "split": task.split,
+        "video_tokens": cost.video_tokens,
+        "audio_tokens": cost.audio_tokens,
+        "text_tokens": cost.text_tokens,
+        "train_flops": cost.train_flops,
+        **_cut_columns(report),
+    }
+
+
+def _cut_columns(report: Any) -> dict[str, Any]:
+    return {
+        "cut_mode": report.mode,
+        "cut_start_error_us": report.start_error_us,
+        "cut_sound_error_samples": report.sound_error_samples,
+        "cut_duration_error_us": report.duration_error_us,
+        "applied_shift_ms": report.applied_shift_ms,
+    }
+
+
+def _append(tar: tarfile.TarFile, clip_id: str, members: dict[str, bytes]) -> dict[str, int]:
+    """Appends one sample; returns its offsets and the CRC-32 of its bytes including headers and padding."""
+    start, crc = tar.offset, 0
+    places: dict[str, int] = {}
+    for member in MEMBERS:
+        payload = members[member]
+        info = tarfile.TarInfo(f"{clip_id}.{member}")
+        info.size, info.mode = len(payload), 0o644
+        header = info.tobuf(tarfile.USTAR_FORMAT)
+        padding = bytes(-len(payload) % tarfile.BLOCKSIZE)
+        places |= {f"{member}_offset": tar.offset + len(header), f"{member}_bytes": len(payload)}
+        for part in (header, payload, padding):
+            crc = zlib.crc32(part, crc)
+        tar.addfile(info, io.BytesIO(payload))
+    return {**places, "sample_offset": start, "sample_bytes": tar.offset - start, "crc32": crc}
+
+
+def _pack_row(clip: dict[str, Any], task: ShardTask, report: Any, error: ItemError | None) -> dict[str, Any]:
+    verdict = {"status": "keep" if error is None else "error", "reason": error and f"pack.{error.reason}",
+               "message": error and str(error), "stage": "pack", "failed_gates": [], "is_audit": False}  # fmt: skip
+    pack = {"shard": f"{task.name}.tar"} | (_cut_columns(report) if report is not None else {})
+    return {"kind": "pack", "row_id": clip["row_id"], "parent_id": clip["row_id"], "source_id": clip["source_id"],
+            "asset_id": clip["asset_id"], "duration_us": clip["duration_us"], "verdict": verdict, "pack": pack}  # fmt: skip
+
+
+def _ipc(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()

@@ -1,0 +1,248 @@
+"""The plan: what will run, on which columns, in which workers. Pure: no Ray, no media, no ledger.
+
+`make_plan` checks the wiring (every column a stage reads is added before it), the gates (every gated field exists),
+and the cluster (the smallest pool of every worker fits at once, because Ray waits silently when it does not).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+import stages
+from pipeline.config import Recipe
+from schemas.errors import PlanError
+from schemas.fields import describe, f, resolve
+from schemas.records import CLIP, COST, SHOT, SOURCE, VERDICT
+from schemas.verdict import Check, checks_of
+from stages.base import Level, Resources, Split, Stage, StageConfig
+
+LEVELS: tuple[Level, ...] = ("asset", "shot", "clip")
+RESERVED_CPUS = 0.0
+"""CPUs kept free of actors: Ray Data's own read and split tasks run on the driver's block references here."""
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage of a plan, validated."""
+
+    name: str
+    cls: type[Stage[StageConfig]]
+    config: StageConfig
+    resources: Resources
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the stage makes children."""
+        return issubclass(self.cls, Split)
+
+    @property
+    def adds_to(self) -> Level:
+        """The rows that carry what the stage adds."""
+        return self.cls.children if issubclass(self.cls, Split) else self.cls.level  # type: ignore[attr-defined]
+
+    @property
+    def column(self) -> str:
+        """The column that holds what the stage adds: its own name, or the child's level for a split."""
+        return self.adds_to if self.is_split else self.name
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """Neighbouring stages that share a worker process and its decoder."""
+
+    stages: tuple[StageSpec, ...]
+
+    @property
+    def name(self) -> str:
+        """The stage names joined; shown in Ray's own dashboards."""
+        return "+".join(spec.name for spec in self.stages)
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of one worker."""
+        return max(spec.resources.cpus for spec in self.stages)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of one worker."""
+        return max(spec.resources.gpus for spec in self.stages)
+
+    @property
+    def memory_gb(self) -> float:
+        """Memory of one worker: models of all its stages are loaded at once."""
+        return sum(spec.resources.memory_gb for spec in self.stages)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a cluster offers: totals, and its largest node."""
+
+    cpus: float
+    gpus: float
+    memory_gb: float
+    node_cpus: float
+    node_gpus: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe that is known to fit together."""
+
+    recipe: Recipe
+    stages: tuple[StageSpec, ...]
+    groups: tuple[WorkerGroup, ...]
+    checks: tuple[Check, ...]
+
+    def at_level(self, level: Level) -> list[StageSpec]:
+        """Stages whose column lives on rows of `level`."""
+        return [spec for spec in self.stages if spec.adds_to == level]
+
+    def columns(self, level: Level) -> list[pa.Field]:
+        """The columns of rows of `level`, verdict included."""
+        own = [f(spec.column, spec.cls.adds, doc=_first_line(spec.cls)) for spec in self.at_level(level)]
+        return [*own, f("verdict", VERDICT, doc="how the row settled")]
+
+    def unit_schema(self) -> pa.Schema:
+        """The row that flows through Ray: one source, with its shots and clips nested."""
+        return pa.schema(
+            [
+                *SOURCE,
+                *self.columns("asset"),
+                pa.field("shots", pa.list_(pa.struct(self.columns("shot")))),
+                pa.field("clips", pa.list_(pa.struct(self.columns("clip")))),
+                pa.field("cost", pa.list_(COST)),
+            ]
+        )
+
+
+def make_plan(recipe: Recipe, cluster: Cluster | None = None) -> Plan:
+    """The checked plan of `recipe`, for `cluster` if one is given. Raises PlanError."""
+    configs = recipe.stage_configs()
+    specs = tuple(
+        StageSpec(name, stages.load(name), config, recipe.resources.get(name, stages.load(name).resources))
+        for name, config in configs.items()
+    )
+    _check_wiring(specs)
+    checks = tuple(checks_of(recipe.ordered_gates()))
+    _check_gates(specs, checks)
+    groups = _fuse(specs)
+    if cluster is not None:
+        check_capacity(groups, cluster)
+    return Plan(recipe, specs, groups, checks)
+
+
+def check_capacity(groups: Sequence[WorkerGroup], cluster: Cluster) -> None:
+    """Raises PlanError where one worker of every group cannot run at the same time."""
+    for group in groups:
+        if group.cpus > cluster.node_cpus or group.gpus > cluster.node_gpus:
+            msg = (
+                f"workers for {group.name} need {group.cpus:g} CPUs and {group.gpus:g} GPUs on one node; "
+                f"the largest node has {cluster.node_cpus:g} and {cluster.node_gpus:g}."
+            )
+            raise PlanError(msg, remedy=f"Lower resources.{group.stages[0].name}.cpus/gpus or add a larger node.")
+    cpus, gpus = sum(group.cpus for group in groups), sum(group.gpus for group in groups)
+    if cpus + RESERVED_CPUS > cluster.cpus or gpus > cluster.gpus:
+        msg = (
+            f"one worker of each of the {len(groups)} groups needs {cpus:g} CPUs and {gpus:g} GPUs together; "
+            f"the cluster has {cluster.cpus:g} and {cluster.gpus:g}, and Ray would wait for ever without a word."
+        )
+        raise PlanError(
+            msg, remedy="Give neighbouring stages equal resources so that they share a worker, or add nodes."
+        )
+
+
+def _fuse(specs: Sequence[StageSpec]) -> tuple[WorkerGroup, ...]:
+    groups: list[list[StageSpec]] = []
+    for spec in specs:
+        wants = (spec.resources.cpus, spec.resources.gpus)
+        if groups and wants == (groups[-1][-1].resources.cpus, groups[-1][-1].resources.gpus):
+            groups[-1].append(spec)
+        else:
+            groups.append([spec])
+    return tuple(WorkerGroup(tuple(group)) for group in groups)
+
+
+def _check_wiring(specs: Sequence[StageSpec]) -> None:
+    known: dict[str, pa.Field] = {field.name: field for field in SOURCE}
+    level_of = dict.fromkeys(known, "asset")
+    made: set[str] = {"asset"}
+    for spec in specs:
+        if spec.cls.level not in made:
+            raise PlanError(
+                f"stage '{spec.name}' works on {spec.cls.level}s, which no earlier stage makes.",
+                remedy=f"Put the stage that splits into {spec.cls.level}s before it.",
+            )
+        for path in spec.cls.reads:
+            head = path.split(".")[0]
+            visible = head in known and LEVELS.index(level_of[head]) <= LEVELS.index(spec.cls.level)  # type: ignore[arg-type]
+            if not visible:
+                later = [other.name for other in specs if other.column == head]
+                remedy = f"Move '{later[0]}' before '{spec.name}'." if later else f"Add stage '{head}' before it."
+                raise PlanError(f"stage '{spec.name}' reads {path}, which no earlier stage adds.", remedy=remedy)
+            try:
+                resolve(pa.schema(list(known.values())), path)
+            except KeyError as error:
+                raise PlanError(f"stage '{spec.name}' reads {path}: no such field, {error.args[0]}.") from None
+        made.add(spec.adds_to)
+        known[spec.column] = pa.field(spec.column, spec.cls.adds)
+        level_of[spec.column] = spec.adds_to
+    for level, struct in (("shot", SHOT), ("clip", CLIP)):
+        for spec in specs:
+            if spec.is_split and spec.adds_to == level:
+                missing = [field.name for field in struct if spec.cls.adds.get_field_index(field.name) < 0]
+                if missing:
+                    raise PlanError(f"stage '{spec.name}' must add {level} fields {', '.join(missing)}.")
+
+
+def _check_gates(specs: Sequence[StageSpec], checks: Sequence[Check]) -> None:
+    by_stage = {spec.name: spec for spec in specs}
+    fields = pa.schema([pa.field(spec.column, spec.cls.adds) for spec in specs])
+    for check in checks:
+        spec = by_stage[check.stage]
+        if spec.is_split and spec.name != spec.column:
+            raise PlanError(f"gates.{check.path}: shots are not gated.", remedy="Gate a field of the clip instead.")
+        try:
+            found = resolve(fields, check.path)
+        except KeyError as error:
+            raise PlanError(f"gates.{check.path}: no such field, {error.args[0]}.") from None
+        for path in check.gate.when:
+            try:
+                resolve(fields, path)
+            except KeyError as error:
+                raise PlanError(f"gates.{check.path}.when: no such field, {error.args[0]}.") from None
+        number = pa.types.is_floating(found.type) or pa.types.is_integer(found.type)
+        if check.operator in ("min", "max", "abs_max") and not number:
+            raise PlanError(
+                f"gates.{check.name}: {check.path} is {found.type}, which has no order.", remedy="Use equals."
+            )
+
+
+def render(plan: Plan, cluster: Cluster | None = None) -> str:
+    """The plan as text: workers, then each stage with its columns, units and gates."""
+    lines = [f"recipe {plan.recipe.name}  measure hash {plan.recipe.measure_hash()}", ""]
+    if cluster is not None:
+        lines += [f"cluster: {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs, {cluster.memory_gb:.0f} GB", ""]
+    lines.append("workers (each runs its stages in one process over one decode)")
+    for group in plan.groups:
+        need = f"{group.cpus:g} CPU, {group.gpus:g} GPU, {group.memory_gb:g} GB"
+        lines.append(f"  {group.name}  ({need})")
+    for spec in plan.stages:
+        engine = getattr(spec.config, "engine", None)
+        version = f"v{spec.cls.version}" + (f", engine {engine}" if engine else "")
+        made = f"{spec.cls.level} -> {spec.adds_to}s" if spec.is_split else f"per {spec.cls.level}"
+        lines += ["", f"{spec.name}  {made}, {version}: {_first_line(spec.cls)}"]
+        lines.append(f"  reads {', '.join(spec.cls.reads)}")
+        for path, kind, unit, doc in describe(list(spec.cls.adds), f"{spec.column}."):
+            lines.append(f"  {path:<38} {kind:<8} {unit:<10} {doc}")
+        for check in plan.checks:
+            if check.stage == spec.name:
+                only = "".join(f", when {path} = {value}" for path, value in check.gate.when.items())
+                lines.append(f"  gate {check.name} {check.bound}{only} (missing: {check.gate.missing})")
+    return "\n".join(lines) + "\n"
+
+
+def _first_line(cls: type) -> str:
+    return (cls.__doc__ or "").strip().split("\n")[0]
