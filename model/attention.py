@@ -34,28 +34,43 @@ class Segments:
 
     query_starts: Tensor  # int32 [S+1]
     key_starts: Tensor  # int32 [S+1]
-    query_lengths: tuple[int, ...]
+    query_lengths: tuple[int, ...]  # on the host; only `sdpa` on CUDA reads them, compiled code must not
     key_lengths: tuple[int, ...]
+    max_queries: int
+    max_keys: int
     key_log_count: Tensor | None = None  # float32 [K]: key j stands for exp(key_log_count[j]) equal keys
     repeat_rows: Tensor | None = None  # int64: every key row as often as it counts, for kernels without a bias
     repeat_starts: Tensor | None = None  # int32 [S+1]
+    max_repeats: int = 0
     block_mask: Any = None  # FlexAttention's, made once per pack by `prepare`
 
     @classmethod
     def of(cls, query_lengths: list[int], key_lengths: list[int], key_counts: list[int] | None = None) -> Segments:
         """Segments of these lengths on the CPU. `key_counts` has one multiplicity per key row."""
-        plain = cls(_starts(query_lengths), _starts(key_lengths), tuple(query_lengths), tuple(key_lengths))
+        plain = cls(
+            query_starts=_starts(query_lengths),
+            key_starts=_starts(key_lengths),
+            query_lengths=tuple(query_lengths),
+            key_lengths=tuple(key_lengths),
+            max_queries=max(query_lengths, default=0),
+            max_keys=max(key_lengths, default=0),
+        )
         if key_counts is None:
             return plain
         counts = torch.tensor(key_counts, dtype=torch.int64)
-        ends = [0, *accumulate(key_counts)]
-        bounds = [0, *accumulate(key_lengths)]
+        repeat_starts = F.pad(counts.cumsum(0), (1, 0))[plain.key_starts.long()].to(torch.int32)
         return replace(
             plain,
             key_log_count=counts.to(torch.float32).log(),
             repeat_rows=torch.repeat_interleave(counts),
-            repeat_starts=torch.tensor([ends[b] for b in bounds], dtype=torch.int32),
+            repeat_starts=repeat_starts,
+            max_repeats=int(repeat_starts.diff().max()) if len(key_lengths) else 0,
         )
+
+    @property
+    def num_segments(self) -> int:
+        """How many segments there are."""
+        return self.query_starts.shape[0] - 1
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Segments:
         """The same on `device`."""
@@ -95,7 +110,7 @@ def resolve_backend(backend: str, device_type: str, dtype: torch.dtype, num_segm
 
 def attend(q_LHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, segments: Segments, backend: str = "auto") -> Tensor:
     """y_LHD, softmax(q k^T / sqrt(D) + log count) v within each segment. A segment without keys yields zeros."""
-    chosen = resolve_backend(backend, q_LHD.device.type, q_LHD.dtype, len(segments.query_lengths))
+    chosen = resolve_backend(backend, q_LHD.device.type, q_LHD.dtype, segments.num_segments)
     if chosen == "varlen":
         return _varlen(q_LHD, k_KHD, v_KHD, segments)
     if chosen == "flex":
@@ -126,12 +141,12 @@ def _sdpa(q_LHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, segments: Segments) -> Te
 def _varlen(q_LHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, segments: Segments) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    key_starts, max_keys = segments.key_starts, max(segments.key_lengths)
+    key_starts, max_keys = segments.key_starts, segments.max_keys
     if segments.repeat_rows is not None:
         # Through float32: the gradient of a row that is repeated hundreds of times is a sum of that many terms.
         k_KHD, v_KHD = (x.float().index_select(0, segments.repeat_rows).to(x.dtype) for x in (k_KHD, v_KHD))
-        key_starts, max_keys = segments.repeat_starts, len(segments.repeat_rows)
-    return varlen_attn(q_LHD, k_KHD, v_KHD, segments.query_starts, key_starts, max(segments.query_lengths), max_keys)
+        key_starts, max_keys = segments.repeat_starts, segments.max_repeats
+    return varlen_attn(q_LHD, k_KHD, v_KHD, segments.query_starts, key_starts, segments.max_queries, max_keys)
 
 
 def _flex(q_LHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, segments: Segments) -> Tensor:
