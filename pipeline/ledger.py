@@ -120,6 +120,10 @@ class Ledger:
         """Whether the unit was committed."""
         return self._table.transaction_version(unit_id) is not None
 
+    def commit_times(self) -> list[float]:
+        """Unix times of the commits, oldest first."""
+        return sorted(entry["timestamp"] / 1000 for entry in self._table.history() if entry["operation"] == "WRITE")
+
     def table(self, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
         """All committed rows of one kind, duplicates of bytes included, in a fixed order."""
         self._table.update_incremental()

@@ -1,0 +1,197 @@
+"""The `nava-curate` command. Each subcommand prints one screen; user mistakes print one sentence and what to do."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from schemas.errors import NavaError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help=(
+        "Curates raw video into audio-visual shards.\n\n"
+        "A first round: `nava-curate run quickstart --input VIDEOS --out RUN`, then `nava-curate stats RUN`, "
+        "`nava-curate why CLIP --run RUN` and `nava-curate stats RUN --set gates.sync.confidence.min=2`."
+    ),
+)
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder or URL that `run --out` wrote")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override one recipe key, e.g. gates.sync.confidence.min=2"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable answer on stdout")]
+CpusOption = Annotated[int | None, typer.Option(help="CPUs of the private Ray runtime (default: all)")]
+
+
+@app.command()
+def plan(recipe: RecipeArgument, set_: SetOption = None, cpus: CpusOption = None) -> None:
+    """Prints stages, columns with units, workers and gates; refuses what is miswired or cannot be scheduled."""
+    from pipeline.config import load_recipe
+    from pipeline.plan import make_plan, render
+    from pipeline.run import local_cluster
+
+    cluster = local_cluster(cpus)
+    print(render(make_plan(load_recipe(recipe, set_ or ()), cluster), cluster), end="")
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    inputs: Annotated[
+        list[str],
+        typer.Option("--input", "-i", help="file, folder, glob, URL or manifest (.jsonl .csv .parquet); repeatable"),
+    ],
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="run folder or object-store URL; the same command resumes it")
+    ],
+    set_: SetOption = None,
+    address: Annotated[str | None, typer.Option(help="join a running Ray cluster, e.g. auto or HOST:6379")] = None,
+    cpus: CpusOption = None,
+    limit: Annotated[int | None, typer.Option(help="take only the first N sources")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
+) -> None:
+    """Curates inputs into RUN; ends in the balance sheet of hours."""
+    from stages.sources import expand_sources
+
+    from pipeline.config import load_recipe
+    from pipeline.queries import Run, balance, hours_of
+    from pipeline.run import run as execute
+    from pipeline.show import balance_lines
+
+    chosen = load_recipe(recipe, set_ or ())
+    sources = expand_sources(inputs)
+    result = execute(chosen, sources[:limit], out, address=address, num_cpus=cpus, quiet=quiet)
+    sheet = balance(Run(out).ledger)
+    print("\n".join(balance_lines(hours_of(sheet))))
+    clips, assets = sheet.clips, sheet.assets
+    print(
+        f"{clips['keep']} clips kept, {clips['reject']} rejected, {clips['error']} errors; {assets['error']} sources with errors"
+    )
+    print(f"{result.num_shards} shards in {out}/shards; next: nava-curate stats {out}")
+
+
+@app.command()
+def status(
+    run_uri: RunArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="refresh every two seconds until settled")] = False,
+) -> None:
+    """Settled sources, verdicts so far, rate and time left, read from the ledger from any terminal."""
+    from pipeline.queries import Run
+    from pipeline.status import status_text
+
+    while True:
+        text, is_settled = status_text(Run(run_uri))
+        print(text, flush=True)
+        if not watch or is_settled:
+            return
+        time.sleep(2)
+
+
+@app.command()
+def stats(run_uri: RunArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Hours kept, rejected, in error and cut away, with distributions; with --set, what other gates would do."""
+    from pipeline.queries import Run, what_if
+    from pipeline.queries import stats as ask
+    from pipeline.show import stats_text, what_if_text
+
+    opened = Run(run_uri)
+    answer = what_if(opened, set_) if set_ else ask(opened)
+    if as_json:
+        print(json.dumps(answer, indent=1))
+    else:
+        print(what_if_text(answer) if set_ else stats_text(answer))
+
+
+@app.command()
+def why(
+    key: Annotated[
+        str, typer.Argument(metavar="CLIP", help="clip, shot or asset id (or its beginning), or a file name")
+    ],
+    run_uri: Annotated[str, typer.Option("--run", "-r", help="folder or URL of the run")] = ".",
+    as_json: JsonOption = False,
+    figure: Annotated[
+        Path | None, typer.Option(help="also draw frames, waveform, words, turns and sync curve to this PNG")
+    ] = None,
+) -> None:
+    """The chain from source to verdict, with what every stage measured."""
+    from pipeline.queries import Run, find
+    from pipeline.show import why_text
+
+    opened = Run(run_uri)
+    chain = find(opened, key)
+    if figure is not None:
+        from pipeline.figure import draw
+
+        draw(chain, figure)
+    if as_json:
+        print(json.dumps(chain, indent=1, default=str))
+    else:
+        columns = ["download", "probe", "transcribe", "diarize", "shot", "clip", *opened.recipe.stages]
+        print(why_text(chain, list(dict.fromkeys(columns))))
+
+
+@app.command()
+def export(
+    run_uri: RunArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder to write")],
+    form: Annotated[
+        str, typer.Option("--format", help="nava: JSONL, .list and .weight of the official trainer")
+    ] = "nava",
+    split: Annotated[str, typer.Option(help="train or validation")] = "train",
+) -> None:
+    """Writes the kept clips in the form of another program."""
+    from pipeline.export import export_nava
+    from pipeline.queries import Run
+    from schemas.errors import RecipeError
+
+    if form != "nava":
+        raise RecipeError(f"--format {form} is not known.", remedy="Known: nava.")
+    done = export_nava(Run(run_uri), out, split)
+    print(f"{done['records']} records, {done['hours']:.4f} hours in {out}")
+
+
+@app.command()
+def verify(run_uri: RunArgument) -> None:
+    """Checksums, conservation of hours, contract version, and one sample decoded per shard."""
+    from pipeline.queries import Run
+    from pipeline.verify import problems
+
+    found = list(problems(Run(run_uri)))
+    for problem in found:
+        print(f"problem: {problem}")
+    if found:
+        raise typer.Exit(1)
+    print("sound: hours add up, every kept clip is packed once, checksums agree, samples decode")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder to write")],
+    seed: Annotated[int, typer.Option(help="another seed gives other clips")] = 0,
+) -> None:
+    """Writes demo media with known truth: synthetic speech, a photographed face that says it, exact cuts."""
+    from pipeline.demo import write_demo
+
+    print(write_demo(out, seed=seed))
+
+
+def main() -> Any:
+    """Entry point: a NavaError prints without a traceback and exits with 2."""
+    try:
+        return app()
+    except NavaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

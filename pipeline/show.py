@@ -1,0 +1,149 @@
+"""The ledger's answers as text for a terminal: hours first, counts second, every axis with its unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+BARS = " ▁▂▃▄▅▆▇█"
+BAR_WIDTH = 36
+
+
+def stats_text(answer: Mapping[str, Any]) -> str:
+    """One screen: balance sheet, counts, gates, small histograms, cost per stage."""
+    lines = balance_lines(answer["hours"])
+    for kind in ("assets", "shots", "clips"):
+        counts = answer[kind]
+        settled = f" of {counts['total']}" if kind == "assets" and counts["settled"] != counts["total"] else ""
+        lines.append(
+            f"{kind:<7}{counts.get('settled', counts['total']):>7}{settled} settled: "
+            f"{counts['kept']} kept, {counts['rejected']} rejected, {counts['error']} errors"
+        )
+    if answer["gates"]:
+        lines += [
+            "",
+            f"{'clip gate':<34}{'fails':>10}{'only this':>11}   (hours; 'only this' = what dropping the gate wins)",
+        ]
+        for gate in answer["gates"]:
+            label = f"{gate['gate']} {_plain(gate['bound'])}"
+            lines.append(f"{label:<34}{_hms(gate['gross_hours']):>10}{_hms(gate['marginal_hours']):>11}")
+    for title in ("languages", "speakers", "audio_kind", "sync_status"):
+        if answer[title]:
+            parts = [
+                f"{name} {_hms(hours['kept'])} kept of {_hms(sum(hours.values()))}"
+                for name, hours in answer[title].items()
+            ]
+            lines += ["", f"{title.replace('_', ' ')}: " + "; ".join(parts)]
+    if answer["histograms"]:
+        lines += ["", f"{'measure':<22}{'low':>9}  {'hours: kept above, not kept below':<22}{'high':>9}"]
+        for path, shown in answer["histograms"].items():
+            lines += _histogram_lines(path, shown)
+    if answer["cost"]:
+        lines += [
+            "",
+            f"{'stage':<12}{'rows':>7}{'wall s':>9}{'cpu s':>9}{'wall s/min':>12}{'cpu s/min':>11}   (per minute of video in)",
+        ]
+        for stage, total in answer["cost"].items():
+            lines.append(
+                f"{stage:<12}{total['rows']:>7.0f}{total['wall_s']:>9.1f}{total['cpu_s']:>9.1f}"
+                f"{total['wall_s_per_minute']:>12.2f}{total['cpu_s_per_minute']:>11.2f}"
+            )
+    return "\n".join(lines)
+
+
+def balance_lines(hours: Mapping[str, Any]) -> list[str]:
+    """The balance sheet of hours as bars that sum to what went in."""
+    total = hours["in"]
+    rows = [("in", total), ("kept", hours["kept"]), ("cut away", hours["cut_away"])]
+    rows += [(f"rejected  {reason}", amount) for reason, amount in _largest(hours["rejected"])]
+    rows += [(f"error     {reason}", amount) for reason, amount in _largest(hours["errors"])]
+    lines = [f"{'hours':<44}{'h:mm:ss.mmm':>13}{'share':>8}"]
+    for name, amount in rows:
+        share = amount / total if total else 0.0
+        lines.append(f"{name:<44}{_hms(amount, millis=True):>13}{share:>8.1%}  {'█' * round(share * BAR_WIDTH)}")
+    difference = hours["exact_us"]["difference"]
+    lines.append("adds up exactly" if difference == 0 else f"DOES NOT ADD UP: {difference / 1e6:.6f} s unaccounted for")
+    return [*lines, ""]
+
+
+def what_if_text(answer: Mapping[str, Any]) -> str:
+    """Kept hours now and under other gates."""
+    kept = answer["kept"]
+    lines = ["what if " + ", ".join(answer["set"]), f"kept now   {_hms(answer['kept_now'], millis=True)}"]
+    if answer["is_exact"]:
+        lines.append(f"kept then  {_hms(kept['low'], millis=True)} (exact: every clip concerned was measured)")
+    else:
+        lines.append(f"kept then  between {_hms(kept['low'], millis=True)} and {_hms(kept['high'], millis=True)}")
+        lines.append("           (clips settled early were not measured to the end)")
+        if answer["estimate"] is not None:
+            lines.append(f"estimate   {_hms(answer['estimate'], millis=True)} from the audit lane")
+    return "\n".join(lines)
+
+
+def why_text(chain: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> str:
+    """The chain from source to verdict with what every stage measured."""
+    lines: list[str] = []
+    measures = [name for name in stages if name not in ("shot", "clip")]
+    for row in chain:
+        verdict = row["verdict"]
+        outcome = verdict["status"] + (f" ({verdict['reason']}: {verdict['message']})" if verdict["reason"] else "")
+        length = "length unknown" if row["duration_us"] is None else f"{row['duration_us'] / 1e6:.3f} s"
+        lines.append(f"{row['kind']} {row['row_id']}  {length}  {outcome}")
+        if row["kind"] == "asset":
+            lines += [f"  source    {row['source']['uri']}", f"  licence   {row['source']['licence'] or 'not stated'}"]
+        if len(verdict["failed_gates"] or ()) > 1:
+            lines.append(f"  also fails {', '.join(verdict['failed_gates'][1:])}")
+        for name in stages:
+            if row.get(name) is not None and name in (row["kind"], *measures):
+                lines.append(f"  {name:<10}" + "  ".join(_facts(row[name])))
+        for span in (row.get("clip") or {}).get("spans") or []:
+            flag = " overlap" if span["is_overlap"] else ""
+            lines.append(
+                f"    {span['start_s']:6.2f}-{span['end_s']:6.2f} s  {span['speaker'] or '?'}{flag}: {span['text']}"
+            )
+    return "\n".join(lines)
+
+
+def _facts(struct: Mapping[str, Any]) -> list[str]:
+    shown = []
+    for name, value in struct.items():
+        if isinstance(value, list):
+            shown.append(f"{name}=[{len(value)}]")
+        elif isinstance(value, float):
+            shown.append(f"{name}={value:.4g}")
+        elif isinstance(value, str) and len(value) > 60:
+            shown.append(f"{name}={value[:57]!r}...")
+        elif value is not None:
+            shown.append(f"{name}={value}")
+    return shown
+
+
+def _histogram_lines(path: str, shown: Mapping[str, Any]) -> list[str]:
+    scale = 1e-6 if path.endswith("_us") else 1.0
+    name = path.removesuffix("_us") + (" [s]" if scale != 1 else f" [{shown['unit']}]" if shown["unit"] else "")
+    top = max([*shown["kept"], *shown["other"]]) or 1.0
+    low, high = shown["edges"][0] * scale, shown["edges"][-1] * scale
+    return [
+        f"{name:<22}{low:>9.4g}  {_bars(shown['kept'], top)}{high:>9.4g}",
+        f"{'':<22}{'':>9}  {_bars(shown['other'], top)}",
+    ]
+
+
+def _bars(amounts: Sequence[float], top: float) -> str:
+    return "".join(BARS[min(8, max(amount > 0, round(amount / top * 8)))] for amount in amounts)
+
+
+def _largest(amounts: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(amounts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _hms(hours: float, *, millis: bool = False) -> str:
+    total_ms = round(hours * 3_600_000)
+    seconds, ms = divmod(total_ms, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    whole, minutes = divmod(minutes, 60)
+    return f"{whole}:{minutes:02d}:{seconds:02d}" + (f".{ms:03d}" if millis else "")
