@@ -1,0 +1,137 @@
+"""The decoder's child process: reads one JSON request per line, answers in JSON lines, leaves arrays in files.
+
+Started by `stages.media` as `python -P -m stages.media_child MEMORY_BYTES`. It imports av and numpy only, may not use
+more address space than it was told, and ends when its parent does. A request ends with a line holding either `done`
+or `error`; picture requests send a `chunk` line before each of these and wait for a line on stdin, so that at most
+two chunks exist at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+PARENT_POLL_S = 2.0
+
+OPERATIONS = {
+    "probe": "stages.media_probe:probe",
+    "audio": "stages.media_child:audio",
+    "frames": "stages.media_child:frames",
+    "cut": "stages.cutting_child:cut",
+    "verify": "stages.cutting_child:verify",
+}
+"""Operation -> `module:function`, called with the request's arguments; a generator yields chunk messages."""
+
+Message = dict[str, Any]
+
+
+def audio(path: str, out: str, stream: int | None, rate_hz: int | None, channels: int | None) -> Message:
+    """Writes the sound of `path` to `out` as raw float32 and returns what is in there."""
+    from stages.media_open import open_media
+    from stages.media_sound import write_sound
+
+    sound = write_sound(partial(open_media, path), stream, out, rate_hz, channels)
+    return {
+        "start": ratio(sound.start_s),
+        "rate_hz": sound.rate_hz,
+        "shape": [sound.num_samples, sound.channels],
+        "damaged_packets": sound.damage.packets,
+        "gap_s": float(sound.placement.gap_s),
+    }
+
+
+def frames(
+    path: str, out: str, start: str | None, end: str | None, view: Message, chunk: int, engine: str, max_pixels: int
+) -> Iterator[Message]:
+    """Writes runs of frames to `out`.0, `out`.1, ... as raw uint8 and yields a message for each."""
+    from stages.media_open import open_media
+    from stages.media_picture import Damage, View, chunks, pictures_between
+
+    wanted = View(
+        tuple(view["size"]) if view["size"] else None, view["long_side_px"], view["is_gray"], view["max_fps"]
+    )
+    first, last = (Fraction(t) if t is not None else None for t in (start, end))
+    if engine == "decord":
+        from stages.media_decord import decord_chunks
+
+        stream, runs = decord_chunks(path, first, last, wanted, chunk, max_pixels)
+    else:
+        stream, found = pictures_between(partial(open_media, path), None, first, Damage(), max_pixels)
+        runs = ((r.shape, c) for r, c in chunks(stream, found, last, wanted, chunk))
+    for number, (_, run) in enumerate(runs):
+        name = f"{out}.{number}"
+        run.images.tofile(name)
+        yield {
+            "file": name,
+            "shape": list(run.images.shape),
+            "pts": run.pts,
+            "end_pts": run.end_pts,
+            "time_base": ratio(Fraction(stream.time_base)),
+        }
+
+
+def ratio(value: Fraction) -> str:
+    """An exact fraction as text."""
+    return f"{value.numerator}/{value.denominator}"
+
+
+def _serve(requests: Any, answers: Any) -> None:
+    from schemas.errors import ItemError
+
+    def say(message: Message) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    for line in requests:
+        request = json.loads(line)
+        module, _, name = OPERATIONS[request.pop("operation")].partition(":")
+        try:
+            operation: Callable[..., Any] = getattr(import_module(module), name)
+            result = operation(**request)
+            if isinstance(result, Iterator):
+                for chunk in result:
+                    say({"chunk": chunk})
+                    requests.readline()
+                result = {}
+            say({"done": result, "cpu_s": time.process_time()})
+        except ItemError as error:
+            answer = {"error": error.message, "reason": error.reason, "remedy": error.remedy}
+            say({**answer, "cpu_s": time.process_time()})
+        except MemoryError:
+            say({"error": "Decoding needs more memory than allowed.", "reason": "decode_memory", "remedy": ""})
+            return
+
+
+def _watch_parent(parent: int) -> None:
+    """Ends this process once `parent` is gone, even in the middle of a decode."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_S)
+    os._exit(1)
+
+
+def main() -> None:
+    """Serves requests until stdin closes."""
+    memory_bytes = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # a library that prints must not disturb the answers
+    import av
+
+    av.logging.set_level(av.logging.PANIC)
+    with open(0, encoding="utf-8", closefd=False) as requests:
+        _serve(requests, answers)
+
+
+if __name__ == "__main__":
+    main()
