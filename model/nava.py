@@ -96,10 +96,14 @@ class Nava(nn.Module):
         x_LD = x_LD.index_select(0, layout.to_modalities)
         video_ND, audio_MD = x_LD.split([packed.num_video_tokens, packed.num_audio_tokens])
 
-        return Velocity(
-            video=packed.split_video(self.head(video_ND, time_BD, layout.video_time_rows)),
-            audio=packed.split_audio(self.head_audio(audio_MD, time_BD, layout.audio_time_rows)),
-        )
+        video_NP = self.head(video_ND, time_BD, layout.video_time_rows)
+        audio_MC = self.head_audio(audio_MD, time_BD, layout.audio_time_rows)
+        # The head of a modality that nobody has is tied in by an empty sum: its gradient is zero rather than missing.
+        if packed.num_video_tokens == 0:
+            audio_MC = audio_MC + video_NP.sum()
+        elif packed.num_audio_tokens == 0:
+            video_NP = video_NP + audio_MC.sum()
+        return Velocity(packed.split_video(video_NP), packed.split_audio(audio_MC))
 
     def context(self, packed: Packed, stream: torch.dtype) -> Tensor:
         """context_RD: per sample its projected text rows, voices written over the placeholders, then one zero row.
