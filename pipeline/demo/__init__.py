@@ -1,7 +1,31 @@
-"""Media whose truth is known because it was made here: real synthetic speech, a photographed face that says it, exact cuts."""
+"""Media whose truth is known because it was made here: synthetic speech, a photographed face that says it, exact cuts."""
 
-from pipeline.demo.clips import talking_clip
+from pipeline.demo.clips import (
+    KINDS,
+    ball_clip,
+    cuts_clip,
+    flash_and_click,
+    frame_number,
+    swapped_clip,
+    talking_clip,
+    turns_audio,
+    variable_rate,
+    write_known_truth,
+)
 from pipeline.demo.truth import Made
 from pipeline.demo.write import Encoding
 
-__all__ = ["Encoding", "Made", "talking_clip"]
+__all__ = [
+    "KINDS",
+    "Encoding",
+    "Made",
+    "ball_clip",
+    "cuts_clip",
+    "flash_and_click",
+    "frame_number",
+    "swapped_clip",
+    "talking_clip",
+    "turns_audio",
+    "variable_rate",
+    "write_known_truth",
+]

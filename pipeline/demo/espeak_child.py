@@ -7,10 +7,13 @@ Output (stdout): one JSON line {sample_rate_hz, events: [[kind, text_position, t
 Constants are those of eSpeak NG's speak_lib.h.
 """
 
+from __future__ import annotations
+
 import ctypes
 import json
 import os
 import sys
+from typing import Any
 
 AUDIO_OUTPUT_SYNCHRONOUS = 2
 PHONEME_EVENTS_IN_IPA = 1 | 2
@@ -40,7 +43,7 @@ class Event(ctypes.Structure):
     ]
 
 
-def speak(request):
+def speak(request: dict[str, Any]) -> tuple[int, list[list[Any]], bytes]:
     """(sample rate in Hz, events, int16 PCM bytes) of one request. SystemExit when the voice or library refuses."""
     lib = ctypes.CDLL(request["library"])
     rate_hz = lib.espeak_Initialize(
@@ -48,9 +51,10 @@ def speak(request):
     )
     if rate_hz <= 0:
         sys.exit(f"eSpeak NG did not start with data {request['data']}")
-    pcm, events = bytearray(), []
+    pcm = bytearray()
+    events: list[list[Any]] = []
 
-    def receive(wav, num_samples, event):
+    def receive(wav: int | None, num_samples: int, event: Any) -> int:
         index = 0
         while event[index].type != 0:
             item = event[index]

@@ -31,10 +31,10 @@ FACE_BOX = (178.0, 78.0, 92.0, 104.0)
 
 _HEAD = """153,75 156,50 166,38 180,29 200,18 230,14 262,20 285,38 298,62 302,82 298,102 288,118 276,132 271,138 266,146
 258,162 257,176 245,187 226,191 205,187 188,181 184,168 183,148 181,132 172,128 167,118 158,104"""
-_FACE = """183,88 190,72 215,80 240,84 262,92 268,108 269,130 262,152 256,168 254,184 226,191 205,187 187,180 186,160 182,140
-180,110"""
-_BODY = """183,148 150,150 126,163 112,190 118,212 80,235 50,270 40,330 20,430 20,511 511,511 500,360 400,340 365,352 350,290 330,255
-306,240 300,222 285,195 262,176 258,160"""
+_FACE = """183,88 190,72 215,80 240,84 262,92 268,108 269,130 262,152 256,168 254,184 226,191 205,187 187,180 186,160
+182,140 180,110"""
+_BODY = """183,148 150,150 126,163 112,190 118,212 80,235 50,270 40,330 20,430 20,511 511,511 500,360 400,340 365,352 350,290
+330,255 306,240 300,222 285,195 262,176 258,160"""
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,16 @@ def photograph(name: str) -> Image:
 
     package = importlib.util.find_spec("skimage")
     if package is None or not package.submodule_search_locations:
-        raise FileNotFoundError("the demo pictures come with scikit-image, which is not installed: pip install scikit-image")
+        raise FileNotFoundError(
+            "the demo pictures come with scikit-image, which is not installed: pip install scikit-image"
+        )
     path = Path(package.submodule_search_locations[0]) / "data" / name
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if picture is None:
-        raise FileNotFoundError(f"scikit-image was expected to carry {path}: install the version named in constraints.txt")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).astype(np.uint8)
+        raise FileNotFoundError(
+            f"scikit-image was expected to carry {path}: install the version named in constraints.txt"
+        )
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 @lru_cache(maxsize=8)
@@ -94,7 +98,7 @@ def portrait(who: str) -> Image:
         picture = suit * cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) + (1 - suit) * picture
     hair = head * (1 - face)
     gain = 1 + hair * (np.asarray(person.hair_gain) - 1) + face * (np.asarray(person.skin_gain) - 1)
-    return np.clip(picture * gain, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(picture * gain, 0, 255), np.uint8)
 
 
 def _mask(outline: str) -> Field:
@@ -103,7 +107,7 @@ def _mask(outline: str) -> Field:
 
     points = np.array([[int(n) for n in point.split(",")] for point in outline.split()], np.int32)
     filled = cv2.fillPoly(np.zeros((512, 512), np.float32), [points], 1.0)
-    return cv2.GaussianBlur(filled, (0, 0), 1.5).astype(np.float32)
+    return np.asarray(cv2.GaussianBlur(filled, (0, 0), 1.5), np.float32)
 
 
 class TalkingFace:
@@ -146,7 +150,7 @@ class TalkingFace:
         _blink(self._photo, photo, self._lids_closed(time_s))
         map_x, map_y = self._moved(time_s)
         picture = cv2.remap(photo, map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        return picture.astype(np.uint8)
+        return np.asarray(picture, np.uint8)
 
     def _lids_closed(self, time_s: float) -> float:
         """How far the lids are down, 0..1: a blink is 0.2 s long."""
@@ -170,7 +174,11 @@ class TalkingFace:
         """Source x and y of every output pixel at `time_s`: slow sway and nod of about two photograph pixels."""
         grid_x, grid_y, weight = self._still
         wave = np.sin(2 * np.pi * np.array([0.21, 0.47, 0.17, 0.39, 0.13, 0.31]) * time_s + self._phases)
-        sway, nod, turn = 1.8 * wave[0] + 0.8 * wave[1], 1.2 * wave[2] + 0.6 * wave[3], 0.012 * wave[4] + 0.008 * wave[5]
+        sway, nod, turn = (
+            1.8 * wave[0] + 0.8 * wave[1],
+            1.2 * wave[2] + 0.6 * wave[3],
+            0.012 * wave[4] + 0.008 * wave[5],
+        )
         map_x = grid_x - weight * (np.float32(sway) - np.float32(turn) * (grid_y - NECK[1]))
         map_y = grid_y - weight * (np.float32(nod) + np.float32(turn) * (grid_x - NECK[0]))
         return map_x, map_y
@@ -214,8 +222,12 @@ def _speak(source: Image, target: Image, opening: float, rounding: float) -> Non
     moved_down = jaw * (LIPS_MEET + drop - LOWER_TEETH) * fade_down
     fade_up = np.clip((y - 124) / 14, 0, 1)
     moved_up = lip * (LIPS_MEET - UPPER_TEETH) * (1 - opening) * fade_up
-    y_from = np.where(y >= lower, y - moved_down, np.where(y <= upper, y - moved_up, y - (upper - corners - lip * UPPER_TEETH)))
-    warped = cv2.remap(source, x_from.astype(np.float32), y_from.astype(np.float32), cv2.INTER_LINEAR).astype(np.float32)
+    y_from = np.where(
+        y >= lower, y - moved_down, np.where(y <= upper, y - moved_up, y - (upper - corners - lip * UPPER_TEETH))
+    )
+    warped = cv2.remap(source, x_from.astype(np.float32), y_from.astype(np.float32), cv2.INTER_LINEAR).astype(
+        np.float32
+    )
     inside = np.clip(y - upper + 0.5, 0, 1) * np.clip(lower - y + 0.5, 0, 1) * (lip > 0)
     teeth_end = corners + lip * LOWER_TEETH - 1.5
     is_tooth = np.clip(teeth_end - y_from, 0, 1)

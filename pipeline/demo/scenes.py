@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +17,19 @@ Mouths = Callable[[str, float], tuple[float, float]]
 """(who, scene time in s) -> (opening, rounding)."""
 
 
-class Picture(Protocol):
+class Picture(ABC):
     """What one shot shows: an RGB picture for each time."""
 
+    @abstractmethod
     def at(self, time_s: float, mouths: Mouths) -> Image:
         """(height, width, 3) uint8 at `time_s`."""
-        ...
+
+    def boxes_px(self) -> dict[str, list[int]]:
+        """Left, top, width, height of every face at rest, by name; empty where nobody is seen."""
+        return {}
 
 
-class Talking:
+class Talking(Picture):
     """One or several people side by side, each in an equal part of the width."""
 
     def __init__(self, who: Sequence[str], width_px: int, height_px: int, seed: int = 0) -> None:
@@ -32,10 +37,10 @@ class Talking:
         self.faces = {name: TalkingFace(name, part, height_px, seed) for name in who}
 
     def at(self, time_s: float, mouths: Mouths) -> Image:
-        return np.hstack([face.at(time_s, *mouths(name, time_s)) for name, face in self.faces.items()])
+        parts = [face.at(time_s, *mouths(name, time_s)) for name, face in self.faces.items()]
+        return np.asarray(np.hstack(parts), np.uint8)
 
     def boxes_px(self) -> dict[str, list[int]]:
-        """Left, top, width, height of every face at rest."""
         boxes = {}
         for column, (name, face) in enumerate(self.faces.items()):
             left, top, width, height = face.face_box_px
@@ -43,7 +48,7 @@ class Talking:
         return boxes
 
 
-class Still:
+class Still(Picture):
     """A photograph that does not move at all, cropped to the frame. `gain` darkens or brightens it."""
 
     def __init__(self, name: str, width_px: int, height_px: int, gain: float = 1.0) -> None:
@@ -53,11 +58,16 @@ class Still:
         return self._picture
 
 
-class Pan:
+class Pan(Picture):
     """A camera gliding over a photograph at `speed` photograph widths per second, tinted by `gain`."""
 
     def __init__(
-        self, name: str, width_px: int, height_px: int, speed: float = 0.06, gain: tuple[float, float, float] = (1, 1, 1)
+        self,
+        name: str,
+        width_px: int,
+        height_px: int,
+        speed: float = 0.06,
+        gain: tuple[float, float, float] = (1, 1, 1),
     ) -> None:
         tinted = np.clip(photograph(name) * np.asarray(gain, np.float32), 0, 255).astype(np.uint8)
         self._picture = _cover(tinted, round(width_px * 1.6), round(height_px * 1.6))
@@ -70,14 +80,14 @@ class Pan:
         spare_x, spare_y = wide - self.width_px, high - self.height_px
         sweep = 0.5 - 0.5 * np.cos(2 * np.pi * self.speed * time_s)
         matrix = np.array([[1, 0, -sweep * spare_x], [0, 1, -sweep * spare_y]], np.float32)
-        return cv2.warpAffine(self._picture, matrix, (self.width_px, self.height_px)).astype(np.uint8)
+        return np.asarray(cv2.warpAffine(self._picture, matrix, (self.width_px, self.height_px)), np.uint8)
 
 
-class BouncingBall:
+class BouncingBall(Picture):
     """A ball that touches the ground exactly at `impacts_s` (scene time), over a gliding background."""
 
-    def __init__(self, impacts_s: Sequence[float], width_px: int, height_px: int) -> None:
-        self.impacts_s = np.asarray(impacts_s)
+    def __init__(self, impacts_s: NDArray[np.float64], width_px: int, height_px: int) -> None:
+        self.impacts_s = impacts_s
         self._background = Still("grass.png", width_px, height_px, 0.6)
         self.width_px, self.height_px = width_px, height_px
 
@@ -91,7 +101,9 @@ class BouncingBall:
         squash = max(0.0, 1 - height / (0.5 * radius)) * 0.3
         centre = (self.width_px // 2, round(ground - height - radius * (1 - squash)))
         axes = (round(radius * (1 + squash)), round(radius * (1 - squash)))
-        cv2.ellipse(picture, (centre[0], ground), (round(radius * 1.1), radius // 4), 0, 0, 360, (40, 40, 40), -1, cv2.LINE_AA)
+        cv2.ellipse(
+            picture, (centre[0], ground), (round(radius * 1.1), radius // 4), 0, 0, 360, (40, 40, 40), -1, cv2.LINE_AA
+        )
         cv2.ellipse(picture, centre, axes, 0, 0, 360, (235, 90, 40), -1, cv2.LINE_AA)
         return picture
 
@@ -115,7 +127,7 @@ def _cover(picture: Image, width_px: int, height_px: int) -> Image:
     size = (max(width_px, round(picture.shape[1] * scale)), max(height_px, round(picture.shape[0] * scale)))
     scaled = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     top, left = (scaled.shape[0] - height_px) // 2, (scaled.shape[1] - width_px) // 2
-    return scaled[top : top + height_px, left : left + width_px].astype(np.uint8)
+    return np.asarray(scaled[top : top + height_px, left : left + width_px], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -128,7 +140,7 @@ class Shot:
 
     picture: Picture
     num_frames: int
-    what: str
+    what: str = ""
     then: Literal["cut", "dissolve", "fade"] = "cut"
     blend_frames: int = 0
 
@@ -158,7 +170,8 @@ def transitions(shots: Sequence[Shot]) -> dict[str, Any]:
     hard_cuts, soft, ranges = [], [], []
     at = 0
     for index, shot in enumerate(shots):
-        ranges.append({"first": at, "last": at + shot.num_frames - 1, "who": shot.what})
+        faces = shot.picture.boxes_px()
+        ranges.append({"first": at, "last": at + shot.num_frames - 1, "who": shot.what, "faces": faces})
         at += shot.num_frames
         if index + 1 == len(shots):
             break
@@ -180,13 +193,13 @@ def transitions(shots: Sequence[Shot]) -> dict[str, Any]:
     return {"hard_cuts": hard_cuts, "soft_transitions": soft, "shots": ranges}
 
 
-def film(shots: Sequence[Shot], mouths: Mouths, frame_time_s: Callable[[int], float]) -> Iterator[Image]:
+def frames_of(shots: Sequence[Shot], mouths: Mouths, frame_time_s: Callable[[int], float]) -> Iterator[Image]:
     """The frames of all shots and transitions in order; frame i shows the scene at frame_time_s(i)."""
     for index, weights in enumerate(frame_weights(shots)):
         parts = [(weight, shots[shot].picture.at(frame_time_s(index), mouths)) for shot, weight in weights]
         if len(parts) == 1 and parts[0][0] == 1.0:
             yield parts[0][1]
         elif parts:
-            yield sum(np.float32(weight) * picture for weight, picture in parts).astype(np.uint8)
+            yield np.sum([np.float32(weight) * picture for weight, picture in parts], axis=0).astype(np.uint8)
         else:
             yield np.zeros_like(shots[0].picture.at(0.0, mouths))

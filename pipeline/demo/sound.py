@@ -76,6 +76,9 @@ class Shift:
         return np.interp(scene * SAMPLE_RATE_HZ, np.arange(len(sound)), sound, left=0.0, right=0.0).astype(np.float32)
 
 
+IN_SYNC = Shift()
+
+
 def lines_in(who: str, start_s: float, end_s: float, seed: int = 0, on_screen: bool = True) -> list[Line]:
     """Utterances of one speaker filling start_s..end_s with pauses of 0.3 to 0.7 s. ValueError if not even one fits."""
     random = np.random.default_rng([seed, 77])
@@ -123,7 +126,7 @@ def room_noise(duration_s: float, snr_db: float, seed: int = 0) -> Sound:
 
     white = np.random.default_rng([seed, 5]).standard_normal(round(duration_s * SAMPLE_RATE_HZ))
     soft = lfilter([0.1], [1.0, -0.9], white)
-    return (soft * (SPEECH_RMS * 10 ** (-snr_db / 20) / np.sqrt(np.mean(soft**2)))).astype(np.float32)
+    return np.asarray(soft * (SPEECH_RMS * 10 ** (-snr_db / 20) / np.sqrt(np.mean(soft**2))), np.float32)
 
 
 def music(duration_s: float, rms: float = 0.05, seed: int = 0) -> Sound:
@@ -135,7 +138,9 @@ def music(duration_s: float, rms: float = 0.05, seed: int = 0) -> Sound:
     for beat in range(int(duration_s * 2) + 1):
         root = 130.8 * 2 ** (random.choice([0, 3, 5, 7, 10]) / 12)
         notes = [root, root * 2 ** (4 / 12), root * 2 ** (7 / 12)]
-        tone = sum(np.sin(2 * np.pi * note * harmonic * time_s) / harmonic**2 for note in notes for harmonic in (1, 2, 3))
+        tone = sum(
+            np.sin(2 * np.pi * note * harmonic * time_s) / harmonic**2 for note in notes for harmonic in (1, 2, 3)
+        )
         add(track, (decay * tone).astype(np.float32), beat / 2)
     return track * np.float32(rms / np.sqrt(np.mean(track**2)))
 
@@ -145,4 +150,4 @@ def impact(seed: int = 0, peak: float = 0.5) -> Sound:
     time_s = np.arange(round(0.15 * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     noise = np.random.default_rng([seed, 3]).standard_normal(len(time_s))
     knock = np.exp(-time_s / 0.02) * (np.cos(2 * np.pi * 180 * time_s) + 0.3 * noise)
-    return (peak * knock / np.max(np.abs(knock))).astype(np.float32)
+    return np.asarray(peak * knock / np.max(np.abs(knock)), np.float32)

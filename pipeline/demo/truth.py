@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.demo.sound import Line, Shift
+from pipeline.demo.sound import IN_SYNC, Line, Shift
 
 LICENCE = "CC0-1.0"
 ORIGIN = {
@@ -50,10 +50,11 @@ def describe(path: Path, category: str, seen_and_heard: str, ground_truth: dict[
     )
 
 
-def spoken_truth(lines: Sequence[Line], shift: Shift = Shift()) -> dict[str, Any]:
+def spoken_truth(lines: Sequence[Line], shift: Shift = IN_SYNC) -> dict[str, Any]:
     """`speaker_turns`, `words`, `transcript` and `sync` of lines heard through `shift`."""
     ordered = sorted(lines, key=lambda line: line.start_s)
-    turns, words = [], []
+    turns: list[dict[str, Any]] = []
+    words: list[dict[str, Any]] = []
     for line in ordered:
         turns.append(
             {
@@ -67,7 +68,7 @@ def spoken_truth(lines: Sequence[Line], shift: Shift = Shift()) -> dict[str, Any
         for word in line.speech.words:
             start_s, end_s = (_ms(shift.heard_s(line.start_s + at_s)) for at_s in (word.start_s, word.end_s))
             words.append({"word": word.text, "speaker": line.who, "start": start_s, "end": end_s})
-    is_exact = shift == Shift()
+    is_exact = shift == IN_SYNC
     return {
         "language": "en",
         "transcript": " ".join(line.speech.text for line in ordered),

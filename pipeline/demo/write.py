@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,11 @@ Sound = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a file is written: RGB frames of width_px x height_px, both even. `fps` is exact; `pts` gives each frame's time in `time_base` instead (variable frame rate)."""
+    """How a file is written: RGB frames of width_px x height_px, both even.
+
+    `fps` is exact; with variable frame rate `pts` gives each frame's time in `time_base` instead. A sound that starts late
+    (`sound_start_s`) has no packets before: the container states its start.
+    """
 
     width_px: int = 320
     height_px: int = 240
@@ -43,10 +48,19 @@ class Encoding:
             return sum(float(pts * self.clock) < duration_s for pts in self.pts)
         return int(duration_s * self.fps + Fraction(1, 1000))
 
+    def frame_pts(self, index: int) -> int:
+        """When frame `index` is shown, in units of `clock`."""
+        return index if self.pts is None else self.pts[index]
+
     def frame_time_s(self, index: int) -> float:
         """When frame `index` is shown, seconds on the container clock."""
-        pts = index if self.pts is None else self.pts[index]
-        return float(pts * self.clock)
+        return float(self.frame_pts(index) * self.clock)
+
+    def end_s(self, num_frames: int) -> float:
+        """When the last of `num_frames` stops being shown; the last of irregular frames lasts 1 / fps."""
+        return float(
+            num_frames * self.clock if self.pts is None else self.pts[num_frames - 1] * self.clock + 1 / self.fps
+        )
 
 
 _VIDEO_OPTIONS = {
@@ -95,7 +109,7 @@ def encode(path: Path, frames: Iterable[Image], sound: Sound | None, encoding: E
     return count
 
 
-def _encode_sound(container, audio, sound: Sound, start_sample: int) -> None:
+def _encode_sound(container: Any, audio: Any, sound: Sound, start_sample: int) -> None:
     import av
 
     planes = np.ascontiguousarray(sound.reshape(len(sound), -1).T)
