@@ -151,7 +151,7 @@ class Ledger:
         assets, sources = table["asset_id"].to_pylist(), table["source_id"].to_pylist()
         first = [asset is None or canonical[asset] == source for asset, source in zip(assets, sources, strict=True)]
         if kind != "asset":
-            table = table.filter(pa.array(first))
+            table = table.filter(pa.array(first, pa.bool_()))
             return self._with_pack_errors(table) if packed and kind == "clip" else table
         verdicts = [
             verdict if is_first or verdict["status"] == "error" else _duplicate(canonical[asset])

@@ -1,0 +1,42 @@
+# make demo   set up, curate generated demo media, show what came of it
+# make test   set up, run all tests
+# make lint   style and types
+# make bench  the benchmarks that run on one CPU, tables into build/
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := build/demo
+
+.PHONY: demo test lint bench clean
+
+$(VENV)/.ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "torch==$$(sed -n 's/^# torch==//p' constraints.txt)"
+	$(BIN)/pip install --quiet --no-deps -r constraints.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib schemas stages pipeline model >/dev/null || true
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/nava-curate demo --out $(DEMO)/media
+	$(BIN)/nava-curate run quickstart --input $(DEMO)/media/sources.jsonl --out $(DEMO)/run
+	$(BIN)/nava-curate stats $(DEMO)/run
+	$(BIN)/nava-curate verify $(DEMO)/run
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready
+	mkdir -p build
+	$(BIN)/python -m benchmarks.quality --json build/quality.json
+	$(BIN)/python -m benchmarks.batching --json build/batching.json
+	$(BIN)/python -m benchmarks.loader --json build/loader.json
+	$(BIN)/python -m benchmarks.step --json build/step.json
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache
