@@ -1,0 +1,62 @@
+"""Recipes: unknown keys are refused with the nearest valid one, overrides reach every key, hashes mean something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import RECIPES, apply_overrides, load_recipe, parse_recipe
+from schemas.errors import RecipeError
+
+SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_are_valid_and_explain_themselves(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.shot_splt={}", "Did you mean 'shot_split'"),
+        ("gates.sync.confidence.mim=2", "Did you mean 'min'"),
+        ("gates.snyc.confidence.min=2", "Did you mean 'sync'"),
+        ("audit_fracton=0.1", "Did you mean 'audit_fraction'"),
+        ("pack.crf=high", "pack.crf"),
+        ("resources.audio.cpu=2", "Did you mean 'cpus'"),
+        ("nonsense", "expected KEY.KEY=VALUE"),
+        ("name.deeper=1", "holds a value"),
+    ],
+)
+def test_mistakes_are_named_with_a_remedy(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("quickstart", [override])
+
+
+def test_a_missing_recipe_lists_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="quickstart"):
+        load_recipe("quickstrat")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(RecipeError, match="not YAML"):
+        load_recipe(str(tmp_path / "bad.yaml"))
+
+
+def test_overrides_are_applied_to_a_copy(toy_recipe: dict[str, Any]) -> None:
+    changed = apply_overrides(toy_recipe, ["gates.audio.value.min=0.9", "gates.audio.value.missing=reject"])
+    assert changed["gates"]["audio"]["value"] == {"min": 0.9, "missing": "reject"}
+    assert toy_recipe["gates"]["audio"]["value"] == {"min": 0.5}
+
+
+def test_the_hash_names_what_may_change_a_measurement(toy_recipe: dict[str, Any]) -> None:
+    base = parse_recipe(toy_recipe)
+    assert (
+        parse_recipe(toy_recipe | {"description": "other words", "pack": {"crf": 20}}).measure_hash()
+        == base.measure_hash()
+    )
+    stricter = apply_overrides(toy_recipe, ["gates.audio.value.min=0.9"])
+    assert parse_recipe(stricter).measure_hash() != base.measure_hash()

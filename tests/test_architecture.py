@@ -1,0 +1,105 @@
+"""The tree keeps its shape: import direction, one file that opens media, no pickle, no module of a forbidden name."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import stages
+from stages.base import Measure, Split, StageConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("schemas", "stages", "pipeline", "model", "benchmarks")
+MAY_IMPORT = {
+    "schemas": set(),
+    "stages": {"schemas"},
+    "pipeline": {"schemas", "stages"},
+    "model": {"schemas"},
+    "benchmarks": {"schemas", "stages", "pipeline", "model"},
+}
+HEAVY = {"torch", "ray", "cv2", "whisperx", "pyannote", "decord", "av", "transformers", "matplotlib"}
+MAX_LINES = 450
+FORBIDDEN_NAMES = {"utils", "helpers", "common", "manager", "misc"}
+
+
+def modules() -> list[Path]:
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(top-level package, whether the import runs when the module is imported)."""
+    tree = ast.parse(path.read_text())
+    lazy = {
+        id(node)
+        for fn in ast.walk(tree)
+        if isinstance(fn, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(fn)
+    }
+    for block in ast.walk(tree):
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test):
+            lazy |= {id(node) for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module]
+        for name in names:
+            yield name.split(".")[0], id(node) not in lazy
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_module(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    found = set(imports(path))
+    foreign = {name for name, _ in found if name in PACKAGES} - MAY_IMPORT[package] - {package}
+    assert not foreign, f"{package} must not import {foreign}"
+    if package in ("schemas", "stages", "pipeline") and not path.stem.endswith("_child"):
+        eager = {name for name, at_import in found if at_import} & HEAVY
+        assert not eager, f"{eager} must be imported where it is used, so that commands start at once"
+    if package == "schemas":
+        assert not {name for name, _ in found} & HEAVY
+    assert path.stem not in FORBIDDEN_NAMES
+    assert path.stem not in sys.stdlib_module_names or path.stem == "select", f"{path.stem} hides a standard module"
+    assert len(path.read_text().splitlines()) <= MAX_LINES, "split it, or say why not"
+    assert not {"pickle", "cPickle", "dill"} & {name for name, _ in found}, "no pickle"
+
+
+def test_only_media_modules_open_media() -> None:
+    allowed = ("stages/media", "stages/cutting", "pipeline/demo", "pipeline/verify", "model/sample", "benchmarks")
+    offenders = [
+        str(path.relative_to(ROOT))
+        for path in modules()
+        if {"av", "decord"} & {name for name, _ in imports(path)}
+        and not str(path.relative_to(ROOT)).startswith(allowed)
+    ]
+    assert not offenders
+
+
+def test_broad_excepts_live_in_the_adapter_alone() -> None:
+    offenders = []
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                caught = ast.unparse(node.type) if node.type else ""
+                if caught in ("", "Exception", "BaseException") and path.name != "adapter.py":
+                    offenders.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not offenders, "only the adapter may catch everything, because it counts what it catches"
+
+
+@pytest.mark.parametrize("name", stages.CATALOG)
+def test_stage_obeys_the_contract(name: str) -> None:
+    cls = stages.load(name)
+    assert issubclass(cls, Measure | Split)
+    assert cls.name == name
+    assert stages.CATALOG[name].startswith(f"stages.{name}:"), "name == file == catalogue key"
+    assert issubclass(cls.Config, StageConfig)
+    assert cls.Config() == cls.Config.model_validate({}), "every key has a default"
+    assert (cls.__doc__ or "").strip(), "the first line says what it measures"
+    assert cls.version
+    assert cls.level in ("asset", "shot", "clip")
+    assert (ROOT / "tests" / "stages" / f"test_{name}.py").is_file()
