@@ -92,8 +92,8 @@ class Decoder:
 
     `engine` chooses who decodes frames. "pyav" (default) is exact on everything libav reads and salvages damaged
     files. "decord" is faster at picking single frames far apart; it knows frame numbers only, so its frames get their
-    timestamps from the container, and whatever it cannot do exactly (turned or non-square pictures, a frame count
-    other than the container's) is decoded by PyAV instead. It is run in the same killable child, because some
+    timestamps from the container, and whatever it cannot do exactly (anything but MP4/MOV and Matroska, turned or
+    non-square pictures, a frame count other than the container's) is decoded by PyAV instead; damage goes unnoticed. It is run in the same killable child, because some
     ordinary files make it spin for ever, and asked frame by frame, never in batches, for the same reason.
     """
 
@@ -130,7 +130,7 @@ class Decoder:
             return Path(text.removeprefix("file://"))
         if text in self._remote and self._remote[text].exists():
             return self._remote[text]
-        import fsspec
+        import fsspec  # type: ignore[import-untyped]
 
         name = hashlib.sha256(text.encode()).hexdigest()[:16] + Path(text.partition("?")[0]).suffix
         target = self._scratch(f"remote-{name}")
@@ -323,7 +323,7 @@ class _Child:
         root = str(Path(__file__).resolve().parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        self._complaints = tempfile.TemporaryFile(dir=scratch_dir)
+        self._complaints = tempfile.TemporaryFile(dir=scratch_dir)  # noqa: SIM115 lives as long as the child
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "stages.media_child", str(int(memory_gb * 2**30))],
             stdin=subprocess.PIPE,
@@ -332,7 +332,8 @@ class _Child:
             env=environment,
             start_new_session=True,
         )
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._in, self._out = self._process.stdin, self._process.stdout
         self._pending = b""
         self._cpu_s = 0.0

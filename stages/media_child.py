@@ -56,18 +56,18 @@ def frames(
     from stages.media_open import open_media
     from stages.media_picture import Damage, View, chunks, pictures_between
 
-    wanted = View(
-        tuple(view["size"]) if view["size"] else None, view["long_side_px"], view["is_gray"], view["max_fps"]
-    )
+    wanted = View(tuple(view["size"]) if view["size"] else None, view["long_side_px"], view["is_gray"], view["max_fps"])
     first, last = (Fraction(t) if t is not None else None for t in (start, end))
+    found = None
     if engine == "decord":
         from stages.media_decord import decord_chunks
 
-        stream, runs = decord_chunks(path, first, last, wanted, chunk, max_pixels)
-    else:
-        stream, found = pictures_between(partial(open_media, path), None, first, Damage(), max_pixels)
-        runs = ((r.shape, c) for r, c in chunks(stream, found, last, wanted, chunk))
-    for number, (_, run) in enumerate(runs):
+        found = decord_chunks(path, first, last, wanted, chunk, max_pixels)
+    if found is None:
+        stream, shown = pictures_between(partial(open_media, path), None, first, Damage(), max_pixels)
+        found = Fraction(stream.time_base), chunks(stream, shown, last, wanted, chunk)
+    base, runs = found
+    for number, run in enumerate(runs):
         name = f"{out}.{number}"
         run.images.tofile(name)
         yield {
@@ -75,7 +75,7 @@ def frames(
             "shape": list(run.images.shape),
             "pts": run.pts,
             "end_pts": run.end_pts,
-            "time_base": ratio(Fraction(stream.time_base)),
+            "time_base": ratio(base),
         }
 
 

@@ -6,8 +6,11 @@ the demuxers that open further files by name (playlists, concat scripts, image s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +34,21 @@ TRANSFERS = {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte24
              14: "bt2020-10", 15: "bt2020-12", **HDR_TRANSFERS}  # fmt: skip
 
 
-def open_media(path: str) -> Any:
-    """An open libav container. Raises MediaError with a reason a person understands."""
+def open_media(path: str, *, is_first_edit_only: bool = False) -> Any:
+    """An open libav container. Raises MediaError with a reason a person understands.
+
+    `is_first_edit_only` reads an edit list as a plain offset of the clock, see `edit_list_shift`.
+    """
     file = Path(path)
     if not file.is_file():
-        raise MediaError(f"'{path}' is not there.", reason="file_missing", remedy="Check the path or download it again.")
+        raise MediaError(
+            f"'{path}' is not there.", reason="file_missing", remedy="Check the path or download it again."
+        )
     if file.stat().st_size == 0:
         raise MediaError(f"'{file.name}' is empty (0 bytes).", reason="empty_file", remedy="Download it again.")
-    options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS, "enable_drefs": "0"}
+    options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
+    if is_first_edit_only:
+        options["advanced_editlist"] = "0"
     try:
         container = av.open(f"file:{file.absolute()}", options=options, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError, OSError) as error:
@@ -87,7 +97,8 @@ def _is_without_index(file: Path, head: bytes) -> bool:
     known = (b"ftyp", b"mdat", b"moov", b"free", b"skip", b"wide", b"pnot", b"moof", b"styp", b"sidx", b"uuid")
     if head[4:8] not in known:
         return False
-    size, position, seen = file.stat().st_size, 0, set()
+    seen: set[bytes] = set()
+    size, position = file.stat().st_size, 0
     with file.open("rb") as stream:
         while position + 8 <= size and len(seen) < len(known):
             stream.seek(position)
@@ -146,6 +157,42 @@ def pick(container: Any, kind: str, index: int | None) -> Any:
         raise MediaError(f"There is no {word} that can be decoded{which}.", reason=f"no_{kind}")
     stream.codec_context.thread_count = 1
     return stream
+
+
+SHIFT_SEARCH_PACKETS = 2000
+
+
+@lru_cache(maxsize=32)
+def edit_list_shift(path: str, index: int, version: int) -> int:
+    """What has to be added to libav's pts of the video stream `index` of an ISO media file to be on the container's clock.
+
+    Where an edit begins inside a frame, libav drops that frame and moves the whole stream forward so that the next
+    one starts at the edit: the picture runs early by up to a frame. The same packet read with the edit list taken as
+    an offset tells by how much. `version` (mtime) only keeps the cache honest.
+    """
+    with open_media(path) as exact:
+        first = next((p for p in _head(exact, index) if not p.is_discard and p.pts is not None), None)
+        if first is None:
+            return 0
+        position, pts = first.pos, first.pts
+    with open_media(path, is_first_edit_only=True) as plain:
+        true = next((p.pts for p in _head(plain, index) if p.pos == position and p.pts is not None), pts)
+    return max(0, int(true - pts))
+
+
+def _head(container: Any, index: int) -> Iterator[Any]:
+    return islice(container.demux(container.streams[index]), SHIFT_SEARCH_PACKETS)
+
+
+def clock_shift(container: Any, stream: Any) -> int:
+    """`edit_list_shift` of an open container's stream, 0 for other kinds of files."""
+    if not container.format.name.startswith("mov") or stream.type != "video":
+        return 0
+    path = container.name.removeprefix("file:")
+    try:
+        return edit_list_shift(path, stream.index, Path(path).stat().st_mtime_ns)
+    except (av.error.FFmpegError, OSError):
+        return 0
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import tee
 from typing import Any
 
 import av
 import numpy as np
 
 from schemas.errors import MediaError
-from stages.media_open import Geometry, geometry, pick
+from stages.media_open import Geometry, clock_shift, geometry, pick
 
 MAX_DEMUX_ERRORS = 100
 """Read errors after which the rest of a file is given up as unreadable."""
@@ -79,13 +80,45 @@ class Picture:
     """In pts; 0 where the container does not say."""
 
 
+class FrameClock:
+    """Decides which timestamp of a decoded frame to believe.
+
+    Its presentation time, unless that runs backwards more often than the decoding time does, or the container (AVI)
+    stores no times at all and the presentation times were guessed. A frame without either follows the one before.
+    """
+
+    def __init__(self, stream: Any, container_name: str, shift: int) -> None:
+        self._step = _usual_step(stream)
+        self._is_guessed = container_name == "avi"
+        self._shift = shift
+        self._last: int | None = None
+        self._last_pts = self._last_dts = -(1 << 63)
+        self._faulty_pts = self._faulty_dts = 0
+
+    def pts_of(self, frame: Any) -> int:
+        """Presentation time of the next frame that came out of the decoder."""
+        pts, dts = frame.pts, frame.dts
+        if dts is not None:
+            self._faulty_dts += dts <= self._last_dts
+            self._last_dts = dts
+        if pts is not None:
+            self._faulty_pts += pts <= self._last_pts
+            self._last_pts = pts
+        is_distrusted = self._is_guessed or self._faulty_pts > self._faulty_dts
+        if dts is not None and (pts is None or is_distrusted):
+            pts = dts
+        elif pts is None or is_distrusted:
+            pts = 0 if self._last is None else self._last + self._step
+        self._last = int(pts)
+        return self._last + self._shift
+
+
 def pictures(container: Any, stream: Any, damage: Damage, max_pixels: int) -> Iterator[Picture]:
     """Decoded frames in strictly increasing pts.
 
-    A frame without a timestamp is placed one usual frame length after the one before; one that does not move time
-    forward (joined recordings that overlap) is left out and counted as damaged.
+    One that does not move time forward (joined recordings that overlap) is left out and counted as damaged.
     """
-    last, usual = None, _usual_step(stream)
+    last, clock = None, FrameClock(stream, container.format.name, clock_shift(container, stream))
     for frame in decoded(container, stream, damage):
         if frame.width * frame.height > max_pixels:
             raise MediaError(
@@ -93,7 +126,7 @@ def pictures(container: Any, stream: Any, damage: Damage, max_pixels: int) -> It
                 reason="too_many_pixels",
                 remedy="Raise `max_pixels` of the decoder if this is meant.",
             )
-        pts = frame.pts if frame.pts is not None else (0 if last is None else last + usual)
+        pts = clock.pts_of(frame)
         if frame.is_corrupt:
             damage.note("a frame was decoded from damaged data")
         if last is not None and pts <= last:
@@ -105,8 +138,8 @@ def pictures(container: Any, stream: Any, damage: Damage, max_pixels: int) -> It
 
 def _usual_step(stream: Any) -> int:
     """The usual frame length in pts, at least 1."""
-    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    return max(1, round(1 / (rate * stream.time_base)))
+    rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
+    return max(1, round(1 / (rate * Fraction(stream.time_base))))
 
 
 def last_duration(picture: Picture, previous_pts: int | None, stream: Any) -> int:
@@ -133,7 +166,7 @@ class Renderer:
 
     def __init__(self, first: Any, stream: Any, view: View) -> None:
         self.geometry: Geometry = geometry(first, stream)
-        self.width, self.height = _target_size(self.geometry.display_size, view)
+        self.width, self.height = target_size(self.geometry.display_size, view)
         self.is_gray = view.is_gray
         turned = self.geometry.quarter_turns % 2
         self._inner = (self.height, self.width) if turned else (self.width, self.height)
@@ -151,7 +184,8 @@ class Renderer:
         out[...] = np.rot90(image, self.geometry.quarter_turns)
 
 
-def _target_size(display: tuple[int, int], view: View) -> tuple[int, int]:
+def target_size(display: tuple[int, int], view: View) -> tuple[int, int]:
+    """(width, height) of the wanted pictures."""
     if view.size is not None:
         return view.size
     width, height = display
@@ -177,7 +211,7 @@ def pictures_between(
     first_pts = -((-start / stream.time_base) // 1)
     if container.format.name in SEEKABLE:
         for back_s in (0, SEEK_MARGIN_S):
-            target = int(first_pts - back_s / stream.time_base)
+            target = int(first_pts - back_s / stream.time_base) - clock_shift(container, stream)
             try:
                 container.seek(target, stream=stream, backward=True, any_frame=False)
             except (av.error.FFmpegError, OSError):
@@ -202,15 +236,15 @@ def _from(first_pts: int, found: Picture | None, rest: Iterator[Picture]) -> Ite
             yield picture
 
 
-def thin(frames: Iterator[Picture], time_base: Fraction, max_fps: float | None) -> Iterator[tuple[Picture, bool]]:
-    """Each frame and whether to draw it, so that at most `max_fps` frames fall into any second of a regular grid."""
+def wanted_slots(pts: Iterable[int], time_base: Fraction, max_fps: float | None) -> Iterator[bool]:
+    """For each frame whether to keep it, so that at most one falls into each slot of a grid of `max_fps`."""
     slot: int | None = None
-    for picture in frames:
+    for time in pts:
         if max_fps is None:
-            yield picture, True
+            yield True
             continue
-        now = picture.pts * time_base * Fraction(max_fps).limit_denominator(1000) // 1
-        yield picture, now != slot
+        now = time * time_base * Fraction(max_fps).limit_denominator(1000) // 1
+        yield now != slot
         slot = now
 
 
@@ -223,9 +257,7 @@ class Chunk:
     end_pts: int
 
 
-def chunks(
-    stream: Any, frames: Iterator[Picture], end: Fraction | None, view: View, size: int
-) -> Iterator[tuple[Renderer, Chunk]]:
+def chunks(stream: Any, frames: Iterator[Picture], end: Fraction | None, view: View, size: int) -> Iterator[Chunk]:
     """Drawn frames before `end`, in runs of `size`. `end_pts` is the pts of the frame that follows the run."""
     renderer: Renderer | None = None
     buffer = np.empty(0, np.uint8)
@@ -233,7 +265,9 @@ def chunks(
     last: Picture | None = None
     previous: int | None = None
     end_pts: int | None = None
-    for picture, is_wanted in thin(frames, stream.time_base, view.max_fps):
+    frames, stamps = tee(frames)
+    wanted = wanted_slots((picture.pts for picture in stamps), stream.time_base, view.max_fps)
+    for picture, is_wanted in zip(frames, wanted, strict=False):
         if end is not None and picture.pts * stream.time_base >= end:
             end_pts = picture.pts
             break
@@ -244,12 +278,11 @@ def chunks(
         if not is_wanted:
             continue
         if len(pts) == size:
-            yield renderer, Chunk(buffer, pts, picture.pts)
+            yield Chunk(buffer, pts, picture.pts)
             pts = []
         renderer.draw(picture.frame, buffer[len(pts)])
         pts.append(picture.pts)
     if renderer is not None and last is not None and pts:
         if end_pts is None:
             end_pts = last.pts + last_duration(last, previous, stream)
-        yield renderer, Chunk(buffer[: len(pts)], pts, end_pts)
-
+        yield Chunk(buffer[: len(pts)], pts, end_pts)

@@ -7,13 +7,31 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
-
 from schemas.errors import MediaError
 from schemas.timing import microseconds
-from stages.media_open import Geometry, choose_audio, choose_video, geometry, is_hdr, open_media, pick, transfer_name
+from stages.media_open import (
+    Geometry,
+    choose_audio,
+    choose_video,
+    clock_shift,
+    geometry,
+    is_hdr,
+    open_media,
+    pick,
+    transfer_name,
+)
 from stages.media_picture import Damage, Picture, last_duration, packets, pictures
 from stages.media_sound import FloatFrames, Placement, placed
 
+VIDEO_FIELDS = (
+    "video_stream", "video_codec", "width_px", "height_px", "coded_width_px", "coded_height_px", "sar", "rotation_deg",
+    "fps", "is_vfr", "num_frames", "video_start_pts", "video_end_pts", "tb_num", "tb_den", "video_start_s",
+    "is_interlaced", "is_hdr", "color_transfer",
+)  # fmt: skip
+AUDIO_FIELDS = (
+    "audio_stream", "audio_codec", "audio_rate_hz", "audio_channels", "audio_layout", "audio_start_s", "audio_end_s",
+    "audio_gap_s",
+)  # fmt: skip
 VFR_SHARE = Fraction(1, 5)
 """Frame lengths that differ from the median by more than this share (and by more than clock rounding) vary."""
 VFR_ROUNDING_TICKS = 1
@@ -61,8 +79,9 @@ def _watch(path: str, index: int, decode: bool, max_pixels: int) -> Timeline:
     timeline = _watch_first(path, index, max_pixels)
     with open_media(path) as container:
         stream = pick(container, "video", index)
+        shift = clock_shift(container, stream)
         found = [
-            (p.pts if p.pts is not None else p.dts, p.duration or 0)
+            ((p.pts if p.pts is not None else p.dts) + shift, p.duration or 0)
             for p in packets(container, stream, timeline.damage)
             if not p.is_discard and (p.pts is not None or p.dts is not None)
         ]
@@ -109,6 +128,7 @@ def _packets_before(path: str, index: int, first_pts: int) -> int:
     """Packets stamped before the first decoded frame: a recording joined in the middle of a group of pictures."""
     with open_media(path) as container:
         stream = pick(container, "video", index)
+        first_pts -= clock_shift(container, stream)
         count = 0
         for packet in packets(container, stream, Damage()):
             if packet.dts is not None and packet.dts > first_pts:
@@ -154,12 +174,8 @@ def _listen(path: str, index: int, decode: bool) -> dict[str, Any]:
 
 
 def _video_fields(stream: Any, timeline: Timeline | None) -> dict[str, Any]:
-    names = (
-        "video_stream video_codec width_px height_px coded_width_px coded_height_px sar rotation_deg fps is_vfr "
-        "num_frames video_start_pts video_end_pts tb_num tb_den video_start_s is_interlaced is_hdr color_transfer"
-    ).split()
     if stream is None or timeline is None or not timeline.pts or timeline.shape is None:
-        return {"has_video": False, **dict.fromkeys(names), "num_frames": 0}
+        return {"has_video": False, **dict.fromkeys(VIDEO_FIELDS), "num_frames": 0}
     shape, base = timeline.shape, Fraction(stream.time_base)
     width, height = shape.display_size
     return {
@@ -197,9 +213,8 @@ def is_variable(pts: list[int]) -> bool:
 
 
 def _audio_fields(stream: Any, sound: dict[str, Any] | None) -> dict[str, Any]:
-    names = "audio_stream audio_codec audio_rate_hz audio_channels audio_layout audio_start_s audio_end_s audio_gap_s"
     if stream is None or sound is None or not sound["num_samples"]:
-        return {"has_audio": False, **dict.fromkeys(names.split())}
+        return {"has_audio": False, **dict.fromkeys(AUDIO_FIELDS)}
     return {
         "has_audio": True,
         "audio_stream": stream.index,
@@ -218,6 +233,5 @@ def _duration_us(about: dict[str, Any]) -> int:
     if about["has_video"]:
         base = Fraction(about["tb_num"], about["tb_den"])
         return microseconds(about["video_end_pts"] * base) - microseconds(about["video_start_pts"] * base)
-    return round((about["audio_end_s"] - about["audio_start_s"]) * 1_000_000)
-
-
+    seconds: float = about["audio_end_s"] - about["audio_start_s"]
+    return round(seconds * 1_000_000)

@@ -161,7 +161,7 @@ class ChannelStatistics:
         power = np.diag(self.products)
         if power.max(initial=0.0) <= 0:
             return weights
-        loudest = np.eye(len(channels))[int(np.argmax(power))]
+        loudest: np.ndarray = np.eye(len(channels))[int(np.argmax(power))]
         active = np.where(power > SILENT_RATIO * power.max(), weights, 0.0)
         if active.sum() <= 0:
             return loudest
@@ -175,7 +175,8 @@ def default_mono_weights(channels: list[str]) -> np.ndarray:
     if len(channels) <= 2 or "FC" not in channels:
         return np.full(len(channels), 1.0 / len(channels))
     weights = np.array([BS775_WEIGHTS.get(name, SURROUND_WEIGHT) for name in channels])
-    return weights / weights.sum()
+    mixed: np.ndarray = weights / weights.sum()
+    return mixed
 
 
 def stereo_weights(channels: list[str]) -> np.ndarray:
@@ -191,7 +192,8 @@ def stereo_weights(channels: list[str]) -> np.ndarray:
         left, right = name.endswith("L"), name.endswith("R")
         level = 1.0 if name in ("FL", "FR") else 0.7071
         sides[row] = (0.0 if right else level, 0.0 if left else level)
-    return sides / np.maximum(sides.sum(0), 1e-9).max()
+    mixed: np.ndarray = sides / np.maximum(sides.sum(0), 1e-9).max()
+    return mixed
 
 
 def resampled(blocks: Iterator[np.ndarray], frames: FloatFrames, rate_hz: int | None) -> Iterator[np.ndarray]:

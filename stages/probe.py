@@ -1,0 +1,93 @@
+"""`probe`: what an asset holds, measured by reading all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from schemas.errors import ItemError
+from schemas.fields import f, struct
+from schemas.records import Row
+from stages.base import Measure, Resources, StageConfig
+
+ADDS = struct(
+    f("container", pa.string(), doc="container format, told from the content, not from the file name"),
+    f(
+        "duration_us",
+        pa.int64(),
+        unit="us",
+        doc="length of the picture's timeline, or of the sound where there is no picture; by packets, not by header",
+    ),
+    f("has_video", pa.bool_(), doc="at least one frame of a moving picture can be decoded"),
+    f("has_audio", pa.bool_(), doc="at least one sample of sound can be decoded"),
+    f("video_stream", pa.int32(), doc="stream used: largest picture that is not a cover, then the default one"),
+    f("audio_stream", pa.int32(), doc="stream used: no commentary, default flag, highest rate, first"),
+    f("video_codec", pa.string(), doc="codec of the picture"),
+    f("width_px", pa.int32(), unit="px", doc="width as shown: turned, with square pixels"),
+    f("height_px", pa.int32(), unit="px", doc="height as shown"),
+    f("coded_width_px", pa.int32(), unit="px", doc="width as stored"),
+    f("coded_height_px", pa.int32(), unit="px", doc="height as stored"),
+    f("sar", pa.float64(), unit="ratio", doc="width of a stored pixel over its height"),
+    f("rotation_deg", pa.int32(), unit="deg", doc="clockwise turn that makes the stored picture upright"),
+    f("fps", pa.float64(), unit="1/s", doc="mean frame rate over the timeline"),
+    f("is_vfr", pa.bool_(), doc="frame lengths vary by more than clock rounding, dropped frames included"),
+    f("num_frames", pa.int32(), unit="count", doc="frames shown, those hidden by edit lists not counted"),
+    f("video_start_pts", pa.int64(), unit="time base", doc="pts of the first frame"),
+    f("video_end_pts", pa.int64(), unit="time base", doc="pts after the last frame"),
+    f("tb_num", pa.int64(), unit="s", doc="time base of the picture, numerator"),
+    f("tb_den", pa.int64(), unit="1/s", doc="time base of the picture, denominator"),
+    f("video_start_s", pa.float64(), unit="s", doc="first frame on the asset clock"),
+    f("audio_start_s", pa.float64(), unit="s", doc="first audible sample on the asset clock, codec priming removed"),
+    f("audio_end_s", pa.float64(), unit="s", doc="end of the last sample on the asset clock"),
+    f("audio_codec", pa.string(), doc="codec of the sound"),
+    f("audio_rate_hz", pa.int32(), unit="hz", doc="sampling rate as stored"),
+    f("audio_channels", pa.int32(), unit="count", doc="channels as stored"),
+    f("audio_layout", pa.string(), doc="channel layout: mono, stereo, 5.1, ..."),
+    f("audio_gap_s", pa.float64(), unit="s", doc="holes between packets, filled with silence by timestamp"),
+    f("is_interlaced", pa.bool_(), doc="most frames hold two fields"),
+    f("is_hdr", pa.bool_(), doc="tagged with an HDR curve (PQ or HLG); not tone-mapped by anything here"),
+    f("color_transfer", pa.string(), doc="transfer curve the picture is tagged with; null if untagged"),
+    f("num_video_streams", pa.int32(), unit="count", doc="video streams, cover pictures included"),
+    f("num_audio_streams", pa.int32(), unit="count", doc="sound streams"),
+    f(
+        "damaged_packets",
+        pa.int32(),
+        unit="count",
+        doc="packets unreadable, undecodable, flagged corrupt, out of time order or before the first whole frame",
+    ),
+)
+
+
+class Config(StageConfig):
+    """How thoroughly an asset is read."""
+
+    decode: bool = Field(
+        default=True,
+        description="Decode everything once, so that damage is found and frames are counted by what is shown. "
+        "False reads packets only: some ten times cheaper, blind to damage inside them.",
+    )
+
+
+class Probe(Measure[Config]):
+    """Streams, exact timelines, geometry and damage of an asset. A file nobody can decode raises MediaError."""
+
+    name: ClassVar[str] = "probe"
+    version: ClassVar[str] = "1"
+    level: ClassVar = "asset"
+    reads: ClassVar[tuple[str, ...]] = ("download.path",)
+    adds: ClassVar[pa.StructType] = ADDS
+    Config: ClassVar[type[StageConfig]] = Config
+    resources: ClassVar[Resources] = Resources(cpus=1.0, memory_gb=1.0)
+
+    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
+        """One struct per asset, or the MediaError it ran into."""
+        return [self._one(row) for row in batch]
+
+    def _one(self, row: Row) -> dict[str, Any] | ItemError:
+        try:
+            return self.ctx.media.probe(self.ctx.asset_path(row), decode=self.config.decode)
+        except ItemError as error:
+            return error
