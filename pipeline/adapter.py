@@ -71,7 +71,8 @@ class Worker:
         if not rows:
             return
         started, cpu = time.monotonic(), _cpu_s()
-        step = 1 if spec.is_split else spec.resources.batch
+        goes_alone = spec.is_split or any(item.stage == spec.name for item in poison)
+        step = 1 if goes_alone else spec.resources.batch
         for at in range(0, len(rows), step):
             batch = self._without_poison(spec, unit, rows[at : at + step], poison)
             if batch:
@@ -90,7 +91,7 @@ class Worker:
     def _without_poison(
         self, spec: StageSpec, unit: Unit, rows: Sequence[Mutable], poison: Sequence[Poison]
     ) -> list[Mutable]:
-        bad = {item.row_id: item.cause for item in poison if item.stage == spec.name}
+        bad = {item.row_id: item.cause for item in poison if item.stage == spec.name and item.cause != "suspect"}
         for row in rows:
             cause = bad.get(_row_id(row))
             if cause == "timeout":

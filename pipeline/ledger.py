@@ -126,10 +126,13 @@ class Ledger:
 
     def table(self, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
         """All committed rows of one kind, duplicates of bytes included, in a fixed order."""
+        import polars as pl
+
         self._table.update_incremental()
-        wanted = None if columns is None else list(dict.fromkeys(["kind", "row_id", "source_id", *columns]))
-        rows = self._table.to_pyarrow_table(columns=wanted, filters=[("kind", "=", kind)])
-        return rows.sort_by([("source_id", "ascending"), ("row_id", "ascending")])
+        rows = pl.scan_delta(self._table).filter(pl.col("kind") == kind).sort("source_id", "row_id")
+        if columns is not None:
+            rows = rows.select(list(dict.fromkeys(["kind", "row_id", "source_id", *columns])))
+        return rows.collect().to_arrow(compat_level=pl.CompatLevel.oldest())
 
     def canonical_sources(self) -> dict[str, str]:
         """asset id -> the one source id whose rows count: the smallest."""

@@ -28,7 +28,7 @@ class StageTally:
 
 @dataclass
 class Poison:
-    """A row that took its worker down."""
+    """A row that took its worker down: `crash`, `timeout`, or `suspect` if it was one of a batch and goes alone next."""
 
     stage: str
     row_id: str
@@ -62,8 +62,8 @@ class Monitor:
             stage, row_ids, _ = left
             for row_id in row_ids:
                 self.crashes[unit_id, stage, row_id] += 1
-                if self.crashes[unit_id, stage, row_id] >= MAX_CRASHES:
-                    self.poison[unit_id].append(Poison(stage, row_id, "crash"))
+                is_certain = len(row_ids) == 1 and self.crashes[unit_id, stage, row_id] >= MAX_CRASHES
+                self.poison[unit_id].append(Poison(stage, row_id, "crash" if is_certain else "suspect"))
         return self.poison[unit_id]
 
     def enter(self, unit_id: str, stage: str, row_ids: list[str]) -> None:
@@ -80,7 +80,8 @@ class Monitor:
     def expire(self, unit_id: str, stage: str, row_ids: list[str]) -> None:
         """These rows ran past their limit; their worker is about to end itself."""
         self.in_flight.pop(unit_id, None)
-        self.poison[unit_id] += [Poison(stage, row_id, "timeout") for row_id in row_ids]
+        cause = "timeout" if len(row_ids) == 1 else "suspect"
+        self.poison[unit_id] += [Poison(stage, row_id, cause) for row_id in row_ids]
 
     def end(self, unit_id: str) -> None:
         """The unit left this worker group."""

@@ -191,5 +191,5 @@ def _passes(values: pa.ChunkedArray, check: Check) -> Mask:
         case "equals":
             passed = pc.equal(values, pa.scalar(check.bound))
         case "one_of":
-            passed = pc.is_in(values, value_set=pa.array(list(check.bound)))
+            passed = pc.is_in(values, value_set=pa.array(list(check.bound), values.type))
     return np.asarray(pc.fill_null(passed, False).to_numpy(zero_copy_only=False), bool)
