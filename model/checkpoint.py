@@ -46,7 +46,7 @@ class TensorSpec:
     @property
     def num_bytes(self) -> int:
         """Size in memory and in a file."""
-        return self.num_elements * self.dtype.itemsize
+        return self.num_elements * int(self.dtype.itemsize)
 
 
 class Source(Protocol):

@@ -138,6 +138,8 @@ class WarmStart:
     """
 
     def __init__(self, wan: Source, config: NavaConfig, seed: int) -> None:
+        from model.nava import Nava
+
         expected = expected_tensors(config)
         names = {name: wan_name(name, config) for name in expected}
         taken = {name: theirs for name, theirs in names.items() if theirs is not None}
@@ -145,7 +147,8 @@ class WarmStart:
         self.where = wan.where
         self.fresh = tuple(name for name in expected if name not in taken)
         self._wan = RenamedSource(wan, taken)
-        self._config = config
+        with torch.device("meta"):
+            self._network = Nava(config)
         self._seed = seed
         self.specs = self._wan.specs | {name: TensorSpec(torch.float32, expected[name]) for name in self.fresh}
 
@@ -159,16 +162,13 @@ class WarmStart:
 
     def _initialise(self, name: str) -> Tensor:
         """The tensor as `Nava.init_weights` fills it: only its own module is given memory, the rest has shapes only."""
-        from model.nava import Nava
-
-        with torch.device("meta"):
-            network = Nava(self._config)
-        owner = network.get_submodule(name.rpartition(".")[0])
+        owner = self._network.get_submodule(name.rpartition(".")[0])
         owner.to_empty(device="cpu", recurse=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed ^ zlib.crc32(name.encode()))
-            network.init_weights()
-        value: Tensor = network.get_parameter(name).detach()
+            self._network.init_weights()
+        value: Tensor = self._network.get_parameter(name).detach()
+        owner.to_empty(device="meta", recurse=False)
         return value
 
 
@@ -236,12 +236,16 @@ def _write_dcp(directory: Path, specs: Mapping[str, TensorSpec], source: Source)
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
+    stream = _cast(source, specs, specs)
+
     class StreamingPlanner(DefaultSavePlanner):  # type: ignore[misc]
-        """Plans with empty tensors and reads each one when it is written."""
+        """Plans with empty tensors; reads each one when its turn to be written comes, which is the planned order."""
 
         def resolve_data(self, write_item: Any) -> Tensor:
-            name = write_item.index.fqn.removeprefix(DCP_SECTION)
-            return next(_cast(source, [name], specs))[1]
+            name, tensor = next(stream)
+            if DCP_SECTION + name != write_item.index.fqn:
+                raise ModelError(f"{directory}: writing {write_item.index.fqn}, but {name} came next.")
+            return tensor
 
     planned = {DCP_SECTION + n: torch.empty(s.shape, dtype=s.dtype, device="meta") for n, s in specs.items()}
     partial = directory.with_name(directory.name + ".partial")

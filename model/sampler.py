@@ -17,11 +17,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from model.flow import NUM_STEPS, SIGMA_MIN
 from model.nava import Nava, Sample, pack
-
-NUM_TRAIN_TIMESTEPS = 1000
-LAST_TRAINED_SIGMA = 0.003 / 1.002
-"""Where the training grid ends before its shift (FlowMatchScheduler of the release)."""
 
 
 class Solver(Protocol):
@@ -41,7 +38,7 @@ def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
 
 def euler_sigmas(num_steps: int, shift: float = 5.0) -> Tensor:
     """[num_steps] fp32 noise levels of the Euler solver, descending from 1; the closing 0 is not included."""
-    grid = torch.linspace(1.0, LAST_TRAINED_SIGMA, num_steps + 1, dtype=torch.float64)[:-1]
+    grid = torch.linspace(1.0, SIGMA_MIN, num_steps + 1, dtype=torch.float64)[:-1]
     return shift_sigmas(grid, shift).float()
 
 
@@ -51,7 +48,7 @@ def unipc_sigmas(num_steps: int, shift: float = 5.0) -> Tensor:
     The shift is applied twice, to the first level (1 - 1/1000) and to the grid that starts from it, because the release
     gives it at construction and leaves `set_timesteps` to apply it again.
     """
-    top = shift_sigmas(torch.tensor(1 - 1 / NUM_TRAIN_TIMESTEPS, dtype=torch.float64), shift).float().item()
+    top = shift_sigmas(torch.tensor(1 - 1 / NUM_STEPS, dtype=torch.float64), shift).float().item()
     grid = torch.linspace(top, 0.0, num_steps + 1, dtype=torch.float64)[:-1]
     return torch.cat([shift_sigmas(grid, shift), torch.zeros(1, dtype=torch.float64)]).float()
 
@@ -61,7 +58,7 @@ class Euler:
 
     def __init__(self, num_steps: int, shift: float = 5.0) -> None:
         self.sigmas = euler_sigmas(num_steps, shift)
-        self.timesteps = self.sigmas * NUM_TRAIN_TIMESTEPS
+        self.timesteps = self.sigmas * NUM_STEPS
         self._index = 0
 
     def step(self, velocity: Tensor, sample: Tensor) -> Tensor:
@@ -82,7 +79,7 @@ class UniPC:
 
     def __init__(self, num_steps: int, shift: float = 5.0) -> None:
         self.sigmas = unipc_sigmas(num_steps, shift)
-        self.timesteps = (self.sigmas[:-1] * NUM_TRAIN_TIMESTEPS).to(torch.int64)
+        self.timesteps = (self.sigmas[:-1] * NUM_STEPS).to(torch.int64)
         self._levels: list[float] = self.sigmas.double().tolist()
         self._index = 0
         self._order = 1
