@@ -195,12 +195,26 @@ def _variant(setting: str, settings: dict[str, Any]) -> Callable[[Sample], Sampl
     words = set(re.sub(r"first_frame(_is_clean|_clean)?|t?i2v", "clean", setting.lower()).split("_"))
     described = str(settings.get(setting, "")).lower()
     is_clean = "clean" in words or bool(re.search(r"first_frame_is_clean\s*=\s*true|first[ -]frame mode", described))
-    if words - {"cond", "train", "masked", "modality", "no", "timbre", "zero", "text", "clean", "audio", "video", "only"}:
+    if words - {
+        "cond",
+        "train",
+        "masked",
+        "modality",
+        "no",
+        "timbre",
+        "zero",
+        "text",
+        "clean",
+        "audio",
+        "video",
+        "only",
+    }:
         return None
 
     def apply(sample: Sample) -> Sample:
         if "only" in words:
-            sample = replace(sample, **{kind: None for kind in ("audio", "video") if kind not in words})
+            video, audio = (sample.video if "video" in words else None), (sample.audio if "audio" in words else None)
+            sample = replace(sample, video=video, audio=audio)
         if "timbre" in words:
             sample = replace(sample, speakers=None)
         if "text" in words:
@@ -232,7 +246,9 @@ def _losses_and_gradients(
     videos, audios = (
         [tensors.get(f"in/target_{kind}_{i}") for i in range(len(samples))] for kind in ("video", "audio")
     )
-    terms = objective.loss(velocity, Noised(samples, tensors["in/timesteps"], tensors["in/loss_reweight"], videos, audios))
+    terms = objective.loss(
+        velocity, Noised(samples, tensors["in/timesteps"], tensors["in/loss_reweight"], videos, audios)
+    )
     total = objective.total(terms)
     model.zero_grad()
     total.backward()
@@ -259,7 +275,9 @@ class _recorded:  # noqa: N801
             self.handles.append(block.register_forward_pre_hook(lambda _, args: self._inputs(*args[:4])))
         for kind, blocks in (("double", self.model.double_blocks), ("single", self.model.single_blocks)):
             for k, block in enumerate(blocks):
-                self.handles.append(block.register_forward_hook(lambda _, __, out, n=f"after_{kind}_{k}": self._out(n, out)))
+                self.handles.append(
+                    block.register_forward_hook(lambda _, __, out, n=f"after_{kind}_{k}": self._out(n, out))
+                )
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
@@ -376,7 +394,11 @@ def _check_schedules(golden: Golden) -> Iterator[Row]:
             ours[name] = _toy_trajectory(tensors["unipc_toy/x_init"], len(tensors[name]))
     inputs = {"train/example_x0", "train/example_noise", "train/example_t", "unipc_toy/x_init"}
     for name in sorted(tensors.keys() - inputs):
-        yield compare(name, ours[name], tensors[name]) if name in ours else Row(f"{name}: not understood", math.inf, LIMIT)
+        yield (
+            compare(name, ours[name], tensors[name])
+            if name in ours
+            else Row(f"{name}: not understood", math.inf, LIMIT)
+        )
 
 
 def _toy_trajectory(x: Tensor, num_steps: int) -> Tensor:

@@ -56,7 +56,9 @@ class NavaConfig(BaseModel):
         if self.timestep_freq_dim % 2:
             raise ValueError(f"timestep_freq_dim {self.timestep_freq_dim} must be even")
         if self.patch_size[0] != 1:
-            raise ValueError(f"patch_size {self.patch_size}: patches span one latent frame, so that a first frame can be clean")
+            raise ValueError(
+                f"patch_size {self.patch_size}: patches span one latent frame, so that a first frame can be clean"
+            )
         return self
 
     @property

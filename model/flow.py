@@ -36,10 +36,10 @@ class FlowConfig(BaseModel):
     shift: float = 5.0
     video_weight: float = 1.0
     audio_weight: float = 0.2
-    clean_first_frame_prob: float = Field(0.5, ge=0, le=1)
-    cross_modal_mask_prob: float = Field(0.2, ge=0, le=1)
-    text_dropout_prob: float = Field(0.1, ge=0, le=1)
-    timbre_dropout_prob: float = Field(0.1, ge=0, le=1)
+    clean_first_frame_prob: float = Field(default=0.5, ge=0, le=1)
+    cross_modal_mask_prob: float = Field(default=0.2, ge=0, le=1)
+    text_dropout_prob: float = Field(default=0.1, ge=0, le=1)
+    timbre_dropout_prob: float = Field(default=0.1, ge=0, le=1)
     """Per voice. The release's code uses 0.1, digests of the paper say 0.2."""
 
     # corrections
@@ -52,7 +52,7 @@ class FlowConfig(BaseModel):
     importance_sampling: bool = True
     """Timesteps are drawn in proportion to w(t) and weighted 1: the same expected loss with less variance. False: drawn
     uniformly and weighted by w(t), which is below 0.4 for a quarter of the draws and 0 at t = 1000."""
-    mean_over: str = Field("tokens", pattern="^(tokens|samples)$")
+    mean_over: str = Field(default="tokens", pattern="^(tokens|samples)$")
     """"tokens": the mean over all video (audio) tokens of the step on all ranks. "samples": over samples, each the mean of
     its own elements, so that a short clip's token counts for more than a long one's."""
     round_to_bfloat16: bool = False
@@ -155,16 +155,14 @@ class FlowObjective:
         counts = {"video": [0] * B, "audio": [0] * B}
         for i, sample in enumerate(noised.samples):
             skip = 1 if sample.is_first_frame_clean and not self.config.score_clean_frame else 0
-            for name, predicted, target in (
-                ("video", velocity.video[i], noised.video_targets[i]),
-                ("audio", velocity.audio[i], noised.audio_targets[i]),
-            ):
-                if predicted is None or target is None:
-                    continue
-                if name == "video":
-                    predicted, target = predicted[:, skip:], target[:, skip:]
-                errors[name][i] = (predicted.float() - target.to(predicted.device).float()).square().mean()
-                counts[name][i] = predicted[0].numel() if name == "video" else len(predicted)
+            video, video_target = velocity.video[i], noised.video_targets[i]
+            audio, audio_target = velocity.audio[i], noised.audio_targets[i]
+            if video is not None and video_target is not None:
+                errors["video"][i] = _squared_error(video[:, skip:], video_target[:, skip:])
+                counts["video"][i] = video[0, skip:].numel()
+            if audio is not None and audio_target is not None:
+                errors["audio"][i] = _squared_error(audio, audio_target)
+                counts["audio"][i] = len(audio)
         if self.config.mean_over == "samples":
             counts = {name: [1] * B for name in counts}
         shares = {name: torch.tensor(c, dtype=torch.float32, device=first.device) for name, c in counts.items()}
@@ -238,6 +236,11 @@ def clip_generators(
     """One generator per clip, seeded by SHA-256 of (seed, epoch, clip id)."""
     digests = (hashlib.sha256(f"{seed}/{epoch}/{clip_id}".encode()).digest() for clip_id in clip_ids)
     return [torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1) for digest in digests]
+
+
+def _squared_error(predicted: Tensor, target: Tensor) -> Tensor:
+    dtype = torch.promote_types(predicted.dtype, torch.float32)
+    return (predicted.to(dtype) - target.to(predicted.device, dtype)).square().mean()
 
 
 def _uniform(generator: torch.Generator, num: int) -> list[float]:

@@ -5,6 +5,7 @@ and norms, modulation, rotary positions and gates work in its dtype. `Linear` co
 bfloat16 weights give bfloat16 matrix products on a float32 stream. There is no autocast.
 """
 
+# mypy: disallow-subclassing-any=False, disallow-untyped-decorators=False
 from __future__ import annotations
 
 import math
@@ -50,20 +51,14 @@ class RMSNorm(nn.Module):
 
 
 class Modulation(nn.Module):
-    """`num` learned offsets to the rows of a timestep table: table_BnD (or BD, shared by all) -> num tables_BD."""
+    """`num` learned offsets to a timestep table: table_BnD -> num tables_BD."""
 
     def __init__(self, dim: int, num: int) -> None:
         super().__init__()
         self.modulation = nn.Parameter(torch.zeros(1, num, dim))
 
-    def offsets(self, table: Tensor) -> tuple[Tensor, ...]:
-        """The tables."""
-        if table.dim() == 2:
-            table = table[:, None]
-        return (table + self.modulation.to(table.dtype)).unbind(1)
-
-    def forward(self, table: Tensor) -> tuple[Tensor, ...]:
-        return self.offsets(table)
+    def forward(self, table_BnD: Tensor) -> tuple[Tensor, ...]:
+        return tuple((table_BnD + self.modulation.to(table_BnD.dtype)).unbind(1))
 
 
 def modulate(x_LD: Tensor, shift_BD: Tensor, scale_BD: Tensor, rows_L: Tensor, eps: float) -> Tensor:

@@ -10,6 +10,7 @@ self-attention and feed-forward are modulated by the token's timestep. A batch i
 is decided per sample. Parameter names are those of the official checkpoint without its `backbone.` prefix.
 """
 
+# mypy: disallow-subclassing-any=False, disallow-untyped-decorators=False
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -34,8 +35,8 @@ from model.layers import (
     modulate,
     timestep_embedding,
 )
-from model.tokens import Layout, Packed, Sample, pack
 from model.rope import rotate
+from model.tokens import Layout, Packed, Sample, pack
 from schemas.errors import ModelError
 
 __all__ = ["AlignBlock", "FusionBlock", "Nava", "Packed", "Sample", "Velocity", "pack"]
@@ -84,7 +85,9 @@ class Nava(nn.Module):
         layout = packed.layout.prepare(backend)
 
         video_ND = self.patch_embedding(packed.video_patches).to(stream)
-        audio_MD = self.patch_embedding_audio(packed.audio_latents, packed.audio_slots, packed.num_audio_slots).to(stream)
+        audio_MD = self.patch_embedding_audio(packed.audio_latents, packed.audio_slots, packed.num_audio_slots).to(
+            stream
+        )
         context_RD = self.context(packed, stream)
         time_BD, table_BnD = self.timestep_tables(t_B, stream)
 
@@ -145,7 +148,7 @@ class Nava(nn.Module):
                 nn.init.ones_(module.weight)
                 if isinstance(module, nn.LayerNorm):
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, Modulation):
+            elif isinstance(module, (Modulation, Head)):
                 nn.init.normal_(module.modulation, std=self.config.dim**-0.5, generator=generator)
         nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1), generator=generator)
         nn.init.zeros_(self.speaker_embedding.null_token)
@@ -202,7 +205,7 @@ class AlignBlock(nn.Module):
         q = torch.cat([attn.query(video_ND), attn.query(audio_MD, "_audio")]).index_select(0, order)
         k = torch.cat([attn.key(video_ND), attn.key(audio_MD, "_audio")]).index_select(0, order)
         v = torch.cat([attn.value(video_ND), attn.value(audio_MD, "_audio")]).index_select(0, order)
-        q, k = rotate(q, layout.rope_2LP).to(v.dtype), rotate(k, layout.rope_2LP).to(v.dtype)
+        q, k = rotate(q, layout.rope_table).to(v.dtype), rotate(k, layout.rope_table).to(v.dtype)
         y = attend(q, k, v, layout.self_segments, backend).index_select(0, layout.to_modalities)
         video_y, audio_y = y.split([video_ND.shape[0], audio_MD.shape[0]])
         return attn.output(video_y), attn.output(audio_y, "_audio")
@@ -227,24 +230,25 @@ class FusionBlock(nn.Module):
 
         h = modulate(x_LD, shift1, scale1, rows, self.eps)
         v = attn.value(h)
-        q = rotate(attn.query(h), layout.rope_2LP).to(v.dtype)
-        k = rotate(attn.key(h), layout.rope_2LP).to(v.dtype)
+        q = rotate(attn.query(h), layout.rope_table).to(v.dtype)
+        k = rotate(attn.key(h), layout.rope_table).to(v.dtype)
         x_LD = gated(x_LD, attn.output(attend(q, k, v, layout.self_segments, backend)), gate1, rows)
 
         x_LD = x_LD + _cross(self.cross_attn, self.norm3(x_LD), context_RD, layout.context_segments, backend)
         return gated(x_LD, self.ffn(modulate(x_LD, shift2, scale2, rows, self.eps)), gate2, rows)
 
 
-class Head(Modulation):
+class Head(nn.Module):
     """Modulated norm and projection to velocity values: x_LD -> [L, outputs] in the dtype of the stream."""
 
     def __init__(self, config: NavaConfig, num_outputs: int) -> None:
-        super().__init__(config.dim, 2)
+        super().__init__()
         self.eps = config.norm_eps
+        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
         self.head = PreciseLinear(config.dim, num_outputs)
 
     def forward(self, x_LD: Tensor, time_BD: Tensor, rows_L: Tensor) -> Tensor:
-        shift, scale = self.offsets(time_BD)
+        shift, scale = (time_BD[:, None] + self.modulation.to(time_BD.dtype)).unbind(1)
         return self.head(modulate(x_LD, shift, scale, rows_L, self.eps))
 
 

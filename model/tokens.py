@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class Layout:
 
     to_samples: Tensor  # int64 [L]: by-sample order takes these rows of by-modality order
     to_modalities: Tensor  # int64 [L], its inverse
-    rope_2LP: Tensor  # float32, by sample
+    rope_table: Tensor  # float32 [2, L, P], by sample
     time_rows: Tensor  # int64 [L], by sample: row of the timestep table, B for "clean"
     video_time_rows: Tensor  # int64 [N]
     audio_time_rows: Tensor  # int64 [M]
@@ -91,12 +91,12 @@ class Packed:
     @property
     def num_video_tokens(self) -> int:
         """Video tokens in the pack."""
-        return self.video_patches.shape[0]
+        return len(self.video_patches)
 
     @property
     def num_audio_tokens(self) -> int:
         """Audio tokens in the pack."""
-        return self.audio_latents.shape[0]
+        return len(self.audio_latents)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Packed:
         """The same on `device`."""
@@ -210,7 +210,7 @@ def _layout(
     return Layout(
         to_samples=to_samples,
         to_modalities=torch.argsort(to_samples),
-        rope_2LP=torch.cat(tables, dim=1),
+        rope_table=torch.cat(tables, dim=1),
         time_rows=torch.cat([video_time_rows, audio_time_rows])[to_samples],
         video_time_rows=video_time_rows,
         audio_time_rows=audio_time_rows,
@@ -268,7 +268,7 @@ def _unpatchify(config: NavaConfig, tokens: Tensor, shape: Shape) -> Tensor:
 
 
 def _move(batch: _T, device: torch.device | str, non_blocking: bool) -> _T:
-    moved: dict[str, object] = {}
+    moved: dict[str, Any] = {}
     for f in fields(batch):
         value = getattr(batch, f.name)
         if isinstance(value, Layout):
