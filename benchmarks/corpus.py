@@ -20,6 +20,7 @@ from model.index import ShardIndex
 
 Regime = Literal["S1", "S2", "S3"]
 SIZES = (((704, 1280), 0.50), ((1280, 704), 0.22), ((960, 960), 0.08), ((480, 832), 0.14), ((832, 480), 0.06))
+TOKENS_PER_LATENT = np.array([(h // 32) * (w // 32) for (h, w), _ in SIZES])
 AUDIO_SHARE = 0.30
 AUDIO_CAP_S = {"S1": 10, "S2": 15, "S3": 60}
 SAMPLES_PER_SHARD = 1000
@@ -31,32 +32,40 @@ def synthetic_index(num_shots: int, regime: Regime, seed: int = 0) -> tuple[Shar
     duration_s = _shot_lengths(num_shots, rng)
     is_audio = rng.random(num_shots) < AUDIO_SHARE
     size = rng.choice(len(SIZES), num_shots, p=[share for _, share in SIZES])
-    tokens_per_latent = np.array([(h // 32) * (w // 32) for (h, w), _ in SIZES])[size]
-    video, audio, lost, total = _sound_samples(duration_s[is_audio], AUDIO_CAP_S[regime])
-    for frames, area in _picture_samples(duration_s[~is_audio], tokens_per_latent[~is_audio], regime):
+    sound_tokens = np.ceil(duration_s[is_audio] * 25).astype(np.int64)
+    kept = [np.zeros((len(sound_tokens), 3), np.int64)]
+    kept[0][:, 1] = np.minimum(sound_tokens, AUDIO_CAP_S[regime] * 25)
+    for frames, picture_size in _picture_samples(duration_s[~is_audio], size[~is_audio], regime):
         latents = (frames - 1) // 4 + 1
-        video = np.concatenate([video, latents * area])
-        audio = np.concatenate([audio, -(-((latents - 1) * 4 + 1) * 25 // 24)])
-    full = (((duration_s * 24).astype(np.int64) - 1) // 4 + 1) * tokens_per_latent
-    total += int(full[~is_audio].sum())
-    lost += int(full[~is_audio].sum() - video.sum())
-    order = rng.permutation(len(video))
-    return index_of(video[order], audio[order]), max(0.0, lost / total)
+        sound = -(-((latents - 1) * 4 + 1) * 25 // 24)
+        kept.append(np.stack([latents * TOKENS_PER_LATENT[picture_size], sound, picture_size], axis=1))
+    samples = rng.permutation(np.concatenate(kept))
+    all_frames = (duration_s[~is_audio] * 24).astype(np.int64)
+    total = int(sound_tokens.sum() + (((all_frames - 1) // 4 + 1) * TOKENS_PER_LATENT[size[~is_audio]]).sum())
+    left = int(samples[:, 0].sum() + kept[0][:, 1].sum())
+    return index_of(samples[:, 0], samples[:, 1], samples[:, 2]), 1 - left / total
 
 
 def index_of(
-    video_tokens: NDArray[np.int64], audio_tokens: NDArray[np.int64], samples_per_shard: int = SAMPLES_PER_SHARD
+    video_tokens: NDArray[np.int64],
+    audio_tokens: NDArray[np.int64],
+    size: NDArray[np.int64] | None = None,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
 ) -> ShardIndex:
-    """Index with these token counts, 512 text tokens each, in shards of `samples_per_shard`."""
+    """Index with these token counts and numbers of picture size, 512 text tokens each, in shards of equal length."""
     num_rows = len(video_tokens)
-    rows = np.arange(num_rows)
-    shard_names = pa.array([f"{i:05d}.tar" for i in range(-(-num_rows // samples_per_shard))])
+    rows, has_video = np.arange(num_rows), video_tokens > 0
+    height_px, width_px = np.array([pixels for pixels, _ in SIZES])[np.zeros_like(rows) if size is None else size].T
+    shard_names = pa.array([f"{i:05d}.tar" for i in range(-(-num_rows // samples_per_shard))], pa.string())
     columns = {
         "clip_id": pa.array([f"clip{i:08d}" for i in range(num_rows)]),
         "shard": shard_names.take(pa.array(rows // samples_per_shard)),
-        "has_video": pa.array(video_tokens > 0),
+        "duration_s": pa.array(audio_tokens / 25),
+        "height_px": pa.array(np.where(has_video, height_px, 0).astype(np.int32)),
+        "width_px": pa.array(np.where(has_video, width_px, 0).astype(np.int32)),
+        "has_video": pa.array(has_video),
         "has_audio": pa.array(audio_tokens > 0),
-        "source": pa.array(np.where(video_tokens > 0, "film", "radio")),
+        "source": pa.array(np.where(has_video, "film", "radio")),
         "video_tokens": pa.array(video_tokens.astype(np.int32)),
         "audio_tokens": pa.array(audio_tokens.astype(np.int32)),
         "text_tokens": pa.array(np.full(num_rows, 512, np.int32)),
@@ -75,27 +84,19 @@ def _shot_lengths(num_shots: int, rng: np.random.Generator) -> NDArray[np.float6
     return kept[:num_shots]
 
 
-def _sound_samples(
-    duration_s: NDArray[np.float64], cap_s: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], int, int]:
-    full = np.ceil(duration_s * 25).astype(np.int64)
-    kept = np.minimum(full, cap_s * 25)
-    return np.zeros(len(kept), np.int64), kept, int((full - kept).sum()), int(full.sum())
-
-
 def _picture_samples(
-    duration_s: NDArray[np.float64], area: NDArray[np.int64], regime: Regime
+    duration_s: NDArray[np.float64], size: NDArray[np.int64], regime: Regime
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """(frames, tokens per latent frame) of the samples, in groups."""
+    """(frames, number of picture size) of the samples, in groups."""
     frames = (duration_s * 24).astype(np.int64)
     if regime == "S1":
         kept = (frames >= 33) & (frames <= 400)
-        return [(np.minimum(frames[kept], 121), area[kept])]
+        return [(np.minimum(frames[kept], 121), size[kept])]
     if regime == "S3":
-        return [(frames, area)]
+        return [(frames, size)]
     pieces = []
     while (long_enough := frames >= 25).any():
-        frames, area = frames[long_enough], area[long_enough]
-        pieces.append((np.minimum(frames, 241), area))
+        frames, size = frames[long_enough], size[long_enough]
+        pieces.append((np.minimum(frames, 241), size))
         frames = frames - 241
     return pieces

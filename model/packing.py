@@ -105,7 +105,6 @@ class Packer:
         self._flops: list[float] = []
         self._serials: list[int] = []
         self._tokens: list[int] = []
-        self._newest = 0
         for item in buffer:
             self._add(item)
         self._fill()
@@ -173,7 +172,8 @@ class Packer:
         tokens = np.array(self._tokens[:num_fitting])
         leads = np.argsort(serials)[:NUM_LEADS]
         room = Room(flops_left, tokens_left, GOOD_ENOUGH * self._limits.flop_target)
-        return tuple(int(serials[i]) for i in best_close(flops, tokens, self._newest - serials, leads, room))
+        ages = next(reversed(self._items)) - serials
+        return tuple(int(serials[i]) for i in best_close(flops, tokens, ages, leads, room))
 
     def _add(self, item: Item) -> None:
         place = bisect_right(self._flops, item.flops)
@@ -181,7 +181,6 @@ class Packer:
         self._serials.insert(place, item.serial)
         self._tokens.insert(place, item.tokens)
         self._items[item.serial] = item
-        self._newest = item.serial
 
     def _remove(self, serial: int) -> Item:
         item = self._items.pop(serial)
