@@ -12,6 +12,7 @@ from pipeline.demo.clips import (
     variable_rate,
     write_known_truth,
 )
+from pipeline.demo.demo_set import write_demo
 from pipeline.demo.truth import Made
 from pipeline.demo.write import Encoding
 
@@ -27,5 +28,6 @@ __all__ = [
     "talking_clip",
     "turns_audio",
     "variable_rate",
+    "write_demo",
     "write_known_truth",
 ]

@@ -166,19 +166,23 @@ def turns_audio(
 
 
 def conversation(
-    who: Sequence[str], num_turns: int, overlap: float = 0.0, seed: int = 0, start_s: float = EDGE_S
+    who: Sequence[str],
+    num_turns: int,
+    overlap: float = 0.0,
+    seed: int = 0,
+    pause_s: tuple[float, float] = (0.25, 0.8),
 ) -> list[Line]:
-    """Turns of the speakers in order, one sentence each, 0.25 to 0.8 s apart or, for the share `overlap`, overlapping."""
+    """Turns of the speakers in order, one sentence each, `pause_s` apart or, for the share `overlap`, overlapping."""
     random = np.random.default_rng([seed, 41])
     sentences = random.permutation(len(SENTENCES))
     lines: list[Line] = []
-    at_s = start_s
+    at_s = EDGE_S
     for turn in range(num_turns):
         speech = synthesise(SENTENCES[sentences[turn % len(sentences)]], who[turn % len(who)], seed=seed)
         if lines and len(who) > 1 and random.uniform() < overlap:
             at_s = lines[-1].end_s - random.uniform(0.4, 1.0)
         lines.append(Line(at_s, who[turn % len(who)], speech))
-        at_s = lines[-1].end_s + random.uniform(0.25, 0.8)
+        at_s = lines[-1].end_s + random.uniform(*pause_s)
     return lines
 
 

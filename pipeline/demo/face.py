@@ -36,6 +36,9 @@ _FACE = """183,88 190,72 215,80 240,84 262,92 268,108 269,130 262,152 256,168 25
 _BODY = """183,148 150,150 126,163 112,190 118,212 80,235 50,270 40,330 20,430 20,511 511,511 500,360 400,340 365,352 350,290
 330,255 306,240 300,222 285,195 262,176 258,160"""
 
+MOST_DRAWN_PX = 640
+"""Longer side of what is drawn before scaling up: already twice the photograph's resolution, which shows 350 pixels at most."""
+
 
 @dataclass(frozen=True)
 class Person:
@@ -111,7 +114,7 @@ def _mask(outline: str) -> Field:
 
 
 class TalkingFace:
-    """One person in a picture of fixed size; call `at` for each frame. Holds about 40 bytes per output pixel."""
+    """One person in a picture of fixed size; call `at` for each frame. Holds 12 bytes per drawn pixel."""
 
     def __init__(self, who: str, width_px: int, height_px: int, seed: int = 0) -> None:
         """`seed` chooses the head's motion and the times of the blinks."""
@@ -122,6 +125,8 @@ class TalkingFace:
         random = np.random.default_rng([seed, sum(who.encode())])
         self._phases = random.uniform(0, 2 * np.pi, 6)
         self._blinks_s = np.cumsum(random.uniform(1.8, 4.2, 400))
+        shrink = min(1.0, MOST_DRAWN_PX / max(width_px, height_px))
+        self._drawn_px = round(width_px * shrink), round(height_px * shrink)
         self._still = self._head_fields()
 
     @property
@@ -150,6 +155,8 @@ class TalkingFace:
         _blink(self._photo, photo, self._lids_closed(time_s))
         map_x, map_y = self._moved(time_s)
         picture = cv2.remap(photo, map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        if self._drawn_px != (self.width_px, self.height_px):
+            picture = cv2.resize(picture, (self.width_px, self.height_px), interpolation=cv2.INTER_LINEAR)
         return np.asarray(picture, np.uint8)
 
     def _lids_closed(self, time_s: float) -> float:
@@ -158,10 +165,11 @@ class TalkingFace:
         return max(0.0, 1.0 - nearest_s / 0.1)
 
     def _head_fields(self) -> tuple[Field, Field, Field]:
-        """Source x and y of every output pixel with the head at rest, and how much the head's motion applies there."""
+        """Source x and y of every drawn pixel with the head at rest, and how much the head's motion applies there."""
         left, top, size_x, size_y = self._view
-        x = left + (np.arange(self.width_px, dtype=np.float32) + 0.5) / self.width_px * size_x - 0.5
-        y = top + (np.arange(self.height_px, dtype=np.float32) + 0.5) / self.height_px * size_y - 0.5
+        wide, high = self._drawn_px
+        x = left + (np.arange(wide, dtype=np.float32) + 0.5) / wide * size_x - 0.5
+        y = top + (np.arange(high, dtype=np.float32) + 0.5) / high * size_y - 0.5
         grid_x, grid_y = np.meshgrid(x[::-1] if self.person.is_mirrored else x, y)
         across, down = (grid_x - 226) / 95, (grid_y - 100) / 110
         weight = np.exp(-(across**4) - down**4)
@@ -171,7 +179,7 @@ class TalkingFace:
         return grid_x.astype(np.float32), grid_y.astype(np.float32), weight.astype(np.float32)
 
     def _moved(self, time_s: float) -> tuple[Field, Field]:
-        """Source x and y of every output pixel at `time_s`: slow sway and nod of about two photograph pixels."""
+        """Source x and y of every drawn pixel at `time_s`: slow sway and nod of about two photograph pixels."""
         grid_x, grid_y, weight = self._still
         wave = np.sin(2 * np.pi * np.array([0.21, 0.47, 0.17, 0.39, 0.13, 0.31]) * time_s + self._phases)
         sway, nod, turn = (

@@ -52,7 +52,8 @@ class Still(Picture):
     """A photograph that does not move at all, cropped to the frame. `gain` darkens or brightens it."""
 
     def __init__(self, name: str, width_px: int, height_px: int, gain: float = 1.0) -> None:
-        self._picture = np.clip(_cover(photograph(name), width_px, height_px) * gain, 0, 255).astype(np.uint8)
+        bright = np.clip(_cover(photograph(name), width_px, height_px) * gain, 0, 255)
+        self._picture: Image = bright.astype(np.uint8)
 
     def at(self, time_s: float, mouths: Mouths) -> Image:
         return self._picture
