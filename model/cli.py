@@ -1,0 +1,180 @@
+"""The `nava-train` command. Every subcommand is a few lines over the module that does the work, imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from schemas.errors import NavaError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Trains NAVA on curated shards, samples from it and converts its checkpoints.",
+)
+
+
+class Layout(StrEnum):
+    """What a checkpoint to convert is."""
+
+    NAVA = "nava"
+    WAN = "wan"
+
+
+class Container(StrEnum):
+    """How a checkpoint is stored."""
+
+    SAFETENSORS = "safetensors"
+    DCP = "dcp"
+
+
+class Number(StrEnum):
+    """Stored and computed number formats."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Mode(StrEnum):
+    """What a sample has."""
+
+    JOINT = "joint"
+    VIDEO = "video"
+    AUDIO = "audio"
+
+
+class SolverName(StrEnum):
+    """ODE solvers."""
+
+    UNIPC = "unipc"
+    EULER = "euler"
+
+
+ModelOption = Annotated[str, typer.Option("--model", help="preset, or a json file of the network's shape")]
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help=".safetensors, .ckpt/.pt/.pth, a folder of shards, or a DCP folder")],
+    target: Annotated[Path, typer.Argument(help="file, or folder with --shard-gb or --to dcp; must not exist")],
+    model: ModelOption = "nava_6b",
+    layout: Annotated[Layout, typer.Option("--from", help="wan: Wan2.2-TI2V-5B as a warm start")] = Layout.NAVA,
+    container: Annotated[Container, typer.Option("--to", help="how to store it")] = Container.SAFETENSORS,
+    dtype: Annotated[Number | None, typer.Option(help="stored numbers (default: as they are)")] = None,
+    shard_gb: Annotated[float | None, typer.Option(help="write shards of at most this many GB")] = None,
+    seed: Annotated[int, typer.Option(help="for what a warm start initialises")] = 0,
+) -> None:
+    """Writes a checkpoint in another container, tensor by tensor; names and shapes must be exactly the network's."""
+    import torch
+
+    from model import convert as conversion
+    from model.sample import read_config
+
+    done = conversion.convert(
+        source,
+        target,
+        read_config(model),
+        layout=layout.value,
+        container=container.value,
+        dtype=getattr(torch, dtype) if dtype else None,
+        max_shard_bytes=int(shard_gb * 1e9) if shard_gb else None,
+        seed=seed,
+    )
+    print(f"{done.num_tensors} tensors, {done.num_parameters:,} parameters, {done.num_bytes / 1e9:.2f} GB -> {target}")
+    if done.num_fresh_parameters:
+        print(f"{done.num_fresh_parameters:,} parameters have no source and were initialised (seed {seed}).")
+
+
+@app.command()
+def check(directory: Annotated[Path, typer.Argument(help="json and safetensors files of golden data")]) -> None:
+    """Compares the network with golden data; prints the largest error per tensor and fails on a miss."""
+    from model.check import run_check
+
+    raise typer.Exit(run_check(directory))
+
+
+@app.command()
+def sample(
+    weights: Annotated[Path, typer.Argument(help="a checkpoint in any container")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help=".mp4, .safetensors, or without suffix: what can be written")
+    ],
+    caption: Annotated[str, typer.Option(help="prompt; spoken lines as <S>line<E>")] = "",
+    model: ModelOption = "nava_6b",
+    codecs: Annotated[Path | None, typer.Option(help="folder of frozen codecs (docs/checkpoints.md)")] = None,
+    text: Annotated[Path | None, typer.Option(help="encoded text instead of --caption (.safetensors)")] = None,
+    mode: Annotated[Mode, typer.Option(help="what to generate")] = Mode.JOINT,
+    seconds: Annotated[float, typer.Option(help="length, rounded to whole latents")] = 6.0,
+    height: Annotated[int, typer.Option(help="px, a multiple of 16")] = 704,
+    width: Annotated[int, typer.Option(help="px, a multiple of 16")] = 1280,
+    voice: Annotated[
+        list[str] | None, typer.Option(help="reference sound, one per spoken line; none: no voice")
+    ] = None,
+    first_frame: Annotated[Path | None, typer.Option(help="picture to start from")] = None,
+    negative: Annotated[str | None, typer.Option(help="negative prompt (default: the release's)")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="solver steps")] = 50,
+    solver: Annotated[SolverName, typer.Option()] = SolverName.UNIPC,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    text_scale_video: Annotated[float, typer.Option()] = 3.0,
+    text_scale_audio: Annotated[float, typer.Option()] = 2.0,
+    alignment_scale_video: Annotated[float, typer.Option()] = 3.0,
+    alignment_scale_audio: Annotated[float, typer.Option()] = 2.0,
+    timbre_scale: Annotated[float, typer.Option()] = 3.0,
+    alignment: Annotated[bool, typer.Option(help="guide towards sound and picture that fit")] = True,
+    timbre: Annotated[bool, typer.Option(help="guide towards the given voices")] = True,
+    voiceless_alignment: Annotated[bool, typer.Option(help="drop voices from that pass, as the release does")] = False,
+    device: Annotated[str, typer.Option(help="torch device")] = "cpu",
+    dtype: Annotated[Number, typer.Option(help="weights and frozen codecs")] = Number.FLOAT32,
+) -> None:
+    """Generates one clip: an mp4 with sound where the codecs allow it, latents otherwise. Scales are the release's."""
+    import torch
+
+    from model.sample import Prompt, Run, generate, read_config
+    from model.sampler import Guidance
+
+    prompt = Prompt(
+        caption=caption,
+        mode=mode.value,
+        seconds=seconds,
+        height_px=height,
+        width_px=width,
+        voices=[None if name == "none" else Path(name) for name in voice or ()],
+        first_frame=first_frame,
+        text_file=text,
+        negative=negative,
+    )
+    guidance = Guidance(
+        video_text=text_scale_video,
+        audio_text=text_scale_audio,
+        video_alignment=alignment_scale_video,
+        audio_alignment=alignment_scale_audio,
+        timbre=timbre_scale,
+        has_alignment=alignment,
+        has_timbre=timbre,
+        is_alignment_voiceless=voiceless_alignment,
+    )
+    run = Run(steps, solver.value, seed=seed, guidance=guidance, device=device, dtype=getattr(torch, dtype))
+    print(generate(weights, read_config(model), prompt, out, codecs_folder=codecs, run=run, on_step=_show_step))
+
+
+def _show_step(done: int, of: int) -> None:
+    print(f"\rstep {done}/{of}", end="\n" if done == of else "", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Entry point: a NavaError prints without a traceback and exits with 2."""
+    try:
+        app()
+    except NavaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
