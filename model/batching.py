@@ -52,23 +52,23 @@ class PlanConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = 0
-    num_packs: int = Field(8, ge=1)
+    num_packs: int = Field(default=8, ge=1)
     """Packs per optimiser step, whatever the world size; ranks x accumulation. World sizes must divide it."""
     token_budget: int = Field(gt=0)
     """Most video + audio tokens in a pack: what fits the memory of one GPU (`schemas.budget.max_tokens_per_gpu`)."""
-    flop_target: float | None = Field(None, gt=0)
+    flop_target: float | None = Field(default=None, gt=0)
     """Training FLOPs of every pack; None derives it from the token budget with 25 % headroom."""
-    context_parallel: int = Field(1, ge=1)
+    context_parallel: int = Field(default=1, ge=1)
     """Ranks that may share one long sample."""
-    num_epochs: int | None = Field(None, ge=1)
+    num_epochs: int | None = Field(default=None, ge=1)
     """None never ends: epochs follow each other without a ragged tail. A number ends with partly filled packs."""
     mixture: tuple[MixPart, ...] = ()
     """Empty: every row once per epoch."""
     pad_text: bool = False
     """Count `text_len` text rows for every sample, as a network does that attends to padded text."""
-    buffer_samples: int = Field(256, ge=2)
-    run_length: int = Field(256, ge=1)
-    window_runs: int = Field(32, ge=1)
+    buffer_samples: int = Field(default=256, ge=2)
+    run_length: int = Field(default=256, ge=1)
+    window_runs: int = Field(default=32, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> PlanConfig:

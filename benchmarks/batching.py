@@ -1,0 +1,201 @@
+"""Batching compared: padding, balance over ranks, randomness, waiting and planning speed of five strategies.
+
+    python -m benchmarks.batching --ranks 8 64 512 4096 --json FILE [--corpus S1 S2] [--index RUN/index]
+
+Costs are modelled FLOPs (`schemas.budget`), not step times: the table says how even the work is, not how fast it runs.
+
+    pad    padding rows / computed rows
+    imb    mean over steps of the dearest rank over the mean rank (linear + quadratic cost of what is computed); p99 beside
+    eff    useful FLOPs / (ranks x dearest rank, summed over steps): the share of the fleet that does useful work
+    ICC    intra-class correlation of log tokens by step: 0 random batches, 1 one length per step
+    age    packs a sample waits in the planner's buffer, 99th percentile
+    k/s    thousand samples planned per CPU second, one thread (only for planners that are real code here)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from benchmarks.corpus import Regime, synthetic_index
+from benchmarks.strategies import (
+    Clock,
+    LhotseSetting,
+    OfficialBuckets,
+    Step,
+    fixed_batch,
+    lhotse_buckets,
+    official_as_configured,
+    our_plan,
+)
+from model.batching import PlanConfig
+from model.index import ShardIndex
+from model.preview import intra_class_correlation
+from schemas.budget import NAVA_6B, forward_flops, training_flops
+from schemas.errors import NavaError
+
+NUM_STEPS = {8: 400, 64: 200, 512: 60, 4096: 12}
+MAX_LHOTSE_BATCHES = 16_000
+"""Batches asked of lhotse per row of the table; at 1,000 to 3,000 cuts per second this is the part that takes long."""
+LHOTSE = {
+    "lhotse, 10 buckets, padded": LhotseSetting(10, is_quadratic=False, is_padded=True),
+    "lhotse, 30 buckets + quadratic, padded": LhotseSetting(30, is_quadratic=True, is_padded=True),
+    "lhotse, 30 buckets + quadratic, packed": LhotseSetting(30, is_quadratic=True, is_padded=False),
+}
+OURS = "ours: FLOP target, packed"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One row of the table; `skipped` says why there are no numbers."""
+
+    corpus: str
+    strategy: str
+    num_ranks: int
+    skipped: str = ""
+    num_steps: int = 0
+    padding: float = float("nan")
+    imbalance_mean: float = float("nan")
+    imbalance_p99: float = float("nan")
+    efficiency: float = float("nan")
+    correlation: float = float("nan")
+    age_p99: float = float("nan")
+    samples_per_cpu_s: float = float("nan")
+
+
+def score(corpus: str, strategy: str, num_ranks: int, steps: Iterator[Step], clock: Clock) -> Score:
+    """Metrics over the given steps."""
+    ratios, lengths = [], []
+    useful = dearest = 0.0
+    real_rows = computed_rows = 0
+    for step in steps:
+        executed = 3 * forward_flops(NAVA_6B, step.video, step.audio, None, step.rows).total
+        by_rank = np.bincount(step.rank, executed, minlength=num_ranks)
+        ratios.append(by_rank.max() / by_rank.mean())
+        dearest += by_rank.max() * num_ranks
+        useful += float(training_flops(NAVA_6B, step.video, step.audio).sum())
+        real_rows += int((step.video + step.audio).sum())
+        computed_rows += int(step.rows.sum())
+        lengths.append(np.log(step.video + step.audio))
+    return Score(
+        corpus,
+        strategy,
+        num_ranks,
+        num_steps=len(ratios),
+        padding=1 - real_rows / computed_rows,
+        imbalance_mean=float(np.mean(ratios)),
+        imbalance_p99=float(np.percentile(ratios, 99)),
+        efficiency=useful / dearest,
+        correlation=intra_class_correlation(lengths),
+        age_p99=clock.age_packs,
+        samples_per_cpu_s=clock.num_samples / clock.seconds if clock.seconds else float("nan"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Limits that suit a corpus: tokens per batch for the peers, FLOP target and token budget for us."""
+
+    peer_tokens: int
+    flop_target: float
+    token_budget: int
+
+    @classmethod
+    def for_index(cls, index: ShardIndex, corpus: str) -> Budgets:
+        """Two of the longest clips per batch where clips are short (S1), a little over one where they are long."""
+        video, audio = index.video_tokens.astype(np.int64), index.audio_tokens.astype(np.int64)
+        flops, tokens = training_flops(NAVA_6B, video, audio), video + audio
+        clips = {"S1": (2.05, 2.3), "S2": (1.3, 1.25)}.get(corpus, (2.05, 2.3))
+        target = clips[1] * float(flops.max())
+        return cls(int(clips[0] * tokens.max()), target, int(1.35 * target * tokens.mean() / flops.mean()))
+
+
+def compare(index: ShardIndex, corpus: str, num_ranks: int) -> Iterator[Score]:
+    """One score per strategy."""
+    budgets = Budgets.for_index(index, corpus)
+    num_steps = NUM_STEPS.get(num_ranks, 50)
+    peers: dict[str, Callable[[], Iterator[Step]]] = {
+        "fixed batch of 4, padded": lambda: fixed_batch(index, num_ranks),
+        "official, as configured (batch 1)": lambda: official_as_configured(index, num_ranks),
+        "official, 5 length buckets, batch 4": lambda: OfficialBuckets(index, num_ranks, 5).steps(),
+        "official, 10 length buckets, batch 4": lambda: OfficialBuckets(index, num_ranks, 10).steps(),
+    }
+    for name, make in peers.items():
+        yield score(corpus, name, num_ranks, islice(make(), num_steps), Clock())
+    lhotse_steps = min(num_steps, MAX_LHOTSE_BATCHES // num_ranks)
+    for name, setting in LHOTSE.items():
+        if lhotse_steps < 5:
+            reason = f"fewer than 5 steps in {MAX_LHOTSE_BATCHES} batches"
+            yield Score(corpus, name, num_ranks, skipped=f"lhotse plans too slowly here: {reason}")
+            continue
+        clock = Clock()
+        steps = lhotse_buckets(index, num_ranks, budgets.peer_tokens, setting, clock)
+        yield score(corpus, name, num_ranks, islice(steps, lhotse_steps), clock)
+    clock = Clock()
+    config = PlanConfig(num_packs=num_ranks, token_budget=budgets.token_budget, flop_target=budgets.flop_target)
+    try:
+        yield score(corpus, OURS, num_ranks, islice(our_plan(index, config, clock), num_steps), clock)
+    except NavaError as error:
+        yield Score(corpus, OURS, num_ranks, skipped=str(error))
+
+
+HEADER = (
+    "| corpus | strategy | ranks | steps | pad % | imb mean | imb p99 | eff % | ICC | age p99 | k samples/CPU-s |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def table_row(result: Score) -> str:
+    """One line of the Markdown table."""
+    start = f"| {result.corpus} | {result.strategy} | {result.num_ranks} |"
+    if result.skipped:
+        return f"{start} skipped: {result.skipped} |||||||||"
+    age = "-" if np.isnan(result.age_p99) else f"{result.age_p99:.0f}"
+    speed = "-" if np.isnan(result.samples_per_cpu_s) else f"{result.samples_per_cpu_s / 1e3:.1f}"
+    return (
+        f"{start} {result.num_steps} | {100 * result.padding:.1f} | {result.imbalance_mean:.4f} | "
+        f"{result.imbalance_p99:.4f} | {100 * result.efficiency:.2f} | {result.correlation:.3f} | {age} | {speed} |"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the comparison, print the table and write the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64, 512, 4096])
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--corpus", nargs="*", choices=get_args(Regime), default=["S1", "S2"])
+    parser.add_argument("--shots", type=int, default=400_000, help="shots in the synthetic corpus")
+    parser.add_argument("--index", type=Path, help="also compare on this index (a folder or a file)")
+    options = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore")
+    logging.getLogger().setLevel(logging.ERROR)
+    corpora: list[tuple[str, ShardIndex, float]] = []
+    for regime in options.corpus:
+        index, lost = synthetic_index(options.shots, regime)
+        corpora.append((regime, index, lost))
+    if options.index:
+        corpora.append((options.index.name, ShardIndex.open(options.index), 0.0))
+    results: list[dict[str, Any]] = []
+    print(HEADER, flush=True)
+    for corpus, index, lost in corpora:
+        for num_ranks in options.ranks:
+            for result in compare(index, corpus, num_ranks):
+                results.append({**asdict(result), "corpus_tokens_lost": lost})
+                print(table_row(result), flush=True)
+    about = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "machine": platform.machine()}
+    options.json.write_text(json.dumps({**about, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
