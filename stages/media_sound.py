@@ -61,12 +61,23 @@ class FloatFrames:
                 resampler, seen = av.AudioResampler(format="flt", layout=layout, rate=self.rate_hz), kind
             assert resampler is not None
             pts_s = frame.pts * frame.time_base if frame.pts is not None else None
+            length = _stated_length(frame)
             frame.pts = None
             for part in resampler.resample(frame):
                 samples = part.to_ndarray().reshape(-1, len(self.channels))
                 np.nan_to_num(samples, copy=False)
-                yield Decoded(samples, pts_s)
+                yield Decoded(samples[:length], pts_s)
                 pts_s = None
+
+
+def _stated_length(frame: Any) -> int | None:
+    """Samples of the frame that are meant to be heard, where the container counts in samples and says fewer than came.
+
+    Block codecs pad their last frame; MP4 states its true length in the packet's duration.
+    """
+    if frame.duration and frame.time_base == Fraction(1, frame.sample_rate) and frame.duration < frame.samples:
+        return int(frame.duration)
+    return None
 
 
 @dataclass
