@@ -64,7 +64,9 @@ def test_rotation_keeps_lengths_and_products_depend_on_distance_only() -> None:
     turned_q, turned_k = rope.rotate(q, table), rope.rotate(k, table)
     torch.testing.assert_close(turned_q.norm(dim=-1), q.norm(dim=-1))
     products = torch.einsum("qhd,khd->hqk", turned_q, turned_k)
-    torch.testing.assert_close(products[:, 3:, 1:-2].diagonal(dim1=1, dim2=2), products[:, 2:-1, :-3].diagonal(dim1=1, dim2=2))
+    torch.testing.assert_close(
+        products[:, 3:, 1:-2].diagonal(dim1=1, dim2=2), products[:, 2:-1, :-3].diagonal(dim1=1, dim2=2)
+    )
     assert not torch.allclose(products[:, 0, 0], products[:, 0, 9])
 
 
