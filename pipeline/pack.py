@@ -151,9 +151,11 @@ def make_sample(clip: dict[str, Any], recipe: Recipe, context: Context) -> tuple
         crf=recipe.pack.crf, allow_copy=recipe.pack.allow_copy, shift_ms=shift_ms, drift_ppm=drift_ms_per_s * 1e3
     )
     out = context.scratch_dir / f"{clip['row_id']}.mp4"
-    report = cut_clip(source, span, out, options=options)
-    report = verify_clip(out, report)
-    sound = cut_sound(source, span, SOUND_RATE_HZ, options=options)
+    media = context.media
+    report = verify_clip(out, cut_clip(source, span, out, options=options, decoder=media), decoder=media)
+    sound = np.zeros((0, 2), np.float32)
+    if asset["probe"]["has_audio"]:
+        sound = cut_sound(source, span, SOUND_RATE_HZ, options=options, decoder=media)
     flac = io.BytesIO()
     soundfile.write(flac, sound, SOUND_RATE_HZ, format="FLAC", subtype="PCM_16")
     vectors = io.BytesIO()
