@@ -147,5 +147,11 @@ def describe_speakers(turns: list[Turn], samples: NDArray[np.float32], encoder: 
     for speaker, pieces in clean.items():
         speech = np.concatenate(pieces)[: int(MAX_EMBEDDED_S * RATE_HZ)] if pieces else np.zeros(0, np.float32)
         embedding = encoder.embed(speech) if len(speech) >= MIN_SPEECH_S * RATE_HZ else None
-        described.append({"speaker": speaker, "speech_s": speech_s[speaker], "embedding": embedding})
+        described.append(
+            {
+                "speaker": speaker,
+                "speech_s": speech_s[speaker],
+                "embedding": None if embedding is None else embedding.tolist(),
+            }
+        )
     return described

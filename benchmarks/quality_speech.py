@@ -1,0 +1,340 @@
+"""Scores what was said, who said it, when, and how alike voices sound, against a manifest's truth.
+
+    python -m benchmarks.quality_speech MEDIA_DIR [--engines pocketsphinx,align]
+
+MEDIA_DIR holds manifest.json in the form of the project's test media: `items[].path` and `items[].ground_truth` with
+`transcript`, `speaker`, `speaker_turns`, `speech_interval_s`, `uem`. Nothing is fitted here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.base import Context
+from stages.diarize_embedded import EmbeddedConfig, EmbeddedDiarizer, Turn
+from stages.speakers import SpeakerEncoder, similarity
+from stages.transcribe_align import AlignEngine, Cue, Transcript, spoken_form
+from stages.transcribe_pocketsphinx import PocketsphinxEngine
+from stages.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig, merge
+from stages.words import Word, keep_spoken
+
+F32 = NDArray[np.float32]
+RESAMPLINGS = 1000
+"""Bootstrap draws over files for every interval."""
+
+
+def score_speech(media_dir: Path | str, engines: Sequence[str] = ("pocketsphinx", "align")) -> dict[str, Any]:
+    """Figures per measure; every `interval` is a 95 % bootstrap over files. Takes about the media's length times `engines`."""
+    media_dir = Path(media_dir)
+    items = json.loads((media_dir / "manifest.json").read_text())["items"]
+    with tempfile.TemporaryDirectory() as scratch:
+        context = Context(Path(scratch))
+        sounds = Sounds(media_dir, context)
+        voice, encoder = VoiceActivity.load(), SpeakerEncoder.load()
+        result: dict[str, Any] = {"voice_activity": score_voice(items, sounds, voice)}
+        result["diarize"] = {"embedded": score_diarization(items, sounds, encoder)}
+        result["speakers"] = score_speakers(items, sounds, voice, encoder)
+        result["transcribe"] = score_transcription(items, sounds, voice, Path(scratch), engines)
+        context.media.close()
+    return result
+
+
+class Sounds:
+    """Mono 16 kHz sound of the manifest's files, read by the project's own decoder."""
+
+    def __init__(self, media_dir: Path, context: Context) -> None:
+        self.media_dir, self.context = media_dir, context
+
+    def of(self, item: dict[str, Any]) -> tuple[F32, float]:
+        """(samples, start in seconds on the asset clock)."""
+        sound = self.context.media.audio(self.media_dir / item["path"], rate_hz=RATE_HZ, mono=True)
+        return np.array(sound.samples), float(sound.start)
+
+
+def score_voice(items: list[dict[str, Any]], sounds: Sounds, voice: VoiceActivity) -> dict[str, Any]:
+    """Share of time on which voice activity and truth disagree: missed speech and false alarms over speech time.
+
+    Truth are turns and speech intervals, which hold the short pauses inside utterances; pauses below 0.5 s are bridged.
+    """
+    rows = []
+    for item in items:
+        truth = item["ground_truth"]
+        given = truth.get("speaker_turns") or []
+        said = [Stretch(t["start"], t["end"]) for t in given]
+        if truth.get("speech_interval_s"):
+            said = [Stretch(*truth["speech_interval_s"])]
+        if not said:
+            continue
+        samples, start_s = sounds.of(item)
+        low, high = truth.get("uem") or (start_s, start_s + len(samples) / RATE_HZ)
+        found = merge(
+            (Stretch(start_s + a, start_s + b) for a, b in voice.stretches(samples, VoiceConfig())), gap_s=0.5
+        )
+        times = np.arange(low, high, 0.01)
+        is_said, is_found = _mask(times, merge(said, 0.5)), _mask(times, found)
+        rows.append((item["path"], (is_said & ~is_found).sum(), (is_found & ~is_said).sum(), is_said.sum()))
+    return _ratios(rows, ("missed", "false_alarm"))
+
+
+def _mask(times: NDArray[np.float64], stretches: list[Stretch]) -> NDArray[np.bool_]:
+    inside = np.zeros(len(times), bool)
+    for start_s, end_s in stretches:
+        inside |= (times >= start_s) & (times < end_s)
+    return inside
+
+
+def score_diarization(items: list[dict[str, Any]], sounds: Sounds, encoder: SpeakerEncoder) -> dict[str, Any]:
+    """DER and JER with pyannote.metrics, overlaps scored, collars 0 and 0.25 s (its own meaning: half on each side).
+
+    Files with turns of one speaker only count as tests of whether one voice stays one speaker.
+    """
+    engine = EmbeddedDiarizer.load(EmbeddedConfig(), encoder)
+    scores: list[dict[str, Any]] = []
+    num_single = num_single_right = 0
+    wall_s = sound_s = 0.0
+    for item in items:
+        truth = item["ground_truth"]
+        given = truth.get("speaker_turns") or []
+        names = {turn["speaker"] for turn in given}
+        is_single = len(names) == 1 or (not names and "speaker" in truth)
+        if len(names) < 2 and not is_single:
+            continue
+        samples, start_s = sounds.of(item)
+        began = time.perf_counter()
+        turns = engine.turns(samples)
+        wall_s += time.perf_counter() - began
+        sound_s += len(samples) / RATE_HZ
+        if is_single:
+            num_single += 1
+            num_single_right += len({t.speaker for t in turns}) == 1
+            continue
+        reference = [Turn(t["speaker"], t["start"], t["end"], None) for t in given]
+        found = [t._replace(start_s=t.start_s + start_s, end_s=t.end_s + start_s) for t in turns]
+        limits = truth.get("uem") or (start_s, start_s + len(samples) / RATE_HZ)
+        scores.append({"path": item["path"], **compare_turns(reference, found, limits)})
+    return {
+        "files": scores,
+        "der_collar_0.25": _pooled(scores, "errors_0.25", "total_0.25"),
+        "der_collar_0": _pooled(scores, "errors_0", "total_0"),
+        "jer_collar_0.25": float(np.mean([s["jer_0.25"] for s in scores])) if scores else None,
+        "overlap_recall": _pooled(scores, "overlap_found_s", "overlap_s"),
+        "right_number_of_speakers": [sum(s["speakers"] == s["speakers_found"] for s in scores), len(scores)],
+        "single_voice_files_right": [num_single_right, num_single],
+        "times_real_time": round(sound_s / wall_s, 1) if wall_s else None,
+    }
+
+
+def compare_turns(reference: list[Turn], found: list[Turn], limits: Sequence[float]) -> dict[str, Any]:
+    """Errors and totals in seconds of `found` against `reference` within `limits`, for both collars."""
+    from pyannote.core import Annotation, Segment, Timeline
+    from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
+
+    def annotation(turns: list[Turn]) -> Any:
+        made = Annotation()
+        for index, turn in enumerate(turns):
+            made[Segment(turn.start_s, turn.end_s), index] = turn.speaker
+        return made
+
+    uem = Timeline([Segment(*limits)])
+    score: dict[str, Any] = {
+        "speakers": len({t.speaker for t in reference}),
+        "speakers_found": len({t.speaker for t in found}),
+    }
+    for collar in (0.25, 0):
+        detail = DiarizationErrorRate(collar=collar)(annotation(reference), annotation(found), uem=uem, detailed=True)
+        score[f"der_{collar:g}"] = detail["diarization error rate"]
+        score[f"errors_{collar:g}"] = sum(detail[k] for k in ("missed detection", "false alarm", "confusion"))
+        score[f"total_{collar:g}"] = detail["total"]
+        score[f"jer_{collar:g}"] = JaccardErrorRate(collar=collar)(annotation(reference), annotation(found), uem=uem)
+    times = np.arange(limits[0], limits[1], 0.01)
+    truth, guess = (_count(times, turns) >= 2 for turns in (reference, found))
+    score |= {"overlap_s": float(truth.sum()) / 100, "overlap_found_s": float((truth & guess).sum()) / 100}
+    return score
+
+
+def _count(times: NDArray[np.float64], turns: list[Turn]) -> NDArray[np.int64]:
+    names = {t.speaker for t in turns}
+    return sum(
+        (
+            _mask(times, [Stretch(t.start_s, t.end_s) for t in turns if t.speaker == name]).astype(np.int64)
+            for name in names
+        ),
+        np.zeros(len(times), np.int64),
+    )
+
+
+def score_speakers(
+    items: list[dict[str, Any]], sounds: Sounds, voice: VoiceActivity, encoder: SpeakerEncoder, piece_s: float = 2.0
+) -> dict[str, Any]:
+    """Equal error rate of same against different voice on pieces of about `piece_s` of speech, and the similarities' medians.
+
+    Pairs from one file of one voice are left out: they share the room and the microphone, which would flatter the figure.
+    """
+    voices: list[tuple[str, str, F32]] = []
+    for item in items:
+        truth = item["ground_truth"]
+        names = {t["speaker"] for t in truth.get("speaker_turns") or []} or {truth.get("speaker")}
+        if len(names) != 1 or None in names:
+            continue
+        samples, _ = sounds.of(item)
+        spoken = [samples[int(a * RATE_HZ) : int(b * RATE_HZ)] for a, b in voice.stretches(samples, VoiceConfig())]
+        speech = np.concatenate(spoken) if spoken else samples[:0]
+        size = int(piece_s * RATE_HZ)
+        pieces = [speech[i : i + size] for i in range(0, max(1, len(speech) - size // 2), size)]
+        for embedding in encoder.embed_all(pieces):
+            if embedding is not None:
+                voices.append((str(next(iter(names))), item["path"], embedding))
+    same, different = [], []
+    for (one, path, a), (other, second_path, b) in combinations(voices, 2):
+        if one == other and path != second_path:
+            same.append(similarity(a, b))
+        elif one != other:
+            different.append(similarity(a, b))
+    return {
+        "voices": len({v[0] for v in voices}),
+        "same_pairs": len(same),
+        "different_pairs": len(different),
+        "eer": equal_error_rate(np.array(same), np.array(different)),
+        "median_same": float(np.median(same)) if same else None,
+        "median_different": float(np.median(different)) if different else None,
+    }
+
+
+def equal_error_rate(same: NDArray[np.float64], different: NDArray[np.float64]) -> float | None:
+    """The rate at which as many same pairs are refused as different pairs are accepted."""
+    if not len(same) or not len(different):
+        return None
+    thresholds = np.unique(np.concatenate([same, different]))
+    refused = np.searchsorted(np.sort(same), thresholds) / len(same)
+    accepted = 1 - np.searchsorted(np.sort(different), thresholds) / len(different)
+    at = int(np.argmin(np.abs(refused - accepted)))
+    return float((refused[at] + accepted[at]) / 2)
+
+
+def score_transcription(
+    items: list[dict[str, Any]], sounds: Sounds, voice: VoiceActivity, scratch: Path, engines: Sequence[str]
+) -> dict[str, Any]:
+    """Word error of recognisers, and times of words against the truth where the manifest has it.
+
+    Word-time truth: `words` with `text`, `start`, `end` (generated media); else the ends of `speech_interval_s`.
+    """
+    result: dict[str, Any] = {}
+    for name in engines:
+        rows: list[tuple[str, int, int]] = []
+        time_errors: list[float] = []
+        num_dropped = 0
+        wall_s = sound_s = 0.0
+        for item, text in _with_transcript(items):
+            samples, start_s = sounds.of(item)
+            speech = voice.stretches(samples, VoiceConfig())
+            began = time.perf_counter()
+            if name == "align":
+                heard = AlignEngine(scratch, voice).align(Transcript([Cue(text)]), samples, speech, start_s)
+            else:
+                heard = PocketsphinxEngine(scratch, states=6000).hear(samples, speech)
+            wall_s += time.perf_counter() - began
+            sound_s += len(samples) / RATE_HZ
+            kept = keep_spoken(heard.words, speech, len(samples) / RATE_HZ, 0.3, 3)
+            num_dropped += kept.num_dropped
+            truth, found = text.split(), [w.text for w in kept.words]
+            rows.append((item["path"], word_errors(truth, found), len(truth)))
+            time_errors += _time_errors(item["ground_truth"], kept.words, start_s)
+        result[name] = {
+            "word_error": _interval([(e, n) for _, e, n in rows]),
+            "files": {path: [errors, total] for path, errors, total in rows},
+            "num_dropped": num_dropped,
+            "median_abs_time_error_s": float(np.median(np.abs(time_errors))) if time_errors else None,
+            "share_within_0.1_s": float(np.mean(np.abs(time_errors) <= 0.1)) if time_errors else None,
+            "num_times": len(time_errors),
+            "times_real_time": round(sound_s / wall_s, 1) if wall_s else None,
+        }
+    return result
+
+
+def _with_transcript(items: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
+    for item in items:
+        truth = item["ground_truth"]
+        text = truth.get("transcript")
+        if isinstance(text, str) and truth.get("language", "en") == "en":
+            yield item, text
+
+
+def _time_errors(truth: dict[str, Any], words: list[Word], start_s: float) -> list[float]:
+    given = truth.get("words")
+    if given:
+        wanted, found = [spoken_form(w["text"]) for w in given], [spoken_form(w.text) for w in words]
+        pairs = _matches(wanted, found)
+        starts = [start_s + words[j].start_s - given[i]["start"] for i, j in pairs]
+        return starts + [start_s + words[j].end_s - given[i]["end"] for i, j in pairs]
+    interval = truth.get("speech_interval_s")
+    if interval and words:
+        return [start_s + words[0].start_s - interval[0], start_s + words[-1].end_s - interval[1]]
+    return []
+
+
+def word_errors(truth: Sequence[str], found: Sequence[str]) -> int:
+    """Substitutions, insertions and deletions that turn `found` into `truth`, case and punctuation ignored."""
+    return _distances([spoken_form(w) for w in truth], [spoken_form(w) for w in found])[-1][-1]
+
+
+def _distances(truth: Sequence[str], found: Sequence[str]) -> list[list[int]]:
+    table = [list(range(len(found) + 1))]
+    for i, word in enumerate(truth, 1):
+        row = [i]
+        for j, guess in enumerate(found, 1):
+            row.append(min(table[-1][j] + 1, row[-1] + 1, table[-1][j - 1] + (word != guess)))
+        table.append(row)
+    return table
+
+
+def _matches(truth: Sequence[str], found: Sequence[str]) -> list[tuple[int, int]]:
+    """Index pairs of the words that are equal in a cheapest alignment."""
+    table, pairs = _distances(truth, found), []
+    i, j = len(truth), len(found)
+    while i and j:
+        if truth[i - 1] == found[j - 1] and table[i][j] == table[i - 1][j - 1]:
+            pairs.append((i - 1, j - 1))
+            i, j = i - 1, j - 1
+        elif table[i][j] == table[i - 1][j - 1] + 1:
+            i, j = i - 1, j - 1
+        elif table[i][j] == table[i - 1][j] + 1:
+            i -= 1
+        else:
+            j -= 1
+    return pairs[::-1]
+
+
+def _interval(rows: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Pooled ratio of errors to total over files, with a 95 % bootstrap interval over files."""
+    if not rows or not sum(total for _, total in rows):
+        return {"value": None, "interval": None, "files": len(rows)}
+    table = np.array(rows, float)
+    draws = np.random.default_rng(0).integers(0, len(table), (RESAMPLINGS, len(table)))
+    sums = table[draws].sum(axis=1)
+    ratios = sums[:, 0] / np.maximum(sums[:, 1], 1e-9)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    pooled = table.sum(axis=0)
+    return {"value": float(pooled[0] / pooled[1]), "interval": [float(low), float(high)], "files": len(table)}
+
+
+def _pooled(scores: list[dict[str, Any]], errors: str, total: str) -> dict[str, Any]:
+    return _interval([(s[errors], s[total]) for s in scores])
+
+
+def _ratios(rows: list[tuple[Any, ...]], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: _interval([(row[1 + i], row[-1]) for row in rows]) for i, name in enumerate(names)}
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[3].split(",") if len(sys.argv) > 3 else ("pocketsphinx", "align")
+    json.dump(score_speech(sys.argv[1], chosen), sys.stdout, indent=1)
