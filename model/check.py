@@ -19,47 +19,23 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model import rope
 from model.config import NavaConfig
-from model.flow import NUM_STEPS, FlowConfig, FlowObjective, Noised, interpolate, without_text
+from model.flow import FlowConfig, FlowObjective, Noised, without_text
+from model.golden import LIMIT, Golden, Row, check_buckets, check_rope, check_schedules, compare, same
 from model.nava import Nava, Packed, Sample, Velocity, pack
-from model.sampler import UniPC, euler_sigmas
-from schemas import budget
 from schemas.errors import ModelError
 
 PREFIX = "backbone."
-LIMIT, GRADIENT_LIMIT, TABLE_LIMIT, BFLOAT16_LOSS_LIMIT = 1e-5, 1e-4, 1e-12, 1e-2
-
-
-class Row(NamedTuple):
-    """One compared tensor."""
-
-    tensor: str
-    error: float
-    limit: float
-
-    @property
-    def is_match(self) -> bool:
-        """Whether the error is within its limit; not a number is not."""
-        return self.error <= self.limit
-
-
-@dataclass(frozen=True)
-class Golden:
-    """One json and its tensors."""
-
-    path: Path
-    info: dict[str, Any]
-    tensors: dict[str, Tensor]
+GRADIENT_LIMIT, BFLOAT16_LOSS_LIMIT = 1e-4, 1e-2
 
 
 def run_check(directory: Path | str) -> int:
@@ -82,7 +58,7 @@ def run_check(directory: Path | str) -> int:
 
 
 def check_file(path: Path) -> Iterator[Row]:
-    """Comparisons of one golden file. Raises ModelError if it is of no known kind."""
+    """Comparisons of one golden file; one of no known kind is a miss."""
     info = json.loads(path.read_text())
     tensor_path = path.with_suffix(".safetensors")
     golden = Golden(path, info, load_file(tensor_path) if tensor_path.exists() else {})
@@ -92,25 +68,13 @@ def check_file(path: Path) -> Iterator[Row]:
     elif "config" in info:
         yield from _check_weights(golden)
     elif any(name.endswith("/video_cos") for name in names):
-        yield from _check_rope(golden)
+        yield from check_rope(golden)
     elif any(name.endswith(("/sigmas", "/trajectory")) for name in names):
-        yield from _check_schedules(golden)
+        yield from check_schedules(golden)
     elif "aspect_ratio_table" in info:
-        yield from _check_buckets(info)
+        yield from check_buckets(info)
     else:
-        raise ModelError(f"{path.name}: no known kind of golden data.", remedy="See the docstring of model/check.py.")
-
-
-def compare(name: str, ours: Tensor, reference: Tensor, limit: float = LIMIT) -> Row:
-    """The row for one tensor; a wrong shape is an infinite error."""
-    if ours.shape != reference.shape:
-        return Row(f"{name}: shape {tuple(ours.shape)}, expected {tuple(reference.shape)}", math.inf, limit)
-    scale = reference.double().abs().max().item() if reference.numel() else 0.0
-    error = (ours.detach().double() - reference.double()).abs().max().item() if reference.numel() else 0.0
-    return Row(name, error / (scale or 1.0), limit)
-
-
-# ------------------------------------------------------------------------------------------------------- network
+        yield Row(f"{path.name}: no known kind of golden data", math.inf, LIMIT)
 
 
 def _check_weights(golden: Golden) -> Iterator[Row]:
@@ -120,7 +84,7 @@ def _check_weights(golden: Golden) -> Iterator[Row]:
     listed = {name: tuple(shape) for name, shape in golden.info["tensors"].items()}
     for name in sorted(ours.keys() | listed.keys()):
         stored = tuple(golden.tensors[name].shape) if name in golden.tensors else None
-        yield _same(name, ours.get(name), listed.get(name))
+        yield same(name, ours.get(name), listed.get(name))
         if stored != listed.get(name):
             yield Row(f"{name}: the file holds {stored}", math.inf, 0.0)
 
@@ -335,101 +299,3 @@ def _load(weights_path: Path, config: NavaConfig) -> Nava:
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(weights_path).items()}
     model.load_state_dict(weights, assign=True)
     return model.to(torch.bfloat16) if config.reference_numerics else model
-
-
-# ----------------------------------------------------------------------------------------- tables, schedules, buckets
-
-
-def _check_rope(golden: Golden) -> Iterator[Row]:
-    tensors = golden.tensors
-    for head in sorted({name.split("/")[0] for name in tensors}):
-        head_dim, num_positions = int(head[1:]), len(tensors[f"{head}/video_cos"])
-        config = NavaConfig(dim=head_dim, num_heads=1, max_positions=max(num_positions, 1024))
-        angles = [rope.axis_angles(config, axis, num_positions) for axis in range(3)]
-        video, audio = torch.cat(angles, dim=1), angles[0] * config.rope_ratio
-        ours = {"video_cos": video.cos(), "video_sin": video.sin(), "audio_cos": audio.cos(), "audio_sin": audio.sin()}
-        for name, table in ours.items():
-            yield compare(f"{head}/{name}", table, tensors[f"{head}/{name}"], TABLE_LIMIT)
-        for kind in ("apply3d", "apply1d"):
-            name = f"{head}/{kind}_in"
-            if name not in tensors:
-                continue
-            rotated = tensors[name].clone()
-            for i, table in enumerate(_described_tables(config, kind, golden.info["tensors"][name]["meaning"])):
-                num_valid = table.shape[1]
-                rotated[i, :num_valid] = rope.rotate(rotated[i, :num_valid], table.float())
-            yield compare(f"{head}/{kind}_out", rotated, tensors[f"{head}/{kind}_out"])
-
-
-def _described_tables(config: NavaConfig, kind: str, meaning: str) -> list[Tensor]:
-    """Tables for the grids "(3,4,5)" or the lengths "valid 19 and 11" that the description of an input names."""
-    if kind == "apply3d":
-        grids = re.findall(r"\((\d+),\s*(\d+),\s*(\d+)\)", meaning)
-        return [rope.video_table(config, (int(t), int(h), int(w))) for t, h, w in grids]
-    return [rope.audio_table(config, int(n)) for n in re.findall(r"\d+", meaning.split("valid")[1])]
-
-
-def _check_schedules(golden: Golden) -> Iterator[Row]:
-    tensors, objective = golden.tensors, FlowObjective(FlowConfig.official())
-    ours: dict[str, Tensor] = {
-        "train/sigmas": objective.sigmas,
-        "train/timesteps": objective.sigmas * NUM_STEPS,
-        "train/weights": objective.weights,
-    }
-    if "train/example_t" in tensors:
-        clean, noise, t = (tensors[f"train/example_{name}"] for name in ("x0", "noise", "t"))
-        sigma = (t / NUM_STEPS).view(-1, *[1] * (clean.dim() - 1))
-        nearest = (ours["train/timesteps"][None] - t[:, None]).abs().argmin(dim=1)
-        ours["train/example_xt"] = interpolate(clean, noise, sigma)
-        ours["train/example_target"] = noise - clean
-        ours["train/example_weight"] = objective.weights[nearest]
-    for name in tensors:
-        if match := re.fullmatch(r"euler_(\d+)/sigmas", name):
-            ours[name] = euler_sigmas(int(match[1]))
-            ours[name.replace("sigmas", "timesteps")] = ours[name] * NUM_STEPS
-        elif match := re.fullmatch(r"unipc_(\d+)/sigmas", name):
-            solver = UniPC(int(match[1]))
-            ours[name], ours[name.replace("sigmas", "timesteps")] = solver.sigmas, solver.timesteps
-        elif name == "unipc_toy/trajectory":
-            ours[name] = _toy_trajectory(tensors["unipc_toy/x_init"], len(tensors[name]))
-    inputs = {"train/example_x0", "train/example_noise", "train/example_t", "unipc_toy/x_init"}
-    for name in sorted(tensors.keys() - inputs):
-        yield (
-            compare(name, ours[name], tensors[name])
-            if name in ours
-            else Row(f"{name}: not understood", math.inf, LIMIT)
-        )
-
-
-def _toy_trajectory(x: Tensor, num_steps: int) -> Tensor:
-    """States after every UniPC step of dx/dsigma = sin(1.7 x) + 0.3 x t / 1000, the toy flow of the golden data."""
-    solver, states = UniPC(num_steps), []
-    for t in solver.timesteps.tolist():
-        x = solver.step(torch.sin(1.7 * x) + 0.3 * x * t / NUM_STEPS, x)
-        states.append(x)
-    return torch.stack(states)
-
-
-def _check_buckets(info: dict[str, Any]) -> Iterator[Row]:
-    for row in info["aspect_ratio_table"]:
-        height, width = row["height"], row["width"]
-        yield _same(f"label {width}x{height}", budget.aspect_label(height, width), row["ratio_label"])
-        for key in (key for key in row if key.startswith("target_hw_")):
-            ours = budget.pixel_bucket(height, width, int(key.rsplit("_", 1)[1]))
-            yield _same(f"{key} {width}x{height}", list(ours), row[key])
-    for label, units in info.get("bucket_hw_units_of_16px", {}).items():
-        short, long = map(int, label.split("/"))
-        for resolution, column in info["resolution_to_column_1based"].items():
-            ours = budget.pixel_bucket(short * 100, long * 100, int(resolution))
-            yield _same(f"{label} at {resolution}", [px // 16 for px in ours], units[column - 1])
-    for table in info.get("length_buckets", []):
-        lengths = [int(n) for n in table["table"]]
-        ids = budget.length_bucket(lengths, table["min_len"], table["max_len"], table["num_buckets"]).tolist()
-        yield _same(f"length buckets {table['name']}", ids, list(table["table"].values()))
-    for rule in info.get("av_length_rule", []):
-        ours_tokens = budget.paired_audio_tokens(rule["pixel_frames"])
-        yield _same(f"audio tokens beside {rule['pixel_frames']} frames", ours_tokens, rule["audio_tokens"])
-
-
-def _same(name: str, ours: object, reference: object) -> Row:
-    return Row(name if ours == reference else f"{name}: {ours}, expected {reference}", float(ours != reference), 0.0)
