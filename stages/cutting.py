@@ -28,8 +28,8 @@ SEARCH_SAMPLES = 4_800
 """Largest displacement looked for when written sound is compared with the plan: 100 ms at 48 kHz."""
 TIE_RATIO = 0.999
 """A correlation at lag 0 within this share of the highest one counts as the highest: periodic sound has many."""
-PICTURE_TOLERANCE = 6.0
-"""Largest mean difference (of 255 levels) of a 16 x 16 thumbnail; coding at crf 18 stays below 2, another frame is far
+PICTURE_TOLERANCE = 3.0
+"""Largest mean difference (of 255 levels) of a 16 x 16 thumbnail; coding at crf 18 stays below 1, another frame is far
 beyond wherever anything moved."""
 SINC_TAPS = 32
 SINC_BLOCK = 1 << 16

@@ -28,6 +28,8 @@ H264_IDR = 5
 """NAL unit type of a picture after which nothing refers back (ITU-T H.264, table 7-1)."""
 MAX_TIMESCALE = 2**31 - 1
 COPY_LOOKBACK_PACKETS = 2000
+LIMITED_RANGE = 1
+"""libav's AVCOL_RANGE_MPEG."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,13 @@ def _encode(
             "preset": order.preset,
             "x264-params": "bframes=0:threads=1:lookahead-threads=1:sliced-threads=0:stitchable=1",
         }
-        _copy_colour(context, first.frame)
+        colorspace = 1 if first.frame.format.is_rgb else int(first.frame.colorspace)
+        _tag_colour(context, first.frame, colorspace)
         audio = _add_sound(container, samples, rate_hz, order.audio_bitrate)
         prepared = _prepared(_chain(first, shown), stream, shape, (width, height), order)
         held: list[Any] = []
         for frame in prepared:
+            frame.color_range, frame.colorspace = LIMITED_RANGE, colorspace
             pts.append(frame.pts)
             thumbs.append(_thumb(frame))
             held += video.encode(frame)
@@ -150,11 +154,9 @@ def _mean_rate(stream: Any) -> Fraction:
     return Fraction(stream.average_rate or stream.guessed_rate or 25).limit_denominator(1001)
 
 
-def _copy_colour(context: Any, frame: Any) -> None:
-    """Keeps the colour tags of the source; the range becomes limited, RGB becomes BT.709."""
-    is_rgb = frame.format.is_rgb
-    context.color_range = 1
-    context.colorspace = 1 if is_rgb else frame.colorspace
+def _tag_colour(context: Any, frame: Any, colorspace: int) -> None:
+    """Keeps the colour tags of the source, except that the range becomes limited (1) and RGB becomes BT.709 (1)."""
+    context.color_range, context.colorspace = LIMITED_RANGE, colorspace
     context.color_primaries = frame.color_primaries
     context.color_trc = frame.color_trc
 
@@ -193,11 +195,13 @@ def _graph(frame: Any, shape: Geometry, size: tuple[int, int], order: Order) -> 
         ("format", "yuv420p"),
     ]
     graph = av.filter.Graph()
-    nodes = [
-        graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=order.time_base, name="in"
-        )
-    ]
+    base = order.time_base
+    source = (
+        f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:pixel_aspect=1/1"
+        f":time_base={base.numerator}/{base.denominator}"
+        f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
+    )
+    nodes = [graph.add("buffer", source)]
     nodes += [graph.add(name, argument) if argument else graph.add(name) for name, argument in steps]
     nodes.append(graph.add("buffersink"))
     graph.link_nodes(*nodes).configure()
