@@ -46,7 +46,7 @@ from schemas.budget import NAVA_6B, forward_flops, training_flops
 from schemas.errors import NavaError
 
 NUM_STEPS = {8: 400, 64: 200, 512: 60, 4096: 12}
-MAX_LHOTSE_BATCHES = 16_000
+MAX_LHOTSE_BATCHES = 6_000
 """Batches asked of lhotse per row of the table; at 1,000 to 3,000 cuts per second this is the part that takes long."""
 LHOTSE = {
     "lhotse, 10 buckets, padded": LhotseSetting(10, is_quadratic=False, is_padded=True),

@@ -1,0 +1,339 @@
+"""Reading compared: how close to raw sequential reads of the same bytes each reader comes, per CPU second and cold.
+
+    python -m benchmarks.loader --json FILE [--samples 2000] [--repeats 5] [--folder DIR]
+
+One corpus of about 1.1 MB samples (picture, sound, timbre, annotations) in 16 tar shards and as MosaicML shards. Every reader
+hands over every byte of every sample, in order, and one byte of each 4 KiB page is touched. The ceiling is `readinto` of
+the same tar files into one reused 8 MiB buffer, in the same process. Contenders run interleaved in random order; medians
+and ranges are over the repeats. `warm`: files in the page cache, throughput per CPU second (user + system of the process).
+`cold`: the files' pages are dropped before each run, wall time. A ceiling that spreads by more than 15 % voids the run.
+
+MosaicML Streaming is compared when it is installed (`pip install mosaicml-streaming`); it needs torchvision to import but
+not to read bytes, so an empty stand-in is put in its place where torchvision itself is absent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import io
+import json
+import os
+import platform
+import random
+import resource
+import sys
+import tarfile
+import tempfile
+import time
+import types
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from model.batching import EpochPlan, PlanConfig
+from model.data import LocalShards, PackLoader, SampleReader
+from model.index import ShardIndex
+from schemas.budget import NAVA_6B
+from schemas.shard import MEMBERS
+
+NUM_SHARDS = 16
+Mode = Literal["warm", "cold"]
+Sample = dict[str, Any]
+Reader = Callable[[Path], Iterator[Sample]]
+CEILING = "raw sequential readinto"
+MAX_CEILING_SPREAD = 0.15
+
+
+# ---------------------------------------------------------------------------------------------------------- corpus
+
+
+def make_sample(number: int) -> dict[str, bytes]:
+    """Incompressible members of one sample: a log-normal picture of 0.15 ... 4 MB, 64 kB of sound, small annotations."""
+    rng = np.random.default_rng(number)
+    picture_bytes = int(np.clip(np.exp(rng.normal(np.log(0.9e6), 0.5)), 1.5e5, 4e6))
+    return {
+        "mp4": rng.bytes(picture_bytes),
+        "flac": rng.bytes(64_000),
+        "json": json.dumps({"clip_id": f"{number:08d}", "caption": "x" * 400}).encode(),
+        "npy": rng.bytes(40_000),
+    }
+
+
+def write_corpus(folder: Path, num_samples: int) -> None:
+    """Tar shards with an Arrow index, and MosaicML shards when that library is there."""
+    (folder / "tar").mkdir(parents=True)
+    rows = []
+    for shard in range(NUM_SHARDS):
+        name = f"{shard:05d}.tar"
+        numbers = range(shard * num_samples // NUM_SHARDS, (shard + 1) * num_samples // NUM_SHARDS)
+        rows += _write_shard(folder / "tar" / name, numbers)
+    table = pa.Table.from_pylist(rows)
+    with pa.ipc.new_file(folder / "index.arrow", table.schema) as writer:
+        writer.write_table(table)
+    if _import_streaming():
+        from streaming import MDSWriter
+
+        columns = dict.fromkeys(MEMBERS, "bytes")
+        with MDSWriter(out=str(folder / "mds"), columns=columns, size_limit=1 << 27) as out:
+            for number in range(num_samples):
+                out.write(make_sample(number))
+
+
+def _write_shard(path: Path, numbers: range) -> list[dict[str, Any]]:
+    rows = []
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number in numbers:
+            row: dict[str, Any] = {"clip_id": f"{number:08d}", "shard": path.name, "sample_offset": tar.offset}
+            for extension, data in make_sample(number).items():
+                member = tarfile.TarInfo(f"{number:08d}.{extension}")
+                member.size = len(data)
+                row |= {f"{extension}_offset": tar.offset + tarfile.BLOCKSIZE, f"{extension}_bytes": len(data)}
+                tar.addfile(member, io.BytesIO(data))
+            row |= {"sample_bytes": tar.offset - row["sample_offset"], "has_video": True, "has_audio": True}
+            rows.append(row | {"source": "random", "video_tokens": 27_280, "audio_tokens": 127, "text_tokens": 100})
+    with path.open("rb") as file:
+        for row in rows:
+            row["crc32"] = zlib.crc32(os.pread(file.fileno(), row["sample_bytes"], row["sample_offset"]))
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------------- readers
+
+
+def read_raw(folder: Path) -> int:
+    """Bytes read by the ceiling."""
+    buffer = memoryview(bytearray(8 << 20))
+    total = 0
+    for path in sorted((folder / "tar").iterdir()):
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                total += count
+    return total
+
+
+def read_ours(folder: Path, *, verify: bool) -> Iterator[Sample]:
+    """Index, one read per sample, slices."""
+    index = ShardIndex.open(folder / "index.arrow")
+    shards = LocalShards(folder / "tar")
+    reader = SampleReader(index, shards, verify=verify)
+    for row in range(len(index)):
+        yield reader.read(row).members
+    shards.close()
+
+
+def read_ours_planned(folder: Path) -> Iterator[Sample]:
+    """The whole path of training: plan, packs, one worker thread ahead; one epoch in shuffled order, unverified."""
+    index = ShardIndex.open(folder / "index.arrow")
+    plan = EpochPlan(index, PlanConfig(num_packs=1, num_epochs=1, token_budget=150_000), NAVA_6B)
+    reader = SampleReader(index, LocalShards(folder / "tar"), verify=False)
+    loader = PackLoader(plan.stream(), reader, lambda raw: raw.members, num_workers=1, prefetch=2)
+    num_read = 0
+    for pack in loader:
+        yield from pack.samples
+        num_read += len(pack.samples)
+        if num_read == len(index):
+            break
+    loader.close()
+
+
+def read_webdataset(folder: Path) -> Iterator[Sample]:
+    """webdataset without decoding or shuffling."""
+    import webdataset
+
+    urls = [str(path) for path in sorted((folder / "tar").iterdir())]
+    yield from webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+
+
+def read_streaming(folder: Path) -> Iterator[Sample]:
+    """MosaicML Streaming from local shards, unshuffled."""
+    from streaming import StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+
+    clean_stale_shared_memory()
+    yield from StreamingDataset(local=str(folder / "mds"), shuffle=False, batch_size=1, num_canonical_nodes=1)
+
+
+def _import_streaming() -> bool:
+    """Whether MosaicML Streaming imports, with an empty torchvision in place if there is none."""
+    if importlib.util.find_spec("streaming") is None:
+        return False
+    if "torchvision" not in sys.modules and importlib.util.find_spec("torchvision") is None:
+        for name in ("", ".transforms", ".transforms.functional", ".datasets"):
+            module = types.ModuleType(f"torchvision{name}")
+            module.__spec__, module.__path__ = ModuleSpec(module.__name__, None), []
+            sys.modules[module.__name__] = module
+        sys.modules["torchvision"].__dict__["transforms"] = sys.modules["torchvision.transforms"]
+        sys.modules["torchvision.transforms.functional"].__dict__["to_tensor"] = None
+        sys.modules["torchvision.datasets"].__dict__["VisionDataset"] = object
+    import streaming
+
+    return bool(streaming.__version__)
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
+@dataclass(slots=True)
+class Runs:
+    """Bytes per CPU second (warm) or per wall second (cold) of every repeat."""
+
+    warm: list[float] = field(default_factory=list)
+    cold: list[float] = field(default_factory=list)
+    warm_samples_per_s: list[float] = field(default_factory=list)
+
+
+def drop_pages(folder: Path) -> None:
+    """Ask the kernel to forget the cached pages of every file under a folder."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def consume(reader: Reader, folder: Path) -> tuple[int, int]:
+    """(bytes, samples) of a full pass, touching one byte per page of every member."""
+    num_bytes = num_samples = 0
+    for sample in reader(folder):
+        num_samples += 1
+        for extension in MEMBERS:
+            data = sample[extension]
+            np.frombuffer(data, np.uint8)[::4096].sum()
+            num_bytes += len(data)
+    return num_bytes, num_samples
+
+
+def content(reader: Reader, folder: Path) -> tuple[int, int]:
+    """(samples, checksum of all members that does not depend on the order of samples)."""
+    total, num_samples = 0, 0
+    for sample in reader(folder):
+        num_samples += 1
+        total ^= zlib.crc32(b"".join(bytes(sample[extension]) for extension in MEMBERS))
+    return num_samples, total
+
+
+def measure(name: str, reader: Reader | None, folder: Path, mode: Mode, runs: Runs) -> None:
+    """One timed pass; None reads raw."""
+    if mode == "cold":
+        drop_pages(folder / ("mds" if "MosaicML" in name else "tar"))
+    gc.collect()
+    before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    num_bytes, num_samples = (read_raw(folder), 0) if reader is None else consume(reader, folder)
+    wall_s, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    if mode == "warm":
+        runs.warm.append(num_bytes / cpu_s)
+        runs.warm_samples_per_s.append(num_samples / wall_s)
+    else:
+        runs.cold.append(num_bytes / wall_s)
+
+
+def contenders() -> tuple[dict[str, Reader], dict[str, str]]:
+    """(readers by name, reason why a reader is missing by name)."""
+    readers: dict[str, Reader] = {
+        "ours, unverified": lambda folder: read_ours(folder, verify=False),
+        "ours, CRC-32 verified": lambda folder: read_ours(folder, verify=True),
+        "ours, planned packs in a worker thread, unverified": read_ours_planned,
+    }
+    skipped = {}
+    if importlib.util.find_spec("webdataset"):
+        readers["webdataset"] = read_webdataset
+    else:
+        skipped["webdataset"] = "not installed"
+    if _import_streaming():
+        readers["MosaicML Streaming"] = read_streaming
+    else:
+        skipped["MosaicML Streaming"] = "not installed: pip install mosaicml-streaming"
+    return readers, skipped
+
+
+def compare(folder: Path, repeats: int) -> dict[str, Any]:
+    """Ratios to the ceiling of every contender that returned the right bytes."""
+    readers, skipped = contenders()
+    expected = content(readers["ours, CRC-32 verified"], folder)
+    for name in list(readers):
+        if (got := content(readers[name], folder)) != expected:
+            skipped[name] = f"returned other bytes than were written: {got} instead of {expected}"
+            del readers[name]
+    runs = {name: Runs() for name in [CEILING, *readers]}
+    order: list[str] = list(runs)
+    for mode in ("warm", "cold"):
+        for repeat in range(repeats):
+            random.Random(repeat).shuffle(order)
+            for name in order:
+                measure(name, readers.get(name), folder, mode, runs[name])
+    ceiling = {"warm": runs[CEILING].warm, "cold": runs[CEILING].cold}
+    spread = {mode: (max(rates) - min(rates)) / float(np.median(rates)) for mode, rates in ceiling.items()}
+    results = {}
+    for name, run in runs.items():
+        ratios = {
+            f"{mode}_share": float(np.median(rates)) / float(np.median(ceiling[mode]))
+            for mode, rates in (("warm", run.warm), ("cold", run.cold))
+        }
+        results[name] = {
+            **ratios,
+            "warm_mb_per_cpu_s": [round(float(f(run.warm)) / 1e6) for f in (np.median, np.min, np.max)],
+            "cold_mb_per_s": [round(float(f(run.cold)) / 1e6) for f in (np.median, np.min, np.max)],
+            "warm_samples_per_s": float(np.median(run.warm_samples_per_s)),
+        }
+    return {"results": results, "skipped": skipped, "ceiling_spread": spread}
+
+
+def random_access_ms(folder: Path, num_reads: int = 400) -> tuple[float, float]:
+    """(median, 99th percentile) milliseconds to read one sample anywhere, warm, unverified."""
+    index = ShardIndex.open(folder / "index.arrow")
+    reader = SampleReader(index, LocalShards(folder / "tar"), verify=False)
+    times = []
+    for row in np.random.default_rng(3).integers(0, len(index), num_reads).tolist():
+        began = time.perf_counter()
+        reader.read(row)
+        times.append(1e3 * (time.perf_counter() - began))
+    return float(np.percentile(times[1:], 50)), float(np.percentile(times[1:], 99))
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """The result as a Markdown table."""
+    print("| reader | warm, share per CPU-s | warm MB per CPU-s (min-max) | cold, share | cold MB/s (min-max) |")
+    print("|---|---|---|---|---|")
+    for name, row in report["results"].items():
+        warm, cold = row["warm_mb_per_cpu_s"], row["cold_mb_per_s"]
+        ranges = f"{warm[0]} ({warm[1]}-{warm[2]}) | {row['cold_share']:.2f} | {cold[0]} ({cold[1]}-{cold[2]})"
+        print(f"| {name} | {row['warm_share']:.2f} | {ranges} |")
+    for name, reason in report["skipped"].items():
+        print(f"| {name} | skipped: {reason} | | | |")
+    print("random access: {:.3f} ms median, {:.3f} ms p99".format(*report["random_access_ms"]))
+    for mode, spread in report["ceiling_spread"].items():
+        verdict = "void, repeat on a quieter machine" if spread > MAX_CEILING_SPREAD else "valid"
+        print(f"{mode}: the ceiling spread by {spread:.0%} over the repeats: {verdict}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the corpus, measure, print the table and write the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--folder", type=Path, help="where to put the corpus (2.3 GB each format); default: a temp folder"
+    )
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        folder = Path(scratch)
+        write_corpus(folder, options.samples)
+        report = compare(folder, options.repeats)
+        report["random_access_ms"] = random_access_ms(folder)
+    about = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "samples": options.samples}
+    options.json.write_text(json.dumps({**about, **report}, indent=1))
+    print_table(report)
+
+
+if __name__ == "__main__":
+    main()
