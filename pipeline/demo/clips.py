@@ -206,6 +206,7 @@ def flash_and_click(path: Path | str, duration_s: float = 6.0, encoding: Encodin
     """
     random = np.random.default_rng([seed, 51])
     num_frames = encoding.frames_in(duration_s)
+    encoding = encoding.stored_in(Path(path), num_frames)
     end_s = encoding.end_s(num_frames)
     flashes, at = [], int(random.integers(4, 10))
     while at < num_frames - 3:

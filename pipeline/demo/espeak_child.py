@@ -1,8 +1,8 @@
 """Speaks one text with eSpeak NG and prints PCM and events. Run as a script in a fresh interpreter, never imported.
 
-A child process per utterance, because the library keeps its noise generator and oscillator state from one utterance to
-the next: only a fresh process gives the same samples for the same text. It also keeps the GPL-licensed library out of ours.
-Input (stdin): JSON {library, data, text, voice, rate_wpm, pitch, pitch_range}.
+A child process per utterance, because the library carries oscillator state from one utterance to the next and seeds its
+noise from the clock: only a fresh process with a given seed repeats its samples. It also keeps the GPL-licensed library out
+of ours. Input (stdin): JSON {library, data, text, voice, rate_wpm, pitch, pitch_range, seed}.
 Output (stdout): one JSON line {sample_rate_hz, events: [[kind, text_position, text_length, sample, ipa]]}, then int16 PCM.
 Constants are those of eSpeak NG's speak_lib.h.
 """
@@ -51,6 +51,7 @@ def speak(request: dict[str, Any]) -> tuple[int, list[list[Any]], bytes]:
     )
     if rate_hz <= 0:
         sys.exit(f"eSpeak NG did not start with data {request['data']}")
+    lib.espeak_ng_SetRandSeed(ctypes.c_long(request["seed"]))
     pcm = bytearray()
     events: list[list[Any]] = []
 

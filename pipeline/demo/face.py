@@ -154,7 +154,7 @@ class TalkingFace:
         _speak(self._photo, photo, opening, rounding)
         _blink(self._photo, photo, self._lids_closed(time_s))
         map_x, map_y = self._moved(time_s)
-        picture = cv2.remap(photo, map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        picture = cv2.remap(photo, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         if self._drawn_px != (self.width_px, self.height_px):
             picture = cv2.resize(picture, (self.width_px, self.height_px), interpolation=cv2.INTER_LINEAR)
         return np.asarray(picture, np.uint8)

@@ -126,6 +126,7 @@ def _run_espeak(text: str, name: str, rate_wpm: int, pitch: int) -> tuple[dict[s
         "rate_wpm": rate_wpm,
         "pitch": pitch,
         "pitch_range": 55,
+        "seed": 1,
     }
     child = subprocess.run(
         [sys.executable, "-I", "-S", str(Path(__file__).with_name("espeak_child.py"))],
