@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,27 +66,26 @@ class ShardIndex:
 
     @classmethod
     def open(cls, path: str | Path | Sequence[str | Path], *, split: str | None = None) -> ShardIndex:
-        """Index of every `*.arrow` file under `path` (a file, a folder, or several), in name order, memory-mapped.
+        """Index of every `*.arrow` file under `path` (a file, a folder, an fsspec URL, or several), in name order.
 
-        `split` keeps only rows of that split. The digest covers the bytes of every file and the split: it identifies
-        the plan. Cost: one pass over the files. Raises ShardError when there is no index or the schemas differ.
+        Local files are memory-mapped, remote ones are held in memory. `split` keeps only rows of that split. The digest
+        covers the bytes of every file and the split: it identifies the plan. Cost: one pass over the files. Raises
+        ShardError when there is no index or the schemas differ.
         """
-        files = _arrow_files([path] if isinstance(path, (str, Path)) else list(path))
         digest, tables = hashlib.sha256(), []
-        for file in files:
-            with file.open("rb") as handle:
-                digest.update(hashlib.file_digest(handle, "sha256").digest())
+        for name, source in _arrow_sources([path] if isinstance(path, (str, Path)) else list(path)):
+            digest.update(hashlib.sha256(source).digest())
             try:
-                tables.append(pa.ipc.open_file(pa.memory_map(str(file))).read_all())
+                tables.append(pa.ipc.open_file(source).read_all())
             except pa.ArrowInvalid as error:
                 raise ShardError(
-                    f"{file} is not an Arrow IPC file: {error}", remedy="Pack the shards again."
+                    f"{name} is not an Arrow IPC file: {error}", remedy="Pack the shards again."
                 ) from error
         try:
             table = pa.concat_tables(tables)
         except pa.ArrowInvalid as error:
             raise ShardError(f"the index files have different columns: {error}", remedy="Pack them alike.") from error
-        if split is not None and "split" in table.column_names:
+        if split is not None:
             table = table.filter(pc.equal(table["split"], split))
             digest.update(split.encode())
         return cls(table, digest.hexdigest())
@@ -168,15 +167,22 @@ class MappedInts:
         return int(self._chunks[chunk][row - self._starts[chunk]])
 
 
-def _arrow_files(paths: list[str | Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in map(Path, paths):
-        files += sorted(path.glob("*.arrow")) if path.is_dir() else [path]
-    absent = [str(p) for p in files if not p.exists()]
-    if absent or not files:
-        where = ", ".join(absent or map(str, paths))
-        raise ShardError(f"no index at {where}.", remedy="Give the run's index folder, which holds *.arrow files.")
-    return files
+def _arrow_sources(paths: list[str | Path]) -> Iterator[tuple[str, pa.Buffer]]:
+    """Name and bytes of every index file, mapped where they are local."""
+    for path in paths:
+        if "://" in str(path):
+            from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+            files, root = url_to_fs(str(path))
+            names = sorted(files.glob(f"{root}/*.arrow")) if files.isdir(root) else [root] if files.exists(root) else []
+            sources = ((name, pa.py_buffer(files.cat_file(name))) for name in names)
+        else:
+            local = sorted(Path(path).glob("*.arrow")) if Path(path).is_dir() else [Path(path)]
+            names = [str(file) for file in local if file.exists()]
+            sources = ((name, pa.memory_map(name).read_buffer()) for name in names)
+        if not names:
+            raise ShardError(f"no index at {path}.", remedy="Give the run's index folder, which holds *.arrow files.")
+        yield from sources
 
 
 def _int_column(table: pa.Table, name: str) -> NDArray[np.int32]:

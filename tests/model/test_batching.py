@@ -344,6 +344,12 @@ def test_index_files_are_read_in_name_order_and_identified_by_content(tmp_path: 
     assert ShardIndex.open(tmp_path).digest == index.digest != ShardIndex.open(tmp_path / "00000.arrow").digest
     with pytest.raises(ShardError, match="no index"):
         ShardIndex.open(tmp_path / "nothing")
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for path in tmp_path.glob("*.arrow"):
+        memory.pipe_file(f"/run/index/{path.name}", path.read_bytes())
+    assert ShardIndex.open("memory://run/index").digest == index.digest
     (tmp_path / "00002.arrow").write_bytes(b"not arrow")
     with pytest.raises(ShardError, match="not an Arrow IPC file"):
         ShardIndex.open(tmp_path)

@@ -32,6 +32,7 @@ from model.data import (
 from model.index import ShardIndex
 from schemas.budget import NAVA_6B
 from schemas.errors import ShardError
+from schemas.shard import INDEX
 
 NUM_SHARDS, PER_SHARD = 3, 12
 
@@ -91,6 +92,19 @@ def test_members_are_the_bytes_that_a_tar_library_reads(tmp_path: Path) -> None:
         assert set(sample.members) == {"safetensors", "json"}
     tensors = decode_latents(reader.read(5))
     assert tensors["video_latents"].shape == (3, 4, 4, 6)
+
+
+def test_the_shard_contract_has_every_column_that_is_needed(tmp_path: Path) -> None:
+    rows = [
+        row | {"mp4_offset": 512, "mp4_bytes": 0, "split": "train"} for row in write_shards(tmp_path).table.to_pylist()
+    ]
+    rows[0]["split"] = "validation"
+    with pa.ipc.new_file(tmp_path / "00000.arrow", INDEX) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=INDEX))
+    index = ShardIndex.open(tmp_path, split="train")
+    assert len(index) == len(rows) - 1
+    assert set(SampleReader(index, LocalShards(tmp_path)).read(0).members) == {"json"}
+    assert ShardIndex.open(tmp_path).digest != index.digest
 
 
 def test_an_object_store_gives_the_same_bytes(tmp_path: Path) -> None:
