@@ -82,6 +82,8 @@ class VoiceActivity:
     def probabilities(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probability of speech [ceil(n / 512)] of mono `samples` [n] at 16 kHz."""
         num_steps = -(-len(samples) // _HOP)
+        if not num_steps:
+            return np.zeros(0, np.float32)
         padded = np.zeros(_CONTEXT + num_steps * _HOP, np.float32)
         padded[_CONTEXT : _CONTEXT + len(samples)] = samples
         frames = np.lib.stride_tricks.sliding_window_view(padded, _CONTEXT + _HOP)[::_HOP]
@@ -91,7 +93,7 @@ class VoiceActivity:
             block = np.ascontiguousarray(frames[first : first + _BLOCK])
             part, h, c = self.session.run(None, {"input": block, "h": h, "c": c})
             parts.append(part)
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        return np.concatenate(parts)
 
     def stretches(self, samples: NDArray[np.float32], config: VoiceConfig) -> list[Stretch]:
         """Speech in mono `samples` at 16 kHz, in seconds from their start."""
