@@ -97,7 +97,7 @@ def _source_frames(order: Order, max_pixels: int) -> Iterator[tuple[Any, Picture
 
 
 def _thumb(frame: Any) -> np.ndarray:
-    small: np.ndarray = frame.reformat(THUMB_PX, THUMB_PX, "gray", interpolation="AREA").to_ndarray()
+    small: np.ndarray = frame.reformat(THUMB_PX, THUMB_PX, "gray", interpolation="AREA", threads=1).to_ndarray()
     return small
 
 
@@ -195,6 +195,7 @@ def _graph(frame: Any, shape: Geometry, size: tuple[int, int], order: Order) -> 
         ("format", "yuv420p"),
     ]
     graph = av.filter.Graph()
+    graph.threads = 1  # the same input must give the same bytes
     base = order.time_base
     source = (
         f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:pixel_aspect=1/1"

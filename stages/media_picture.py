@@ -177,7 +177,7 @@ class Renderer:
         """Writes `frame` into `out`, uint8 [height, width(, 3)]. Bilinear with antialiasing when shrinking."""
         width, height = self._inner
         image = self._reformatter.reformat(
-            frame, width, height, "gray" if self.is_gray else "rgb24", interpolation="BILINEAR"
+            frame, width, height, "gray" if self.is_gray else "rgb24", interpolation="BILINEAR", threads=1
         ).to_ndarray()
         if self.geometry.is_mirrored:
             image = image[:, ::-1]
