@@ -117,7 +117,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """The validated recipe, stage configurations included."""
-    recipe = _validate(Recipe, raw, where)
+    recipe: Recipe = _validate(Recipe, raw, where)
     recipe.stage_configs()
     for name in (*recipe.gates, *recipe.resources):
         if name not in recipe.stages:

@@ -141,6 +141,7 @@ def read_index(run: RunDir, name: str) -> pa.Table:
 def make_sample(clip: dict[str, Any], recipe: Recipe, context: Context) -> tuple[dict[str, bytes], Any]:
     """Payload of every member of one clip, and the report of its verified cut. Raises ItemError."""
     import soundfile
+
     from stages.cutting import CutOptions, cut_clip, cut_sound, verify_clip
 
     asset = clip["asset"]
@@ -191,7 +192,7 @@ def timbre_matrix(clip: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]
 def annotation(clip: dict[str, Any], recipe: Recipe, shift_ms: float) -> dict[str, Any]:
     """The .json member: everything known about the clip, from source to measure; embeddings are in the .npy."""
     asset = clip["asset"]
-    measured = {
+    measured: dict[str, Any] = {
         name: clip[name]
         for name in ("picture", "audio", "sync", "timbre", "caption")
         if name in recipe.stages and clip.get(name) is not None
@@ -280,7 +281,7 @@ def _append(tar: tarfile.TarFile, clip_id: str, members: dict[str, bytes]) -> di
 
 
 def _pack_row(clip: dict[str, Any], task: ShardTask, report: Any, error: ItemError | None) -> dict[str, Any]:
-    verdict = {"status": "keep" if error is None else "error", "reason": error and f"pack.{error.reason}",
+    verdict: dict[str, Any] = {"status": "keep" if error is None else "error", "reason": error and f"pack.{error.reason}",
                "message": error and str(error), "stage": "pack", "failed_gates": [], "is_audit": False}  # fmt: skip
     pack = {"shard": f"{task.name}.tar"} | (_cut_columns(report) if report is not None else {})
     return {"kind": "pack", "row_id": clip["row_id"], "parent_id": clip["row_id"], "source_id": clip["source_id"],

@@ -22,12 +22,12 @@ def struct(*fields: pa.Field) -> pa.StructType:
 
 def unit_of(field: pa.Field) -> str:
     """The unit recorded on `field`, or an empty string."""
-    return (field.metadata or {}).get(b"unit", b"").decode()
+    return str((field.metadata or {}).get(b"unit", b"").decode())
 
 
 def doc_of(field: pa.Field) -> str:
     """The meaning recorded on `field`, or an empty string."""
-    return (field.metadata or {}).get(b"doc", b"").decode()
+    return str((field.metadata or {}).get(b"doc", b"").decode())
 
 
 def resolve(schema: pa.Schema | pa.StructType, path: str) -> pa.Field:

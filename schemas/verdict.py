@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -25,7 +24,7 @@ Status = Literal["keep", "reject", "error", "open"]
 Operator = Literal["min", "max", "abs_max", "equals", "one_of"]
 OPERATORS: tuple[Operator, ...] = ("min", "max", "abs_max", "equals", "one_of")
 Scalar = bool | float | str
-Mask = npt.NDArray[np.bool_]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class Gate(BaseModel):
@@ -109,13 +108,15 @@ class Outcome:
     def rejects(self) -> Mask:
         """Rows a check turns away: failed, or missing where missing means reject."""
         soft = np.array([check.gate.missing == "reject" for check in self.checks], bool).reshape(-1, 1)
-        return self.failed | (self.missing & soft)
+        rejected: Mask = self.failed | (self.missing & soft)
+        return rejected
 
     @property
     def errors(self) -> Mask:
         """Rows a check cannot decide because its measurement is missing."""
         hard = np.array([check.gate.missing == "error" for check in self.checks], bool).reshape(-1, 1)
-        return self.missing & hard
+        undecidable: Mask = self.missing & hard
+        return undecidable
 
 
 def evaluate(table: pa.Table, checks: Sequence[Check]) -> Outcome:
@@ -139,10 +140,10 @@ def settle(outcome: Outcome) -> tuple[list[Status], list[Check | None]]:
     if not outcome.checks:
         return ["keep"] * num_rows, [None] * num_rows
     rejects, errors = outcome.rejects, outcome.errors
-    decided = rejects | errors
+    decided: Mask = np.logical_or(rejects, errors)
     first = np.argmax(decided, axis=0)
-    has_decision = decided.any(axis=0)
-    is_open = outcome.unreached.any(axis=0)
+    has_decision: Mask = np.asarray(decided.any(axis=0))
+    is_open: Mask = np.asarray(outcome.unreached.any(axis=0))
     statuses: list[Status] = []
     deciders: list[Check | None] = []
     for row in range(num_rows):

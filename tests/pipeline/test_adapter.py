@@ -104,7 +104,7 @@ def test_a_hanging_row_ends_its_worker_and_is_not_tried_again(toy_recipe: dict[s
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
-            monitor.expire = lambda *call: os.write(write, json.dumps(call).encode()) and None  # type: ignore[method-assign]
+            monitor.expire = lambda *call, out=write: os.write(out, json.dumps(call).encode()) and None  # type: ignore
             advance(toy_recipe, dict(source), monitor)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 70

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ TIME_BASES = st.sampled_from([(1, 25), (1001, 30000), (1, 90000), (1, 12800), (1
 @given(base=TIME_BASES, cuts=st.lists(st.integers(-(2**33), 2**33), min_size=2, max_size=20, unique=True))
 def test_adjoining_spans_add_up_to_the_microsecond(base: tuple[int, int], cuts: list[int]) -> None:
     cuts.sort()
-    pieces = [Span(a, b, *base) for a, b in zip(cuts, cuts[1:], strict=False)]
+    pieces = [Span(a, b, *base) for a, b in pairwise(cuts)]
     assert sum(piece.duration_us for piece in pieces) == Span(cuts[0], cuts[-1], *base).duration_us
 
 

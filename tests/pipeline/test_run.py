@@ -1,0 +1,213 @@
+"""Whole runs on real Ray: the demo from raw files to shards, kills and restarts, two nodes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.demo import talking_clip, write_demo
+from pipeline.queries import Run, balance, stats
+from pipeline.verify import problems
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
+
+LIGHT = """
+name: light
+description: The stages that need no model, for tests of the machinery.
+stages:
+  download: {}
+  probe: {}
+  shot_split: {engine: content}
+  transcribe: {engine: align}
+  diarize: {}
+  clip: {}
+  picture: {}
+  audio: {}
+gates:
+  probe: {has_video: {equals: true}, has_audio: {equals: true}}
+  picture: {brightness: {min: 0}}
+pack: {target_shard_mb: 1}
+"""
+
+
+def curate(*arguments: str) -> subprocess.Popen[str]:
+    """`nava-curate` as a user starts it, in a process group of its own."""
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Its output; fails if it failed."""
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def facts(run: Path) -> dict[str, Any]:
+    """Everything two equal runs agree in: ledger rows without their cost, and the bytes of shards and indexes."""
+    ledger = Run(str(run)).ledger
+    rows = {
+        kind: [{key: value for key, value in row.items() if key != "cost"} for row in ledger.settled(kind).to_pylist()]
+        for kind in ("asset", "shot", "clip")
+    }
+    files = {
+        path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in ("shards", "index")
+        for path in sorted((run / folder).iterdir())
+    }
+    return {"rows": json.loads(json.dumps(rows, default=str)), "files": files}
+
+
+@pytest.fixture(scope="module")
+def demo_media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo set of `make demo`."""
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo_run(demo_media: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `make demo`."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    output = finish(curate("run", "quickstart", "--input", str(demo_media / "sources.jsonl"), "--out", str(out)))
+    assert "adds up exactly" in output
+    return out
+
+
+def test_the_demo_keeps_rejects_and_errs_for_stated_reasons(demo_run: Path) -> None:
+    answer = stats(Run(str(demo_run)))
+    assert answer["clips"]["kept"] > 0
+    assert answer["clips"]["rejected"] > 0
+    assert answer["assets"]["error"] > 0
+    assert answer["assets"]["settled"] == answer["assets"]["total"]
+    assert answer["hours"]["exact_us"]["difference"] == 0
+    assert not list(problems(Run(str(demo_run))))
+
+
+def test_demo_shards_open_with_webdataset_and_play(demo_run: Path) -> None:
+    import io
+
+    import av
+    import soundfile
+    import webdataset
+
+    urls = [str(path) for path in sorted((demo_run / "shards").glob("*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert len(samples) == balance(Run(str(demo_run)).ledger).clips["keep"]
+    for sample in samples:
+        note = json.loads(sample["json"])
+        assert note["clip_id"] == sample["__key__"]
+        with av.open(io.BytesIO(sample["mp4"])) as container:
+            frames = sum(1 for _ in container.decode(video=0))
+        assert frames == note["clip"]["num_frames"]
+        sound, rate = soundfile.read(io.BytesIO(sample["flac"]))
+        assert abs(len(sound) - note["clip"]["duration_us"] * rate / 1e6) <= 1
+        vectors = np.load(io.BytesIO(sample["npy"]), allow_pickle=False)
+        assert vectors.shape[0] == len(note["clip"]["spans"])
+        for span in note["clip"]["spans"]:
+            assert 0 <= span["start_s"] <= span["end_s"] <= note["clip"]["duration_us"] / 1e6 + 1e-6
+
+
+def test_damage_to_a_shard_is_found(demo_run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(demo_run, copy)
+    shard = sorted((copy / "shards").glob("*.tar"))[0]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(bytes(data))
+    found = " ".join(problems(Run(str(copy))))
+    assert "sha256 differs" in found
+    assert "crc32 differs" in found
+
+
+def test_export_gives_the_official_trainers_form(demo_run: Path, tmp_path: Path) -> None:
+    from pipeline.export import export_nava
+
+    done = export_nava(Run(str(demo_run)), tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "data.jsonl").read_text().splitlines()]
+    assert done["records"] == len(records) > 0
+    for record in records:
+        (video,), (text,) = record["video_info"], record["text_list"]
+        assert Path(video["data_path"]).is_file()
+        marks = text["text"].count("<S>")
+        assert marks == text["text"].count("<E>") == len(text["speech_start"]) == len(text["speech_end"])
+        assert all(end <= video["duration"] + 1e-6 for end in text["speech_end"])
+    index, key, path = (tmp_path / "data.list").read_text().strip().split("\t")
+    assert (index, Path(path).is_file()) == ("0", True)
+    assert (tmp_path / "data.weight").read_text().split("\t") == [key, "1.0", "text_to_av\n"]
+
+
+def test_killed_and_restarted_runs_end_as_if_undisturbed(tmp_path: Path) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
+    for seed in range(6):
+        talking_clip(media / f"{seed}.mp4", duration_s=4.0, seed=seed)
+    (media / "broken.mp4").write_text("not a video")
+    recipe = tmp_path / "light.yaml"
+    recipe.write_text(LIGHT)
+    base = ["run", str(recipe), "--input", str(media), "--quiet", "--out"]
+    finish(curate(*base, str(tmp_path / "calm")))
+    expected = facts(tmp_path / "calm")
+    assert len(expected["files"]) > 1
+    chance = random.Random(0)
+    for _ in range(4):
+        process = curate(*base, str(tmp_path / "killed"))
+        time.sleep(chance.uniform(2, 16))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    finish(curate(*base, str(tmp_path / "killed")))
+    assert facts(tmp_path / "killed") == expected
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "killed").rglob("*.tar"))
+    finish(curate(*base, str(tmp_path / "killed")))
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "killed").rglob("*.tar"))
+
+
+def test_the_same_recipe_runs_on_a_separately_started_cluster(tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    from pipeline.config import load_recipe
+    from pipeline.run import run
+    from stages.sources import expand_sources
+
+    media = tmp_path / "media"
+    media.mkdir()
+    for seed in range(6):
+        talking_clip(media / f"{seed}.mp4", duration_s=3.0, seed=seed)
+    recipe = tmp_path / "light.yaml"
+    recipe.write_text(LIGHT)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        done = run(
+            load_recipe(str(recipe)), expand_sources([str(media)]), str(tmp_path / "run"),
+            address=cluster.address, quiet=True,
+        )  # fmt: skip
+    finally:
+        cluster.shutdown()
+    assert len(done.nodes) == 2, "work was done on both nodes"
+    assert not list(problems(Run(str(tmp_path / "run"))))
+
+
+def test_the_cluster_configuration_is_valid_for_the_launcher() -> None:
+    import yaml
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((Path(__file__).resolve().parents[2] / "ray_cluster.yaml").read_text())
+    validate_config(prepare_config(config))
