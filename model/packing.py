@@ -26,6 +26,8 @@ CLOSE_BELOW = 0.75
 1.0004 at 0.75 and at 0.9, where less of a pack is random."""
 NUM_LEADS = 8
 """Oldest items tried as the first of three; 16 gave the same balance at more cost."""
+MAX_CANDIDATES = 256
+"""Items the closing search looks at; a team's larger buffer is thinned evenly over the costs."""
 GOOD_ENOUGH = 5e-4
 """Relative shortfall at which a pack is closed: a sixth of the imbalance aimed at, so that age can decide among many."""
 
@@ -167,9 +169,8 @@ class Packer:
             serial = self._serials[mix(self._key + self._num_draws) % num_fitting]
             if self._items[serial].tokens <= tokens_left:
                 return (serial,)
-        flops = np.array(self._flops[:num_fitting])
-        serials = np.array(self._serials[:num_fitting])
-        tokens = np.array(self._tokens[:num_fitting])
+        every = slice(0, num_fitting, -(-num_fitting // MAX_CANDIDATES))
+        flops, serials, tokens = (np.array(of[every]) for of in (self._flops, self._serials, self._tokens))
         leads = np.argsort(serials)[:NUM_LEADS]
         room = Room(flops_left, tokens_left, GOOD_ENOUGH * self._limits.flop_target)
         ages = next(reversed(self._items)) - serials
