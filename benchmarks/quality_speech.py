@@ -226,7 +226,7 @@ def score_transcription(
 ) -> dict[str, Any]:
     """Word error of recognisers, and times of words against the truth where the manifest has it.
 
-    Word-time truth: `words` with `text`, `start`, `end` (generated media); else the ends of `speech_interval_s`.
+    Word-time truth: `words` with `word`, `start`, `end` (generated media); else the ends of `speech_interval_s`.
     """
     result: dict[str, Any] = {}
     for name in engines:
@@ -272,7 +272,7 @@ def _with_transcript(items: list[dict[str, Any]]) -> Iterator[tuple[dict[str, An
 def _time_errors(truth: dict[str, Any], words: list[Word], start_s: float) -> list[float]:
     given = truth.get("words")
     if given:
-        wanted, found = [spoken_form(w["text"]) for w in given], [spoken_form(w.text) for w in words]
+        wanted, found = [spoken_form(w["word"]) for w in given], [spoken_form(w.text) for w in words]
         pairs = _matches(wanted, found)
         starts = [start_s + words[j].start_s - given[i]["start"] for i, j in pairs]
         return starts + [start_s + words[j].end_s - given[i]["end"] for i, j in pairs]

@@ -1,0 +1,424 @@
+"""Words with times: the rules on what stands, alignment of given words, and each engine on real input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.errors import EngineError, ItemError
+from stages.transcribe import Transcribe, TranscribeConfig
+from stages.transcribe_align import (
+    AlignEngine,
+    Cue,
+    Transcript,
+    cue_windows,
+    fill_gaps,
+    find_transcript,
+    guess_phones,
+    read_cues,
+    spoken_form,
+)
+from stages.transcribe_pocketsphinx import recogniser
+from stages.transcribe_whisperx import WhisperxConfig, WhisperxEngine
+from stages.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig
+from stages.words import Word, drop_loops, keep_spoken, spread
+
+
+@pytest.fixture(scope="module")
+def voice() -> VoiceActivity:
+    return VoiceActivity.load()
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, dict[str, Any]]:
+    """A synthetic conversation with exact words: (file, samples at 16 kHz, truth)."""
+    import soundfile
+
+    from pipeline.demo.clips import turns_audio
+
+    path = tmp_path_factory.mktemp("said") / "talk.wav"
+    made = turns_audio(path, num_turns=2, seed=2)
+    samples, _ = soundfile.read(path, dtype="float32")
+    return path, samples, made.item["ground_truth"]
+
+
+def words_of(text: str, step_s: float = 0.3) -> list[Word]:
+    return [Word(t, i * step_s, (i + 0.9) * step_s, 0.5) for i, t in enumerate(text.split())]
+
+
+def row_for(path: Path, metadata: dict[str, Any] | None = None, has_audio: bool = True) -> dict[str, Any]:
+    return {
+        "uri": str(path),
+        "metadata": json.dumps(metadata or {}),
+        "download": {"path": str(path)},
+        "probe": {"has_audio": has_audio},
+    }
+
+
+def run_stage(context: Any, config: TranscribeConfig, row: dict[str, Any]) -> dict[str, Any]:
+    stage = Transcribe(config)
+    stage.setup(context)
+    (result,) = stage.process([row])
+    assert isinstance(result, dict)
+    assert set(result) == {field.name for field in Transcribe.adds}
+    return result
+
+
+# --- what stands -----------------------------------------------------------------------------------------------------
+
+
+def test_words_off_speech_outside_and_in_loops_are_dropped_and_counted() -> None:
+    speech = [Stretch(0.0, 3.0)]
+    loop = [Word(w, 1 + i * 0.1, 1.08 + i * 0.1, None) for i, w in enumerate(("you know " * 5).split())]
+    words = [
+        Word("hello", 0.2, 0.6, 0.9),
+        *loop,
+        Word("thanks", 5.0, 5.5, 0.9),
+        Word("late", 7.5, 8.4, None),
+        Word("x", 9, 9.5, None),
+    ]
+    kept = keep_spoken(words, speech, 8.0, min_share=0.3, max_repeats=3)
+    assert [w.text for w in kept.words] == ["hello", "you", "know"]
+    assert (kept.num_repeated, kept.num_on_silence, kept.num_outside) == (8, 2, 1)
+    assert kept.num_dropped + len(kept.words) == len(words)
+
+
+def test_a_word_that_sticks_out_is_clipped_not_lost() -> None:
+    kept = keep_spoken([Word("end", 1.5, 2.4, None)], [Stretch(1, 2)], 2.0, 0.3, 3)
+    assert kept.words == [Word("end", 1.5, 2.0, None)]
+
+
+def test_natural_repetition_stays() -> None:
+    assert drop_loops(words_of("no no no it was very very good"), 3) == words_of("no no no it was very very good")
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c"]), max_size=40), st.integers(1, 4))
+def test_no_loop_survives(texts: list[str], max_repeats: int) -> None:
+    left = [w.text for w in drop_loops(words_of(" ".join(texts)), max_repeats)]
+    for index in range(len(left)):
+        assert left[index : index + max_repeats + 1] != [left[index]] * (max_repeats + 1)
+    assert set(left) == set(texts)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-2, 12), st.floats(-1, 5)), max_size=20),
+    st.lists(st.floats(0, 10), min_size=0, max_size=8),
+)
+def test_nothing_leaves_the_sound(times: list[tuple[float, float]], edges: list[float]) -> None:
+    speech = [Stretch(a, b) for a, b in zip(sorted(edges)[::2], sorted(edges)[1::2], strict=False)]
+    words = [Word(str(i), start, start + length, None) for i, (start, length) in enumerate(times)]
+    kept = keep_spoken(words, speech, 10.0, 0.3, 3)
+    assert all(0 <= w.start_s < w.end_s <= 10 for w in kept.words)
+    assert kept.num_dropped + len(kept.words) == len(words)
+
+
+@given(st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=12))
+def test_spread_words_lie_in_order_within_their_room(texts: list[str]) -> None:
+    room = [Stretch(1.0, 2.5), Stretch(4.0, 5.0)]
+    words = spread(texts, room)
+    assert [w.text for w in words] == texts
+    assert [w.start_s for w in words] == sorted(w.start_s for w in words)
+    assert all(any(r.start_s - 1e-6 <= w.start_s <= w.end_s <= r.end_s + 1e-6 for r in room) for w in words)
+
+
+# --- given transcripts -----------------------------------------------------------------------------------------------
+
+SRT = """1
+00:00:01,000 --> 00:00:02,500
+<i>Hello,</i> [door slams] world!
+
+2
+00:01:02,000 --> 01:00:03,040
+- It's me. (sighs)
+♪ la la ♪
+"""
+
+VTT = """WEBVTT
+
+NOTE a comment
+
+intro
+00:01.000 --> 00:02.500 align:start
+Hello, world!
+"""
+
+
+def test_subtitles_are_read() -> None:
+    first, second = read_cues(SRT)
+    assert first == Cue("Hello, world!", Stretch(1.0, 2.5))
+    assert second == Cue("It's me. la la", Stretch(62.0, 3603.04))
+    assert read_cues(VTT) == [first]
+    assert read_cues("no cues at all") == []
+
+
+def test_sidecar_and_manifest_column_are_found(tmp_path: Path) -> None:
+    clip = tmp_path / "a b.mp4"
+    assert find_transcript(str(clip), {}) is None
+    (tmp_path / "a b.txt").write_text("from text")
+    assert find_transcript(str(clip), {"language": "en-GB"}) == Transcript([Cue("from text")], "en")
+    (tmp_path / "a b.srt").write_text(SRT)
+    assert find_transcript(clip.as_uri(), {}).words[0] == "Hello,"  # type: ignore[union-attr]
+    assert find_transcript(str(clip), {"transcript": "stated"}) == Transcript([Cue("stated")])
+    assert find_transcript("https://example.org/a%20b.mp4", {}) is None
+    assert find_transcript(str(tmp_path / "a b.txt"), {}).words[0] == "Hello,"  # type: ignore[union-attr]
+
+
+def test_spelling_to_sound() -> None:
+    assert guess_phones("ship") == "SH IH P"
+    assert guess_phones("42") == "F AO R T UW"
+    assert guess_phones("大家") is None
+    assert spoken_form("“Don’t!”") == "don't"
+
+
+def test_windows_of_cues_stay_out_of_their_neighbours() -> None:
+    cues = [Cue("a", Stretch(1, 2)), Cue("b", Stretch(2.2, 3)), Cue("c", Stretch(9, 10))]
+    assert cue_windows(cues, 0.5, 8.0) == [
+        pytest.approx((0.0, 1.7)),
+        pytest.approx((1.5, 3.0)),
+        pytest.approx((8.0, 8.0)),
+    ]
+
+
+def test_words_without_sound_form_lie_between_their_neighbours() -> None:
+    words = fill_gaps(["a", "大", "b"], [(1.0, 1.2), None, (1.8, 2.0)], Stretch(0, 3))
+    assert words[1] == Word("大", pytest.approx(1.2), pytest.approx(1.8), None)
+
+
+def test_given_words_are_timed_to_a_few_frames(
+    said: tuple[Path, np.ndarray, dict[str, Any]], voice: VoiceActivity, tmp_path: Path
+) -> None:
+    _, samples, truth = said
+    wanted = truth["words"]
+    text = " ".join(w["word"] for w in wanted)
+    speech = voice.stretches(samples, VoiceConfig())
+    heard = AlignEngine(tmp_path, voice).align(Transcript([Cue(text)]), samples, speech, 0.0)
+    assert [w.text for w in heard.words] == text.split()
+    errors = [abs(w.start_s - t["start"]) for w, t in zip(heard.words, wanted, strict=True)]
+    assert np.median(errors) < 0.06
+    assert np.quantile(errors, 0.9) < 0.2
+    assert all(w.confidence is None for w in heard.words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_words_do_not_spoil_the_others(
+    said: tuple[Path, np.ndarray, dict[str, Any]], voice: VoiceActivity, tmp_path: Path
+) -> None:
+    _, samples, truth = said
+    texts = [w["word"] for w in truth["words"]]
+    texts.insert(3, "大家好")
+    heard = AlignEngine(tmp_path, voice).align(Transcript([Cue(" ".join(texts))]), samples, [Stretch(0, 99)], 0.0)
+    assert [w.text for w in heard.words] == texts
+    assert abs(heard.words[5].start_s - truth["words"][4]["start"]) < 0.1
+
+
+def test_a_transcript_that_cannot_fit_is_an_error(voice: VoiceActivity, tmp_path: Path) -> None:
+    sound = np.random.default_rng(0).normal(0, 0.05, RATE_HZ // 2).astype(np.float32)
+    with pytest.raises(EngineError) as caught:
+        AlignEngine(tmp_path, voice).align(Transcript([Cue("far too many words " * 20)]), sound, [Stretch(0, 0.5)], 0.0)
+    assert caught.value.reason == "transcript_mismatch"
+
+
+def test_stage_uses_the_sidecar(said: tuple[Path, np.ndarray, dict[str, Any]], context: Any, tmp_path: Path) -> None:
+    path, _, truth = said
+    text = " ".join(w["word"] for w in truth["words"])
+    found = run_stage(context, TranscribeConfig(), row_for(path, {"transcript": text}))
+    assert (found["engine"], found["text"], found["num_dropped_words"]) == ("align", text, 0)
+    with pytest.raises(ItemError, match="no transcript"):
+        run_stage(context, TranscribeConfig(engine="align"), row_for(path))
+    context.media.close()
+
+
+def test_no_sound_means_no_words(context: Any) -> None:
+    found = run_stage(context, TranscribeConfig(), row_for(Path("none.mp4"), has_audio=False))
+    assert (found["words"], found["speech"], found["engine"]) == ([], [], None)
+
+
+# --- recognisers -----------------------------------------------------------------------------------------------------
+
+
+def test_pocketsphinx_hears_most_of_a_real_sentence(media_dir: Path, context: Any) -> None:
+    path = media_dir / "speech" / "harvard_spk1_snt4.wav"
+    found = run_stage(context, TranscribeConfig(engine="pocketsphinx"), row_for(path))
+    assert {"runs", "down", "the", "middle"} <= set(found["text"].split())
+    assert (found["language"], found["language_confidence"]) == ("en", None)
+    assert all(0 <= w["confidence"] <= 1 for w in found["words"])
+    context.media.close()
+
+
+def test_a_crash_of_the_recogniser_costs_one_job(tmp_path: Path) -> None:
+    samples = np.zeros(RATE_HZ, np.float32)
+    with recogniser("known", samples, tmp_path, timeout_s=60) as worker:
+        assert worker.ask({"words": ["hello", "zzqx"]}) == {"unknown": ["zzqx"]}
+        child = worker._child
+        assert child is not None
+        os.kill(child.pid, signal.SIGSEGV)
+        child.wait()
+        assert worker.ask({"words": ["hello"]}) is None
+        assert worker.ask({"words": ["hello"]}) == {"unknown": []}
+        last = worker._child
+    assert last is not None
+    assert last.poll() is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hang_of_the_recogniser_costs_one_job(tmp_path: Path) -> None:
+    with recogniser("known", np.zeros(1, np.float32), tmp_path, timeout_s=60) as worker:
+        assert worker.ask({"words": []}) == {"unknown": []}
+        assert worker._child is not None
+        os.kill(worker._child.pid, signal.SIGSTOP)
+        worker.timeout_s = 0.2
+        began = time.monotonic()
+        assert worker.ask({"words": []}) is None
+        assert worker._child is None
+        assert time.monotonic() - began < 60
+
+
+# --- whisperx, on a tiny random model made here ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CTranslate2 Whisper of random weights: real format, real loader, nonsense words."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import (
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperTokenizerFast,
+    )
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    folder = tmp_path_factory.mktemp("whisper")
+    symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "", *(f"filler{i}" for i in range(99))]
+    specials = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in list(LANGUAGES)[:99])]
+    specials += [
+        f"<|{n}|>" for n in ("translate", "transcribe", "startoflm", "startofprev", "nocaptions", "notimestamps")
+    ]
+    tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(symbols)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(specials)
+    tokenizer.add_tokens([f"<|{i * 0.02:.2f}|>" for i in range(1501)])
+    end = tokenizer.token_to_id("<|endoftext|>")
+    fast = WhisperTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<|endoftext|>",
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        additional_special_tokens=specials,
+    )
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=tokenizer.get_vocab_size(), d_model=32, encoder_layers=1, decoder_layers=2, num_mel_bins=80,
+            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64,
+            bos_token_id=end, eos_token_id=end, pad_token_id=end, suppress_tokens=None, begin_suppress_tokens=None,
+            decoder_start_token_id=tokenizer.token_to_id("<|startoftranscript|>"),
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        letters = model.model.decoder.embed_tokens.weight[: len(symbols) - 100]
+        model.model.decoder.layer_norm.bias += 40 * letters[symbols.index("o")]
+    model.generation_config.update(bos_token_id=end, eos_token_id=end, pad_token_id=end)
+    for part in (model, fast, WhisperFeatureExtractor(feature_size=80)):
+        part.save_pretrained(folder / "hf")
+    from ctranslate2.converters import TransformersConverter
+
+    copied = ["tokenizer.json", "preprocessor_config.json"]
+    TransformersConverter(str(folder / "hf"), copy_files=copied).convert(str(folder / "ct2"), quantization="int8")
+    return folder / "ct2"
+
+
+@pytest.fixture(scope="module")
+def tiny_aligner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wav2vec2 CTC model of one random layer over the upper-case alphabet."""
+    import torch
+    from transformers import (
+        Wav2Vec2Config,
+        Wav2Vec2CTCTokenizer,
+        Wav2Vec2FeatureExtractor,
+        Wav2Vec2ForCTC,
+        Wav2Vec2Processor,
+    )
+
+    folder = tmp_path_factory.mktemp("aligner")
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
+    (folder / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+    tokenizer = Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
+    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=False)
+    torch.manual_seed(0)
+    model = Wav2Vec2ForCTC(
+        Wav2Vec2Config(
+            vocab_size=len(letters), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+            conv_dim=(32,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, pad_token_id=0,
+        )
+    )  # fmt: skip
+    Wav2Vec2Processor(extractor, tokenizer).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_whisperx_runs_from_local_weights(
+    said: tuple[Path, np.ndarray, dict[str, Any]], tiny_whisper: Path, context: Any
+) -> None:
+    config = TranscribeConfig(
+        engine="whisperx",
+        whisperx=WhisperxConfig(weights=str(tiny_whisper), beam_size=1, max_new_tokens=16),
+        max_repeats=99,
+    )
+    found = run_stage(context, config, row_for(said[0]))
+    duration_s = len(said[1]) / RATE_HZ
+    assert found["engine"] == "whisperx"
+    assert found["words"]
+    assert 0 < found["language_confidence"] <= 1
+    assert all(0 <= w["start_s"] < w["end_s"] <= duration_s for w in found["words"])
+    context.media.close()
+
+
+def test_whisperx_aligns_with_local_weights(
+    said: tuple[Path, np.ndarray, dict[str, Any]],
+    tiny_whisper: Path,
+    tiny_aligner: Path,
+    voice: VoiceActivity,
+    tmp_path: Path,
+) -> None:
+    _, samples, truth = said
+    config = WhisperxConfig(
+        weights=str(tiny_whisper),
+        align_weights={"en": str(tiny_aligner)},
+        language="en",
+        beam_size=1,
+        max_new_tokens=16,
+    )
+    engine = WhisperxEngine.load(config, voice, VoiceConfig(), tmp_path)
+    text = " ".join(w["word"] for w in truth["words"][:6])
+    words = engine._align([{"text": text, "start": 0.3, "end": 3.0, "avg_logprob": -0.1}], samples, "en")
+    assert [w.text for w in words] == text.split()
+    assert all(0.3 <= w.start_s <= w.end_s <= 3.05 for w in words)
+    heard = engine.hear(samples, voice.stretches(samples, VoiceConfig()))
+    assert (heard.language, heard.language_confidence) == ("en", None)
+    assert engine.hear(samples * 0, []).words == []
+
+
+def test_missing_weights_are_named(voice: VoiceActivity, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"transcribe\.whisperx\.weights") as caught:
+        WhisperxEngine.load(WhisperxConfig(weights=str(tmp_path)), voice, VoiceConfig(), tmp_path)
+    assert caught.value.reason == "weights_missing"
+
+
+def test_the_child_imports_little() -> None:
+    code = "import sys, stages.transcribe_child; print([m for m in ('torch', 'ray', 'cv2', 'pyarrow') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
