@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.demo import sound as sounds
-from pipeline.demo.film import Film, write_film
-from pipeline.demo.scenes import BouncingBall, Pan, Picture, Shot, Talking
+from pipeline.demo.film import Film, edited, write_film
+from pipeline.demo.scenes import BouncingBall, Pan, Picture, Shot, Talking, Then
 from pipeline.demo.sound import SENTENCES, Line, Shift
 from pipeline.demo.truth import Made, describe, spoken_truth
 from pipeline.demo.voice import SAMPLE_RATE_HZ, VOICES, synthesise
@@ -72,7 +72,7 @@ def swapped_clip(
 def cuts_clip(
     path: Path | str,
     num_shots: int = 6,
-    kinds: Sequence[Literal["cut", "dissolve", "fade"]] = ("cut",),
+    kinds: Sequence[Then] = ("cut",),
     shot_frames: tuple[int, int] = (25, 60),
     encoding: Encoding = Encoding(),
     seed: int = 0,
@@ -163,6 +163,34 @@ def turns_audio(
     truth = spoken_truth(lines) | {"uem": [0, round(duration_s, 6)], "overlaps": _overlaps(lines), "snr_db": snr_db}
     truth["sync"] = None
     return describe(Path(path), "multispeaker", f"{num_speakers} voices take {num_turns} turns", truth)
+
+
+Staging = Literal["alone", "both", "off_screen"]
+
+
+def dialog_clip(
+    path: Path | str,
+    num_turns: int = 4,
+    stagings: Sequence[Staging] = ("alone", "both", "off_screen"),
+    encoding: Encoding = Encoding(480, 270),
+    seed: int = 0,
+) -> Made:
+    """Two people taking turns, a hard cut in every pause; turn n is staged as `stagings` say, over and over.
+
+    "alone" shows the speaker, "both" the two side by side with one speaking, "off_screen" a coffee cup under the voice.
+    """
+    size = (encoding.width_px, encoding.height_px)
+    lines = conversation(["ann", "ben"], num_turns, seed=seed)
+    heads = {who: Talking([who], *size, seed) for who in ("ann", "ben")}
+    both, cup = Talking(["ann", "ben"], *size, seed), Pan("coffee.png", *size, 0.1)
+    pictures: list[Picture] = []
+    for index, line in enumerate(lines):
+        staging = stagings[index % len(stagings)]
+        pictures.append({"alone": heads[line.who], "both": both, "off_screen": cup}[staging])
+        lines[index] = replace(line, on_screen=staging != "off_screen")
+    film = Film(list(edited(lines, pictures, encoding)), lines, bed=sounds.room_noise(lines[-1].end_s + 1, 30, seed))
+    about = f"Dialog of two in {num_turns} shots with hard cuts, staged {', '.join(stagings)}; in sync."
+    return write_film(Path(path), film, encoding, "multishot", about)
 
 
 def conversation(
@@ -263,6 +291,7 @@ KINDS: dict[str, tuple[Callable[..., Made], str]] = {
     "swapped": (swapped_clip, ".mp4"),
     "cuts": (cuts_clip, ".mp4"),
     "ball": (ball_clip, ".mp4"),
+    "dialog": (dialog_clip, ".mp4"),
     "turns": (turns_audio, ".wav"),
     "flash_and_click": (flash_and_click, ".mp4"),
 }

@@ -6,7 +6,7 @@ Every file states in `ground_truth.expect` what should become of it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.demo import sound as sounds
-from pipeline.demo.clips import ball_clip, conversation, talking_clip, variable_rate
-from pipeline.demo.film import Film, write_film
-from pipeline.demo.scenes import Pan, Picture, Shot, Still, Talking
-from pipeline.demo.sound import Line
+from pipeline.demo.clips import Staging, ball_clip, conversation, dialog_clip, talking_clip, variable_rate
+from pipeline.demo.film import Film, edited, write_film
+from pipeline.demo.scenes import Pan, Picture, Shot, Still, Talking, Then
 from pipeline.demo.truth import CONVENTIONS, LICENCE, Made, describe
 from pipeline.demo.write import Encoding, encode, turn_display
 
@@ -49,32 +48,9 @@ def _source(item: dict[str, object]) -> dict[str, object]:
     return {"uri": item["path"], "licence": LICENCE, "title": item["seen_and_heard"], "category": item["category"]}
 
 
-def edited(
-    lines: Sequence[Line], pictures: Sequence[Picture], encoding: Encoding, then: Sequence[tuple[str, int]] = ()
-) -> Iterator[Shot]:
-    """One shot per line, showing its picture; transitions lie in the middle of the pauses. `then`: (kind, blend frames)."""
-    fps = float(encoding.fps)
-    first = 0
-    for index, (line, picture) in enumerate(zip(lines, pictures, strict=True)):
-        if index + 1 == len(lines):
-            yield Shot(picture, round((line.end_s + 0.5) * fps) - first, line.who)
-            return
-        kind, blend = then[index] if then else ("cut", 0)
-        length = {"cut": 0, "dissolve": blend, "fade": 2 * blend + blend // 2}[kind]
-        begin = round((line.end_s + lines[index + 1].start_s) / 2 * fps - length / 2)
-        yield Shot(picture, begin - first, line.who, kind, blend)  # type: ignore[arg-type]
-        first = begin + length
-
-
 def _interview(path: Path, seed: int) -> Made:
-    encoding = Encoding(640, 360)
-    size = (640, 360)
-    lines = conversation(["ann", "ben"], 5, seed=seed)
-    ann, ben, both = Talking(["ann"], *size, seed), Talking(["ben"], *size, seed), Talking(["ann", "ben"], *size, seed)
-    shots = list(edited(lines, [ann, ben, both, ben, ann], encoding))
-    film = Film(shots, lines, bed=sounds.room_noise(lines[-1].end_s + 1, 30, seed))
-    about = "Interview in five shots with hard cuts: two people, in the third shot side by side; in sync."
-    return write_film(path, film, encoding, "multishot", about, {"expect": "kept"})
+    stagings: tuple[Staging, ...] = ("alone", "alone", "both", "alone", "alone")
+    return _expecting(dialog_clip(path, 5, stagings, Encoding(640, 360), seed), "kept")
 
 
 def _narrated(path: Path, seed: int) -> Made:
@@ -83,7 +59,7 @@ def _narrated(path: Path, seed: int) -> Made:
     lines = conversation(["cat", "dan"], 4, seed=seed + 1, pause_s=(1.0, 1.3))
     lines[3] = replace(lines[3], on_screen=False)
     pictures = [Talking(["cat"], *size, seed), Talking(["dan"], *size, seed), Talking(["cat"], *size, seed)]
-    then = [("dissolve", 12), ("fade", 8), ("cut", 0)]
+    then: list[tuple[Then, int]] = [("dissolve", 12), ("fade", 8), ("cut", 0)]
     shots = list(edited(lines, [*pictures, Pan("coffee.png", *size, 0.1)], encoding, then))
     film = Film(shots, lines, bed=sounds.room_noise(lines[-1].end_s + 1, 26, seed))
     about = "A dissolve, a fade through black and a hard cut; the last shot is a coffee cup with an off-screen voice."

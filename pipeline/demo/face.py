@@ -29,12 +29,13 @@ NECK = (226.0, 185.0)
 FACE_BOX = (178.0, 78.0, 92.0, 104.0)
 """Left, top, width and height of the face from hair line to chin in the photograph."""
 
-_HEAD = """153,75 156,50 166,38 180,29 200,18 230,14 262,20 285,38 298,62 302,82 298,102 288,118 276,132 271,138 266,146
-258,162 257,176 245,187 226,191 205,187 188,181 184,168 183,148 181,132 172,128 167,118 158,104"""
+_HEAD = """154,75 155,57 165,48 177,40 186,36 192,29 202,22 217,17 230,15 244,17 260,22 272,30 286,40 297,60 301,82
+299,100 285,120 279,128 272,136 267,136 264,149 258,160 256,175 245,187 226,191 205,187 188,181 184,168 183,148 181,132
+172,128 166,116 157,103 155,92"""
 _FACE = """183,88 190,72 215,80 240,84 262,92 268,108 269,130 262,152 256,168 254,184 226,191 205,187 187,180 186,160
 182,140 180,110"""
-_BODY = """183,148 150,150 126,163 112,190 118,212 80,235 50,270 40,330 20,430 20,511 511,511 500,360 400,340 365,352 350,290
-330,255 306,240 300,222 285,195 262,176 258,160"""
+_BODY = """182,149 162,149 147,152 135,160 127,172 123,185 115,186 114,200 112,205 100,214 80,226 50,265 40,330 20,430
+20,511 511,511 500,360 400,340 365,352 350,290 325,246 305,235 300,217 290,200 275,185 260,175 257,158"""
 
 MOST_DRAWN_PX = 640
 """Longer side of what is drawn before scaling up: already twice the photograph's resolution, which shows 350 pixels at most."""
@@ -56,7 +57,7 @@ class Person:
 PEOPLE = {
     "ann": Person(),
     "ben": Person(True, (0.42, 0.36, 0.34), (0.80, 0.70, 0.62), 100, "brick.png", 1.12, 1.0),
-    "cat": Person(True, (1.22, 1.12, 0.80), (1.04, 0.98, 0.95), 55, "grass.png", 0.92, 1.04),
+    "cat": Person(True, (1.12, 0.98, 0.78), (1.04, 0.98, 0.95), 55, "grass.png", 0.92, 1.04),
     "dan": Person(False, (0.75, 0.76, 0.82), (0.92, 0.82, 0.74), 130, "gravel.png", 1.08, 1.06),
 }
 
@@ -138,12 +139,12 @@ class TalkingFace:
         x0 = (centre - half - left) / size_x
         if self.person.is_mirrored:
             x0 = 1 - x0 - 2 * half / size_x
-        scale_x, scale_y = self.width_px, self.height_px
+        scale_x, scale_y, longer = self.width_px, self.height_px, self.person.lengthen
         return (
             round(x0 * scale_x),
-            round((y - top) / size_y * scale_y),
+            round((125 + (y - 125) * longer - top) / size_y * scale_y),
             round(2 * half / size_x * scale_x),
-            round(height / size_y * scale_y),
+            round(height * longer / size_y * scale_y),
         )
 
     def at(self, time_s: float, opening: float, rounding: float) -> Image:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.demo import sound as sounds
-from pipeline.demo.scenes import Shot, frame_weights, frames_of, transitions
+from pipeline.demo.scenes import Picture, Shot, Then, frame_weights, frames_of, transitions
 from pipeline.demo.sound import IN_SYNC, Line, Shift, Sound
 from pipeline.demo.truth import Made, describe, spoken_truth
 from pipeline.demo.voice import SAMPLE_RATE_HZ
 from pipeline.demo.write import Encoding, encode
+
+CUT: Then = "cut"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,23 @@ class Film:
             for line in self.lines:
                 if line.on_screen and line.start_s <= time_s < line.end_s and line.who not in seen:
                     raise ValueError(f"{line.who} speaks on screen at {time_s:.2f} s, where {sorted(seen)} are seen")
+
+
+def edited(
+    lines: Sequence[Line], pictures: Sequence[Picture], encoding: Encoding, then: Sequence[tuple[Then, int]] = ()
+) -> Iterator[Shot]:
+    """One shot per line, showing its picture; transitions lie in the middle of the pauses. `then`: (kind, blend frames)."""
+    fps = float(encoding.fps)
+    first = 0
+    for index, (line, picture) in enumerate(zip(lines, pictures, strict=True)):
+        if index + 1 == len(lines):
+            yield Shot(picture, round((line.end_s + 0.5) * fps) - first, line.who)
+            return
+        kind, blend = then[index] if then else (CUT, 0)
+        length = {"cut": 0, "dissolve": blend, "fade": 2 * blend + blend // 2}[kind]
+        begin = round((line.end_s + lines[index + 1].start_s) / 2 * fps - length / 2)
+        yield Shot(picture, begin - first, line.who, kind, blend)
+        first = begin + length
 
 
 def write_film(

@@ -131,6 +131,9 @@ def _cover(picture: Image, width_px: int, height_px: int) -> Image:
     return np.asarray(scaled[top : top + height_px, left : left + width_px], np.uint8)
 
 
+Then = Literal["cut", "dissolve", "fade"]
+
+
 @dataclass(frozen=True)
 class Shot:
     """`num_frames` of one picture, and the transition of `blend_frames` that follows it (on top of num_frames).
@@ -142,7 +145,7 @@ class Shot:
     picture: Picture
     num_frames: int
     what: str = ""
-    then: Literal["cut", "dissolve", "fade"] = "cut"
+    then: Then = "cut"
     blend_frames: int = 0
 
 

@@ -20,6 +20,7 @@ from pipeline.demo import (
     Made,
     ball_clip,
     cuts_clip,
+    dialog_clip,
     flash_and_click,
     frame_number,
     swapped_clip,
@@ -267,6 +268,15 @@ def test_ball_is_on_the_ground_when_it_knocks(tmp_path: Path) -> None:
         onset = round(event["sound_onset_s"] * SAMPLE_RATE_HZ)
         assert event["sound_onset_s"] - event["seen_s"] == pytest.approx(0.08, abs=1e-6)
         assert np.abs(sound[onset : onset + 200]).max() > 10 * np.abs(sound[onset - 400 : onset - 100]).max()
+
+
+def test_dialog_stages_every_turn_as_asked(tmp_path: Path) -> None:
+    made = dialog_clip(tmp_path / "dialog.mp4", 3, ("off_screen", "both", "alone"), Encoding(320, 240), seed=2)
+    truth = made.item["ground_truth"]
+    assert [turn["on_screen"] for turn in truth["speaker_turns"]] == [False, True, True]
+    assert [set(shot["faces"]) for shot in truth["shots"]] == [set(), {"ann", "ben"}, {"ann"}]
+    pictures, _ = pictures_of(made.path)
+    assert [len(faces_in(pictures[shot["first"] + 5])) for shot in truth["shots"]] == [0, 2, 1]
 
 
 def test_turns_are_where_they_are_said_to_be(tmp_path: Path) -> None:
