@@ -106,7 +106,7 @@ def segment(network: Any, samples: F32, step_s: float, batch: int = 16) -> Windo
     parts = []
     with torch.inference_mode():
         for low in range(0, num_windows, batch):
-            block = torch.from_numpy(np.ascontiguousarray(pieces[low : low + batch]))[:, None]
+            block = torch.from_numpy(pieces[low : low + batch].copy())[:, None]
             parts.append(network(block).numpy())
     first = np.round((np.arange(num_windows) * step - lead) / RATE_HZ / FRAME_S).astype(np.int64)
     return Windows(np.concatenate(parts), first, -(-len(samples) // int(RATE_HZ * FRAME_S)))
@@ -325,6 +325,8 @@ class EmbeddedDiarizer:
     def turns(self, samples: F32) -> list[Turn]:
         """Turns in mono `samples` at 16 kHz, in order of start."""
         pauses = self.voice.stretches(samples, PAUSES)
+        if not pauses:
+            return []
         parts: list[tuple[float, F32, list[Cluster]]] = []
         for low, high in blocks(pauses, len(samples), self.config.block_s):
             inside = [Stretch(a - low / RATE_HZ, b - low / RATE_HZ) for a, b in pauses]

@@ -1,0 +1,223 @@
+"""Captions: every line exactly once, whoever writes; the endpoint is a real server on this machine."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import threading
+import wave
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.errors import EngineError, RecipeError
+from schemas.records import span_fields
+from schemas.timing import Span
+from stages.caption import Caption, CaptionConfig, describe, line_of
+from stages.caption_openai import OpenaiConfig, spans_in
+
+
+def span(text: str, speaker: str | None = "A", is_overlap: bool = False) -> dict[str, Any]:
+    return {"text": text, "speaker": speaker, "is_overlap": is_overlap, "start_s": 0.0, "end_s": 1.0}
+
+
+def row_of(spans: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {"picture": None, "audio": None, "sync": None, "transcribe": None}
+    return row | {"clip": {"spans": spans}, "probe": {"has_audio": True}} | more
+
+
+def written(row: dict[str, Any], context: Any, **config: Any) -> Any:
+    stage = Caption(CaptionConfig(**config))
+    stage.setup(context)
+    return stage.process([row])[0]
+
+
+def test_a_dialogue_reads_well(context: Any) -> None:
+    row = row_of(
+        [span("Hello there."), span("Hi!", "B"), span("Who is it?", "B"), span("Wait", "A", True)],
+        picture={"brightness": 0.8, "motion": 0.0},
+        audio={"loudness_lufs": -40.0},
+        sync={"active_faces": [{"span_index": 0, "status": "on_screen"}, {"span_index": 1, "status": "off_screen"}]},
+    )
+    assert written(row, context)["text"] == (
+        "A still, bright shot. Two people speak. The first speaker, on screen, says: <S>Hello there.<E> "
+        "The second speaker, off screen, says: <S>Hi!<E> The second speaker goes on: <S>Who is it?<E> "
+        "The first speaker says over the other voice: <S>Wait<E> The sound is quiet."
+    )
+
+
+def test_nobody_speaks_and_nothing_measured(context: Any) -> None:
+    assert written(row_of([]), context) == {
+        "engine": "template",
+        "model": None,
+        "text": "Nobody speaks.",
+        "num_lines": 0,
+    }
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.text(max_size=20) | st.sampled_from(["<S>", "a<E>b", "<extra_id_2>"]),
+            st.sampled_from([None, *"ABCDEFG"]),
+        )
+    )
+)
+def test_as_many_lines_as_spans_whatever_they_hold(drawn: list[tuple[str, str | None]]) -> None:
+    spans = [span(text, speaker) for text, speaker in drawn]
+    text = describe(spans, {}, [None] * len(spans))
+    assert spans_in(text) == [line_of(s) for s in spans]
+    assert text.count("<") == 2 * len(spans)
+
+
+def test_lines_are_compared_letter_by_letter() -> None:
+    assert spans_in("x <S>a<E> y <S>b <E>") == ["a", "b"]
+    assert spans_in("<S>a<E> <S>b") is None
+    assert spans_in("<S>a <S>b<E><E>") is None
+    assert spans_in("nothing") == []
+
+
+# --- a real server ---------------------------------------------------------------------------------------------------
+
+
+class Server(ThreadingHTTPServer):
+    """Answers with the statuses and texts of `script`, in turn, the last one for ever; keeps what it was asked."""
+
+    def __init__(self, script: list[tuple[int, str]]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script, self.asked = list(script), []  # type: ignore[var-annotated]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, dict(self.headers), body))
+        status, text = self.server.script[0] if len(self.server.script) == 1 else self.server.script.pop(0)
+        answer = {"choices": [{"message": {"content": text}}]} if status == 200 else {"error": text}
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[list[tuple[int, str]]], Server]]:
+    servers: list[Server] = []
+
+    def start(script: list[tuple[int, str]]) -> Server:
+        servers.append(Server(script))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from pipeline.demo.clips import talking_clip
+
+    return talking_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", duration_s=3.0).path
+
+
+def clip_row(path: Path, context: Any) -> dict[str, Any]:
+    found = context.media.probe(path)
+    num, den = found["tb_num"], found["tb_den"]
+    clip = span_fields(Span(den // num, 2 * den // num, num, den)) | {"spans": [span("Hello there."), span("Hi!", "B")]}
+    return row_of([], download={"path": str(path)}) | {"clip": clip}
+
+
+def config_for(server: Server, **more: Any) -> dict[str, Any]:
+    address = f"http://127.0.0.1:{server.server_port}/v1"
+    return {"engine": "openai", "openai": OpenaiConfig(base_url=address, model="m", wait_s=0.0, **more)}
+
+
+GOOD = "A woman says <S>Hello there.<E>\nand a man <S>Hi!<E> indoors."
+
+
+def test_frames_sound_and_lines_are_sent(
+    serve: Callable[..., Server], clip_file: Path, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cv2
+
+    monkeypatch.setenv("CAPTION_TEST_KEY", "secret-1")
+    server = serve([(200, GOOD)])
+    found = written(
+        clip_row(clip_file, context), context,
+        **config_for(server, api_key_env="CAPTION_TEST_KEY", num_frames=3, long_side_px=128),
+    )  # fmt: skip
+    assert found == {"engine": "openai", "model": "m", "text": " ".join(GOOD.split()), "num_lines": 2}
+    ((path, headers, body),) = server.asked
+    assert (path, headers["Authorization"]) == ("/v1/chat/completions", "Bearer secret-1")
+    parts = body["messages"][0]["content"]
+    kinds = [part["type"] for part in parts]
+    assert kinds == ["text", "image_url", "image_url", "image_url", "input_audio"]
+    assert "1. <S>Hello there.<E>\n2. <S>Hi!<E>" in parts[0]["text"]
+    jpeg = base64.b64decode(parts[1]["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
+    assert max(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape) == 128
+    with wave.open(io.BytesIO(base64.b64decode(parts[4]["input_audio"]["data"]))) as sound:
+        assert (sound.getframerate(), sound.getnframes()) == (16000, 16000)
+    context.media.close()
+
+
+def test_busy_servers_and_lost_lines_are_tried_again(
+    serve: Callable[..., Server], clip_file: Path, context: Any
+) -> None:
+    server = serve([(503, ""), (429, ""), (200, "She says <S>Hello.<E>"), (200, GOOD)])
+    found = written(clip_row(clip_file, context), context, **config_for(server))
+    assert spans_in(found["text"]) == ["Hello there.", "Hi!"]
+    assert len(server.asked) == 4
+    context.media.close()
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ([(200, "<S>Hi!<E> <S>Hello there.<E>")], "caption_spans_lost"),
+        ([(200, GOOD + " <S>extra<E>")], "caption_spans_lost"),
+        ([(500, "oops")], "caption_unreachable"),
+        ([(401, "bad key secret-2")], "caption_refused"),
+    ],
+)
+def test_what_goes_wrong_is_an_error_without_the_key(
+    script: list[tuple[int, str]],
+    reason: str,
+    serve: Callable[..., Server],
+    clip_file: Path,
+    context: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CAPTION_TEST_KEY", "secret-2")
+    config = config_for(serve(script), api_key_env="CAPTION_TEST_KEY", tries=2)
+    with pytest.raises(EngineError) as caught:
+        written(clip_row(clip_file, context), context, **config)
+    assert caught.value.reason == reason
+    assert not re.search("secret", str(caught.value) + repr(caught.value))
+    context.media.close()
+
+
+def test_no_server_and_no_key(clip_file: Path, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody = {"engine": "openai", "openai": OpenaiConfig(base_url="http://127.0.0.1:9/v1", tries=2, wait_s=0.0)}
+    with pytest.raises(EngineError) as caught:
+        written(clip_row(clip_file, context), context, **nobody)
+    assert caught.value.reason == "caption_unreachable"
+    monkeypatch.delenv("CAPTION_TEST_KEY", raising=False)
+    with pytest.raises(RecipeError, match="CAPTION_TEST_KEY"):
+        written(row_of([]), context, engine="openai", openai=OpenaiConfig(api_key_env="CAPTION_TEST_KEY"))
+    context.media.close()

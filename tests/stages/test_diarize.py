@@ -1,0 +1,284 @@
+"""Who speaks when: on voices mixed here with exact turns, on real meetings, and the parts one by one."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.quality_speech import compare_turns
+from schemas.errors import EngineError
+from stages.diarize import Diarize, DiarizeConfig, alone, name_by_appearance, overlaps_of
+from stages.diarize_cluster import Bonds, Unit, cluster_of, corrected_similarity, join
+from stages.diarize_embedded import (
+    FRAME_S,
+    WINDOW_FRAMES,
+    EmbeddedConfig,
+    EmbeddedDiarizer,
+    Turn,
+    Windows,
+    active_runs,
+    blocks,
+    draw_turns,
+    name_across,
+    regroup,
+    stitch,
+)
+from stages.diarize_pyannote import PyannoteDiarizer
+from stages.speakers import SpeakerEncoder, similarity, unit
+from stages.voice import RATE_HZ, Stretch, covered_s
+
+RANDOM = np.random.default_rng(11)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> SpeakerEncoder:
+    return SpeakerEncoder.load()
+
+
+@pytest.fixture(scope="module")
+def engine(encoder: SpeakerEncoder) -> EmbeddedDiarizer:
+    return EmbeddedDiarizer.load(EmbeddedConfig(), encoder)
+
+
+def spoken(folder: Path, **chosen: Any) -> tuple[Path, np.ndarray, dict[str, Any]]:
+    """A synthetic conversation: (file, samples at 16 kHz, truth)."""
+    import soundfile
+
+    from pipeline.demo.clips import turns_audio
+
+    made = turns_audio(folder / f"talk{chosen.get('seed', 0)}.wav", **chosen)
+    return made.path, soundfile.read(made.path, dtype="float32")[0], made.item["ground_truth"]
+
+
+def true_turns(truth: dict[str, Any]) -> list[Turn]:
+    return [Turn(t["speaker"], t["start"], t["end"], None) for t in truth["speaker_turns"]]
+
+
+# --- whole engines ---------------------------------------------------------------------------------------------------
+
+
+def test_two_synthetic_voices_are_told_apart(engine: EmbeddedDiarizer, tmp_path: Path) -> None:
+    _, samples, truth = spoken(tmp_path, num_speakers=2, num_turns=6, seed=1)
+    turns = engine.turns(samples)
+    score = compare_turns(true_turns(truth), turns, truth["uem"])
+    assert score["speakers_found"] == 2
+    assert score["der_0.25"] < 0.15
+    assert all(0.5 <= t.confidence <= 1 for t in turns if t.confidence is not None)
+
+
+def test_one_voice_stays_one(engine: EmbeddedDiarizer, tmp_path: Path) -> None:
+    _, samples, _ = spoken(tmp_path, num_speakers=1, num_turns=4, seed=3)
+    assert {t.speaker for t in engine.turns(samples)} == {"0"}
+
+
+@pytest.mark.parametrize("num_samples", [0, 100, RATE_HZ])
+def test_silence_and_next_to_nothing(engine: EmbeddedDiarizer, num_samples: int) -> None:
+    assert engine.turns(np.zeros(num_samples, np.float32)) == []
+
+
+def test_stage_returns_what_it_declares(tmp_path: Path, context: Any, engine: EmbeddedDiarizer) -> None:
+    path, _, truth = spoken(tmp_path, num_speakers=2, num_turns=4, overlap=0.5, seed=4)
+    stage = Diarize(DiarizeConfig())
+    stage.ctx, stage.engine, stage.encoder = context, engine, engine.encoder
+    rows = [{"download": {"path": str(path)}, "probe": {"has_audio": flag}} for flag in (True, False)]
+    found, nothing = stage.process(rows)
+    assert isinstance(found, dict)
+    assert set(found) == {field.name for field in Diarize.adds}
+    assert [s["speaker"] for s in found["speakers"]] == ["A", "B"][: found["num_speakers"]]
+    assert found["turns"][0]["speaker"] == "A"
+    assert all(np.linalg.norm(s["embedding"]) == pytest.approx(1, abs=1e-4) for s in found["speakers"])
+    assert max(t["end_s"] for t in found["turns"]) <= truth["uem"][1] + 1e-3
+    assert nothing["num_speakers"] == 0  # type: ignore[index]
+    context.media.close()
+
+
+def test_real_two_speaker_recordings(media_dir: Path, engine: EmbeddedDiarizer, context: Any) -> None:
+    import json
+
+    items = {i["path"]: i for i in json.loads((media_dir / "manifest.json").read_text())["items"]}
+    for name in ("multishot/dialog_with_silent_reaction_cutaway.mp4", "multispeaker/stereo_one_reader_per_channel.wav"):
+        sound = context.media.audio(media_dir / name, rate_hz=RATE_HZ)
+        turns = engine.turns(np.array(sound.samples))
+        score = compare_turns(true_turns(items[name]["ground_truth"]), turns, (0, len(sound.samples) / RATE_HZ))
+        assert (score["speakers_found"], score["der_0.25"] < 0.15) == (2, True), name
+    context.media.close()
+
+
+def test_blocks_are_joined_by_voice(engine: EmbeddedDiarizer, encoder: SpeakerEncoder, tmp_path: Path) -> None:
+    _, samples, truth = spoken(tmp_path, num_speakers=2, num_turns=10, seed=6)
+    small = EmbeddedDiarizer(EmbeddedConfig(block_s=20), engine.network, encoder, engine.voice)
+    assert len(blocks([Stretch(0, 1)], len(samples), 20)) > 1
+    score = compare_turns(true_turns(truth), small.turns(samples), truth["uem"])
+    assert score["speakers_found"] == 2
+    assert score["der_0.25"] < 0.2
+
+
+def test_a_local_pyannote_pipeline_runs(tmp_path: Path) -> None:
+    _, samples, truth = spoken(tmp_path, num_speakers=2, num_turns=4, seed=7)
+    (tmp_path / "config.yaml").write_text(
+        "version: 4.0.0\n"
+        "pipeline:\n  name: tests.stages.local_pyannote.LocalDiarization\n"
+        "  params: {clustering: AgglomerativeClustering, segmentation_step: 0.25}\n"
+        "params:\n  segmentation: {threshold: 0.44, min_duration_off: 0.3}\n"
+        "  clustering: {method: complete, min_cluster_size: 1, threshold: 0.45}\n"
+    )
+    turns = PyannoteDiarizer.load(str(tmp_path), "cpu").turns(samples)
+    found = [Stretch(t.start_s, t.end_s) for t in turns]
+    missed = sum(t["end"] - t["start"] for t in truth["speaker_turns"]) - sum(
+        covered_s(Stretch(t["start"], t["end"]), [f]) for t in truth["speaker_turns"] for f in found
+    )
+    assert turns
+    assert abs(missed) < 0.25 * sum(t["end"] - t["start"] for t in truth["speaker_turns"])
+
+
+def test_missing_pipeline_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"diarize\.weights") as caught:
+        PyannoteDiarizer.load(str(tmp_path), "cpu")
+    assert caught.value.reason == "weights_missing"
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def windows_of(activity: np.ndarray, orders: list[tuple[int, ...]], step: int = 30) -> Windows:
+    """Windows that see `activity` [T, 3] with local speakers shuffled as in `orders`."""
+    first = np.arange(len(orders)) * step
+    return Windows(
+        np.stack([activity[f : f + WINDOW_FRAMES, list(order)] for f, order in zip(first, orders, strict=True)]),
+        first,
+        len(activity),
+    )
+
+
+def two_people() -> np.ndarray:
+    activity = np.zeros((383, 3), np.float32)
+    activity[20:160, 0] = activity[130:300, 1] = activity[310:370, 0] = 0.95
+    return activity
+
+
+def test_stitching_undoes_the_order_of_local_speakers() -> None:
+    activity = two_people()
+    tracks = stitch(windows_of(activity, [(0, 1, 2), (1, 0, 2), (2, 1, 0), (1, 2, 0)]))
+    alike = (tracks[:, :, None] > 0.5) == (activity[:, None, :2] > 0.5)
+    assert tracks.shape[1] == 2
+    assert (alike.mean(axis=0).max(axis=0) > 0.97).all()
+
+
+def test_regrouping_splits_two_people_held_for_one() -> None:
+    activity = two_people()
+    merged = activity.copy()
+    merged[:, 0] = activity.max(axis=1)
+    merged[:, 1] = 0
+    seen = regroup(windows_of(merged, [(0, 1, 2)] * 4), activity[:, :2])
+    alone_frames = (activity > 0.5).sum(axis=1) == 1
+    assert ((seen > 0.5) == (activity[:, :2] > 0.5))[alone_frames].all()
+
+
+def test_overlap_is_kept() -> None:
+    turns = draw_turns(two_people(), EmbeddedConfig())
+    (overlap,) = overlaps_of(turns)
+    assert overlap == pytest.approx((130 * FRAME_S, 160 * FRAME_S))
+
+
+def voice_like(centre: np.ndarray, scatter: float) -> np.ndarray:
+    return unit(centre + scatter * RANDOM.normal(size=256).astype(np.float32) / 16)
+
+
+def test_similarity_is_corrected_for_length() -> None:
+    voice = unit(RANDOM.normal(size=256).astype(np.float32))
+    other = unit(0.8 * voice + 0.6 * unit(RANDOM.normal(size=256).astype(np.float32)))
+    pair = [Unit(0, 0, 1, 1.0, clean_s, e) for clean_s, e in ((0.8, voice), (0.8, other))]
+    long = [Unit(0, 0, 1, 9.0, 9.0, e) for e in (voice, other)]
+    assert corrected_similarity(*(cluster_of(pair, [i]) for i in (0, 1))) > corrected_similarity(
+        *(cluster_of(long, [i]) for i in (0, 1))
+    )
+
+
+def test_what_the_network_saw_decides_between_like_voices() -> None:
+    voice = unit(RANDOM.normal(size=256).astype(np.float32))
+    units = [Unit(i, i * 100, i * 100 + 90, 1.5, 1.5, voice_like(voice, 0.4)) for i in range(4)]
+    none = np.zeros((4, 4), np.float32)
+    singles = [cluster_of(units, [i]) for i in range(4)]
+    assert len(join(singles, Bonds(units, none, none, none, 0.2, 0.05), 0.88)) == 1
+    apart = np.array([[(i % 2) != (j % 2) for j in range(4)] for i in range(4)], np.float32)
+    groups = join(singles, Bonds(units, apart, 1 - apart, none, 0.9, 0.05), 0.88)
+    assert sorted(sorted(g.members) for g in groups) == [[0, 2], [1, 3]]
+
+
+def test_two_speakers_of_one_block_never_become_one() -> None:
+    voice = unit(RANDOM.normal(size=256).astype(np.float32))
+    first = [cluster_of([Unit(0, 0, 1, 5.0, 5.0, voice)], [0]), cluster_of([Unit(0, 0, 1, 5.0, 5.0, voice)], [0])]
+    second = [cluster_of([Unit(0, 0, 1, 5.0, 5.0, voice)], [0])]
+    (a, b), (c,) = name_across([first, second], 0.88)
+    assert a != b
+    assert c in (a, b)
+
+
+@given(st.lists(st.tuples(st.sampled_from("xyz"), st.floats(0, 50), st.floats(0.01, 5)), max_size=15))
+def test_names_follow_first_appearance(given_turns: list[tuple[str, float, float]]) -> None:
+    turns = name_by_appearance([Turn(s, a, a + d, None) for s, a, d in given_turns])
+    seen = list(dict.fromkeys(t.speaker for t in turns))
+    assert seen == ["A", "B", "C"][: len(seen)]
+    assert [t.start_s for t in turns] == sorted(t.start_s for t in turns)
+    for overlap in overlaps_of(turns):
+        middle = (overlap.start_s + overlap.end_s) / 2
+        assert len({t.speaker for t in turns if t.start_s <= middle <= t.end_s}) >= 2
+
+
+@given(st.lists(st.floats(0, 10), min_size=2, max_size=12))
+def test_alone_and_overlap_make_the_whole(edges: list[float]) -> None:
+    from stages.voice import merge
+
+    pairs = sorted(edges)[: len(edges) // 2 * 2]
+    others = merge(Stretch(a, b) for a, b in zip(pairs[::2], pairs[1::2], strict=True))
+    whole = Stretch(2.0, 8.0)
+    left = alone(whole, others)
+    assert sum(s.duration_s for s in left) + covered_s(whole, others) == pytest.approx(6.0, abs=1e-6)
+    assert all(covered_s(s, others) == pytest.approx(0, abs=1e-9) for s in left)
+
+
+@given(st.lists(st.floats(0, 1), max_size=80))
+def test_runs_are_what_is_active(activity: list[float]) -> None:
+    inside = np.zeros(len(activity), bool)
+    for low, high in active_runs(np.array(activity, np.float32), 0.5):
+        assert low < high
+        inside[low:high] = True
+    assert (inside == (np.array(activity, np.float32) >= 0.5)).all()
+
+
+def test_blocks_cover_everything_and_end_in_pauses() -> None:
+    speech = [Stretch(i * 10 + 1, i * 10 + 9) for i in range(30)]
+    found = blocks(speech, 300 * RATE_HZ, 60.0)
+    assert found[0][0] == 0
+    assert found[-1][1] == 300 * RATE_HZ
+    assert all(a[1] == b[0] for a, b in pairwise(found))
+    assert all(covered_s(Stretch(high / RATE_HZ - 0.01, high / RATE_HZ + 0.01), speech) == 0 for _, high in found[:-1])
+
+
+# --- voices ----------------------------------------------------------------------------------------------------------
+
+
+def test_embedding_agrees_with_its_package(encoder: SpeakerEncoder, tmp_path: Path) -> None:
+    from resemblyzer.audio import normalize_volume
+
+    _, samples, _ = spoken(tmp_path, num_speakers=1, num_turns=2, seed=8)
+    theirs = encoder.network.embed_utterance(normalize_volume(samples, -30, increase_only=False), rate=2.5)
+    ours = encoder.embed(samples)
+    assert ours is not None
+    assert similarity(ours, theirs) > 0.995
+    assert encoder.embed(samples[: RATE_HZ // 4]) is None
+    assert encoder.embed(np.zeros(RATE_HZ, np.float32)) is None
+
+
+def test_embedding_ignores_loudness(encoder: SpeakerEncoder, tmp_path: Path) -> None:
+    _, samples, _ = spoken(tmp_path, num_speakers=1, num_turns=1, seed=9)
+    loud, quiet = encoder.embed(samples), encoder.embed(samples * np.float32(0.05))
+    assert loud is not None
+    assert quiet is not None
+    assert similarity(loud, quiet) > 0.999
