@@ -38,6 +38,8 @@ RIGHT_EYE, LEFT_EYE, RIGHT_MOUTH, LEFT_MOUTH = 33, 263, 61, 291
 """Mesh points at the outer eye corners and the mouth corners; right is the person's right, left in the picture."""
 CENTRE_SMOOTHING, SIZE_SMOOTHING = 0.35, 0.1
 """Weight of the newest frame in a track's running position and size: quick enough for a nod, and little jitter."""
+PARTS = 6
+"""Rows and columns into which the picture is divided for measuring change."""
 LOST_S = 0.75
 """A face neither detected nor meshed for this long is gone."""
 UNCONFIRMED_S = 2.1
@@ -68,7 +70,7 @@ class FaceTrack:
     score: float
     """Mean score of the detections that confirmed the track."""
     crops: Array = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.uint8))
-    """uint8 [n, side, side, 3]: upright face crops, if asked for."""
+    """uint8 [n, side, side, 3]: square face crops, if asked for."""
 
     @property
     def size_px(self) -> float:
@@ -89,7 +91,7 @@ class Tracks:
     width_px: int
     height_px: int
     change: Array
-    """float32 [n]: mean absolute difference to the frame before in grey levels; 0 for the first."""
+    """float32 [n, 6, 6]: mean absolute difference to the frame before, in grey levels, by parts of the picture."""
 
 
 class FaceDetector:
@@ -180,7 +182,7 @@ class FaceTracker:
     """Follows every face through runs of frames.
 
     Detection costs most, so it runs every `detect_every_s` to find newcomers and to confirm who is there; in between
-    each face is handed from mesh to mesh. With `crop_px` an upright crop of the face is kept for every frame.
+    each face is handed from mesh to mesh. With `crop_px` a square crop of the face is kept for every frame.
     """
 
     def __init__(self, detector: FaceDetector, mesh: FaceMesh, *, detect_every_s: float, max_faces: int) -> None:
@@ -192,15 +194,15 @@ class FaceTracker:
         alive: list[_Alive] = []
         ended: list[_Alive] = []
         times: list[float] = []
-        changes: list[float] = []
+        changes: list[Array] = []
         last_detection_s, end_s, size = -np.inf, 0.0, (0, 0)
         previous: Array | None = None
         for run in runs:
             end_s = run.end_pts * run.num / run.den
             for image, time_s in zip(run.images, run.times_s, strict=True):
                 size = (image.shape[1], image.shape[0])
-                thumb = image[::4, ::4].astype(np.int16)
-                changes.append(0.0 if previous is None else float(np.abs(thumb - previous).mean()))
+                thumb = _thumbnail(image)
+                changes.append(np.zeros((PARTS, PARTS)) if previous is None else _change(thumb, previous))
                 previous = thumb
                 times.append(float(time_s))
                 if time_s - last_detection_s >= self.detect_every_s:
@@ -212,7 +214,7 @@ class FaceTracker:
                 alive = [face for face in alive if not face.is_gone(float(time_s))]
         tracks = [face.track() for face in ended + alive if face.times]
         tracks.sort(key=lambda track: -len(track.times_s))
-        return Tracks(tracks, np.array(times), end_s, *size, np.array(changes, np.float32))
+        return Tracks(tracks, np.array(times), end_s, *size, np.array(changes, np.float32).reshape(-1, PARTS, PARTS))
 
 
 class _Alive:
@@ -248,7 +250,7 @@ class _Alive:
         flat = points[:, :2].astype(np.float64)
         self.box = np.concatenate([flat.min(0), flat.max(0)])
         if crop_px:
-            self.crops.append(_crop(image, self.centre, self.side_px / MESH_MARGIN, self.angle, crop_px))
+            self.crops.append(_crop(image, self.centre, self.side_px / MESH_MARGIN, crop_px))
         self.times.append(time_s)
         self.points.append(points)
         self.boxes.append(self.box.astype(np.float32))
@@ -290,10 +292,27 @@ def _confirm(alive: list[_Alive], faces: list[Face], time_s: float, max_faces: i
             alive.append(_Alive(face, time_s))
 
 
-def _crop(image: Array, centre: Array, side_px: float, angle: float, out_px: int) -> Array:
+def _thumbnail(image: Array) -> Array:
+    """float32 [6 k, 6 l] grey picture, about a quarter as large."""
     import cv2
 
-    turn = square_to(centre, side_px, angle, out_px)
+    width, height = (PARTS * max(2, round(side / 4 / PARTS)) for side in (image.shape[1], image.shape[0]))
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    return np.asarray(cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _change(now: Array, before: Array) -> Array:
+    height, width = now.shape
+    parts = np.abs(now - before).reshape(PARTS, height // PARTS, PARTS, width // PARTS)
+    return np.asarray(parts.mean((1, 3)))
+
+
+def _crop(image: Array, centre: Array, face_px: float, out_px: int) -> Array:
+    """An unturned square reaching 40 % of half a face past the face and as much towards the chin, as SyncNet saw them."""
+    import cv2
+
+    below = centre + np.array([0.0, 0.2 * face_px])
+    turn = square_to(below, 1.4 * face_px, 0.0, out_px)
     return np.asarray(cv2.warpAffine(image, turn, (out_px, out_px), flags=cv2.INTER_LINEAR), np.uint8)
 
 

@@ -1,0 +1,258 @@
+"""Fits the embedded sync engine's coefficients on talking clips whose sound is known to be the original one.
+
+    python -m benchmarks.fit_sync MEDIA_DIR [--out stages/sync_mouth.npz]
+
+MEDIA_DIR holds manifest.json in the form of the project's test media; used are the items with one talking face,
+`sync: original` and a `measured_audio_lag_ms`. The shipped file was made this way from 15 clips of 14 people, 99 s in all.
+`benchmarks.quality_sync` refits without the clip it judges.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.faces import FaceDetector, FaceMesh, FaceTracker
+from stages.media import Decoder, Waveform
+from stages.sync_mouth import (
+    GRID_HZ,
+    MODEL_PATH,
+    NUM_SHAPES,
+    TAPS,
+    MouthModel,
+    Signal,
+    correlate,
+    lags_s,
+    mouth_features,
+    project,
+    sound_features,
+    with_neighbours,
+)
+
+Array = NDArray[Any]
+
+RIDGE_SHAPES = (0, 1, 2, 3, 4, 6)
+"""Opening, width, height, lower lip, chin, protrusion. The upper lip (5) tells nothing on left-out clips."""
+RIDGE_PENALTY = 1000.0
+NUM_LIP_COMPONENTS = 12
+"""Principal components of lip shape that enter the canonical correlation; 8 to 12 perform alike on left-out clips."""
+NUM_SOUND_COMPONENTS = 60
+NUM_CANONICAL = 6
+CANONICAL_PENALTY = 0.2
+"""Share of the mean variance added to every component before whitening."""
+ALIGN_FOLDS = 4
+ALIGN_REACH_S = 0.15
+ALIGN_SHARE = 0.8
+"""Clips said to be in sync still differ by up to +-80 ms; each is moved by this share of what a model of the other
+clips measures on it, so that the fit is not blurred. The median move is held at zero."""
+SOUND_MARGIN_S = 2.5
+
+
+@dataclass
+class Example:
+    """One talking face and its sound."""
+
+    name: str
+    people: frozenset[str]
+    """Origins and speaker names; two examples that share one are never on both sides of a split."""
+    mouth: Signal
+    sound: Signal
+    lag_ms: float
+    """Offset measured by whoever made the media; for reporting only, never fitted to."""
+
+
+def fit_model(examples: Sequence[Example]) -> MouthModel:
+    """A model of all `examples`; about 2 s for 100 s of speech."""
+    moves = dict.fromkeys((e.name for e in examples), 0.0)
+    folds = _folds(examples)
+    measured: dict[str, float] = {}
+    for fold in set(folds.values()):
+        others = [e for e in examples if folds[e.name] != fold]
+        if not others:
+            continue
+        model = _fit(others, moves)
+        for e in examples:
+            if folds[e.name] == fold:
+                lags = lags_s(ALIGN_REACH_S)
+                curve = correlate(
+                    project(e.sound, model.sound), project(e.mouth, model.mouth), model.weights, ALIGN_REACH_S
+                )
+                measured[e.name] = float(lags[int(np.argmax(curve))])
+    if measured:
+        middle = float(np.median(list(measured.values())))
+        moves |= {name: ALIGN_SHARE * (lag - middle) for name, lag in measured.items()}
+    return _fit(examples, moves)
+
+
+def _folds(examples: Sequence[Example]) -> dict[str, int]:
+    """Fold of each example; people stay together."""
+    folds: dict[str, int] = {}
+    of_person: dict[str, int] = {}
+    for e in sorted(examples, key=lambda e: e.name):
+        known = [of_person[p] for p in e.people if p in of_person]
+        folds[e.name] = known[0] if known else len(set(of_person.values())) % ALIGN_FOLDS
+        if not known and len(set(of_person.values())) >= ALIGN_FOLDS:
+            counts = [list(folds.values()).count(k) for k in range(ALIGN_FOLDS)]
+            folds[e.name] = int(np.argmin(counts))
+        of_person |= dict.fromkeys(e.people, folds[e.name])
+    return folds
+
+
+def _fit(examples: Sequence[Example], moves: Mapping[str, float]) -> MouthModel:
+    """Ridge and canonical channels. An example of n points counts sqrt(n): long clips are one person's."""
+    pairs = [_paired(e, moves[e.name]) for e in examples]
+    lips = np.concatenate([m[:, NUM_SHAPES:] / (m[:, NUM_SHAPES:].std() + 1e-4) / np.sqrt(len(m)) for _, m in pairs])
+    components = np.linalg.svd(lips, full_matrices=False)[2][:NUM_LIP_COMPONENTS].T
+    count = np.concatenate([np.full(len(m), 1 / np.sqrt(len(m))) for _, m in pairs])[:, None]
+    count /= count.mean()
+    x = np.concatenate([with_neighbours(s) / 3.0 for s, _ in pairs])
+    shapes = _shape_maps()
+    targets = [with_neighbours(m) @ shapes for _, m in pairs]
+    ridge = _ridge(x, np.concatenate([t / (t.std(0) + 1e-3) for t in targets]), count)
+    y = np.concatenate([_lip_rows(m, components) for _, m in pairs])
+    sound, mouth, strength = _canonical(x, y, count)
+    lip_maps = _lip_maps(components, mouth)
+    model = MouthModel(
+        np.concatenate([ridge, sound], axis=1) / 3.0, np.concatenate([shapes, lip_maps], axis=1), np.zeros(0)
+    )
+    even = np.full(shapes.shape[1], 1 / shapes.shape[1])
+    strength = strength / (1 - strength**2)
+    return _balanced(model, examples, even, strength / strength.sum())
+
+
+def _paired(e: Example, move_s: float) -> tuple[Array, Array]:
+    """Rows of sound and mouth that belong together if the sound of `e` is `move_s` late."""
+    at = np.arange(len(e.mouth.values)) + e.mouth.first - e.sound.first + round(move_s * GRID_HZ)
+    known = (at >= 0) & (at < len(e.sound.values))
+    known[known] &= e.sound.weights[at[known]] > 0
+    known &= e.mouth.weights > 0
+    return e.sound.values[at[known]], e.mouth.values[known]
+
+
+def _shape_maps() -> Array:
+    """[5 x 142, 12]: picks the named shapes and their change over +-50 ms."""
+    features = NUM_SHAPES + 135
+    maps = np.zeros((len(TAPS) * features, 2 * len(RIDGE_SHAPES)))
+    before, now, after = TAPS.index(-5), TAPS.index(0), TAPS.index(5)
+    for k, shape in enumerate(RIDGE_SHAPES):
+        maps[now * features + shape, k] = 1.0
+        maps[after * features + shape, len(RIDGE_SHAPES) + k] = 1.0
+        maps[before * features + shape, len(RIDGE_SHAPES) + k] = -1.0
+    return maps
+
+
+def _lip_rows(mouth: Array, components: Array) -> Array:
+    lips = mouth[:, NUM_SHAPES:] @ components
+    return with_neighbours(lips / (lips.std() + 1e-4))
+
+
+def _lip_maps(components: Array, maps: Array) -> Array:
+    """Maps on neighbouring components [5 x 12, K] as maps on neighbouring features [5 x 142, K]."""
+    size, features = components.shape[1], NUM_SHAPES + len(components)
+    out = np.zeros((len(TAPS) * features, maps.shape[1]))
+    for tap in range(len(TAPS)):
+        rows = slice(tap * features + NUM_SHAPES, (tap + 1) * features)
+        out[rows] = components @ maps[tap * size : (tap + 1) * size]
+    return out
+
+
+def _ridge(x: Array, y: Array, count: Array) -> Array:
+    return np.asarray(np.linalg.solve((x * count).T @ x + RIDGE_PENALTY * np.eye(x.shape[1]), (x * count).T @ y))
+
+
+def _canonical(x: Array, y: Array, count: Array) -> tuple[Array, Array, Array]:
+    """Maps of the leading canonical pairs of x and y, and their correlations."""
+    x, y = x - (x * count).mean(0), y - (y * count).mean(0)
+    size = len(x)
+    values, vectors = np.linalg.eigh((x * count).T @ x / size)
+    top = np.argsort(-values)[:NUM_SOUND_COMPONENTS]
+    whiten_x = vectors[:, top] / np.sqrt(values[top] + 10 * CANONICAL_PENALTY * values.mean())
+    values, vectors = np.linalg.eigh((y * count).T @ y / size)
+    whiten_y = vectors / np.sqrt(np.maximum(values, 0) + CANONICAL_PENALTY * values.mean())
+    left, _, right = np.linalg.svd(whiten_x.T @ ((x * count).T @ y / size) @ whiten_y)
+    sound, mouth = whiten_x @ left[:, :NUM_CANONICAL], whiten_y @ right[:NUM_CANONICAL].T
+    a, b = x @ sound, y @ mouth
+    return (
+        sound,
+        mouth,
+        (count * a * b).sum(0) / np.sqrt((count * a * a).sum(0) * (count * b * b).sum(0)),
+    )
+
+
+def _balanced(model: MouthModel, examples: Sequence[Example], ridge: Array, canonical: Array) -> MouthModel:
+    """`model` with weights under which both kinds of channels vary alike over offsets."""
+    spreads = []
+    nothing = (np.zeros_like(ridge), np.zeros_like(canonical))
+    for weights in (np.append(ridge, nothing[1]), np.append(nothing[0], canonical)):
+        curves = [
+            correlate(project(e.sound, model.sound), project(e.mouth, model.mouth), weights, 1.3) for e in examples
+        ]
+        spreads.append(float(np.mean([c.std() for c in curves])))
+    weights = np.append(ridge / spreads[0], canonical / spreads[1])
+    return MouthModel(model.sound, model.mouth, weights / weights.sum())
+
+
+def people_of(item: Mapping[str, Any]) -> frozenset[str]:
+    """Whom a file may show: the files it was made from, and its speakers by name."""
+    origins = {f"{o.get('repo', '')}/{o.get('path', '')}" for o in item.get("origin") or [] if isinstance(o, Mapping)}
+    turns = item["ground_truth"].get("speaker_turns") or []
+    names = {re.sub(r"_take\d+$", "", str(t["speaker"]).split(": ")[-1]) for t in turns}
+    return frozenset(origins | names)
+
+
+class Reader:
+    """Faces and sound of files, decoded once each."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.decoder = Decoder(scratch)
+        self.tracker = FaceTracker(FaceDetector(), FaceMesh(), detect_every_s=0.5, max_faces=4)
+
+    def sound(self, path: Path) -> Waveform:
+        return self.decoder.audio(path)
+
+    def example(self, path: Path, item: Mapping[str, Any]) -> Example:
+        """The longest-seen face of a file, with its sound."""
+        seen = self.tracker.follow(self.decoder.iter_frames(path, long_side_px=640, max_fps=30, chunk=64))
+        start_s = float(seen.times_s[0])
+        mouth = mouth_features(seen.faces[0], start_s, seen.end_s)
+        sound = sound_features(self.sound(path), start_s - SOUND_MARGIN_S, seen.end_s + SOUND_MARGIN_S)
+        lag = float(item["ground_truth"].get("measured_audio_lag_ms") or 0.0)
+        return Example(path.name, people_of(item), mouth, sound, lag)
+
+
+def read_examples(media_dir: Path, reader: Reader) -> list[Example]:
+    """All items of a manifest that are talking faces measured to be in sync."""
+    items = json.loads((media_dir / "manifest.json").read_text())["items"]
+    return [reader.example(media_dir / item["path"], item) for item in items if is_in_sync_talk(item)]
+
+
+def is_in_sync_talk(item: Mapping[str, Any]) -> bool:
+    truth = item["ground_truth"]
+    return item.get("category") == "talking" and truth.get("sync") == "original" and "measured_audio_lag_ms" in truth
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("media_dir", type=Path)
+    arguments.add_argument("--out", type=Path, default=MODEL_PATH)
+    options = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        reader = Reader(Path(scratch))
+        examples = read_examples(options.media_dir, reader)
+        reader.decoder.close()
+    fit_model(examples).save(options.out)
+    seconds = sum(e.mouth.weights.sum() for e in examples) / GRID_HZ
+    print(f"{len(examples)} clips, {seconds:.0f} s of faces -> {options.out} ({options.out.stat().st_size} bytes)")
+
+
+if __name__ == "__main__":
+    main()
