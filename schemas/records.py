@@ -138,9 +138,10 @@ SHOT = struct(
     f("index", pa.int32(), doc="position within the asset, from 0"),
     *EXACT_SPAN,
     f("num_frames", pa.int32(), unit="count", doc="frames in the shot"),
-    f("start_kind", pa.string(), doc="how the shot begins: start, hard or gradual"),
+    f("is_transition", pa.bool_(), doc="pictures between two shots (dissolve, fade, black); never cut into clips"),
+    f("start_kind", pa.string(), doc="how it begins: start, hard or gradual; gradual next to a transition"),
     f("start_confidence", pa.float64(), unit="ratio", doc="confidence of that boundary; null at the asset's start"),
-    f("end_kind", pa.string(), doc="how the shot ends: end, hard or gradual"),
+    f("end_kind", pa.string(), doc="how it ends: end, hard or gradual"),
 )
 
 CLIP = struct(
