@@ -239,7 +239,7 @@ def score_transcription(
             speech = voice.stretches(samples, VoiceConfig())
             began = time.perf_counter()
             if name == "align":
-                heard = AlignEngine(scratch, voice).align(Transcript([Cue(text)]), samples, speech, start_s)
+                heard = AlignEngine(scratch).align(Transcript([Cue(text)]), samples, speech, start_s)
             else:
                 heard = PocketsphinxEngine(scratch, states=6000).hear(samples, speech)
             wall_s += time.perf_counter() - began

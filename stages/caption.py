@@ -45,7 +45,15 @@ class Caption(Measure[CaptionConfig]):
     name = "caption"
     version = "1"
     level = "clip"
-    reads = ("clip", "picture", "audio", "sync", "transcribe.language", "download.path", "probe.has_audio")
+    reads = (
+        "clip",
+        "picture.brightness",
+        "picture.motion",
+        "audio.loudness_lufs",
+        "sync.active",
+        "download.path",
+        "probe.has_audio",
+    )
     adds = struct(
         f("engine", pa.string(), doc="engine that wrote the caption"),
         f("model", pa.string(), doc="model that was asked; null for engine template"),
@@ -126,7 +134,7 @@ def _who(speaker: str | None, known: Sequence[str]) -> str:
 def faces_of(row: Row, num_spans: int) -> list[str | None]:
     """Per span whether its speaker is on screen, as the sync stage found; None where it cannot say."""
     found: list[str | None] = [None] * num_spans
-    for face in (row["sync"] or {}).get("active_faces") or []:
+    for face in (row["sync"] or {}).get("active") or []:
         index = face["span_index"]
         if 0 <= index < num_spans and face["status"] in _PLACES:
             found[index] = face["status"]

@@ -68,7 +68,7 @@ class Transcribe(Measure[TranscribeConfig]):
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
         self.voice = VoiceActivity.load()
-        self.aligner = AlignEngine(ctx.scratch_dir, self.voice)
+        self.aligner = AlignEngine(ctx.scratch_dir)
         self.engine: PocketsphinxEngine | WhisperxEngine
         if self.config.engine == "whisperx":
             self.engine = WhisperxEngine.load(self.config.whisperx, self.voice, self.config.voice, ctx.scratch_dir)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import EngineError
 from stages.transcribe_pocketsphinx import FRAME_S, Recogniser, recogniser
-from stages.voice import RATE_HZ, Stretch, VoiceActivity
+from stages.voice import RATE_HZ, Stretch
 from stages.words import Heard, Word, spread
 
 SIDECARS = (".srt", ".vtt", ".txt")
@@ -152,7 +152,6 @@ class AlignEngine:
     """
 
     scratch_dir: Path
-    voice: VoiceActivity
 
     def align(
         self, transcript: Transcript, samples: NDArray[np.float32], speech: list[Stretch], start_s: float

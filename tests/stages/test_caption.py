@@ -30,7 +30,7 @@ def span(text: str, speaker: str | None = "A", is_overlap: bool = False) -> dict
 
 
 def row_of(spans: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    row: dict[str, Any] = {"picture": None, "audio": None, "sync": None, "transcribe": None}
+    row: dict[str, Any] = {"picture": None, "audio": None, "sync": None}
     return row | {"clip": {"spans": spans}, "probe": {"has_audio": True}} | more
 
 
@@ -45,7 +45,7 @@ def test_a_dialogue_reads_well(context: Any) -> None:
         [span("Hello there."), span("Hi!", "B"), span("Who is it?", "B"), span("Wait", "A", True)],
         picture={"brightness": 0.8, "motion": 0.0},
         audio={"loudness_lufs": -40.0},
-        sync={"active_faces": [{"span_index": 0, "status": "on_screen"}, {"span_index": 1, "status": "off_screen"}]},
+        sync={"active": [{"span_index": 0, "status": "on_screen"}, {"span_index": 1, "status": "off_screen"}]},
     )
     assert written(row, context)["text"] == (
         "A still, bright shot. Two people speak. The first speaker, on screen, says: <S>Hello there.<E> "

@@ -202,7 +202,7 @@ def test_given_words_are_timed_to_a_few_frames(
     wanted = truth["words"]
     text = " ".join(w["word"] for w in wanted)
     speech = voice.stretches(samples, VoiceConfig())
-    heard = AlignEngine(tmp_path, voice).align(Transcript([Cue(text)]), samples, speech, 0.0)
+    heard = AlignEngine(tmp_path).align(Transcript([Cue(text)]), samples, speech, 0.0)
     assert [w.text for w in heard.words] == text.split()
     errors = [abs(w.start_s - t["start"]) for w, t in zip(heard.words, wanted, strict=True)]
     assert np.median(errors) < 0.06
@@ -211,21 +211,19 @@ def test_given_words_are_timed_to_a_few_frames(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_words_do_not_spoil_the_others(
-    said: tuple[Path, np.ndarray, dict[str, Any]], voice: VoiceActivity, tmp_path: Path
-) -> None:
+def test_unknown_words_do_not_spoil_the_others(said: tuple[Path, np.ndarray, dict[str, Any]], tmp_path: Path) -> None:
     _, samples, truth = said
     texts = [w["word"] for w in truth["words"]]
     texts.insert(3, "大家好")
-    heard = AlignEngine(tmp_path, voice).align(Transcript([Cue(" ".join(texts))]), samples, [Stretch(0, 99)], 0.0)
+    heard = AlignEngine(tmp_path).align(Transcript([Cue(" ".join(texts))]), samples, [Stretch(0, 99)], 0.0)
     assert [w.text for w in heard.words] == texts
     assert abs(heard.words[5].start_s - truth["words"][4]["start"]) < 0.1
 
 
-def test_a_transcript_that_cannot_fit_is_an_error(voice: VoiceActivity, tmp_path: Path) -> None:
+def test_a_transcript_that_cannot_fit_is_an_error(tmp_path: Path) -> None:
     sound = np.random.default_rng(0).normal(0, 0.05, RATE_HZ // 2).astype(np.float32)
     with pytest.raises(EngineError) as caught:
-        AlignEngine(tmp_path, voice).align(Transcript([Cue("far too many words " * 20)]), sound, [Stretch(0, 0.5)], 0.0)
+        AlignEngine(tmp_path).align(Transcript([Cue("far too many words " * 20)]), sound, [Stretch(0, 0.5)], 0.0)
     assert caught.value.reason == "transcript_mismatch"
 
 
