@@ -6,6 +6,7 @@ kept clips --(1 task a shard)--> packers --> tar + index --> driver: one ledger 
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -222,6 +223,7 @@ def _ray(address: str | None, num_cpus: int | None) -> Iterator[Any]:
                 address="local", num_cpus=num_cpus, include_dashboard=False, runtime_env=runtime,
                 log_to_driver=False, logging_level="warning",
             )  # fmt: skip
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     try:
