@@ -83,7 +83,7 @@ class Noised:
 
 
 class LossTerms(NamedTuple):
-    """Per sample [B], float32: mean squared errors (0 where the modality is absent or unscored), weights, shares of the mean.
+    """Per sample [B]: mean squared errors (0 where the modality is absent or unscored), weights, shares of the mean.
 
     The loss of a step is sum(weight * share * mse) / sum(share) per modality; the divisors are sums over all ranks.
     """
@@ -152,27 +152,36 @@ class FlowObjective:
         """Errors and weights of every sample; combine them with `total`."""
         B, first = len(noised.samples), next(v for v in [*velocity.video, *velocity.audio] if v is not None)
         errors = {"video": [first.new_zeros(())] * B, "audio": [first.new_zeros(())] * B}
-        counts = {"video": [0] * B, "audio": [0] * B}
         for i, sample in enumerate(noised.samples):
-            skip = 1 if sample.is_first_frame_clean and not self.config.score_clean_frame else 0
+            skip = self._num_unscored_frames(sample)
             video, video_target = velocity.video[i], noised.video_targets[i]
             audio, audio_target = velocity.audio[i], noised.audio_targets[i]
             if video is not None and video_target is not None:
                 errors["video"][i] = _squared_error(video[:, skip:], video_target[:, skip:])
-                counts["video"][i] = video[0, skip:].numel()
             if audio is not None and audio_target is not None:
                 errors["audio"][i] = _squared_error(audio, audio_target)
-                counts["audio"][i] = len(audio)
-        if self.config.mean_over == "samples":
-            counts = {name: [1] * B for name in counts}
-        shares = {name: torch.tensor(c, dtype=torch.float32, device=first.device) for name, c in counts.items()}
+        shares = self.shares(noised.samples).to(first.device)
         return LossTerms(
             video_mse=torch.stack(errors["video"]),
             audio_mse=torch.stack(errors["audio"]),
             weights=noised.weights.to(first.device),
-            video_shares=shares["video"],
-            audio_shares=shares["audio"],
+            video_shares=shares[0],
+            audio_shares=shares[1],
         )
+
+    def shares(self, samples: Sequence[Sample]) -> Tensor:
+        """[2, B] float64, video and audio: how much each sample counts in the mean of its modality.
+
+        Known as soon as modes are drawn, so the divisors of a step can be summed over ranks before its first forward.
+        """
+        if self.config.mean_over == "samples":
+            return torch.ones(2, len(samples), dtype=torch.float64)
+        video = [s.video[0, self._num_unscored_frames(s) :].numel() if s.video is not None else 0 for s in samples]
+        audio = [len(s.audio) if s.audio is not None else 0 for s in samples]
+        return torch.tensor([video, audio], dtype=torch.float64)
+
+    def _num_unscored_frames(self, sample: Sample) -> int:
+        return 1 if sample.is_first_frame_clean and not self.config.score_clean_frame else 0
 
     def total(self, terms: LossTerms, divisors: Tensor | None = None) -> Tensor:
         """The scalar to differentiate. `divisors` are the sums of `terms.divisors()` over everything that makes one step,

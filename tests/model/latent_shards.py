@@ -1,0 +1,128 @@
+"""Latent shards of random samples, a recipe that trains on them, and a way to run a function on several gloo ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tarfile
+import warnings
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+import torch.multiprocessing as mp
+
+from model.config import NavaConfig
+from model.latents import num_tokens, write_latents
+from model.tokens import Sample
+from model.train_config import TrainConfig
+
+TINY = NavaConfig.preset("nava_tiny")
+
+
+def random_clip(number: int) -> Sample:
+    """Every third clip is sound alone; sizes differ; every other one has a voice."""
+    generator = torch.Generator().manual_seed(number)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    has_voice = number % 2 == 0
+    return Sample(
+        f"clip{number:03d}",
+        text=draw(3 + number % 5, TINY.text_dim),
+        video=None if number % 3 == 0 else draw(TINY.video_channels, 1 + number % 3, 4, 4 + 2 * (number % 2)),
+        audio=draw(3 + number % 7, TINY.audio_channels),
+        speakers=[draw(TINY.speaker_dim)] if has_voice else [],
+        placeholders=[1] if has_voice else [],
+    )
+
+
+def write_latent_shards(folder: Path, samples: list[Sample], num_shards: int = 2) -> None:
+    """`shards/` and `index/` as the encoder leaves them."""
+    (folder / "shards").mkdir(parents=True)
+    (folder / "index").mkdir()
+    for shard in range(num_shards):
+        rows = []
+        path = folder / "shards" / f"{shard:05d}.tar"
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for sample in samples[shard::num_shards]:
+                data, start = write_latents(sample), tar.offset
+                info = tarfile.TarInfo(f"{sample.clip_id}.safetensors")
+                info.size = len(data)
+                tar.addfile(info, BytesIO(data))
+                video, audio, text = num_tokens(sample, (2, 2))
+                rows.append(
+                    {
+                        "clip_id": sample.clip_id,
+                        "shard": path.name,
+                        "split": "train",
+                        "source": "random",
+                        "has_video": sample.video is not None,
+                        "has_audio": sample.audio is not None,
+                        "duration_s": audio / 25,
+                        "width_px": 64,
+                        "height_px": 64,
+                        "video_tokens": video,
+                        "audio_tokens": audio,
+                        "text_tokens": text,
+                        "safetensors_offset": start + tarfile.BLOCKSIZE,
+                        "safetensors_bytes": len(data),
+                        "sample_offset": start,
+                        "sample_bytes": tar.offset - start,
+                    }
+                )
+        content = path.read_bytes()
+        for row in rows:
+            row["crc32"] = zlib.crc32(content[row["sample_offset"] :][: row["sample_bytes"]])
+        table = pa.Table.from_pylist(rows)
+        with pa.ipc.new_file(folder / "index" / f"{shard:05d}.arrow", table.schema) as writer:
+            writer.write_table(table)
+
+
+def recipe(data: Path, **changes: Any) -> TrainConfig:
+    """A tiny stage on the shards under `data`; `changes` replace keys of sections, for example optim={...}."""
+    content: dict[str, Any] = {
+        "name": "test",
+        "num_steps": 6,
+        "network": {"preset": "nava_tiny"},
+        "data": {"shards": str(data / "shards"), "num_workers": 2},
+        "plan": {"num_packs": 4, "token_budget": 60},
+        "optim": {"learning_rate": 1e-3, "warmup_steps": 3},
+        "parallel": {"precision": "float32", "compile": False, "recompute": "none"},
+        "output": {"log_every_steps": 1, "checkpoint_every_steps": 3, "has_tensorboard": False},
+    }
+    for key, value in changes.items():
+        content[key] = {**content[key], **value} if isinstance(value, dict) and key in content else value
+    return TrainConfig.model_validate(content)
+
+
+def run_ranks(function: Callable[..., None], num_ranks: int, folder: Path, *arguments: Any) -> None:
+    """Run `function(rank, *arguments)` on that many gloo ranks, each a fresh process.
+
+    torch 2.13 with gloo was seen to die of SIGSEGV in one of ten two-rank runs; such a death is repeated once and said.
+    """
+    for attempt in (1, 2):
+        store = folder / f"store-{function.__name__}-{num_ranks}-{attempt}"
+        try:
+            mp.spawn(_enter, (function, num_ranks, str(store), arguments), nprocs=num_ranks, join=True)
+        except mp.ProcessExitedException as error:
+            if attempt == 2 or error.exit_code not in (-signal.SIGSEGV, 128 + signal.SIGSEGV):
+                raise
+            warnings.warn(f"a rank of {function.__name__} died of SIGSEGV, repeated once", stacklevel=2)
+        else:
+            return
+
+
+def _enter(rank: int, function: Callable[..., None], num_ranks: int, store: str, arguments: tuple[Any, ...]) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num_ranks)
+    try:
+        function(rank, *arguments)
+    finally:
+        torch.distributed.destroy_process_group()
