@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch._weights_only_unpickler import UnpicklingError
 
 from schemas.errors import ModelError
 
@@ -149,7 +149,7 @@ class TorchSource:
     def _load(self) -> dict[str, Tensor]:
         try:
             content = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, pickle.UnpicklingError) as error:
+        except (RuntimeError, UnpicklingError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise ModelError(
                 f"{self._path} cannot be read as plain weights: {first_line}",

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.codecs import Codecs, EncodedText, open_codecs
+from model.codec import Codecs, EncodedText, open_codecs
 from model.config import NavaConfig
 from model.convert import load_weights
 from model.nava import Nava

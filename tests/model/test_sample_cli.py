@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from model.cli import app
-from model.codecs import open_codecs
+from model.codec import open_codecs
 from model.config import NavaConfig
 from model.nava import Nava
 from model.sample import (
@@ -31,7 +31,7 @@ from model.sample import (
     video_grid,
     write_mp4,
 )
-from model.tiny_codecs import write_tiny_codecs
+from model.tiny_codec import write_tiny_codecs
 from schemas.errors import ModelError
 
 CONFIG = NavaConfig.preset("nava_tiny", max_text_tokens=64)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.codecs import (
+from model.codec import (
     AudioCodec,
     Codecs,
     ResemblyzerSpeaker,
@@ -19,7 +19,7 @@ from model.codecs import (
 )
 from model.conditioning import PLACEHOLDER, mark_spans
 from model.config import NavaConfig
-from model.tiny_codecs import write_tiny_codecs
+from model.tiny_codec import write_tiny_codecs
 from schemas.errors import ModelError
 
 CPU = torch.device("cpu")
