@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.errors import EngineError
 from stages.base import Context
 from stages.diarize_embedded import EmbeddedConfig, EmbeddedDiarizer, Turn
 from stages.speakers import SpeakerEncoder, similarity
 from stages.transcribe_align import AlignEngine, Cue, Transcript, spoken_form
 from stages.transcribe_pocketsphinx import PocketsphinxEngine
 from stages.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig, merge
-from stages.words import Word, keep_spoken
+from stages.words import Heard, Word, keep_spoken
 
 F32 = NDArray[np.float32]
 RESAMPLINGS = 1000
@@ -232,16 +233,18 @@ def score_transcription(
     for name in engines:
         rows: list[tuple[str, int, int]] = []
         time_errors: list[float] = []
+        refused: dict[str, str] = {}
         num_dropped = 0
         wall_s = sound_s = 0.0
         for item, text in _with_transcript(items):
             samples, start_s = sounds.of(item)
             speech = voice.stretches(samples, VoiceConfig())
             began = time.perf_counter()
-            if name == "align":
-                heard = AlignEngine(scratch).align(Transcript([Cue(text)]), samples, speech, start_s)
-            else:
-                heard = PocketsphinxEngine(scratch, states=6000).hear(samples, speech)
+            try:
+                heard = _heard(name, scratch, text, samples, speech, start_s)
+            except EngineError as error:
+                refused[item["path"]] = str(error)
+                heard = Heard([], None, None)
             wall_s += time.perf_counter() - began
             sound_s += len(samples) / RATE_HZ
             kept = keep_spoken(heard.words, speech, len(samples) / RATE_HZ, 0.3, 3)
@@ -252,6 +255,7 @@ def score_transcription(
         result[name] = {
             "word_error": _interval([(e, n) for _, e, n in rows]),
             "files": {path: [errors, total] for path, errors, total in rows},
+            "refused": refused,
             "num_dropped": num_dropped,
             "median_abs_time_error_s": float(np.median(np.abs(time_errors))) if time_errors else None,
             "share_within_0.1_s": float(np.mean(np.abs(time_errors) <= 0.1)) if time_errors else None,
@@ -259,6 +263,12 @@ def score_transcription(
             "times_real_time": round(sound_s / wall_s, 1) if wall_s else None,
         }
     return result
+
+
+def _heard(name: str, scratch: Path, text: str, samples: F32, speech: list[Stretch], start_s: float) -> Heard:
+    if name == "align":
+        return AlignEngine(scratch).align(Transcript([Cue(text)]), samples, speech, start_s)
+    return PocketsphinxEngine(scratch, states=6000).hear(samples, speech)
 
 
 def _with_transcript(items: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:

@@ -308,8 +308,9 @@ PAUSES = VoiceConfig(onset=0.4, offset=0.25, min_silence_s=0.15, pad_s=0.04)
 class EmbeddedDiarizer:
     """Segmentation from whisperx's wheel, voices from Resemblyzer, pauses from Silero.
 
-    Needs no download. 427 s of sound took 21 s of one core at half a second per step, and 1 GB. Two voices recorded alike are told
-    apart from about two seconds each; dense overlap in one distant microphone is beyond it. Figures: docs/quality.md.
+    Needs no download. 427 s of sound took 21 s of one core at half a second per step, and 1 GB of memory. Two voices
+    recorded alike are told apart from about two seconds each; dense overlap in one distant microphone is beyond it.
+    Figures: docs/quality.md.
     """
 
     config: EmbeddedConfig

@@ -28,6 +28,7 @@ from stages.transcribe_align import (
     guess_phones,
     read_cues,
     spoken_form,
+    trim,
 )
 from stages.transcribe_pocketsphinx import recogniser
 from stages.transcribe_whisperx import WhisperxConfig, WhisperxEngine
@@ -188,6 +189,12 @@ def test_windows_of_cues_stay_out_of_their_neighbours() -> None:
         pytest.approx((1.5, 3.0)),
         pytest.approx((8.0, 8.0)),
     ]
+
+
+def test_words_do_not_reach_into_pauses() -> None:
+    speech = [Stretch(0, 2), Stretch(2.4, 4)]
+    assert trim(Word("say", 1.9, 2.9, None), speech) == Word("say", 2.4, 2.9, None)
+    assert trim(Word("lost", 2.1, 2.3, None), speech) == Word("lost", 2.1, 2.3, None)
 
 
 def test_words_without_sound_form_lie_between_their_neighbours() -> None:
