@@ -31,6 +31,8 @@ HEADROOM = 1.25
 """Token budget over mean tokens of a pack: at 1.2 the token limit costs 0.3 % of balance, at 1.35 0.01 %."""
 CHUNK_ROWS = 1 << 20
 MAX_SKIPPED_EPOCHS = 1000
+KEPT_EPOCHS = 8
+"""Epoch orders kept at a time; streams of a small index drift a few epochs apart, of a large one by at most one."""
 
 
 class MixPart(BaseModel):
@@ -135,7 +137,7 @@ class EpochPlan:
         self.limits = Limits(self._flop_target(), config.token_budget, config.context_parallel)
         self._refuse_too_few()
         self._refuse_oversized()
-        self._shares = lru_cache(maxsize=2)(self._compute_shares)
+        self._shares = lru_cache(maxsize=KEPT_EPOCHS)(self._compute_shares)
 
     # ------------------------------------------------------------------------------------------------ the rows
 

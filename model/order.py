@@ -95,22 +95,26 @@ class Part:
 
 @dataclass(frozen=True)
 class EpochShare:
-    """A part's runs in the order of one epoch: begin and end of each run in `Part.rows`, cut into equal shares."""
+    """A part's runs in the order of one epoch, cut into equal shares.
+
+    begin, end: [num_runs] positions in `Part.rows`; before: [num_runs + 1] samples in the runs before each; bounds:
+    [num_streams + 1] samples before each share.
+    """
 
     begin: NDArray[np.int64]
     end: NDArray[np.int64]
+    before: NDArray[np.int64]
     bounds: NDArray[np.int64]
 
     def of_stream(self, stream: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Run begins and ends of one stream's share; the first and last run may be partial."""
         first, last = int(self.bounds[stream]), int(self.bounds[stream + 1])
-        before = np.concatenate([[0], np.cumsum(self.end - self.begin)])
-        a = int(np.searchsorted(before, first, side="right")) - 1
-        b = int(np.searchsorted(before, last, side="left"))
+        a = int(np.searchsorted(self.before, first, side="right")) - 1
+        b = int(np.searchsorted(self.before, last, side="left"))
         begin, end = self.begin[a:b].copy(), self.end[a:b].copy()
         if len(begin):
-            end[-1] = begin[-1] + last - int(before[b - 1])
-            begin[0] += first - int(before[a])
+            end[-1] = begin[-1] + last - int(self.before[b - 1])
+            begin[0] += first - int(self.before[a])
         return begin, end
 
 
@@ -135,11 +139,12 @@ def epoch_share(part: Part, epoch: int, num_streams: int, key: int) -> EpochShar
         flops.append(run_flops)
         left -= num_rows
         turn += 1
-    if not begins:
-        nothing = np.zeros(0, dtype=np.int64)
-        return EpochShare(nothing, nothing, np.zeros(num_streams + 1, dtype=np.int64))
     begin, end = np.concatenate(begins), np.concatenate(ends)
-    return EpochShare(begin, end, _equal_flops(part, begin, end, np.concatenate(flops), num_streams))
+    before = np.concatenate([[0], np.cumsum(end - begin)])
+    bounds = np.zeros(num_streams + 1, dtype=np.int64)
+    share = EpochShare(begin, end, before, bounds)
+    _cut_into_equal_flops(part, share, np.concatenate(flops))
+    return share
 
 
 def _flops_within(part: Part, begin: int, end: int) -> NDArray[np.float64]:
@@ -148,24 +153,21 @@ def _flops_within(part: Part, begin: int, end: int) -> NDArray[np.float64]:
     return np.concatenate([[0.0], np.cumsum(flops)])
 
 
-def _equal_flops(
-    part: Part, begin: NDArray[np.int64], end: NDArray[np.int64], flops: NDArray[np.float64], num_streams: int
-) -> NDArray[np.int64]:
-    """[num_streams + 1] sample ordinals where the running FLOPs first reach each k / num_streams of the total."""
+def _cut_into_equal_flops(part: Part, share: EpochShare, flops: NDArray[np.float64]) -> None:
+    """Set `share.bounds` to the samples before the running FLOPs first reach each k / num_streams of the total."""
     flops_before = np.concatenate([[0.0], np.cumsum(flops)])
-    samples_before = np.concatenate([[0], np.cumsum(end - begin)])
-    bounds = np.zeros(num_streams + 1, dtype=np.int64)
-    bounds[-1] = samples_before[-1]
+    num_streams = len(share.bounds) - 1
+    share.bounds[-1] = share.before[-1]
     for k in range(1, num_streams):
         wanted = flops_before[-1] * k / num_streams
-        run = min(int(np.searchsorted(flops_before, wanted, side="right")) - 1, len(begin) - 1)
-        if end[run] - begin[run] == 1:
+        run = min(int(np.searchsorted(flops_before, wanted, side="right")) - 1, len(share.begin) - 1)
+        if share.end[run] - share.begin[run] == 1:
             ordinal = int(wanted > flops_before[run])
         else:
-            within = _flops_within(part, int(begin[run]), int(end[run]))
+            within = _flops_within(part, int(share.begin[run]), int(share.end[run]))
             ordinal = int(np.searchsorted(within[:-1], wanted - flops_before[run], side="left"))
-        bounds[k] = samples_before[run] + ordinal
-    return np.maximum.accumulate(bounds)
+        share.bounds[k] = share.before[run] + ordinal
+    np.maximum.accumulate(share.bounds, out=share.bounds)
 
 
 @dataclass(frozen=True)
