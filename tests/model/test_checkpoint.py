@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 import textwrap
@@ -23,9 +22,7 @@ from model.nava import Nava
 from schemas.errors import ModelError
 
 CONFIG = NavaConfig.preset("nava_tiny")
-SHARED = Path(__file__).parents[3] / "shared"
-GOLDEN = Path(os.environ.get("NAVA_TEST_GOLDEN", SHARED / "golden/nava_tiny")) / "weights.safetensors"
-KEY_LIST = SHARED / "design/nava_state_dict_keys.txt"
+KEY_LIST = Path(__file__).parents[3] / "shared/design/nava_state_dict_keys.txt"
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +136,9 @@ def test_weights_load_into_a_model_of_another_dtype(release: Path, weights: dict
     assert all(torch.equal(value, weights[name].bfloat16()) for name, value in model.state_dict().items())
 
 
-def test_golden_weights_fit_the_tiny_preset(tmp_path: Path) -> None:
-    if not GOLDEN.exists():
-        pytest.skip("golden weights are not beside the checkout (NAVA_TEST_GOLDEN)")
-    convert(GOLDEN, tmp_path / "golden.safetensors", CONFIG)
-    _same(load_file(tmp_path / "golden.safetensors"), load_file(GOLDEN))
+def test_golden_weights_fit_the_tiny_preset(golden_dir: Path, tmp_path: Path) -> None:
+    convert(golden_dir / "weights.safetensors", tmp_path / "golden.safetensors", CONFIG)
+    _same(load_file(tmp_path / "golden.safetensors"), load_file(golden_dir / "weights.safetensors"))
 
 
 def test_official_key_list_is_the_network() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,17 +15,12 @@ from model.nava import Nava, Sample, pack
 from model.sampler import Euler, Guidance, SampleRequest, UniPC, euler_sigmas, guide_audio, guide_video, sample
 from schemas.errors import ModelError
 
-GOLDEN = Path(os.environ.get("NAVA_TEST_GOLDEN", Path(__file__).parents[3] / "shared/golden/nava_tiny"))
-
 
 @pytest.fixture(scope="module")
-def golden() -> dict[str, Tensor]:
+def golden(golden_dir: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    path = GOLDEN / "flow_match.safetensors"
-    if not path.exists():
-        pytest.skip("golden flow_match.safetensors is not beside the checkout (NAVA_TEST_GOLDEN)")
-    return load_file(path)
+    return load_file(golden_dir / "flow_match.safetensors")
 
 
 @pytest.mark.parametrize("num_steps", [25, 50])
