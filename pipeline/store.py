@@ -1,6 +1,6 @@
 """A run's directory, local or on an object store, in which files appear whole or not at all.
 
-run/  recipe.yaml  plan.txt  sources.arrow  ledger/ (Delta)  shards/  index/  logs/
+run/  recipe.yaml  plan.txt  sources.arrow  ledger/ (Delta)  assets/  shards/  index/
 """
 
 from __future__ import annotations
