@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from schemas.ids import clip_id
 from schemas.records import CLIP, Row, span_fields, span_of
 from schemas.timing import Span
-from stages.base import Context, Resources, Split, StageConfig
+from stages.base import Resources, Split, StageConfig
 
 Interval = tuple[float, float]
 """(start, end) in seconds."""
@@ -27,6 +27,8 @@ GUARD_S = 0.1
 GUARD_COST_S = 0.02
 """Cost of a cut that touches a word, falling to nothing at `GUARD_S`."""
 TOLERANCE_S = 1e-9
+SMALLEST = (16, 16)
+"""Size of pictures that are decoded for their times only."""
 
 
 class ClipConfig(StageConfig):
@@ -58,11 +60,6 @@ class Clip(Split[ClipConfig]):
     Config = ClipConfig
     resources = Resources(cpus=1.0, memory_gb=0.5, timeout_s=600.0)
 
-    def setup(self, ctx: Context) -> None:
-        """Keeps the decoder and forgets the frame times of the last asset."""
-        super().setup(ctx)
-        self._last: tuple[Path, NDArray[np.int64]] | None = None
-
     def split(self, row: Row) -> Sequence[dict[str, Any]]:
         """The clips of one shot, in order."""
         shot = span_of(row["shot"])
@@ -73,7 +70,7 @@ class Clip(Split[ClipConfig]):
         utterances = group_utterances(words, self.config.pause_s)
         busy = [(u[0]["start_s"], u[-1]["end_s"]) for u in utterances] + wordless_speech(row.get("transcribe"), words)
         windows = plan_windows(
-            marks * (shot.num / shot.den),
+            np.asarray(marks * (shot.num / shot.den), np.float64),
             [(w["start_s"], w["end_s"]) for w in words],
             busy,
             self.config.min_s,
@@ -81,7 +78,7 @@ class Clip(Split[ClipConfig]):
         )
         language = (row.get("transcribe") or {}).get("language")
         overlaps = intervals((row.get("diarize") or {}).get("overlaps"))
-        clips = []
+        clips: list[dict[str, Any]] = []
         for first, last in windows:
             span = Span(int(marks[first]), int(marks[last]), shot.num, shot.den)
             spans = spans_within(span, utterances, overlaps, language)
@@ -102,12 +99,9 @@ class Clip(Split[ClipConfig]):
         return clips
 
     def _frame_marks(self, path: Path, shot: Span) -> NDArray[np.int64]:
-        """pts of the frames of `shot`, and its end."""
-        if self._last is None or self._last[0] != path:
-            self._last = (path, self.ctx.media.frame_pts(path))
-        pts = self._last[1]
-        inside = pts[np.searchsorted(pts, shot.start_pts) : np.searchsorted(pts, shot.end_pts)]
-        return np.append(inside, shot.end_pts)
+        """pts of the frames of `shot`, and its end. Frames are decoded for it, for containers may lie about them."""
+        decoded = self.ctx.media.iter_frames(path, start=shot.start, end=shot.end, size=SMALLEST, gray=True)
+        return np.concatenate([run.pts for run in decoded] + [np.array([shot.end_pts], np.int64)])
 
 
 def plan_windows(

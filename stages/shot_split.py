@@ -5,12 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from schemas.errors import MediaError
 from schemas.ids import shot_id
@@ -32,8 +30,6 @@ class ShotSplitConfig(StageConfig):
     on every frame. `scenedetect_*`: PySceneDetect with its defaults, hard cuts only."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the network of `hybrid` and `transnetv2` runs."""
-    min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Boundaries below this are ignored; shots on both sides become one."""
 
 
 class Detector(Protocol):
@@ -88,13 +84,12 @@ class ShotSplit(Split[ShotSplitConfig]):
         size: tuple[int, int] = getattr(self.detector, "frame_size", (WIDTH, HEIGHT))
         decode_size = (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING)
         path = self.ctx.asset_path(row)
-        with Reel(self.ctx.scratch_dir, size) as reel:
+        with tempfile.TemporaryFile(dir=self.ctx.scratch_dir) as file:
+            reel = Reel(file, size)
             reel.record(self.ctx.media.iter_frames(path, size=decode_size))
             if reel.clock is None:
                 raise MediaError(f"No picture of '{path.name}' could be decoded.", reason="no_frames")
-            found = [
-                b for b in self.detector.detect(reel.thumbs(), reel.fps) if b.confidence >= self.config.min_confidence
-            ]
+            found = self.detector.detect(reel.thumbs(), reel.fps)
             return partition(reel.clock, found, row["download"]["asset_id"], _ends(row, reel.clock))
 
 
@@ -109,18 +104,12 @@ class Clock:
 
 
 class Reel:
-    """All pictures of an asset, small, in a file in scratch: three hours at 60 fps need 2.5 GB of disk, not memory."""
+    """All pictures of an asset, small, in a `file`: three hours at 60 fps need 2.5 GB of disk, not of memory."""
 
-    def __init__(self, folder: Path, size: tuple[int, int]) -> None:
+    def __init__(self, file: IO[bytes], size: tuple[int, int]) -> None:
         self.size = size
         self.clock: Clock | None = None
-        self._file = tempfile.TemporaryFile(dir=folder)
-
-    def __enter__(self) -> Reel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._file = file
 
     def record(self, decoded: Iterable[Frames]) -> None:
         """Adds all frames of `decoded`, averaged down to the reel's size."""

@@ -1,0 +1,188 @@
+"""Clips lie inside their shot, never cut a word, respect pauses, and carry their words on their own clock."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.records import CLIP, span_fields, span_of
+from schemas.timing import Span
+from stages.base import Context
+from stages.clip import Clip, ClipConfig, group_utterances, plan_windows, spans_within, spoken_words
+
+
+@st.composite
+def shots(draw: st.DrawFn) -> tuple[np.ndarray, list[tuple[float, float]], float, float]:
+    """Frame times of one shot at any, perhaps varying rate, words over it, and length limits."""
+    steps = draw(st.lists(st.sampled_from([1 / 60, 1 / 30, 0.04, 0.1, 0.5]), min_size=1, max_size=300))
+    times = draw(st.floats(0, 100)) + np.concatenate([[0.0], np.cumsum(steps)])
+    words, at = [], float(times[0]) - 1.0
+    for gap, length in draw(st.lists(st.tuples(st.floats(0, 1.5), st.floats(0.01, 1.2)), max_size=60)):
+        words.append((at + gap, at + gap + length))
+        at += gap + length
+    min_s = draw(st.floats(0.2, 4.0))
+    return times, words, min_s, min_s * draw(st.floats(1.0, 6.0))
+
+
+def utterances_of(words: list[tuple[float, float]], pause_s: float = 0.3) -> list[tuple[float, float]]:
+    rows = [{"start_s": a, "end_s": b, "speaker": None} for a, b in words]
+    return [(u[0]["start_s"], u[-1]["end_s"]) for u in group_utterances(rows, pause_s)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(shots())
+def test_windows_are_disjoint_in_range_and_cut_no_word(case: Any) -> None:
+    times, words, min_s, max_s = case
+    windows = plan_windows(times, words, utterances_of(words), min_s, max_s)
+    last = 0
+    for first, end in windows:
+        assert last <= first < end <= len(times) - 1
+        assert min_s - 1e-6 <= times[end] - times[first] <= max_s + 1e-6
+        for edge in (times[first], times[end]):
+            assert not any(a < edge < b for a, b in words)
+        last = end
+    kept = sum(times[b] - times[a] for a, b in windows)
+    gaps = sum(
+        times[b] - times[a]
+        for a, b in zip([0] + [w[1] for w in windows], [w[0] for w in windows] + [len(times) - 1], strict=True)
+    )
+    assert kept + gaps == pytest.approx(times[-1] - times[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(shots())
+def test_no_silent_stretch_that_would_hold_a_window_is_left(case: Any) -> None:
+    times, _, min_s, max_s = case
+    windows = plan_windows(times, [], [], min_s, max_s)
+    edges = [0] + [i for w in windows for i in w] + [len(times) - 1]
+    steps = np.diff(times)
+    for a, b in zip(edges[::2], edges[1::2], strict=True):
+        left = times[b] - times[a]
+        assert left < min_s + 1e-6 or steps.max() > max_s - min_s, "a window would have fitted here"
+
+
+def test_silence_is_divided_evenly() -> None:
+    times = np.arange(0, 25 * 25 + 1) / 25
+    windows = plan_windows(times, [], [], 2.0, 10.0)
+    lengths = [times[b] - times[a] for a, b in windows]
+    assert len(windows) == 3
+    assert sum(lengths) == pytest.approx(25.0)
+    assert max(lengths) - min(lengths) <= 0.08
+
+
+def test_cuts_fall_into_pauses_away_from_words() -> None:
+    times = np.arange(0, 30 * 24 + 1) / 30
+    words = [(0.5 + i, 1.2 + i) for i in range(7)] + [(9.0 + i * 0.8, 9.8 + i * 0.8) for i in range(12)]
+    utterances = [(a, b) for a, b in words[:7]] + [(9.0, 18.6)]
+    windows = plan_windows(times, words, utterances, 2.0, 10.0)
+    assert windows
+    for first, end in windows:
+        for edge in (times[first], times[end]):
+            assert not any(a < edge < b for a, b in utterances)
+    kept = [w for w in words if any(times[a] <= w[0] and w[1] <= times[b] for a, b in windows)]
+    assert kept == words
+
+
+def test_long_speech_is_cut_at_its_widest_gap() -> None:
+    times = np.arange(0, 25 * 16 + 1) / 25
+    words = [(i * 0.5, i * 0.5 + 0.49) for i in range(16)] + [(8.21 + i * 0.5, 8.7 + i * 0.5) for i in range(15)]
+    windows = plan_windows(times, words, [(0.0, 16.0)], 2.0, 10.0)
+    inner = [times[i] for w in windows for i in w if 0 < i < len(times) - 1]
+    assert inner
+    assert all(7.99 <= edge <= 8.21 for edge in inner)
+
+
+def test_shot_that_begins_inside_a_word_starts_after_it() -> None:
+    times = np.arange(0, 25 * 6 + 1) / 25
+    ((first, _),) = plan_windows(times, [(-0.3, 0.35)], [(-0.3, 0.35)], 2.0, 10.0)
+    assert times[first] >= 0.35
+
+
+def test_limits_must_be_ordered() -> None:
+    with pytest.raises(ValueError, match="max_s"):
+        ClipConfig(min_s=5, max_s=4)
+
+
+TRANSCRIBE = {
+    "language": "en",
+    "speech": [{"start_s": 0.0, "end_s": 3.0}],
+    "words": [
+        {"text": "lay", "start_s": 0.4, "end_s": 0.7, "confidence": 0.9},
+        {"text": "white", "start_s": 0.7, "end_s": 1.0, "confidence": 0.7},
+        {"text": "set", "start_s": 1.1, "end_s": 1.5, "confidence": None},
+        {"text": "blue", "start_s": 2.6, "end_s": 2.9, "confidence": 0.5},
+    ],
+}
+DIARIZE = {
+    "turns": [
+        {"speaker": "A", "start_s": 0.3, "end_s": 1.05, "confidence": 1.0},
+        {"speaker": "B", "start_s": 0.95, "end_s": 3.0, "confidence": 1.0},
+    ],
+    "overlaps": [{"start_s": 0.95, "end_s": 1.0}],
+}
+
+
+def test_words_become_spans_of_one_speaker_each_on_the_clip_clock() -> None:
+    utterances = group_utterances(spoken_words(TRANSCRIBE, DIARIZE), 0.3)
+    clip = Span(5, 50, 1, 20)  # 0.25 s to 2.5 s
+    spans = spans_within(clip, utterances, [(0.95, 1.0)], "en")
+    assert [(s["speaker"], s["text"]) for s in spans] == [("A", "lay white"), ("B", "set")]
+    assert spans[0]["start_s"] == pytest.approx(0.15)
+    assert spans[0]["end_s"] == pytest.approx(0.75)
+    assert spans[0]["confidence"] == pytest.approx(0.8)
+    assert spans[1]["confidence"] is None
+    assert [s["is_overlap"] for s in spans] == [True, False]
+    assert all(s["end_s"] <= float(clip.duration) for s in spans)
+
+
+def still_frames(path: Path, num: int) -> None:
+    """A video at a varying rate: `num` frames, every fifth one stands twice as long."""
+    import av
+
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.time_base = 64, 48, Fraction(1, 1000)
+        stream.codec_context.time_base = Fraction(1, 1000)
+        pts = 0
+        for i in range(num):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), i % 250, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = pts, Fraction(1, 1000)
+            pts += 80 if i % 5 == 0 else 40
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+
+
+@pytest.mark.parametrize("has_speech", [True, False])
+def test_stage_cuts_on_real_frame_times_and_hours_balance(tmp_path: Path, context: Context, has_speech: bool) -> None:
+    path = tmp_path / "vfr.mp4"
+    still_frames(path, 120)
+    decoded = context.media.frames(path, size=(16, 16))
+    span = Span(int(decoded.pts[0]), decoded.end_pts, decoded.num, decoded.den)
+    shot = {"shot_id": "h1", "is_transition": False, **span_fields(span)}
+    row = {
+        "download": {"asset_id": "a1", "path": str(path)},
+        "shot": shot,
+        "transcribe": TRANSCRIBE if has_speech else {"words": [], "speech": [], "language": None},
+        "diarize": DIARIZE if has_speech else {"turns": [], "overlaps": []},
+    }
+    stage = Clip(ClipConfig(min_s=1.0, max_s=3.0))
+    stage.setup(context)
+    clips = stage.split(row)
+    assert clips
+    pts = set(decoded.pts.tolist()) | {decoded.end_pts}
+    kept = 0
+    for clip in clips:
+        own = span_of(clip)
+        assert {own.start_pts, own.end_pts} <= pts
+        assert clip["num_frames"] == int(((decoded.pts >= own.start_pts) & (decoded.pts < own.end_pts)).sum())
+        assert set(clip) == {field.name for field in CLIP}
+        kept += clip["duration_us"]
+    assert 0 < kept <= span.duration_us
+    assert any(c["has_speech"] for c in clips) == has_speech
+    assert stage.split({**row, "shot": {**shot, "is_transition": True}}) == []
