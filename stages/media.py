@@ -91,10 +91,11 @@ class Decoder:
     """Reads media files, each request in a child process with limits. One per worker; safe to use from one thread.
 
     `engine` chooses who decodes frames. "pyav" (default) is exact on everything libav reads and salvages damaged
-    files. "decord" is faster at picking single frames far apart; it knows frame numbers only, so its frames get their
-    timestamps from the container, and whatever it cannot do exactly (anything but MP4/MOV and Matroska, turned or
-    non-square pictures, a frame count other than the container's) is decoded by PyAV instead; damage goes unnoticed. It is run in the same killable child, because some
-    ordinary files make it spin for ever, and asked frame by frame, never in batches, for the same reason.
+    files. "decord" is faster on a forward pass and at picking frames far apart, but knows frame numbers only: its frames
+    get their timestamps from the container, damage goes unnoticed, and what it cannot do exactly (anything but MP4/MOV
+    and Matroska, turned or non-square pictures, a frame count other than the container's) is decoded by PyAV instead.
+    It is run in the same killable child, because some ordinary files make it spin for ever, and asked frame by frame,
+    never in batches, for the same reason.
     """
 
     def __init__(

@@ -14,26 +14,32 @@ from schemas.errors import RecipeError
 from schemas.ids import source_id
 
 SIDECARS = frozenset(
-    ".json .jsonl .ndjson .csv .tsv .parquet .txt .md .rst .rttm .srt .vtt .ass .lrc .py .sh .yaml .yml .toml .html .log "
-    ".part .tmp .crdownload .ytdl .nfo .pdf .zip .tar .gz .npy .npz .arrow .sha256 .md5".split()  # noqa: SIM905
+    {
+        *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".npy", ".npz", ".yaml", ".yml", ".toml"),
+        *(".txt", ".md", ".rst", ".html", ".pdf", ".nfo", ".log", ".rttm", ".srt", ".vtt", ".ass", ".lrc"),
+        *(".py", ".sh", ".zip", ".tar", ".gz", ".sha256", ".md5", ".part", ".tmp", ".crdownload", ".ytdl"),
+    }
 )
 """Suffixes of files that lie beside media and are not sources themselves. Every other file of a folder is taken."""
 MANIFESTS = (".jsonl", ".ndjson", ".csv", ".parquet")
 SECRET_PARAMETERS = frozenset(
-    "sig signature token access_token auth key api_key apikey password expires policy key-pair-id awsaccesskeyid "
-    "googleaccessid hdnea hdnts se sp sv sr st skoid sktid ske sks skv".split()  # noqa: SIM905
+    {
+        *("sig", "signature", "token", "access_token", "auth", "key", "api_key", "apikey", "password", "expires"),
+        *("policy", "key-pair-id", "awsaccesskeyid", "googleaccessid", "hdnea", "hdnts"),
+        *("se", "sp", "sv", "sr", "st", "skoid", "sktid", "ske", "sks", "skv"),
+    }
 )
 """Query parameters that authorise a request (signed URLs of S3, GCS, Azure, CloudFront, Akamai)."""
 SECRET_PREFIXES = ("x-amz-", "x-goog-")
 
 
-def expand_sources(inputs: Sequence[str], fetch_uris: dict[str, str] | None = None) -> list[dict[str, Any]]:
+def expand_sources(inputs: Sequence[str]) -> list[dict[str, Any]]:
     """SOURCE rows of everything `inputs` names, sorted within each input, without repeats.
 
     A folder is searched recursively; every file counts unless it is hidden or a known sidecar, for media comes under
     wrong names. A manifest (.jsonl .csv .parquet) has a column `uri`, relative to the manifest; `licence` (or
-    `license`) and all other columns travel along. Credentials never enter a row: where a URL holds any, the row gets
-    the URL without them and `fetch_uris[source_id]` the one to fetch, in memory only.
+    `license`) and all other columns travel along. Credentials never enter the columns of SOURCE: where a URL holds any,
+    the row has the URL to fetch as an extra key `fetch_uri`, which is to stay in memory.
 
     Raises RecipeError for an input that does not exist or a manifest that cannot be read.
     """
@@ -41,16 +47,15 @@ def expand_sources(inputs: Sequence[str], fetch_uris: dict[str, str] | None = No
     for item in inputs:
         for uri, licence, metadata in _expand(item):
             public = public_uri(uri)
-            row = {
-                "source_id": source_id(public),
+            name = source_id(public)
+            row: dict[str, Any] = {
+                "source_id": name,
                 "uri": public,
                 "licence": licence,
                 "metadata": json.dumps(metadata, sort_keys=True, ensure_ascii=False, default=str),
             }
-            if row["source_id"] not in rows:
-                rows[row["source_id"]] = row
-                if public != uri and fetch_uris is not None:
-                    fetch_uris[row["source_id"]] = uri
+            if name not in rows:
+                rows[name] = row | ({"fetch_uri": uri} if public != uri else {})
     return list(rows.values())
 
 
@@ -60,18 +65,19 @@ Found = tuple[str, str | None, dict[str, Any]]
 def _expand(item: str) -> Iterator[Found]:
     """(uri, licence, metadata) of everything one input names."""
     if "://" in item and not item.startswith("file://"):
-        path = urlsplit(item).path
-        yield from _manifest(item) if path.lower().endswith(MANIFESTS) else [(item, None, {})]
+        is_manifest = urlsplit(item).path.lower().endswith(MANIFESTS)
+        yield from _manifest(item) if is_manifest else [(item, None, {})]
         return
     path_text = item.removeprefix("file://")
     path = Path(path_text).expanduser()
     if path.is_dir():
-        yield from _plain(found for found in sorted(path.rglob("*")) if _is_source(found, path))
+        inside: list[Path] = sorted(path.rglob("*"))
+        yield from _plain(found for found in inside if _is_source(found, path))
     elif path.is_file():
         yield from _manifest(str(path)) if path.suffix.lower() in MANIFESTS else _plain([path])
     elif glob.has_magic(path_text):
         matches = [Path(found) for found in sorted(glob.glob(str(path), recursive=True))]
-        matches = [found for found in matches if found.is_file() and _is_source(found, found.parent)]
+        matches = [found for found in matches if _is_source(found, found.parent)]
         if not matches:
             raise RecipeError(f"No file matches '{item}'.", remedy="Quote the pattern and check the folder.")
         yield from _plain(matches)
@@ -115,7 +121,7 @@ def _beside(manifest: str, uri: str) -> str:
         return uri.removeprefix("file://")
     if "://" in manifest:
         return manifest.rpartition("/")[0] + "/" + uri
-    return str((Path(manifest).absolute().parent / uri))
+    return str(Path(manifest).absolute().parent / uri)
 
 
 def _records(uri: str) -> list[Any]:

@@ -1,0 +1,83 @@
+"""Content-addressed store of assets: `ab/abcdef....ext`, named by the sha256 of the bytes, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+BLOCK_BYTES = 1 << 20
+
+
+def sha256_of(path: Path) -> tuple[str, int]:
+    """(hexadecimal sha256, bytes) of a file; reads it once."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            digest.update(block)
+            size += len(block)
+    return digest.hexdigest(), size
+
+
+def suffix_of(name: str) -> str:
+    """The suffix to keep for people's sake, lower case; empty if it does not look like one."""
+    found = re.search(r"\.([A-Za-z0-9]{1,5})$", name)
+    return f".{found[1].lower()}" if found else ""
+
+
+class AssetStore:
+    """A local folder or an fsspec URL (`s3://bucket/assets`) of assets."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+        self.is_local = "://" not in self.root
+
+    def partial_dir(self, otherwise: Path) -> Path:
+        """Where downloads under way are kept so that a later run resumes them; `otherwise` for a remote store."""
+        folder = Path(self.root, ".partial") if self.is_local else otherwise / "partial"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def put(self, path: Path, sha256_hex: str, suffix: str, *, keep: bool) -> str:
+        """Path or URL of the stored bytes of `path`; content that is there already is not written again.
+
+        `keep` leaves `path` in place (as a hard link where the file system allows), otherwise it is moved.
+        """
+        place = f"{sha256_hex[:2]}/{sha256_hex}"
+        return self._put_local(path, place, suffix, keep) if self.is_local else self._put_remote(path, place, suffix)
+
+    def _put_local(self, path: Path, place: str, suffix: str, keep: bool) -> str:
+        target = Path(self.root, place + suffix).absolute()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        there = next(iter(sorted(target.parent.glob(f"{Path(place).name}*"))), None)
+        if there is not None and there.stat().st_size == path.stat().st_size:
+            if not keep:
+                path.unlink()
+            return str(there)
+        temporary = target.parent / f".{target.name}.{os.getpid()}"
+        if keep:
+            try:
+                os.link(path, temporary)
+            except OSError:
+                shutil.copyfile(path, temporary)
+        else:
+            shutil.move(path, temporary)
+        os.replace(temporary, target)
+        return str(target)
+
+    def _put_remote(self, path: Path, place: str, suffix: str) -> str:
+        import fsspec
+
+        fs, root = fsspec.core.url_to_fs(self.root)
+        target = f"{root}/{place}{suffix}"
+        if not _has(fs, target, path.stat().st_size):
+            fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            fs.put_file(str(path), target)  # object stores publish an upload only when it is complete
+        return f"{self.root}/{place}{suffix}"
+
+
+def _has(fs: Any, target: str, size: int) -> bool:
+    return bool(fs.exists(target)) and fs.size(target) == size
