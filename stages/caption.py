@@ -162,5 +162,5 @@ def measures_in_words(row: Row, config: CaptionConfig) -> dict[str, str]:
 
 
 STILL_BELOW = 0.002
-MOVING_ABOVE = 0.02
-"""Mean change between frames, share of full scale: sensor noise stays below the first, a pan lies above the second."""
+MOVING_ABOVE = 0.03
+"""Change of luma over 0.2 s, share of full scale (`picture.motion`): noise stays below the first, a pan lies above the second."""
