@@ -20,8 +20,8 @@ from schemas.verdict import Check, checks_of
 from stages.base import Level, Resources, Split, Stage, StageConfig
 
 LEVELS: tuple[Level, ...] = ("asset", "shot", "clip")
-RESERVED_CPUS = 0.0
-"""CPUs kept free of actors: Ray Data's own read and split tasks run on the driver's block references here."""
+WORKER_GB = 1.0
+"""A worker before any model: interpreter, Ray, Arrow, and the decoder child with its pictures."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class WorkerGroup:
 
     @property
     def memory_gb(self) -> float:
-        """Memory of one worker: models of all its stages are loaded at once."""
-        return sum(spec.resources.memory_gb for spec in self.stages)
+        """Memory of one worker: itself, and the models of all its stages at once."""
+        return WORKER_GB + sum(spec.resources.memory_gb for spec in self.stages)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def check_capacity(groups: Sequence[WorkerGroup], cluster: Cluster) -> None:
             )
             raise PlanError(msg, remedy=f"Lower resources.{group.stages[0].name}.cpus/gpus or add a larger node.")
     cpus, gpus = sum(group.cpus for group in groups), sum(group.gpus for group in groups)
-    if cpus + RESERVED_CPUS > cluster.cpus or gpus > cluster.gpus:
+    if cpus > cluster.cpus or gpus > cluster.gpus:
         msg = (
             f"one worker of each of the {len(groups)} groups needs {cpus:g} CPUs and {gpus:g} GPUs together; "
             f"the cluster has {cluster.cpus:g} and {cluster.gpus:g}, and Ray would wait for ever without a word."

@@ -39,7 +39,8 @@ class Resources(StageConfig):
 
     cpus: float = 1.0
     gpus: float = 0.0
-    memory_gb: float = 1.0
+    memory_gb: float = 0.3
+    """What the stage adds to a worker that already runs others; a worker is planned with the sum and 1 GB for itself."""
     batch: int = 1
     """Rows handed to `process` at once."""
     timeout_s: float = 900.0

@@ -61,7 +61,7 @@ class Caption(Measure[CaptionConfig]):
         f("num_lines", pa.int32(), unit="count", doc="spoken lines, always the number of the clip's spans"),
     )
     Config = CaptionConfig
-    resources = Resources(cpus=0.5, memory_gb=1.0, timeout_s=600.0)
+    resources = Resources(memory_gb=0.1, timeout_s=600.0)
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)

@@ -63,7 +63,7 @@ class Diarize(Measure[DiarizeConfig]):
         f("speakers", pa.list_(SPEAKER), doc="speakers in order of first appearance"),
     )
     Config = DiarizeConfig
-    resources = Resources(cpus=1.0, memory_gb=2.5, timeout_s=3600.0)
+    resources = Resources(memory_gb=1.5, timeout_s=3600.0)
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)

@@ -71,7 +71,7 @@ class Timbre(Measure[TimbreConfig]):
         ),
     )
     Config = TimbreConfig
-    resources = Resources(cpus=1.0, memory_gb=1.5, timeout_s=600.0)
+    resources = Resources(memory_gb=0.2, timeout_s=600.0)
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)

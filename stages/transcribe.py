@@ -63,7 +63,7 @@ class Transcribe(Measure[TranscribeConfig]):
         f("text", pa.string(), doc="the words joined by spaces"),
     )
     Config = TranscribeConfig
-    resources = Resources(cpus=1.0, memory_gb=2.0, timeout_s=7200.0)
+    resources = Resources(memory_gb=0.4, timeout_s=7200.0)
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
