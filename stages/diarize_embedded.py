@@ -332,6 +332,8 @@ class EmbeddedDiarizer:
         for low, high in blocks(pauses, len(samples), self.config.block_s):
             inside = [Stretch(a - low / RATE_HZ, b - low / RATE_HZ) for a, b in pauses]
             parts.append((low / RATE_HZ, *self._block(samples[low:high], inside)))
+        if not any(clusters for _, _, clusters in parts):
+            return []
         names = name_across([clusters for _, _, clusters in parts], self.config.threshold)
         turns: list[Turn] = []
         for (start_s, activity, _), labels in zip(parts, names, strict=True):
@@ -345,6 +347,8 @@ class EmbeddedDiarizer:
         units = cut_units(tracks, self.config)
         embed_units(units, tracks, samples, self.encoder)
         clusters = cluster_units(units, windows, self.config)
+        if not clusters:
+            return tracks[:, :0], []
         return regroup(windows, first_activity(units, clusters, tracks)), clusters
 
 

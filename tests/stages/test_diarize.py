@@ -282,3 +282,15 @@ def test_embedding_ignores_loudness(encoder: SpeakerEncoder, tmp_path: Path) -> 
     assert loud is not None
     assert quiet is not None
     assert similarity(loud, quiet) > 0.999
+
+
+def test_speech_too_short_for_any_voice_gives_no_turns_rather_than_an_error() -> None:
+    """0.3 s of a voice at the end of silence: the voice activity pass hears it, no embedding can be taken from it."""
+    from pipeline.demo.voice import synthesise
+    from scipy.signal import resample_poly
+
+    spoken = synthesise("yes", "ann").samples
+    short = resample_poly(spoken, 16000, 22050)[:4800]
+    samples = np.concatenate([np.zeros(60_000), short]).astype(np.float32)
+    diarizer = EmbeddedDiarizer.load(EmbeddedConfig(), SpeakerEncoder.load())
+    assert diarizer.turns(samples) == [] or len({turn.speaker for turn in diarizer.turns(samples)}) == 1
