@@ -54,7 +54,7 @@ SAMPLES: pa.Schema = pa.schema(
 
 @dataclass(slots=True)
 class Seen:
-    """What is kept of one trained pack until the next report: no latents, and errors still on their device."""
+    """What is kept of one trained pack until it is reported and written: no latents, errors still on their device."""
 
     step: int
     samples: list[dict[str, Any]]
@@ -80,7 +80,7 @@ class Metrics:
     def __init__(self, folder: Path, config: TrainConfig, world: World, *, num_steps: int, resumed_step: int) -> None:
         self._folder, self._config, self._world, self._num_steps = folder, config, world, num_steps
         self._interval = Interval()
-        self._rows: list[pa.Table] = []
+        self._unwritten: list[Seen] = []
         self._first_unwritten = resumed_step + 1
         self._writer: Any = None
         self.last: dict[str, Any] = {}
@@ -97,8 +97,9 @@ class Metrics:
         interval = self._interval
         for micro, pack_terms in zip(step.micro_steps, terms, strict=True):
             if not micro.is_idle:
-                samples = _sample_facts(micro)
-                interval.packs.append(Seen(step.number, samples, micro.noised.timesteps, _detached(pack_terms)))
+                seen = Seen(step.number, _sample_facts(micro), micro.noised.timesteps, _detached(pack_terms))
+                interval.packs.append(seen)
+                self._unwritten.append(seen)
         interval.work.append(_work(step))
         interval.seconds.append(step.seconds)
         interval.norms.append(norm)
@@ -108,25 +109,20 @@ class Metrics:
 
     def write_samples(self) -> None:
         """Put the rows of all steps since the last call on disk; call it before a checkpoint is written."""
-        self._collect_rows()
-        if not self._rows:
+        if not self._unwritten:
             return
-        table = pa.concat_tables(self._rows)
-        last = int(table["step"][-1].as_py())
+        last = self._unwritten[-1].step
+        table = pa.concat_tables([_sample_rows(seen) for seen in self._unwritten])
         path = self._folder / "samples" / f"{self._first_unwritten:08d}-{last:08d}-{self._world.rank:05d}.parquet"
         path.parent.mkdir(exist_ok=True)
         pq.write_table(table, path.with_suffix(".partial"))
         path.with_suffix(".partial").replace(path)
-        self._first_unwritten, self._rows = last + 1, []
+        self._first_unwritten, self._unwritten = last + 1, []
 
     def close(self) -> None:
         """Write what is left."""
         if self._writer is not None:
             self._writer.close()
-
-    def _collect_rows(self) -> None:
-        self._rows += [_sample_rows(seen) for seen in self._interval.packs]
-        self._interval.packs = []
 
     def _report(self, step: int, learning_rate: float) -> None:
         interval, size = self._interval, self._world.size
@@ -136,7 +132,6 @@ class Metrics:
         work = np.array(interval.work, dtype=np.float64)
         stalls = np.array([sum(seconds[cause] for seconds in interval.seconds) for cause in CAUSES])
         grad_norm = float(torch.stack([norm.double() for norm in interval.norms]).mean())
-        self._collect_rows()
         elapsed_s = time.perf_counter() - interval.began
         parts = (sums.shape, work.shape, stalls.shape)
         total = _reduced(self._world, np.concatenate([sums.ravel(), work.ravel(), stalls]), dist.ReduceOp.SUM)
@@ -214,7 +209,11 @@ def read_samples(folder: Path) -> pa.Table:
     """Every trained sample of a training folder, in step order: what the inspector and the ledger join on `clip_id`."""
     paths = sorted((folder / "samples").glob("*.parquet"))
     tables = [pq.read_table(path, schema=SAMPLES) for path in paths]
-    return pa.concat_tables(tables).sort_by("step") if tables else SAMPLES.empty_table()
+    return (
+        pa.concat_tables(tables).sort_by([("step", "ascending"), ("clip_id", "ascending")])
+        if tables
+        else SAMPLES.empty_table()
+    )
 
 
 def _sample_facts(micro: MicroStep) -> list[dict[str, Any]]:

@@ -151,7 +151,7 @@ class Training:
             state_tensors(self.model, self.optimizer, self.ema),
             {
                 "step": self.step,
-                "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
+                "schedule": self.schedule.state_dict(),
                 "num_ema_updates": self.ema.num_updates if self.ema is not None else 0,
                 "recipe": self.config.digest(),
                 "world_size": self.world.size,
