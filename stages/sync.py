@@ -21,7 +21,7 @@ from schemas.records import ACTIVE_FACE, FACE_TRACK, SYNC_WINDOW, Row, span_of
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.faces import FaceDetector, FaceMesh, FaceTrack, FaceTracker, Tracks
 from stages.media import Waveform
-from stages.sync_active import STILL_MOUTH, Evidence, assign, mouth_stir
+from stages.sync_active import Evidence, assign, mouth_stir
 from stages.sync_mouth import IN_SYNC_S, MouthEngine, Peak, Signal, find_drift, find_peak, lags_s, mouth_features
 from stages.sync_onset import onset_curve
 
@@ -37,6 +37,8 @@ STATIC_CHANGE = 0.15
 STATIC_SHARE = 0.95
 FREEZE_S = 0.3
 """A picture that stands still this long has frozen: its mouth says nothing about the sound."""
+STILL_MOUTH = 0.003
+"""Standard deviation of the mouth opening over a clip, in eye distances, that no speaker stays below."""
 MIN_SPEECH_S = 0.3
 """Speech a clip needs to be judged by lips."""
 DRIFT_FROM_S = 8.0

@@ -263,10 +263,11 @@ class Peak:
 
 IN_SYNC_S = 0.08
 """Offsets this small pass for in sync: the detectability threshold of ITU-R BT.1359 lies at 45 ms early, 125 ms late."""
-SOFTNESS = 0.55
+SOFTNESS = 0.3
 """Standard deviations of the curve by which an offset becomes e times less likely. Chosen on clips left out of the fit so that
-two thirds of the errors lie within the stated spread; see docs/quality.md."""
-LEAST_STD_S = 0.015
+two thirds of the errors lie within the stated spread."""
+LEAST_STD_S = 0.02
+"""Half a frame: the lips of two people in perfect sync differ by as much."""
 
 
 def find_peak(curve: Array, lags: Array) -> Peak:
