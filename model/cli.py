@@ -163,6 +163,92 @@ def sample(
     print(generate(weights, read_config(model), prompt, out, codecs_folder=codecs, run=run, on_step=_show_step))
 
 
+@app.command()
+def encode(
+    run: Annotated[str, typer.Argument(help="curated run: a folder or fsspec URL with shards/ and index/")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="where latent shards/ and index/ go")],
+    codecs: Annotated[Path, typer.Option(help="folder of frozen networks (docs/checkpoints.md)")],
+    model: ModelOption = "nava_6b",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of EncodeConfig (docs/training.md)")
+    ] = None,
+    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="spread shards over a Ray cluster")] = False,
+    actors: Annotated[int, typer.Option(min=1, help="Ray actors")] = 1,
+    gpus_per_actor: Annotated[float, typer.Option(min=0, help="GPUs of each actor")] = 0.0,
+) -> None:
+    """Turns curated shards into latent shards; goes on where it was stopped, shard by shard."""
+    from model.encode_shards import encode_shards
+    from model.sample import read_config
+    from model.train_config import read_encode_config
+
+    config = read_encode_config(codecs, settings or [])
+    manifest = encode_shards(
+        run, out, config, read_config(model), num_actors=actors if ray else 0, num_gpus_per_actor=gpus_per_actor
+    )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in manifest["num_left_out_by_reason"].items())
+    left_out = len(manifest["left_out"])
+    print(f"{manifest['num_clips']} clips -> {manifest['num_samples']} samples in {out}; {left_out} left out {reasons}")
+
+
+RecipeArgument = Annotated[str, typer.Argument(help="a packaged recipe by name, or a .yaml file")]
+SettingOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, as often as needed")]
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    settings: SettingOption = None,
+    gpus: Annotated[list[int] | None, typer.Option(help="numbers of GPUs to reckon with (default 8, 64, 128)")] = None,
+    memory_only: Annotated[bool, typer.Option("--memory-only", help="without an index: memory alone")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for plan.json and plan.txt")] = None,
+) -> None:
+    """Shows buckets, balance, steps, hours and memory of a stage; fails when it fits none of the numbers of GPUs."""
+    from model.plan_stage import plan_stage
+    from model.train_config import load_recipe
+
+    text = plan_stage(load_recipe(recipe, settings or []), tuple(gpus or (8, 64, 128)), out, memory_only=memory_only)
+    print(text)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="folder for checkpoints and metrics; resumed from if it has any")
+    ],
+    settings: SettingOption = None,
+    ray: Annotated[
+        bool, typer.Option("--ray/--no-ray", help="start the ranks with Ray Train instead of torchrun")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="ranks that Ray starts")] = 1,
+) -> None:
+    """Trains a stage: as one process, under `torchrun -m model.cli train`, or with --ray, from the same recipe."""
+    from model.train_config import load_recipe
+
+    config = load_recipe(recipe, settings or [])
+    if ray:
+        from model.ray_launch import train_on_ray
+
+        train_on_ray(config, out, workers)
+    else:
+        from model.train import train as train_here
+
+        train_here(config, out)
+
+
+@app.command("tiny-codecs")
+def tiny_codecs(
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    model: ModelOption = "nava_tiny",
+) -> None:
+    """Writes random codecs of the real classes, to try `encode` without weights: their latents mean nothing."""
+    from model.sample import read_config
+    from model.tiny_codec import write_tiny_codecs
+
+    write_tiny_codecs(out, read_config(model))
+    print(f"{out}: random video_vae, audio_vae, vocoder, text_encoder, tokenizer and speaker.pt")
+
+
 def _show_step(done: int, of: int) -> None:
     print(f"\rstep {done}/{of}", end="\n" if done == of else "", file=sys.stderr, flush=True)
 

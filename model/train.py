@@ -11,7 +11,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,16 +21,14 @@ import yaml
 from torch import Tensor
 
 from model.batching import EpochPlan, merge_states
-from model.data import RawSample, SampleReader, open_shards
+from model.data import SampleReader, open_shards
 from model.feed import Step, StepFeed
 from model.flow import LossTerms
-from model.index import ShardIndex
-from model.latents import read_latents
 from model.metrics import Metrics
+from model.online import open_decoder, open_index
 from model.optim import Ema, build_optimizer, build_schedule, clip_gradients
 from model.parallel import World, build_model, make_mesh, open_world
 from model.states import Checkpoints, load_tensors, read_notes, set_optimizer_step, state_tensors
-from model.tokens import Sample
 from model.train_config import TrainConfig
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -66,8 +63,7 @@ class Training:
             num_kept=config.output.num_checkpoints_kept,
             is_asynchronous=config.output.is_asynchronous,
         )
-        index = ShardIndex.open(config.data.index_path, split=config.data.split)
-        self.plan = EpochPlan(index, config.plan, config.shape)
+        self.plan = EpochPlan(open_index(config), config.plan, config.shape)
         self.plan.teams_of_rank(world.rank, world.size)
         if config.plan.num_epochs is not None:
             self.num_steps = min(self.num_steps, self.plan.num_steps())
@@ -197,7 +193,7 @@ class Training:
     def _open_feed(self, notes: dict[str, Any]) -> StepFeed:
         data = self.config.data
         began = time.perf_counter()
-        decode, self._close_decoder = open_decoder(self.config)
+        decode, self._close_decoder = open_decoder(self.config, self.plan.index)
         feed = StepFeed(
             self.plan,
             SampleReader(self.plan.index, open_shards(data.shards), verify=data.has_checksums),
@@ -212,8 +208,3 @@ class Training:
         if notes and self.world.is_first:
             print(f"plan position taken up in {1e3 * (time.perf_counter() - began):.1f} ms", flush=True)
         return feed
-
-
-def open_decoder(config: TrainConfig) -> tuple[Callable[[RawSample], Sample], Callable[[], None]]:
-    """(what turns a shard's sample into latents, what to call when done): reading, or encoding in processes ahead."""
-    return read_latents, lambda: None

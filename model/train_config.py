@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +22,7 @@ from model.preview import Hardware
 from schemas.budget import ModelShape, Recompute
 from schemas.errors import RecipeError
 
+Config = TypeVar("Config", bound=BaseModel)
 Precision = Literal["bfloat16", "float32", "float64"]
 
 
@@ -158,6 +159,20 @@ class TrainConfig(_Part):
         """What the cost of a sample depends on."""
         return ModelShape.from_config(self.network.network())
 
+    def with_absolute_paths(self) -> TrainConfig:
+        """The same stage from any working directory: local paths made absolute, URLs left alone."""
+
+        def absolute(path: str | None) -> str | None:
+            return path if path is None or "://" in path else str(Path(path).resolve())
+
+        content = self.model_dump(mode="json")
+        content["data"]["shards"] = absolute(content["data"]["shards"])
+        content["data"]["index"] = absolute(content["data"]["index"])
+        content["network"]["weights"] = absolute(content["network"]["weights"])
+        if content["data"]["online"] is not None:
+            content["data"]["online"]["codecs"] = absolute(content["data"]["online"]["codecs"])
+        return TrainConfig.model_validate(content)
+
     def digest(self) -> str:
         """Identity of the recipe, written into checkpoints."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
@@ -187,11 +202,23 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> TrainConfig:
         raise RecipeError(f"{name} holds no mapping of keys to values.")
     for setting in settings:
         _apply(content, setting)
+    return _validated(TrainConfig, content, f"recipe {name}")
+
+
+def _validated(kind: type[Config], content: dict[str, Any], what: str) -> Config:
     try:
-        return TrainConfig.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
-        raise RecipeError(f"recipe {name}: {wrong}.", remedy="docs/training.md lists the keys.") from error
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or what}: {e['msg']}" for e in error.errors())
+        raise RecipeError(f"{what}: {wrong}.", remedy="docs/training.md lists the keys.") from error
+
+
+def read_encode_config(codecs: Path, settings: Sequence[str]) -> EncodeConfig:
+    """Encoding settings with `key=value` applied. Raises RecipeError, naming the key."""
+    content: dict[str, Any] = {"codecs": str(codecs)}
+    for setting in settings:
+        _apply(content, setting)
+    return _validated(EncodeConfig, content, "encode settings")
 
 
 def packaged() -> list[str]:

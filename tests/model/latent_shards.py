@@ -84,13 +84,13 @@ def write_latent_shards(folder: Path, samples: list[Sample], num_shards: int = 2
             writer.write_table(table)
 
 
-def recipe(data: Path, **changes: Any) -> TrainConfig:
-    """A tiny stage on the shards under `data`; `changes` replace keys of sections, for example optim={...}."""
+def recipe(folder: Path, /, **changes: Any) -> TrainConfig:
+    """A tiny stage on the shards under `folder`; `changes` replace keys of sections, for example optim={...}."""
     content: dict[str, Any] = {
         "name": "test",
         "num_steps": 6,
         "network": {"preset": "nava_tiny"},
-        "data": {"shards": str(data / "shards"), "num_workers": 2},
+        "data": {"shards": str(folder / "shards"), "num_workers": 2},
         "plan": {"num_packs": 4, "token_budget": 60},
         "optim": {"learning_rate": 1e-3, "warmup_steps": 3},
         "parallel": {"precision": "float32", "compile": False, "recompute": "none"},
