@@ -33,9 +33,7 @@ class Montage:
     """(frame, what) of events that are no cut."""
 
 
-def make_montage(
-    sources: Mapping[str, tuple[Frames, float]], rng: np.random.Generator, num_shots: int = 12
-) -> Montage:
+def make_montage(sources: Mapping[str, tuple[Frames, float]], rng: np.random.Generator, num_shots: int = 12) -> Montage:
     """A montage of `num_shots` treated pieces of `sources` (name -> frames of one single shot, their fps)."""
     fps = float(rng.choice([5, 10, 12.5, 15, 24, 25, 25, 30, 30, 50, 60]))
     names = list(sources)
@@ -92,9 +90,10 @@ def _treated_piece(
     start = rng.uniform(0, max(0.0, len(frames) - 1 - num * pace))
     piece = frames[np.minimum((start + np.arange(num) * pace).astype(int), len(frames) - 1)]
     piece = _cropped(piece, rng)
-    values = piece.astype(np.float32)
+    values: NDArray[np.float32] = piece.astype(np.float32)
     if rng.random() < 0.5:
-        values = 255 * (values / 255) ** rng.uniform(0.6, 1.7) * rng.uniform(0.7, 1.1, 3).astype(np.float32)
+        gains = rng.uniform(0.7, 1.1, 3)
+        values = (255 * (values / 255) ** rng.uniform(0.6, 1.7) * gains).astype(np.float32)
     if rng.random() < 0.3:
         values += rng.normal(0, rng.uniform(2, 12), values.shape).astype(np.float32)
     events = _distract(values, rng)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
 import numpy as np
@@ -16,7 +18,7 @@ from schemas.records import SHOT, Row, span_fields
 from schemas.timing import Span
 from stages.base import Context, Resources, Split, StageConfig
 from stages.media import Frames
-from stages.shot_split_content import HEIGHT, WIDTH, Boundary, Thumbs
+from stages.shot_split_content import Boundary, Thumbs
 
 OVERSAMPLING = 2
 """Frames are decoded at twice an engine's size and then averaged, which keeps fine patterns from flickering."""
@@ -34,6 +36,9 @@ class ShotSplitConfig(StageConfig):
 
 class Detector(Protocol):
     """What an engine is: it sees all pictures of an asset, small, and names the boundaries."""
+
+    frame_size: tuple[int, int]
+    """(width, height) of the pictures it wants."""
 
     def detect(self, thumbs: Thumbs, fps: float) -> list[Boundary]:
         """The boundaries in `thumbs` [n, height, width, 3] RGB, in order and without overlap."""
@@ -81,14 +86,7 @@ class ShotSplit(Split[ShotSplitConfig]):
         """The shots of one asset, in order."""
         if not row["probe"]["has_video"]:
             return []
-        size: tuple[int, int] = getattr(self.detector, "frame_size", (WIDTH, HEIGHT))
-        decode_size = (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING)
-        path = self.ctx.asset_path(row)
-        with tempfile.TemporaryFile(dir=self.ctx.scratch_dir) as file:
-            reel = Reel(file, size)
-            reel.record(self.ctx.media.iter_frames(path, size=decode_size))
-            if reel.clock is None:
-                raise MediaError(f"No picture of '{path.name}' could be decoded.", reason="no_frames")
+        with recorded(self.ctx, self.ctx.asset_path(row), self.detector) as reel:
             found = self.detector.detect(reel.thumbs(), reel.fps)
             return partition(reel.clock, found, row["download"]["asset_id"], _ends(row, reel.clock))
 
@@ -106,36 +104,41 @@ class Clock:
 class Reel:
     """All pictures of an asset, small, in a `file`: three hours at 60 fps need 2.5 GB of disk, not of memory."""
 
-    def __init__(self, file: IO[bytes], size: tuple[int, int]) -> None:
-        self.size = size
-        self.clock: Clock | None = None
-        self._file = file
-
-    def record(self, decoded: Iterable[Frames]) -> None:
-        """Adds all frames of `decoded`, averaged down to the reel's size."""
+    def __init__(self, file: IO[bytes], size: tuple[int, int], decoded: Iterable[Frames]) -> None:
         import cv2
 
+        self._file, self._size = file, size
         pts: list[NDArray[np.int64]] = []
-        for run in decoded:
-            for image in run.images:
-                self._file.write(cv2.resize(image, self.size, interpolation=cv2.INTER_AREA).tobytes())
-            pts.append(run.pts)
-            self.clock = Clock(np.concatenate(pts), run.end_pts, run.num, run.den)
-            pts = [self.clock.pts]
+        last: Frames | None = None
+        for last in decoded:
+            for image in last.images:
+                file.write(cv2.resize(image, size, interpolation=cv2.INTER_AREA).tobytes())
+            pts.append(last.pts)
+        if last is None:
+            raise MediaError("No picture could be decoded.", reason="no_frames")
+        file.flush()
+        self.clock = Clock(np.concatenate(pts), last.end_pts, last.num, last.den)
 
     def thumbs(self) -> Thumbs:
         """[n, height, width, 3], mapped from the file."""
-        assert self.clock is not None
-        self._file.flush()
-        shape = (len(self.clock.pts), self.size[1], self.size[0], 3)
+        shape = (len(self.clock.pts), self._size[1], self._size[0], 3)
         return np.memmap(self._file, np.uint8, "r", shape=shape)
 
     @property
     def fps(self) -> float:
         """Mean frame rate; 25 for a single frame without duration."""
-        assert self.clock is not None
         length = (self.clock.end_pts - int(self.clock.pts[0])) * self.clock.num / self.clock.den
         return len(self.clock.pts) / length if length > 0 else 25.0
+
+
+@contextmanager
+def recorded(ctx: Context, path: Path, detector: Detector) -> Iterator[Reel]:
+    """The pictures of `path` at the size that `detector` wants. Raises MediaError if there are none."""
+    width, height = detector.frame_size
+    with tempfile.TemporaryFile(dir=ctx.scratch_dir) as file:
+        yield Reel(
+            file, detector.frame_size, ctx.media.iter_frames(path, size=(width * OVERSAMPLING, height * OVERSAMPLING))
+        )
 
 
 def _ends(row: Row, clock: Clock) -> tuple[int, int]:

@@ -46,8 +46,12 @@ MIX_CHANGE = 25.0
 """Change |dY|+|dU|+|dV| across a mixture that makes it worth a look."""
 MIX_RESIDUAL = 0.25
 """Share of that change that the mixture may leave unexplained; motion leaves half and more."""
-MIX_SURE = 0.72
-"""Strength of a mixture that needs no second opinion: one seventh of the change unexplained. Pans stay below."""
+BLEND_NEWS, SURE_BLEND_NEWS = 5.0, 8.0
+"""Residual that motion leaves unexplained at a blend worth a second opinion, and at one that needs none."""
+BLEND_SHARE, SURE_BLEND_SHARE = 0.8, 0.55
+"""Share of that residual which the best mixture may leave at such a blend; in a pan, motion explains more."""
+SURE_STRENGTH = 0.66
+"""Strength of a mixture that needs no second opinion: one sixth of the change unexplained."""
 MIN_BLEND_S = 0.1
 """Shortest stretch of blended pictures that counts; shorter ones are compression smear at a cut."""
 CUT_SCORE = 1.0
@@ -91,6 +95,8 @@ class ContentDetector:
     motion are told from cuts; cuts between alike pictures at a few frames per second, and wipes, are its weak spots.
     """
 
+    frame_size = (WIDTH, HEIGHT)
+
     def detect(self, thumbs: Thumbs, fps: float) -> list[Boundary]:
         """The boundaries in `thumbs` [n, 27, 48, 3], in order."""
         hard = []
@@ -98,7 +104,7 @@ class ContentDetector:
             score = examine(thumbs, at, fps).score
             if score >= CUT_SCORE:
                 hard.append(Boundary(at, at, "hard", confidence_of(score)))
-        return combine(hard, sure_blends(thumbs, mixture_strength(thumbs, fps), fps), thumbs)
+        return combine(hard, sure_transitions(thumbs, blends(thumbs, fps), hard, fps), thumbs)
 
 
 def confidence_of(score: float) -> float:
@@ -181,15 +187,15 @@ def _nearest_steps(part: Array, order: Iterable[int]) -> list[int]:
     return list(islice(steps, 2))
 
 
-def new_content(before: Array, after: Array) -> NDArray[np.float64]:
+def new_content(before: Array, after: Array, *, is_relit: bool = True) -> NDArray[np.float64]:
     """Root mean square residual of each block of `after` that is sought in `before`, ascending [18].
 
-    Two guesses at the lighting are tried: unchanged, and the gain and offset that fit the whole picture.
+    If `is_relit`, two guesses at the lighting are tried: unchanged, and the gain and offset that fit the whole picture.
     """
     import cv2
 
     best: NDArray[np.float64] | None = None
-    for gain, offset in ((1.0, 0.0), _relight(before[..., 0], after[..., 0])):
+    for gain, offset in [(1.0, 0.0)] + [_relight(before[..., 0], after[..., 0])] * is_relit:
         lit = before * np.float32(gain)
         lit[..., 0] += np.float32(offset)
         field = cv2.copyMakeBorder(lit, SHIFT_Y, SHIFT_Y, SHIFT_X, SHIFT_X, cv2.BORDER_REPLICATE)
@@ -224,6 +230,11 @@ def _is_flash(part: Array, here: int) -> bool:
     return bool((later < 0.35 * size).any() or (earlier < 0.35 * size).any())
 
 
+def _halves(fps: float) -> list[int]:
+    """`MIX_SPANS_S` in frames, ascending."""
+    return sorted({max(2, round(span * fps)) for span in MIX_SPANS_S})
+
+
 def mixture_strength(thumbs: Thumbs, fps: float) -> NDArray[np.float64]:
     """[n] in [0, 1): how surely each frame is a blend of an earlier and a later picture; 0 for no.
 
@@ -232,7 +243,7 @@ def mixture_strength(thumbs: Thumbs, fps: float) -> NDArray[np.float64]:
     """
     num = len(thumbs)
     strength = np.zeros(num)
-    halves = sorted({max(2, round(span * fps)) for span in MIX_SPANS_S})
+    halves = _halves(fps)
     for first in range(0, num, CHUNK):
         low, high = max(0, first - halves[-1]), min(num, first + CHUNK + halves[-1])
         tiles = planes(thumbs[low:high]).reshape(high - low, HEIGHT // 3, 3, WIDTH // 3, 3, 3).mean((2, 4))
@@ -250,28 +261,65 @@ def mixture_strength(thumbs: Thumbs, fps: float) -> NDArray[np.float64]:
     return strength
 
 
-def sure_blends(thumbs: Thumbs, mixture: NDArray[np.float64], fps: float) -> list[Boundary]:
-    """The gradual transitions that the `mixture_strength` [n] of `thumbs` leaves no doubt about."""
-    return [
-        Boundary(*ramp(thumbs, first, last, fps), "gradual", float(mixture[first:last].max()))
-        for first, last in runs(mixture > 0, max(2, round(MIN_BLEND_S * fps)))
-        if mixture[first:last].max() >= MIX_SURE
-    ]
+@dataclass(frozen=True)
+class Blend:
+    """Frames [first, end) that are each a mixture of an earlier and a later picture rather than moved ones."""
+
+    first: int
+    end: int
+    strength: float
+    is_sure: bool
 
 
-def ramp(thumbs: Thumbs, first: int, last: int, fps: float) -> tuple[int, int]:
-    """[start, end) of the frames that lie between both pictures, given frames `first` to `last` well inside."""
+def blends(thumbs: Thumbs, fps: float) -> list[Blend]:
+    """The stretches of `thumbs` that look like a dissolve or fade, the more doubtful ones included."""
+    mixture = mixture_strength(thumbs, fps)
+    found = []
+    for first, end in runs(mixture > 0, 2):
+        middle = first + int(np.argmax(mixture[first:end]))
+        strength = float(mixture[middle])
+        share, news = min(_mixed_or_moved(thumbs, middle, half) for half in _halves(fps))
+        is_long = end - first >= MIN_BLEND_S * fps
+        is_sure = is_long and strength >= SURE_STRENGTH and share <= SURE_BLEND_SHARE and news >= SURE_BLEND_NEWS
+        if share <= BLEND_SHARE and news >= BLEND_NEWS:
+            found.append(Blend(first, end, strength, is_sure))
+    return found
+
+
+def _mixed_or_moved(thumbs: Thumbs, middle: int, half: int) -> tuple[float, float]:
+    """(residual of mixing over residual of motion, residual of motion) at frame `middle`, from frames `half` away."""
+    before, here, after = planes(thumbs[[max(0, middle - half), middle, min(len(thumbs) - 1, middle + half)]])
+    whole = (after - before).ravel()
+    share = float(whole @ (here - before).ravel()) / (float(whole @ whole) + 1e-6)
+    mixed = before + np.float32(np.clip(share, 0, 1)) * (after - before)
+    moved = min(float(new_content(other, here, is_relit=False).mean()) for other in (before, after))
+    return float(new_content(mixed, here, is_relit=False).mean()) / (moved + 1), moved
+
+
+def sure_transitions(thumbs: Thumbs, found: Sequence[Blend], hard: Sequence[Boundary], fps: float) -> list[Boundary]:
+    """The gradual transitions of those blends `found` that need no second opinion; none reaches over a `hard` cut."""
+    transitions = []
+    for blend in found:
+        low = max((cut.start for cut in hard if cut.start <= blend.first), default=0)
+        high = min((cut.start for cut in hard if cut.start >= blend.end), default=len(thumbs))
+        if blend.is_sure:
+            transitions.append(Boundary(*ramp(thumbs, blend, (low, high), fps), "gradual", blend.strength))
+    return transitions
+
+
+def ramp(thumbs: Thumbs, blend: Blend, limits: tuple[int, int], fps: float) -> tuple[int, int]:
+    """[start, end) of the frames that lie between both pictures of `blend`, within `limits`."""
     reach = round(MIX_SPANS_S[-1] * fps)
-    low, high = max(0, first - reach), min(len(thumbs), last + reach)
+    low, high = max(limits[0], blend.first - reach), min(limits[1], blend.end + reach)
     flat = planes(thumbs[low:high]).reshape(high - low, -1)
     whole = flat[-1] - flat[0]
     share = (flat - flat[0]) @ whole / (float(whole @ whole) + 1e-6)
-    middle = (first + last) // 2 - low
+    middle = (blend.first + blend.end) // 2 - low
     before = np.flatnonzero(share[: middle + 1] < 0.05)
     after = np.flatnonzero(share[middle:] > 0.95)
     start = low + (int(before[-1]) + 1 if len(before) else 0)
     end = low + (middle + int(after[0]) if len(after) else high - low)
-    return min(start, first), max(end, last)
+    return min(start, blend.first), max(end, blend.end)
 
 
 def runs(mask: NDArray[np.bool_], min_length: int) -> list[tuple[int, int]]:
@@ -292,7 +340,7 @@ def combine(hard: Sequence[Boundary], soft: Sequence[Boundary], thumbs: Thumbs) 
     """
     kept: list[Boundary] = []
     for found in sorted(soft, key=lambda b: b.start):
-        if any(found.start - 1 <= cut.start <= found.end + 1 for cut in hard):
+        if any(found.start < cut.start < found.end for cut in hard):
             continue
         last = kept[-1] if kept else None
         if last and (found.start <= last.end or _is_flat(thumbs[last.end : found.start])):
@@ -300,8 +348,8 @@ def combine(hard: Sequence[Boundary], soft: Sequence[Boundary], thumbs: Thumbs) 
             kept[-1] = Boundary(last.start, max(last.end, found.end), "gradual", confidence)
         else:
             kept.append(found)
-    inside = [cut for cut in hard if not any(r.start < cut.start < r.end for r in kept)]
-    return sorted([*kept, *inside], key=lambda b: (b.start, b.end))
+    apart = [cut for cut in hard if not any(r.start <= cut.start <= r.end for r in kept)]
+    return sorted([*kept, *apart], key=lambda b: (b.start, b.end))
 
 
 def _is_flat(thumbs: Thumbs) -> bool:

