@@ -95,7 +95,7 @@ def why_text(chain: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> str:
             lines.append(f"  also fails {', '.join(verdict['failed_gates'][1:])}")
         for name in stages:
             if row.get(name) is not None and name in (row["kind"], *measures):
-                lines.append(f"  {name:<10}" + "  ".join(_facts(row[name])))
+                lines.append(f"  {name:<12}" + "  ".join(_facts(row[name])))
         for span in (row.get("clip") or {}).get("spans") or []:
             flag = " overlap" if span["is_overlap"] else ""
             lines.append(
