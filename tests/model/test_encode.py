@@ -244,7 +244,9 @@ def test_online_encoding_trains_on_the_same_latents_as_stored_ones(home: Path, t
     for name, config_of in (("stored", stored), ("online", online)):
         train(config_of, tmp_path / name)
         rows = read_samples(tmp_path / name).to_pylist()
-        errors.append({row["clip_id"]: (row["timestep"], row["video_mse"], row["audio_mse"]) for row in rows})
+        errors.append(
+            {row["clip_id"]: (row["timestep"], row["video_mse"] or 0.0, row["audio_mse"] or 0.0) for row in rows}
+        )
     shared = errors[0].keys() & errors[1].keys()
     assert shared
     for clip_id in shared:
