@@ -232,7 +232,9 @@ def _as_item_error(error: Exception, spec: StageSpec, unit: Unit, row: Mutable) 
     last = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     at = f" at {Path(last.filename).name}:{last.lineno}" if last else ""
     msg = f"{_where(unit, row)}: {spec.name} failed with {type(error).__name__}{at}: {error}."
-    return ItemError(msg, reason="unexpected", remedy="This is a bug or an unforeseen input: please report it with the file.")
+    return ItemError(
+        msg, reason="unexpected", remedy="This is a bug or an unforeseen input: please report it with the file."
+    )
 
 
 def _settle_error(row: Mutable, stage: str, error: ItemError) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.demo import talking_clip, write_demo
+from pipeline.demo import ball_clip, write_demo
 from pipeline.queries import Run, balance, stats
 from pipeline.verify import problems
 
@@ -24,12 +24,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"),
 
 LIGHT = """
 name: light
-description: The stages that need no model, for tests of the machinery.
+description: No lips to read; on media without speech this is all about the machinery.
 stages:
   download: {}
   probe: {}
   shot_split: {engine: content}
-  transcribe: {engine: align}
+  transcribe: {}
   diarize: {}
   clip: {}
   picture: {}
@@ -157,7 +157,7 @@ def test_killed_and_restarted_runs_end_as_if_undisturbed(tmp_path: Path) -> None
     media = tmp_path / "media"
     media.mkdir()
     for seed in range(6):
-        talking_clip(media / f"{seed}.mp4", duration_s=4.0, seed=seed)
+        ball_clip(media / f"{seed}.mp4", duration_s=4.0, seed=seed)
     (media / "broken.mp4").write_text("not a video")
     recipe = tmp_path / "light.yaml"
     recipe.write_text(LIGHT)
@@ -188,7 +188,7 @@ def test_the_same_recipe_runs_on_a_separately_started_cluster(tmp_path: Path) ->
     media = tmp_path / "media"
     media.mkdir()
     for seed in range(6):
-        talking_clip(media / f"{seed}.mp4", duration_s=3.0, seed=seed)
+        ball_clip(media / f"{seed}.mp4", duration_s=3.0, seed=seed)
     recipe = tmp_path / "light.yaml"
     recipe.write_text(LIGHT)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})

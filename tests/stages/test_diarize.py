@@ -286,8 +286,9 @@ def test_embedding_ignores_loudness(encoder: SpeakerEncoder, tmp_path: Path) -> 
 
 def test_speech_too_short_for_any_voice_gives_no_turns_rather_than_an_error() -> None:
     """0.3 s of a voice at the end of silence: the voice activity pass hears it, no embedding can be taken from it."""
-    from pipeline.demo.voice import synthesise
     from scipy.signal import resample_poly
+
+    from pipeline.demo.voice import synthesise
 
     spoken = synthesise("yes", "ann").samples
     short = resample_poly(spoken, 16000, 22050)[:4800]
