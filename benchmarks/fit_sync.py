@@ -14,7 +14,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,8 @@ def _folds(examples: Sequence[Example]) -> dict[str, int]:
     of_person: dict[str, int] = {}
     for e in sorted(examples, key=lambda e: e.name):
         known = [of_person[p] for p in e.people if p in of_person]
-        folds[e.name] = known[0] if known else len(set(of_person.values())) % ALIGN_FOLDS
-        if not known and len(set(of_person.values())) >= ALIGN_FOLDS:
-            counts = [list(folds.values()).count(k) for k in range(ALIGN_FOLDS)]
-            folds[e.name] = int(np.argmin(counts))
+        counts = [list(folds.values()).count(k) for k in range(ALIGN_FOLDS)]
+        folds[e.name] = known[0] if known else int(np.argmin(counts))
         of_person |= dict.fromkeys(e.people, folds[e.name])
     return folds
 
@@ -111,7 +109,7 @@ def _fit(examples: Sequence[Example], moves: Mapping[str, float]) -> MouthModel:
     """Ridge and canonical channels. An example of n points counts sqrt(n): long clips are one person's."""
     pairs = [_paired(e, moves[e.name]) for e in examples]
     lips = np.concatenate([m[:, NUM_SHAPES:] / (m[:, NUM_SHAPES:].std() + 1e-4) / np.sqrt(len(m)) for _, m in pairs])
-    components = np.linalg.svd(lips, full_matrices=False)[2][:NUM_LIP_COMPONENTS].T
+    components = np.linalg.eigh(lips.T @ lips)[1][:, ::-1][:, :NUM_LIP_COMPONENTS]
     count = np.concatenate([np.full(len(m), 1 / np.sqrt(len(m))) for _, m in pairs])[:, None]
     count /= count.mean()
     x = np.concatenate([with_neighbours(s) / 3.0 for s, _ in pairs])
@@ -190,13 +188,20 @@ def _canonical(x: Array, y: Array, count: Array) -> tuple[Array, Array, Array]:
 
 def _balanced(model: MouthModel, examples: Sequence[Example], ridge: Array, canonical: Array) -> MouthModel:
     """`model` with weights under which both kinds of channels vary alike over offsets."""
+    pairs = [(project(e.sound, model.sound), project(e.mouth, model.mouth)) for e in examples]
     spreads = []
-    nothing = (np.zeros_like(ridge), np.zeros_like(canonical))
-    for weights in (np.append(ridge, nothing[1]), np.append(nothing[0], canonical)):
+    for weights in (np.append(ridge, 0 * canonical), np.append(0 * ridge, canonical)):
+        used = weights > 0
         curves = [
-            correlate(project(e.sound, model.sound), project(e.mouth, model.mouth), weights, 1.3) for e in examples
+            correlate(
+                replace(sound, values=sound.values[:, used]),
+                replace(mouth, values=mouth.values[:, used]),
+                weights[used],
+                1.3,
+            )
+            for sound, mouth in pairs
         ]
-        spreads.append(float(np.mean([c.std() for c in curves])))
+        spreads.append(float(np.mean([curve.std() for curve in curves])))
     weights = np.append(ridge / spreads[0], canonical / spreads[1])
     return MouthModel(model.sound, model.mouth, weights / weights.sum())
 

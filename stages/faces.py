@@ -38,8 +38,6 @@ RIGHT_EYE, LEFT_EYE, RIGHT_MOUTH, LEFT_MOUTH = 33, 263, 61, 291
 """Mesh points at the outer eye corners and the mouth corners; right is the person's right, left in the picture."""
 CENTRE_SMOOTHING, SIZE_SMOOTHING = 0.35, 0.1
 """Weight of the newest frame in a track's running position and size: quick enough for a nod, and little jitter."""
-PARTS = 6
-"""Rows and columns into which the picture is divided for measuring change."""
 LOST_S = 0.75
 """A face neither detected nor meshed for this long is gone."""
 UNCONFIRMED_S = 2.1
@@ -91,7 +89,7 @@ class Tracks:
     width_px: int
     height_px: int
     change: Array
-    """float32 [n, 6, 6]: mean absolute difference to the frame before, in grey levels, by parts of the picture."""
+    """float32 [n]: mean absolute difference to the frame before, in grey levels; 0 for the first."""
 
 
 class FaceDetector:
@@ -194,7 +192,7 @@ class FaceTracker:
         alive: list[_Alive] = []
         ended: list[_Alive] = []
         times: list[float] = []
-        changes: list[Array] = []
+        changes: list[float] = []
         last_detection_s, end_s, size = -np.inf, 0.0, (0, 0)
         previous: Array | None = None
         for run in runs:
@@ -202,7 +200,7 @@ class FaceTracker:
             for image, time_s in zip(run.images, run.times_s, strict=True):
                 size = (image.shape[1], image.shape[0])
                 thumb = _thumbnail(image)
-                changes.append(np.zeros((PARTS, PARTS)) if previous is None else _change(thumb, previous))
+                changes.append(0.0 if previous is None else float(np.abs(thumb - previous).mean()))
                 previous = thumb
                 times.append(float(time_s))
                 if time_s - last_detection_s >= self.detect_every_s:
@@ -214,7 +212,7 @@ class FaceTracker:
                 alive = [face for face in alive if not face.is_gone(float(time_s))]
         tracks = [face.track() for face in ended + alive if face.times]
         tracks.sort(key=lambda track: -len(track.times_s))
-        return Tracks(tracks, np.array(times), end_s, *size, np.array(changes, np.float32).reshape(-1, PARTS, PARTS))
+        return Tracks(tracks, np.array(times), end_s, *size, np.array(changes, np.float32))
 
 
 class _Alive:
@@ -293,18 +291,12 @@ def _confirm(alive: list[_Alive], faces: list[Face], time_s: float, max_faces: i
 
 
 def _thumbnail(image: Array) -> Array:
-    """float32 [6 k, 6 l] grey picture, about a quarter as large."""
+    """float32 grey picture, a quarter as large."""
     import cv2
 
-    width, height = (PARTS * max(2, round(side / 4 / PARTS)) for side in (image.shape[1], image.shape[0]))
+    size = (max(1, image.shape[1] // 4), max(1, image.shape[0] // 4))
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    return np.asarray(cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA), np.float32)
-
-
-def _change(now: Array, before: Array) -> Array:
-    height, width = now.shape
-    parts = np.abs(now - before).reshape(PARTS, height // PARTS, PARTS, width // PARTS)
-    return np.asarray(parts.mean((1, 3)))
+    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _crop(image: Array, centre: Array, face_px: float, out_px: int) -> Array:

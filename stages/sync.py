@@ -358,7 +358,7 @@ def _obstacle(seen: Tracks, sound: Waveform | None, duration_s: float, config: S
         return "too_few_frames" if duration_s >= config.min_s else "too_short"
     if duration_s < config.min_s:
         return "too_short"
-    still = seen.change[1:].mean((1, 2)) < STATIC_CHANGE
+    still = seen.change[1:] < STATIC_CHANGE
     return "static_picture" if still.mean() >= STATIC_SHARE else None
 
 
@@ -366,7 +366,7 @@ class frozen_out:  # noqa: N801 used like a function
     """1 where the picture lives and 0 where it has stood still for `FREEZE_S`, at any times."""
 
     def __init__(self, seen: Tracks) -> None:
-        still = np.append(seen.change[1:].mean((1, 2)) < STATIC_CHANGE, False)
+        still = np.append(seen.change[1:] < STATIC_CHANGE, False)
         self.starts: list[float] = []
         self.ends: list[float] = []
         begin: int | None = None

@@ -88,15 +88,12 @@ def test_two_faces_are_two_tracks_and_crops_show_them(photograph: Any, tracker: 
         assert len(FaceDetector().detect(np.kron(face.crops[0], np.ones((3, 3, 1), np.uint8)))) == 1
 
 
-def test_change_is_measured_where_something_moves(tracker: FaceTracker) -> None:
+def test_change_is_measured_between_frames(tracker: FaceTracker) -> None:
     still = np.full((120, 120, 3), 90, np.uint8)
     moved = still.copy()
-    moved[:20, 100:] = 190
+    moved[:60] = 190
     seen = tracker.follow(run_of([still, still, moved, moved]))
-    assert seen.change.shape == (4, 6, 6)
-    assert seen.change[1].max() == 0
-    assert np.unravel_index(int(seen.change[2].argmax()), (6, 6)) == (0, 5)
-    assert seen.change[2, 3, 2] == 0
+    np.testing.assert_allclose(seen.change, [0, 0, 50, 0], atol=0.5)
 
 
 def test_missing_package_names_the_command_that_helps() -> None:
