@@ -1,0 +1,163 @@
+"""Picture measures on pictures whose sharpness, bars, freezes and repeats are known."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages.base import Context
+from stages.picture import PICTURE, Picture, PictureConfig, Watch, edge_length, repeats, standstills
+
+WIDTH, HEIGHT = 384, 216
+
+
+def moving(num: int, *, blur: float = 0.0, level: float = 128.0) -> np.ndarray:
+    """Grey pictures [num, 216, 384] of a texture that moves by two pixels a frame."""
+    import cv2
+
+    rng = np.random.default_rng(3)
+    texture = cv2.GaussianBlur(rng.normal(0, 60, (HEIGHT, WIDTH + 2 * num)), (0, 0), 2.0) * 2
+    frames = np.stack([texture[:, 2 * t : 2 * t + WIDTH] + level for t in range(num)])
+    if blur:
+        frames = np.stack([cv2.GaussianBlur(f, (0, 0), blur) for f in frames])
+    return frames.clip(0, 255).astype(np.uint8)
+
+
+def measured(frames: np.ndarray, fps: float = 25.0, size: tuple[int, int] = (WIDTH, HEIGHT)) -> dict[str, Any]:
+    watch = Watch()
+    times = np.arange(len(frames)) / fps
+    watch.see([(frames[:7], times[:7]), (frames[7:], times[7:])])
+    return watch.sums(len(frames) / fps, *size)
+
+
+def test_blur_lowers_sharpness_and_darkness_lowers_brightness() -> None:
+    clear, blurred = measured(moving(20)), measured(moving(20, blur=4))
+    assert clear["sharpness"] > 10 * blurred["sharpness"]
+    assert measured(moving(20, level=60))["brightness"] < clear["brightness"] - 0.2
+    assert measured((moving(20) // 4 + 96).astype(np.uint8))["contrast"] < clear["contrast"] / 2
+
+
+def test_motion_does_not_depend_on_the_frame_rate() -> None:
+    fast = moving(100)
+    at_50, at_25 = measured(fast, 50.0)["motion"], measured(fast[::2], 25.0)["motion"]
+    assert at_50 == pytest.approx(at_25, rel=0.02)
+    assert measured(np.repeat(fast[:1], 50, 0))["motion"] == 0
+
+
+def test_bars_are_given_in_display_pixels() -> None:
+    frames = moving(20)
+    frames[:, :27] = 5
+    frames[:, -18:] = 12
+    frames[:, :, -48:] = 0
+    frames[:, 10:14, 40:44] = 200  # a logo in the bar
+    found = measured(frames, size=(1920, 1080))
+    assert found["bar_top_px"] == pytest.approx(27 * 5, abs=5)
+    assert found["bar_bottom_px"] == pytest.approx(18 * 5, abs=5)
+    assert found["bar_right_px"] == pytest.approx(48 * 5, abs=5)
+    assert found["bar_left_px"] == 0
+
+
+def test_black_pictures_have_no_bars_and_no_picture() -> None:
+    frames = moving(50)
+    frames[20:] = 3
+    found = measured(frames)
+    assert found["picture_ratio"] == pytest.approx(0.4)
+    black = measured(np.full((30, HEIGHT, WIDTH), 2, np.uint8))
+    assert black["picture_ratio"] == 0
+    assert black["bar_left_px"] is None
+    assert black["freeze_ratio"] == 1
+    assert black["true_fps"] is None
+
+
+def test_freeze_and_repeats_are_told_apart() -> None:
+    frames = moving(100)
+    frozen = frames.copy()
+    frozen[40:70] = frozen[40]
+    found = measured(frozen)
+    assert found["freeze_ratio"] == pytest.approx(0.3, abs=0.011)
+    assert found["duplicate_ratio"] == 0
+    assert found["true_fps"] == pytest.approx(25.0)
+    doubled = measured(np.repeat(frames, 2, 0), 50.0)
+    assert doubled["freeze_ratio"] == 0
+    assert doubled["duplicate_ratio"] == pytest.approx(0.5)
+    assert doubled["true_fps"] == pytest.approx(25.0)
+
+
+def test_a_noisy_repeat_between_moving_pictures_is_a_repeat() -> None:
+    changes = np.array([np.inf, 12.0, 2.4, 11.0, 2.4, 2.4, 2.4, 12.0])
+    assert repeats(changes).tolist() == [False, False, True, False, False, False, False, False]
+
+
+def test_a_stall_of_a_variable_rate_is_a_freeze() -> None:
+    times = np.array([0.0, 0.04, 0.08, 1.08, 1.12])
+    found = standstills(np.zeros(4, bool), times)
+    assert found["freeze_ratio"] == pytest.approx(1.0 / 1.12)
+    assert found["true_fps"] == pytest.approx(25.0)
+
+
+def test_flicker_is_seen_in_brightness_only() -> None:
+    steady = np.full((40, HEIGHT, WIDTH), 120, np.uint8)
+    pulsing = steady.copy()
+    pulsing[::2] += 20
+    assert measured(steady)["flicker"] == 0
+    assert measured(pulsing)["flicker"] == pytest.approx(40 / 255, rel=0.01)
+
+
+def test_edge_length() -> None:
+    assert edge_length(np.array([True, True, False, True])) == 2
+    assert edge_length(np.array([True, True])) == 2
+
+
+def clip_row(context: Context, path: Path, end_s: Fraction | None = None) -> dict[str, Any]:
+    probe = context.media.probe(path, decode=False)
+    end = probe["video_end_pts"] if end_s is None else int(end_s * probe["tb_den"] / probe["tb_num"])
+    clip = {"start_pts": probe["video_start_pts"], "end_pts": end, "tb_num": probe["tb_num"], "tb_den": probe["tb_den"]}
+    return {"download": {"path": str(path)}, "probe": probe, "clip": clip}
+
+
+def test_stage_reads_only_its_clip(tmp_path: Path, context: Context) -> None:
+    import av
+
+    path = tmp_path / "half_black.mp4"
+    frames = moving(50)
+    frames[25:] = 0
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.bit_rate = WIDTH, HEIGHT, 4_000_000
+        for image in frames:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.repeat(image[..., None], 3, 2), format="rgb24")))
+        out.mux(stream.encode())
+    stage = Picture(PictureConfig())
+    stage.setup(context)
+    whole, first = stage.process([clip_row(context, path), clip_row(context, path, Fraction(1))])
+    assert isinstance(whole, dict)
+    assert isinstance(first, dict)
+    assert set(whole) == {field.name for field in PICTURE}
+    assert whole["picture_ratio"] == pytest.approx(0.5)
+    assert first["picture_ratio"] == 1.0
+    assert whole["freeze_ratio"] == pytest.approx(0.5, abs=0.03)
+    (broken,) = stage.process([{**clip_row(context, path), "download": {"path": str(tmp_path / "gone.mp4")}}])
+    assert isinstance(broken, Exception)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "low", "high"),
+    [
+        ("awkward/duplicate_frames_50fps_from_25.mp4", "true_fps", 22, 29),
+        ("awkward/video_freezes_audio_continues.mp4", "freeze_ratio", 0.25, 0.32),
+        ("awkward/still_photo_with_speech.mp4", "freeze_ratio", 0.99, 1.0),
+        ("awkward/black_picture_with_speech.mp4", "picture_ratio", 0.0, 0.0),
+        ("awkward/pillarboxed_in_16x9.mp4", "bar_left_px", 205, 225),
+        ("talking/talking_man_world_map.mp4", "freeze_ratio", 0.0, 0.0),
+    ],
+)
+def test_real_files(media_dir: Path, context: Context, name: str, key: str, low: float, high: float) -> None:
+    stage = Picture(PictureConfig())
+    stage.setup(context)
+    (found,) = stage.process([clip_row(context, media_dir / name)])
+    assert isinstance(found, dict)
+    assert low <= found[key] <= high
