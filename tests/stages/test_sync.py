@@ -318,21 +318,13 @@ def test_syncnet_engine_runs_the_published_recipe(tmp_path: Path) -> None:
 
 
 def test_mfcc_is_that_of_the_reference_package() -> None:
-    """First row for a 440 Hz tone as computed with python_speech_features 0.6 on the same samples."""
+    """Third row for a 440 Hz tone as python_speech_features 0.6 computes it on the same samples, run once by hand."""
     from stages.sync_syncnet import mfcc
 
+    reference = [19.0659, 50.6057, 5.4604, -2.5367, -25.4259, -27.0589, -27.2221]
+    reference += [-13.6351, -0.2878, 13.2736, 19.9812, 19.0071, 12.04]
     tone = np.round(8000 * np.sin(2 * np.pi * 440 * np.arange(1600) / 16000))
-    rows = mfcc(tone, 5)
-    assert rows.shape == (5, 13)
-    assert rows[0, 0] == pytest.approx(np.log(_frame_power(tone)), abs=1e-6)
-    quiet = mfcc(tone / 10, 5)
-    np.testing.assert_allclose(rows[:, 1:], quiet[:, 1:], atol=1e-6)  # loudness lives in the first coefficient only
-    assert rows[0, 0] - quiet[0, 0] == pytest.approx(2 * np.log(10))
-
-
-def _frame_power(tone: Any) -> float:
-    emphasised = np.append(tone[0], tone[1:] - 0.97 * tone[:-1])[:400]
-    return float((np.abs(np.fft.rfft(emphasised, 512)) ** 2).sum() / 512)
+    np.testing.assert_allclose(mfcc(tone, 9)[2], reference, atol=1e-4)
 
 
 def test_shipped_model_is_small_and_plain() -> None:
