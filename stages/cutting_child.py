@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, partial
-from itertools import pairwise
-from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +13,14 @@ import av
 import numpy as np
 
 from schemas.errors import MediaError
-from stages.media_open import Geometry, clock_shift, geometry, open_media, pick
-from stages.media_picture import Damage, Picture, packets, pictures, pictures_between
+from stages.cutting_copy import copy_packets
+from stages.cutting_mux import Order, add_sound, interleave, open_output, thumbnail
+from stages.media_open import Geometry, geometry, open_media, pick
+from stages.media_picture import Damage, Picture, pictures, pictures_between
 from stages.media_sound import write_sound
 
-THUMB_PX = 16
-"""Side of the grey thumbnails by which written frames are told apart from their neighbours."""
-AAC_FRAME = 1024
-COPY_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-COPY_FORMATS = ("yuv420p", "yuvj420p")
-H264_IDR = 5
-"""NAL unit type of a picture after which nothing refers back (ITU-T H.264, table 7-1)."""
-MAX_TIMESCALE = 2**31 - 1
-COPY_LOOKBACK_PACKETS = 2000
 LIMITED_RANGE = 1
 """libav's AVCOL_RANGE_MPEG."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is to be written."""
-
-    path: str
-    out: str
-    start_pts: int
-    end_pts: int
-    time_base: Fraction
-    crf: int
-    preset: str
-    allow_copy: bool
-    audio_bitrate: int
 
 
 def cut(
@@ -65,13 +40,13 @@ def cut(
     `span` is [start_pts, end_pts, num, den]; `sound` names a file of raw float32 [n, 2] that starts with the picture.
     """
     before_s = time.process_time()
-    order = Order(path, out, span[0], span[1], Fraction(span[2], span[3]), crf, preset, allow_copy, audio_bitrate)
+    order = Order(path, out, span[0], span[1], Fraction(span[2], span[3]), crf, preset, audio_bitrate)
     samples = None if sound is None else np.fromfile(sound, np.float32).reshape(-1, 2)
     shown = _source_frames(order, max_pixels)
     first = next(shown, None)
     if first is None:
         raise MediaError("No frame lies inside the clip's span.", reason="no_frames")
-    copied = _copy(order, first, shown, samples, rate_hz) if allow_copy else None
+    copied = copy_packets(order, first, shown, samples, rate_hz) if allow_copy else None
     if copied is None:
         shown = _source_frames(order, max_pixels)
         written = _encode(order, shown, samples, rate_hz)
@@ -97,11 +72,6 @@ def _source_frames(order: Order, max_pixels: int) -> Iterator[tuple[Any, Picture
         yield stream, picture
 
 
-def _thumb(frame: Any) -> np.ndarray:
-    small: np.ndarray = frame.reformat(THUMB_PX, THUMB_PX, "gray", interpolation="AREA", threads=1).to_ndarray()
-    return small
-
-
 # --- encoding
 
 
@@ -114,7 +84,7 @@ def _encode(
     width, height = (max(2, side - side % 2) for side in shape.display_size)
     pts: list[int] = []
     thumbs: list[np.ndarray] = []
-    with _open_output(order, rate_hz) as container:
+    with open_output(order, rate_hz) as container:
         video = container.add_stream("libx264", rate=_mean_rate(stream))
         context = video.codec_context
         context.width, context.height, context.pix_fmt = width, height, "yuv420p"
@@ -128,19 +98,19 @@ def _encode(
         }
         colorspace = 1 if first.frame.format.is_rgb else int(first.frame.colorspace)
         _tag_colour(context, first.frame, colorspace)
-        audio = _add_sound(container, samples, rate_hz, order.audio_bitrate)
+        audio = add_sound(container, samples, rate_hz, order.audio_bitrate)
         prepared = _prepared(_chain(first, shown), stream, shape, (width, height), order)
         held: list[Any] = []
         for frame in prepared:
             frame.color_range, frame.colorspace = LIMITED_RANGE, colorspace
             pts.append(frame.pts)
-            thumbs.append(_thumb(frame))
+            thumbs.append(thumbnail(frame))
             held += video.encode(frame)
         held += video.encode(None)
         ends = dict(zip(pts, [*pts[1:], order.end_pts - order.start_pts], strict=True))
         for packet in held:
             packet.duration = ends[packet.pts] - packet.pts
-        _interleave(container, video, held, audio, samples, rate_hz)
+        interleave(container, video, held, audio, samples, rate_hz)
     return {"mode": "encode", "pts": pts, "thumbs": thumbs, "size": [width, height], "codec": "h264"}
 
 
@@ -148,8 +118,8 @@ def _encode(
 def _assembly() -> str:
     """Keeps x264 off AVX-512, where the processor has it.
 
-    With AVX-512, x264 core 165 gave other bits for the same frames in about 1 of 60 cuts wherever the width is no
-    multiple of 16 (always in the last macroblock column); with AVX2 in none of 768.
+    With AVX-512, x264 core 165 gave other bits for the same frames in 19 of 1326 cuts of pictures whose width is no
+    multiple of 16 (the difference began in the last macroblock column); with AVX2 in none of 1368.
     """
     try:
         has_it = " avx512f" in Path("/proc/cpuinfo").read_text()
@@ -241,191 +211,6 @@ def _flushed(graph: Any, order: Order) -> Iterator[Any]:
     yield from _pulled(graph, order)
 
 
-# --- muxing
-
-
-def _open_output(order: Order, rate_hz: int) -> Any:
-    """An MP4 whose movie clock divides both the picture's and the sound's, so that edit lists are exact."""
-    movie = lcm(order.time_base.denominator, rate_hz)
-    options = {
-        "movflags": "+faststart",
-        "fflags": "+bitexact",
-        "movie_timescale": str(movie if movie <= MAX_TIMESCALE else rate_hz),
-        "video_track_timescale": str(_track_timescale(order.time_base)),
-    }
-    return av.open(order.out, "w", format="mp4", options=options)
-
-
-def _track_timescale(time_base: Fraction) -> int:
-    """A multiple of the clock of at least 10 kHz, as players expect; exact for every pts."""
-    scale = time_base.denominator
-    while scale < 10_000:
-        scale *= 2
-    return scale
-
-
-def _add_sound(container: Any, samples: np.ndarray | None, rate_hz: int, bitrate: int) -> Any:
-    if samples is None:
-        return None
-    stream = container.add_stream("aac", rate=rate_hz)
-    stream.codec_context.layout = "stereo"
-    stream.codec_context.bit_rate = bitrate
-    stream.codec_context.flags |= av.codec.context.Flags.bitexact
-    stream.codec_context.time_base = Fraction(1, rate_hz)
-    return stream
-
-
-def _sound_packets(stream: Any, samples: np.ndarray, rate_hz: int) -> Iterator[Any]:
-    """AAC packets; the encoder's priming gets negative times, which the container hides behind an edit list."""
-    planes = np.ascontiguousarray(samples.T)
-    for low in range(0, planes.shape[1], AAC_FRAME):
-        block = np.ascontiguousarray(planes[:, low : low + AAC_FRAME])
-        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="stereo")
-        frame.sample_rate, frame.pts, frame.time_base = rate_hz, low, Fraction(1, rate_hz)
-        yield from stream.encode(frame)
-    yield from stream.encode(None)
-
-
-def _interleave(
-    container: Any, video: Any, pictures_out: list[Any], audio: Any, samples: np.ndarray | None, rate_hz: int
-) -> None:
-    """Muxes all packets in the order of their decoding times."""
-    tagged = [(float(p.dts * p.time_base), 0, i, p) for i, p in enumerate(pictures_out)]
-    if audio is not None and samples is not None:
-        sound = list(_sound_packets(audio, samples, rate_hz))
-        tagged += [(float(p.dts * p.time_base), 1, i, p) for i, p in enumerate(sound)]
-    for _, _, _, packet in sorted(tagged, key=lambda item: item[:3]):
-        container.mux(packet)
-
-
-# --- copying
-
-
-def _copy(
-    order: Order,
-    first: tuple[Any, Picture],
-    shown: Iterator[tuple[Any, Picture]],
-    samples: np.ndarray | None,
-    rate_hz: int,
-) -> dict[str, Any] | None:
-    """Copies the packets if they decode to exactly the span's frames without any other packet, else None."""
-    stream, picture = first
-    frame, shape = picture.frame, geometry(picture.frame, stream)
-    container_name = stream.container.format.name
-    if (
-        stream.codec_context.codec.canonical_name != "h264"
-        or container_name not in COPY_CONTAINERS
-        or frame.format.name not in COPY_FORMATS
-        or not shape.is_plain
-        or frame.interlaced_frame
-        or (frame.width % 2, frame.height % 2) != (0, 0)
-        or picture.pts != order.start_pts
-    ):
-        return None
-    index = stream.index
-    with open_media(order.path) as source:
-        source_stream = pick(source, "video", index)
-        chosen = _copyable(source, source_stream, order)
-        if chosen is None:
-            return None
-        frames = [(picture.pts, _thumb(frame))]
-        frames += [(p.pts, _thumb(p.frame)) for _, p in shown if not p.frame.is_corrupt]
-        pts = [at - order.start_pts for at, _ in frames]
-        presented = [p.pts + clock_shift(source, source_stream) - order.start_pts for p in chosen]
-        if sorted(presented) != pts or (presented != pts and not _is_regular(pts, order)):
-            return None
-        _mux_copy(order, source, source_stream, chosen, pts, samples, rate_hz)
-    size = [frame.width, frame.height]
-    return {"mode": "copy", "pts": pts, "thumbs": [thumb for _, thumb in frames], "size": size, "codec": "h264"}
-
-
-def _copyable(source: Any, stream: Any, order: Order) -> list[Any] | None:
-    """The packets of the span in decoding order if they are one closed run: an IDR first, nothing foreign between."""
-    shift = clock_shift(source, stream)
-    try:
-        source.seek(order.start_pts - shift, stream=stream, backward=True, any_frame=False)
-    except (av.error.FFmpegError, OSError):
-        return None
-    chosen: list[Any] = []
-    pending_foreign = False
-    damage = Damage()
-    for number, packet in enumerate(packets(source, stream, damage)):
-        if packet.pts is None or packet.is_discard:
-            if packet.size == 0:
-                break
-            return None
-        at = packet.pts + shift
-        if not chosen:
-            if at == order.start_pts and packet.is_keyframe and _holds_idr(packet, stream):
-                chosen.append(packet)
-            elif number > COPY_LOOKBACK_PACKETS or at > order.start_pts:
-                return None
-            continue
-        if at < order.start_pts:
-            return None
-        if at >= order.end_pts:
-            pending_foreign = True
-            if packet.is_keyframe:
-                break
-        elif pending_foreign:
-            return None
-        else:
-            chosen.append(packet)
-    return chosen if chosen and not damage.packets else None
-
-
-def _is_regular(pts: list[int], order: Order) -> bool:
-    """All frames equally long: MP4 states lengths in decoding order, so reordered frames of uneven length lose them."""
-    return len({b - a for a, b in pairwise([*pts, order.end_pts - order.start_pts])}) == 1
-
-
-def _holds_idr(packet: Any, stream: Any) -> bool:
-    """Whether an H.264 packet holds an IDR slice; length-prefixed (avcC) streams only."""
-    extradata = stream.codec_context.extradata or b""
-    if len(extradata) < 7 or extradata[0] != 1:
-        return False
-    width = (extradata[4] & 3) + 1
-    data, at = bytes(packet), 0
-    while at + width < len(data):
-        length = int.from_bytes(data[at : at + width], "big")
-        if data[at + width] & 31 == H264_IDR:
-            return True
-        at += width + length
-    return False
-
-
-def decode_times(pts: list[int], step: int) -> list[int]:
-    """Strictly increasing decoding times for packets with these presentation times, as late as possible.
-
-    `step` is the distance used before the first presentation time.
-    """
-    ordered = sorted(pts)
-    delay = max(i - ordered.index(at) for i, at in enumerate(pts)) if pts else 0
-    delay = max(0, delay)
-    before = [ordered[0] - step * (delay - i) for i in range(delay)]
-    return before + ordered[: len(pts) - delay]
-
-
-def _mux_copy(
-    order: Order, source: Any, stream: Any, chosen: list[Any], pts: list[int], samples: np.ndarray | None, rate_hz: int
-) -> None:
-    shift = clock_shift(source, stream)
-    presented = [p.pts + shift - order.start_pts for p in chosen]
-    ends = dict(zip(pts, [*pts[1:], order.end_pts - order.start_pts], strict=True))
-    step = max(1, ends[0])
-    times = decode_times(presented, step)
-    with _open_output(order, rate_hz) as container:
-        video = container.add_stream_from_template(stream)
-        video.time_base = order.time_base
-        video.metadata.clear()
-        audio = _add_sound(container, samples, rate_hz, order.audio_bitrate)
-        for packet, at, dts in zip(chosen, presented, times, strict=True):
-            packet.stream = video
-            packet.time_base = order.time_base
-            packet.pts, packet.dts, packet.duration = at, dts, ends[at] - at
-        _interleave(container, video, chosen, audio, samples, rate_hz)
-
-
 # --- reading back
 
 
@@ -435,7 +220,7 @@ def verify(path: str, out: str, max_pixels: int) -> dict[str, Any]:
         stream = pick(container, "video", None)
         base, duration = Fraction(stream.time_base), stream.duration
         damage = Damage()
-        found = [(p.pts, _thumb(p.frame)) for p in pictures(container, stream, damage, max_pixels)]
+        found = [(p.pts, thumbnail(p.frame)) for p in pictures(container, stream, damage, max_pixels)]
         has_sound = bool(container.streams.audio)
     np.stack([thumb for _, thumb in found]).tofile(f"{out}.thumbs")
     answer: dict[str, Any] = {

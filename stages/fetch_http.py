@@ -27,7 +27,6 @@ from stages.sources import public_uri
 RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that may be different a moment later (RFC 9110, RFC 6585)."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-BLOCK_BYTES = 1 << 18
 MAX_RETRY_AFTER_S = 300.0
 SLOT_POLL_S = 0.05
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -195,7 +194,7 @@ def _receive(response: httpx.Response, uri: str, part: _Part, limits: HttpLimits
     with part.path.open("r+b") as out:
         out.truncate(offset)
         out.seek(offset)
-        for block in response.iter_raw(BLOCK_BYTES):
+        for block in response.iter_raw():  # as it arrives: what is held back is lost when the connection breaks
             offset += len(block)
             if offset > limits.max_bytes:
                 part.clear()

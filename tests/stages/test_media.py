@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from pipeline.demo.clips import Encoding, flash_and_click, frame_number, variable_rate
 from schemas.errors import MediaError
-from stages.media import Decoder, Waveform
+from stages.media import Decoder, Frames, Waveform
 from stages.media_open import Geometry
 from stages.media_sound import ChannelStatistics, Decoded, Placement, default_mono_weights, placed, stereo_weights
 
@@ -354,20 +355,24 @@ def _items(folder: Path) -> list[dict[str, Any]]:
     return list(json.loads((folder / "manifest.json").read_text())["items"])
 
 
-def test_every_real_file_is_read_or_refused_with_a_reason(media_dir: Path, decoder: Decoder) -> None:
+def test_every_awkward_file_is_read_or_refused_with_a_reason(media_dir: Path, decoder: Decoder) -> None:
     for item in _items(media_dir):
         path = media_dir / item["path"]
-        if item["bytes"] > 1_000_000:
+        if "awkward" not in item["path"] or item["bytes"] > 600_000:
             continue
         kinds = {stream["type"] for stream in item["probe"].get("streams", [])}
         for kind, ask in (("audio", decoder.audio), ("video", lambda p: decoder.frames(p, size=(16, 16), gray=True))):
-            try:
-                ask(path)
-            except MediaError as error:
-                assert kind not in kinds, (item["path"], error)
-                assert len(str(error)) > 20
-            else:
-                assert kind in kinds, item["path"]
+            reason = _reason(ask, path)
+            assert (reason is None) == (kind in kinds), (item["path"], kind, reason)
+
+
+def _reason(ask: Callable[[Path], Any], path: Path) -> str | None:
+    """Why `path` was refused; None if it was read."""
+    try:
+        ask(path)
+    except MediaError as error:
+        return f"{error.reason}: {error}"
+    return None
 
 
 def test_phase_inverted_and_one_sided_sound_is_heard(media_dir: Path, decoder: Decoder) -> None:
@@ -398,7 +403,7 @@ def test_phase_inverted_and_one_sided_sound_is_heard(media_dir: Path, decoder: D
     ],
 )
 def test_sound_and_picture_of_derived_files_keep_their_distance(
-    media_dir: Path, decoder: Decoder, name: str, lag_ms: float
+    media_dir: Path, decoder: Decoder, references: dict[str, Any], name: str, lag_ms: float
 ) -> None:
     """Sound and picture are each located in the file they were made from; what remains is the lag of the reading."""
     items = {Path(item["path"]).name: item for item in _items(media_dir)}
@@ -410,13 +415,21 @@ def test_sound_and_picture_of_derived_files_keep_their_distance(
         for item in items.values()
         if item["path"].startswith("talking/") and item["derived"] == "unmodified copy" and item["origin"][0]["path"] == origin
     ]  # fmt: skip
-    lags = []
-    for path in (media_dir / "awkward" / name, media_dir / source):
-        sound = decoder.audio(path)
-        frames = decoder.frames(path, size=(32, 32), gray=True)
-        lags.append((sound, frames))
-    (sound, frames), (whole, reference) = lags
+    sound, frames = _heard_and_seen(decoder, media_dir / "awkward" / name)
+    if source not in references:
+        references[source] = _heard_and_seen(decoder, media_dir / source)
+    whole, reference = references[source]
     assert _sound_position(sound, whole) - _picture_position(frames, reference) == pytest.approx(-lag_ms, abs=4)
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[str, Any]:
+    """Sound and pictures of unmodified files, decoded once."""
+    return {}
+
+
+def _heard_and_seen(decoder: Decoder, path: Path) -> tuple[Waveform, Frames]:
+    return decoder.audio(path), decoder.frames(path, size=(32, 32), gray=True, end=Fraction(8))
 
 
 def _sound_position(part: Waveform, whole: Waveform) -> float:
@@ -428,7 +441,7 @@ def _sound_position(part: Waveform, whole: Waveform) -> float:
     return 1000 * (lag / 16000 + float(whole.start) - float(part.start))
 
 
-def _picture_position(part: Any, whole: Any) -> float:
+def _picture_position(part: Frames, whole: Frames) -> float:
     a = part.images.reshape(len(part.images), -1).astype(float)
     b = whole.images.reshape(len(whole.images), -1).astype(float)
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
