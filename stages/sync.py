@@ -84,6 +84,7 @@ class SyncConfig(StageConfig):
 class Engine(Protocol):
     """Holds one face against the sound."""
 
+    name: str
     crop_px: int
     """Side of the face crops it wants, 0 for none."""
 
@@ -153,6 +154,8 @@ class Sync(Measure[SyncConfig]):
             chunk=64,
         )
         seen = self.tracker.follow(frames, crop_px=self.engine.crop_px)
+        if not len(seen.times_s):
+            raise MediaError("No frame of the clip could be decoded.", reason="no_frames")
         sound = self.ctx.media.audio(path) if row["probe"]["has_audio"] else None
         heard = None if sound is None or is_silent(sound.cut(span.start, span.end)) else sound
         told = (row.get("transcribe") or {}).get("speech")
@@ -210,12 +213,11 @@ def measure(
         found = find_peak(curve, lags)
         return result | {"kind": "event", "engine": "onset", "status": "measured"} | _offset(found, curve, lags)
     result["kind"] = "speech"
-    live = frozen_out(seen)
+    frozen = frozen_stretches(seen)
     faces: list[Seen] = []
     numbers: list[int] = []
     for number, track in enumerate(tracks):
-        features = mouth_features(track, start_s, end_s)
-        features = Signal(features.first, features.values, features.weights * live(features.times_s))
+        features = _without(mouth_features(track, start_s, end_s), frozen)
         evidence = engine.evidence(track, features, sound)
         if evidence is not None:
             faces.append(Seen(track, features, evidence))
@@ -250,7 +252,7 @@ def _judge_lips(
     found = engine.peak(curve, lags)
     if found.height <= 0:
         return {"status": "no_face", "active": _renumber(active, numbers)}
-    result = _offset(found, curve, lags) | {"engine": getattr(engine, "name", None), "status": "measured"}
+    result = _offset(found, curve, lags) | {"engine": engine.name, "status": "measured"}
     result["active"] = _renumber(active, numbers)
     windows = _windows(stretches, engine, lags, config.window_s, clip_s)
     result["windows"] = [w[0] for w in windows]
@@ -362,28 +364,21 @@ def _obstacle(seen: Tracks, sound: Waveform | None, duration_s: float, config: S
     return "static_picture" if still.mean() >= STATIC_SHARE else None
 
 
-class frozen_out:  # noqa: N801 used like a function
-    """1 where the picture lives and 0 where it has stood still for `FREEZE_S`, at any times."""
+def frozen_stretches(seen: Tracks) -> list[tuple[float, float]]:
+    """Where the picture stands still for `FREEZE_S` or longer, on the asset clock."""
+    still = np.concatenate([[False], seen.change[1:] < STATIC_CHANGE, [False]])
+    edges = np.flatnonzero(np.diff(still.astype(np.int8)))
+    times = np.append(seen.times_s, seen.end_s)
+    found = [(float(times[a]), float(times[b])) for a, b in edges.reshape(-1, 2)]
+    return [(low, high) for low, high in found if high - low >= FREEZE_S]
 
-    def __init__(self, seen: Tracks) -> None:
-        still = np.append(seen.change[1:] < STATIC_CHANGE, False)
-        self.starts: list[float] = []
-        self.ends: list[float] = []
-        begin: int | None = None
-        for k, is_still in enumerate(still):
-            if is_still and begin is None:
-                begin = k
-            elif not is_still and begin is not None:
-                if seen.times_s[k] - seen.times_s[begin] >= FREEZE_S:
-                    self.starts.append(float(seen.times_s[begin]))
-                    self.ends.append(float(seen.times_s[k]))
-                begin = None
 
-    def __call__(self, times_s: Array) -> Array:
-        alive = np.ones(len(times_s))
-        for low, high in zip(self.starts, self.ends, strict=True):
-            alive[(times_s >= low) & (times_s < high)] = 0.0
-        return alive
+def _without(features: Signal, stretches: Sequence[tuple[float, float]]) -> Signal:
+    """`features` that count for nothing inside `stretches`."""
+    weights = features.weights.copy()
+    for low, high in stretches:
+        weights[(features.times_s >= low) & (features.times_s < high)] = 0.0
+    return Signal(features.first, features.values, weights)
 
 
 def _nothing(seen: Tracks, tracks: Sequence[FaceTrack], spans: Sequence[Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipeline.demo import ball_clip, swapped_clip, talking_clip
 from schemas.errors import RecipeError
 from stages.faces import FaceTrack, Tracks
 from stages.media import Waveform
-from stages.sync import Sync, SyncConfig, measure
+from stages.sync import Sync, SyncConfig, frozen_stretches, measure
 from stages.sync_active import assign
 from stages.sync_mouth import (
     GRID_HZ,
@@ -202,6 +202,13 @@ def test_spans_go_to_the_face_that_fits_or_to_nobody() -> None:
 def nothing_seen(num: int, fps: float, faces: list[FaceTrack], change: float = 3.0) -> Tracks:
     times = np.arange(num) / fps
     return Tracks(faces, times, num / fps, 320, 240, np.full(num, change, np.float32))
+
+
+def test_a_frozen_picture_is_found_to_the_frame() -> None:
+    seen = nothing_seen(100, 25.0, [])
+    seen.change[20:40] = 0.01
+    seen.change[60:63] = 0.01
+    assert frozen_stretches(seen) == [(pytest.approx(19 / 25), pytest.approx(39 / 25))]
 
 
 @pytest.mark.parametrize(
