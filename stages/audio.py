@@ -86,7 +86,7 @@ class Audio(Measure[AudioConfig]):
     reads = ("download.path", "probe.has_audio", "transcribe.speech", "clip")
     adds = AUDIO
     Config = AudioConfig
-    resources = Resources(cpus=1.0, memory_gb=1.0, timeout_s=300.0)
+    resources = Resources(cpus=1.0, memory_gb=0.3, timeout_s=300.0)
 
     def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
         """One struct per clip; all fields null where the asset has no sound."""

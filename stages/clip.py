@@ -58,7 +58,7 @@ class Clip(Split[ClipConfig]):
     reads = ("download.asset_id", "download.path", "shot", "transcribe", "diarize")
     adds = CLIP
     Config = ClipConfig
-    resources = Resources(cpus=1.0, memory_gb=0.5, timeout_s=600.0)
+    resources = Resources(cpus=1.0, memory_gb=0.1, timeout_s=600.0)
 
     def split(self, row: Row) -> Sequence[dict[str, Any]]:
         """The clips of one shot, in order."""

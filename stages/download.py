@@ -76,7 +76,7 @@ class Download(Measure[Config]):
     reads: ClassVar[tuple[str, ...]] = ("source_id", "uri", "metadata")
     adds: ClassVar[pa.StructType] = ADDS
     Config: ClassVar[type[StageConfig]] = Config
-    resources: ClassVar[Resources] = Resources(cpus=1.0, memory_gb=0.5, timeout_s=7200.0)
+    resources: ClassVar[Resources] = Resources(cpus=1.0, memory_gb=0.1, timeout_s=7200.0)
 
     def setup(self, ctx: Context) -> None:
         """Opens the store. Raises RecipeError if yt-dlp is asked for and missing."""

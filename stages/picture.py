@@ -69,7 +69,7 @@ class Picture(Measure[PictureConfig]):
     reads = ("download.path", "probe.width_px", "probe.height_px", "clip")
     adds = PICTURE
     Config = PictureConfig
-    resources = Resources(cpus=1.0, memory_gb=0.5, timeout_s=300.0)
+    resources = Resources(cpus=1.0, memory_gb=0.2, timeout_s=300.0)
 
     def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
         """One struct per clip."""
@@ -200,7 +200,8 @@ def repeats(changes: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which frames [n] repeat the one before, from the `largest_change` [n] since then (infinite for the first)."""
     before, after = np.append(np.inf, changes[:-1]), np.append(changes[1:], np.inf)
     is_low = (changes <= NOISY_REPEAT_LEVEL) & (changes <= NOISY_REPEAT_SHARE * np.minimum(before, after))
-    return (changes <= REPEAT_LEVEL) | is_low
+    is_repeat: NDArray[np.bool_] = (changes <= REPEAT_LEVEL) | is_low
+    return is_repeat
 
 
 def standstills(is_repeat: NDArray[np.bool_], times: NDArray[np.float64]) -> dict[str, float | None]:

@@ -80,7 +80,7 @@ class Probe(Measure[Config]):
     reads: ClassVar[tuple[str, ...]] = ("download.path",)
     adds: ClassVar[pa.StructType] = ADDS
     Config: ClassVar[type[StageConfig]] = Config
-    resources: ClassVar[Resources] = Resources(cpus=1.0, memory_gb=1.0)
+    resources: ClassVar[Resources] = Resources(cpus=1.0, memory_gb=0.1)
 
     def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
         """One struct per asset, or the MediaError it ran into."""

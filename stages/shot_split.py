@@ -75,7 +75,7 @@ class ShotSplit(Split[ShotSplitConfig]):
     )
     adds = SHOT
     Config = ShotSplitConfig
-    resources = Resources(cpus=1.0, memory_gb=2.0, timeout_s=3600.0)
+    resources = Resources(cpus=1.0, memory_gb=0.7, timeout_s=3600.0)
 
     def setup(self, ctx: Context) -> None:
         """Loads the engine."""

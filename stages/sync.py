@@ -123,7 +123,7 @@ class Sync(Measure[SyncConfig]):
         f("curve", pa.list_(pa.float32()), doc="agreement at each offset, in standard deviations over the mean"),
     )
     Config = SyncConfig
-    resources = Resources(cpus=1.0, memory_gb=1.5, timeout_s=900.0)
+    resources = Resources(cpus=1.0, memory_gb=0.7, timeout_s=900.0)
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
