@@ -168,7 +168,7 @@ def encode(
     run: Annotated[str, typer.Argument(help="curated run: a folder or fsspec URL with shards/ and index/")],
     out: Annotated[Path, typer.Option("--out", "-o", help="where latent shards/ and index/ go")],
     codecs: Annotated[Path, typer.Option(help="folder of frozen networks (docs/checkpoints.md)")],
-    model: ModelOption = "nava_6b",
+    recipe: Annotated[str, typer.Option(help="stage whose network will read the latents")] = "stage2_joint",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value of EncodeConfig (docs/training.md)")
     ] = None,
@@ -178,16 +178,14 @@ def encode(
 ) -> None:
     """Turns curated shards into latent shards; goes on where it was stopped, shard by shard."""
     from model.encode_shards import encode_shards
-    from model.sample import read_config
-    from model.train_config import read_encode_config
+    from model.train_config import load_recipe, read_encode_config
 
-    config = read_encode_config(codecs, settings or [])
+    config, network = read_encode_config(codecs, settings or []), load_recipe(recipe).network.network()
     manifest = encode_shards(
-        run, out, config, read_config(model), num_actors=actors if ray else 0, num_gpus_per_actor=gpus_per_actor
+        run, out, config, network, num_actors=actors if ray else 0, num_gpus_per_actor=gpus_per_actor
     )
-    reasons = ", ".join(f"{count} {reason}" for reason, count in manifest["num_left_out_by_reason"].items())
-    left_out = len(manifest["left_out"])
-    print(f"{manifest['num_clips']} clips -> {manifest['num_samples']} samples in {out}; {left_out} left out {reasons}")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in manifest["num_left_out_by_reason"].items()) or "none"
+    print(f"{manifest['num_clips']} clips -> {manifest['num_samples']} samples in {out}; left out: {reasons}")
 
 
 RecipeArgument = Annotated[str, typer.Argument(help="a packaged recipe by name, or a .yaml file")]
@@ -239,13 +237,13 @@ def train(
 @app.command("tiny-codecs")
 def tiny_codecs(
     out: Annotated[Path, typer.Argument(help="folder to write")],
-    model: ModelOption = "nava_tiny",
+    recipe: Annotated[str, typer.Option(help="stage whose network will read the latents")] = "tiny",
 ) -> None:
     """Writes random codecs of the real classes, to try `encode` without weights: their latents mean nothing."""
-    from model.sample import read_config
     from model.tiny_codec import write_tiny_codecs
+    from model.train_config import load_recipe
 
-    write_tiny_codecs(out, read_config(model))
+    write_tiny_codecs(out, load_recipe(recipe).network.network())
     print(f"{out}: random video_vae, audio_vae, vocoder, text_encoder, tokenizer and speaker.pt")
 
 

@@ -36,6 +36,7 @@ from schemas.errors import ItemError, ModelError
 from schemas.fields import f
 from schemas.shard import CONTRACT_VERSION, INDEX, LATENT_MEMBER, MEMBERS
 
+SAY_EVERY_S = 5.0
 _CURATED_MEMBERS = {f"{member}_{end}" for member in MEMBERS for end in ("offset", "bytes")}
 LATENT_INDEX: pa.Schema = pa.schema(
     [
@@ -61,6 +62,9 @@ LATENT_INDEX: pa.Schema = pa.schema(
 
 class ShardEncoder:
     """Encodes one shard after another; the frozen networks are opened with the first that needs work."""
+
+    say: Callable[[str], None] | None = None
+    """Told every few seconds how far a shard is."""
 
     def __init__(self, shards: str, index: str, out: Path, config: EncodeConfig, network: NavaConfig) -> None:
         self._index = ShardIndex.open(index)
@@ -104,8 +108,12 @@ class ShardEncoder:
         entries: list[dict[str, Any]] = []
         left_out: dict[str, str] = {}
         path = self._out / "shards" / shard
+        said = time.perf_counter()
         with _whole(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for row in rows:
+            for num_done, row in enumerate(rows):
+                if self.say is not None and time.perf_counter() - said > SAY_EVERY_S:
+                    self.say(f"{shard}: {num_done} of {len(rows)} clips")
+                    said = time.perf_counter()
                 values = self._index.values(row)
                 try:
                     for encoded in self._encoder.encode(self._reader.read(row), values):
@@ -142,11 +150,13 @@ def encode_shards(
         (out / folder).mkdir(parents=True, exist_ok=True)
     arguments = (shards, index_path, out, config, network)
     tasks = [{"shard": name} for name in names]
-    results = (
-        _on_ray(tasks, arguments, num_actors, num_gpus_per_actor)
-        if num_actors
-        else map(ShardEncoder(*arguments), tasks)
-    )
+    results: Iterator[dict[str, Any]]
+    if num_actors:
+        results = _on_ray(tasks, arguments, num_actors, num_gpus_per_actor)
+    else:
+        encoder = ShardEncoder(*arguments)
+        encoder.say = say
+        results = map(encoder, tasks)
     done: list[dict[str, Any]] = []
     began = time.perf_counter()
     for result in results:
@@ -157,7 +167,11 @@ def encode_shards(
             f"{len(done)}/{len(names)}  {result['shard']}: {result['num_clips']} clips -> {result['num_samples']} samples, "
             f"{len(json.loads(result['left_out']))} left out ({how}), {left_s:.0f} s left"
         )
-    return _write_manifest(out, sorted(done, key=lambda result: str(result["shard"])), config, network)
+    manifest = _write_manifest(out, sorted(done, key=lambda result: str(result["shard"])), config, network)
+    if not manifest["num_samples"]:
+        clip_id, reason = next(iter(manifest["left_out"].items()), ("", "there are no clips"))
+        raise ModelError(f"none of {manifest['num_clips']} clips could be encoded; {clip_id}: {reason}")
+    return manifest
 
 
 def _on_ray(

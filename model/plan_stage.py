@@ -29,13 +29,16 @@ def plan_stage(
     Raises PlanError when the stage fits none of `num_gpus`, or when its packs cannot be made of the index.
     """
     check_parameters(config)
-    lines = memory_lines(config, num_gpus)
     facts: dict[str, Any] = {"recipe": config.name, "num_steps": config.num_steps}
-    if not memory_only:
+    if memory_only:
+        text = memory_text(config, num_gpus)
+    else:
         facts |= preview_facts(config, open_index(config), num_gpus)
-        lines = [preview_text(facts), "", *lines]
     facts["memory"] = stage_memory(config, num_gpus)
-    text = "\n".join(lines)
+    if not memory_only:
+        text = preview_text(facts)
+    if undivided := [str(row["num_gpus"]) for row in facts["memory"] if not row["divides"]]:
+        text += f"\n{config.plan.num_packs} packs per step cannot be shared out over {', '.join(undivided)} GPUs."
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "plan.json").write_text(json.dumps(facts, indent=1))
@@ -74,8 +77,8 @@ def stage_memory(config: TrainConfig, num_gpus: tuple[int, ...]) -> list[dict[st
     return rows
 
 
-def memory_lines(config: TrainConfig, num_gpus: tuple[int, ...]) -> list[str]:
-    """Memory per GPU as a table for the terminal."""
+def memory_text(config: TrainConfig, num_gpus: tuple[int, ...]) -> str:
+    """Memory per GPU as a table for the terminal, when there is no index to preview."""
     shape, hardware = config.shape, config.hardware
     lines = [
         f"{config.name}: {num_parameters(shape) / 1e9:.3f} B parameters, packs of at most {config.plan.token_budget:,} "
@@ -86,11 +89,8 @@ def memory_lines(config: TrainConfig, num_gpus: tuple[int, ...]) -> list[str]:
     for row in stage_memory(config, num_gpus):
         sizes = [row[f"{name}_bytes"] / 1e9 for name in ("states", "activations", "whole_gradient", "total")]
         numbers = "".join(f"{size:>{width}.1f}" for size, width in zip(sizes, (11, 16, 16, 10), strict=True))
-        fits = "yes" if row["fits"] else "NO"
-        if not row["divides"]:
-            fits += f"; does not divide {config.plan.num_packs} packs"
-        lines.append(f"{row['num_gpus']:>6}{row['micro_steps']:>13}{numbers}  {fits}")
-    return lines
+        lines.append(f"{row['num_gpus']:>6}{row['micro_steps']:>13}{numbers}  {'yes' if row['fits'] else 'NO'}")
+    return "\n".join(lines)
 
 
 def check_parameters(config: TrainConfig) -> int:
