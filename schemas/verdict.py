@@ -124,11 +124,11 @@ def evaluate(table: pa.Table, checks: Sequence[Check]) -> Outcome:
     shape = (len(checks), table.num_rows)
     failed, missing, unreached = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool)
     for index, check in enumerate(checks):
-        applies = _applies(table, check.gate.when)
+        applies, is_unknown = _applies(table, check.gate.when)
         reached = _valid(table.column(check.stage))
         value = column(table, check.path)
         measured = _valid(value)
-        unreached[index] = applies & ~reached
+        unreached[index] = (applies & ~reached) | is_unknown
         missing[index] = applies & reached & ~measured
         failed[index] = applies & measured & ~_passes(value, check)
     return Outcome(checks, failed, missing, unreached)
@@ -173,12 +173,14 @@ def _valid(values: pa.ChunkedArray) -> Mask:
     return np.asarray(pc.is_valid(values).to_numpy(zero_copy_only=False), bool)
 
 
-def _applies(table: pa.Table, when: Mapping[str, Any]) -> Mask:
-    applies = np.ones(table.num_rows, bool)
+def _applies(table: pa.Table, when: Mapping[str, Any]) -> tuple[Mask, Mask]:
+    """(rows a condition holds for, rows where it cannot be known because the stage it looks at was not reached)."""
+    applies, is_unknown = np.ones(table.num_rows, bool), np.zeros(table.num_rows, bool)
     for path, wanted in when.items():
         options = wanted if isinstance(wanted, list) else [wanted]
         applies &= np.asarray([value in options for value in column(table, path).to_pylist()], bool)
-    return applies
+        is_unknown |= ~_valid(table.column(path.split(".")[0]))
+    return applies & ~is_unknown, is_unknown
 
 
 def _passes(values: pa.ChunkedArray, check: Check) -> Mask:

@@ -82,6 +82,15 @@ def test_keep_needs_every_measurement(
         assert not has_speech or (confidence is not None and confidence >= 3)
 
 
+def test_a_condition_on_a_stage_that_was_not_reached_decides_nothing() -> None:
+    """Otherwise a clip that was never measured would look as if the gate did not concern it."""
+    gates = {"sync": {"offset_ms": Gate(abs_max=80, when={"sync.kind": "speech"})}}
+    kind = pa.struct([("kind", pa.string()), ("offset_ms", pa.float64())])
+    rows = [None, {"kind": "event", "offset_ms": None}, {"kind": "speech", "offset_ms": 10.0}]
+    statuses, _ = settle(evaluate(pa.table({"sync": pa.array(rows, type=kind)}), checks_of(gates)))
+    assert statuses == ["open", "keep", "keep"]
+
+
 def test_a_gate_must_bound_something() -> None:
     with pytest.raises(ValidationError, match="a gate needs one of"):
         Gate(missing="reject")
