@@ -60,12 +60,11 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
 ) -> None:
     """Curates inputs into RUN; ends in the balance sheet of hours."""
-    from stages.sources import expand_sources
-
     from pipeline.config import load_recipe
     from pipeline.queries import Run, balance, hours_of
     from pipeline.run import run as execute
     from pipeline.show import balance_lines
+    from stages.sources import expand_sources
 
     chosen = load_recipe(recipe, set_ or ())
     sources = expand_sources(inputs)
