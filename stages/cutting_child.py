@@ -13,11 +13,11 @@ import av
 import numpy as np
 
 from schemas.errors import MediaError
-from stages.cutting_copy import copy_packets
-from stages.cutting_mux import Order, add_sound, interleave, open_output, thumbnail
-from stages.media_open import Geometry, geometry, open_media, pick
-from stages.media_picture import Damage, Picture, pictures, pictures_between
-from stages.media_sound import write_sound
+from stages.cutting_copy_child import copy_packets
+from stages.cutting_mux_child import Order, add_sound, interleave, open_output, thumbnail
+from stages.media_open_child import Geometry, geometry, open_media, pick
+from stages.media_picture_child import Damage, Picture, pictures, pictures_between
+from stages.media_sound_child import write_sound
 
 LIMITED_RANGE = 1
 """libav's AVCOL_RANGE_MPEG."""

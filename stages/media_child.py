@@ -23,7 +23,7 @@ from typing import Any
 PARENT_POLL_S = 2.0
 
 OPERATIONS = {
-    "probe": "stages.media_probe:probe",
+    "probe": "stages.media_probe_child:probe",
     "audio": "stages.media_child:audio",
     "frames": "stages.media_child:frames",
     "cut": "stages.cutting_child:cut",
@@ -36,8 +36,8 @@ Message = dict[str, Any]
 
 def audio(path: str, out: str, stream: int | None, rate_hz: int | None, channels: int | None) -> Message:
     """Writes the sound of `path` to `out` as raw float32 and returns what is in there."""
-    from stages.media_open import open_media
-    from stages.media_sound import write_sound
+    from stages.media_open_child import open_media
+    from stages.media_sound_child import write_sound
 
     sound = write_sound(partial(open_media, path), stream, out, rate_hz, channels)
     return {
@@ -53,14 +53,14 @@ def frames(
     path: str, out: str, start: str | None, end: str | None, view: Message, chunk: int, engine: str, max_pixels: int
 ) -> Iterator[Message]:
     """Writes runs of frames to `out`.0, `out`.1, ... as raw uint8 and yields a message for each."""
-    from stages.media_open import open_media
-    from stages.media_picture import Damage, View, chunks, pictures_between
+    from stages.media_open_child import open_media
+    from stages.media_picture_child import Damage, View, chunks, pictures_between
 
     wanted = View(tuple(view["size"]) if view["size"] else None, view["long_side_px"], view["is_gray"], view["max_fps"])
     first, last = (Fraction(t) if t is not None else None for t in (start, end))
     found = None
     if engine == "decord":
-        from stages.media_decord import decord_chunks
+        from stages.media_decord_child import decord_chunks
 
         found = decord_chunks(path, first, last, wanted, chunk, max_pixels)
     if found is None:

@@ -18,7 +18,7 @@ from pipeline.demo.clips import Encoding, flash_and_click, frame_number, variabl
 from schemas.errors import MediaError
 from schemas.timing import Span
 from stages.cutting import SOUND_RATE_HZ, CutOptions, cut_clip, cut_sound, shifted, sound_lag, verify_clip
-from stages.cutting_copy import decode_times
+from stages.cutting_copy_child import decode_times
 from stages.media import Decoder, Frames, Waveform
 
 SMALL = Encoding(width_px=192, height_px=96)

@@ -19,8 +19,8 @@ import pytest
 from pipeline.demo.clips import Encoding, flash_and_click, frame_number, variable_rate
 from schemas.errors import MediaError
 from stages.media import Decoder, Frames, Waveform
-from stages.media_open import Geometry
-from stages.media_sound import ChannelStatistics, Decoded, Placement, default_mono_weights, placed, stereo_weights
+from stages.media_open_child import Geometry
+from stages.media_sound_child import ChannelStatistics, Decoded, Placement, default_mono_weights, placed, stereo_weights
 
 SMALL = Encoding(width_px=192, height_px=96)
 RATE_HZ = 48_000

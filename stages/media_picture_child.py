@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 from schemas.errors import MediaError
-from stages.media_open import Geometry, clock_shift, geometry, pick
+from stages.media_open_child import Geometry, clock_shift, geometry, pick
 
 MAX_DEMUX_ERRORS = 100
 """Read errors after which the rest of a file is given up as unreadable."""

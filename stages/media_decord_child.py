@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.media_open import clock_shift, geometry, open_media, pick
-from stages.media_picture import Chunk, Damage, View, last_duration, packets, pictures, target_size, wanted_slots
+from stages.media_open_child import clock_shift, geometry, open_media, pick
+from stages.media_picture_child import Chunk, Damage, View, last_duration, packets, pictures, target_size, wanted_slots
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """ITU-R BT.601 luma weights."""

@@ -12,8 +12,8 @@ import av
 import numpy as np
 
 from schemas.errors import MediaError
-from stages.media_open import pick
-from stages.media_picture import Damage, decoded
+from stages.media_open_child import pick
+from stages.media_picture_child import Damage, decoded
 
 GAP_TOLERANCE_S = Fraction(1, 100)
 """Smallest hole or overlap acted upon. Shorter than any codec's packet (AAC 21 ms, Opus 20 ms, MP3 24 ms), so a lost

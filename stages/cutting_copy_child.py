@@ -9,9 +9,9 @@ from typing import Any
 import av
 import numpy as np
 
-from stages.cutting_mux import Order, add_sound, interleave, open_output, thumbnail
-from stages.media_open import clock_shift, geometry, open_media, pick
-from stages.media_picture import Damage, Picture, packets
+from stages.cutting_mux_child import Order, add_sound, interleave, open_output, thumbnail
+from stages.media_open_child import clock_shift, geometry, open_media, pick
+from stages.media_picture_child import Damage, Picture, packets
 
 COPY_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 COPY_FORMATS = ("yuv420p", "yuvj420p")

@@ -9,7 +9,7 @@ from typing import Any
 
 from schemas.errors import MediaError
 from schemas.timing import microseconds
-from stages.media_open import (
+from stages.media_open_child import (
     Geometry,
     choose_audio,
     choose_video,
@@ -20,8 +20,8 @@ from stages.media_open import (
     pick,
     transfer_name,
 )
-from stages.media_picture import Damage, Picture, last_duration, packets, pictures
-from stages.media_sound import FloatFrames, Placement, placed
+from stages.media_picture_child import Damage, Picture, last_duration, packets, pictures
+from stages.media_sound_child import FloatFrames, Placement, placed
 
 VIDEO_FIELDS = (
     "video_stream", "video_codec", "width_px", "height_px", "coded_width_px", "coded_height_px", "sar", "rotation_deg",
