@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class Worker:
         rows = [row for row in _rows(spec, unit) if row.get("verdict") is None]
         if not rows:
             return
-        started, cpu = time.monotonic(), _cpu_s()
+        started, cpu = time.monotonic(), self._cpu_s()
         goes_alone = spec.is_split or any(item.stage == spec.name for item in poison)
         step = 1 if goes_alone else spec.resources.batch
         for at in range(0, len(rows), step):
@@ -81,7 +81,7 @@ class Worker:
             rows=len(rows),
             errors=sum((row.get("verdict") or {}).get("status") == "error" for row in rows),
             wall_s=time.monotonic() - started,
-            cpu_s=_cpu_s() - cpu,
+            cpu_s=self._cpu_s() - cpu,
         )
         made = [row for row in _level(unit, spec.adds_to) if row.get("verdict") is None]
         tally.rejects = _apply_gates(self.plan, spec, unit, made)
@@ -140,6 +140,13 @@ class Worker:
         except Exception as error:
             log.exception("%s failed on %s", spec.name, unit["uri"])
             return error
+
+    def _cpu_s(self) -> float:
+        """Processor time of this worker, of children that ended and of the decoder child that still runs."""
+        own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        decoder = vars(self.context).get("media")
+        decoding = 0.0 if decoder is None else decoder.cpu_s
+        return float(own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime + decoding)
 
     def _stage(self, spec: StageSpec) -> Measure[Any] | Split[Any]:
         if spec.name not in self._ready:
@@ -331,11 +338,3 @@ def _plain(status: str, reason: str | None = None) -> dict[str, Any]:
 def _unmeasured(verdict: dict[str, Any]) -> dict[str, Any]:
     msg = "a gated stage was not reached, so nothing vouches for the clip"
     return verdict | {"status": "error", "reason": "not_measured", "message": msg}
-
-
-def _cpu_s() -> float:
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-
-
-Factory = Callable[..., Worker]

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.plan import Plan
 from schemas.errors import LedgerError
 from schemas.fields import f
-from schemas.records import COST, SOURCE, VERDICT
+from schemas.records import COST, FETCH_URI, SOURCE, VERDICT
 
 LEDGER_VERSION = 1
 PACK = pa.struct(
@@ -57,7 +57,7 @@ def rows_of(unit: dict[str, Any]) -> list[dict[str, Any]]:
     asset = (unit.get("download") or {}).get("asset_id")
     keys = {"source_id": unit["source_id"], "asset_id": asset}
     source = {field.name: unit.get(field.name) for field in SOURCE}
-    nested = {"shots", "clips", "verdict", "cost", *source}
+    nested = {"shots", "clips", "verdict", "cost", FETCH_URI.name, *source}
     measured = {name: value for name, value in unit.items() if name not in nested}
     duration = (unit.get("probe") or {}).get("duration_us")
     rows = [

@@ -15,7 +15,7 @@ import stages
 from pipeline.config import Recipe
 from schemas.errors import PlanError
 from schemas.fields import describe, f, resolve
-from schemas.records import CLIP, COST, SHOT, SOURCE, VERDICT
+from schemas.records import CLIP, COST, FETCH_URI, SHOT, SOURCE, VERDICT
 from schemas.verdict import Check, checks_of
 from stages.base import Level, Resources, Split, Stage, StageConfig
 
@@ -110,6 +110,7 @@ class Plan:
         return pa.schema(
             [
                 *SOURCE,
+                FETCH_URI,
                 *self.columns("asset"),
                 pa.field("shots", pa.list_(pa.struct(self.columns("shot")))),
                 pa.field("clips", pa.list_(pa.struct(self.columns("clip")))),
@@ -166,7 +167,7 @@ def _fuse(specs: Sequence[StageSpec]) -> tuple[WorkerGroup, ...]:
 
 
 def _check_wiring(specs: Sequence[StageSpec]) -> None:
-    known: dict[str, pa.Field] = {field.name: field for field in SOURCE}
+    known: dict[str, pa.Field] = {field.name: field for field in (*SOURCE, FETCH_URI)}
     level_of = dict.fromkeys(known, "asset")
     made: set[str] = {"asset"}
     for spec in specs:

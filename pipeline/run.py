@@ -137,7 +137,7 @@ def _curate(
     if not todo:
         return
     schema = plan.unit_schema()
-    blocks = [pa.Table.from_pylist([_source_row(source)], schema=schema) for source in todo]
+    blocks = [pa.Table.from_pylist([source], schema=schema) for source in todo]
     dataset = ray.data.from_arrow(blocks)
     for number, group in enumerate(plan.groups):
         dataset = dataset.map_batches(

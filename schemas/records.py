@@ -59,6 +59,9 @@ SOURCE = struct(
     f("metadata", pa.string(), doc="all other manifest columns, as a JSON object"),
 )
 
+FETCH_URI = f("fetch_uri", pa.string(), doc="where to fetch from if not `uri`: may hold credentials, is never stored")
+"""Travels with a source through the workers, and stays out of the ledger, of sources.arrow and of shards."""
+
 WORD = struct(
     f("text", pa.string(), doc="the word as spoken, punctuation attached"),
     f("start_s", pa.float64(), unit="s", doc="onset"),

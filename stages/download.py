@@ -73,7 +73,7 @@ class Download(Measure[Config]):
     name: ClassVar[str] = "download"
     version: ClassVar[str] = "1"
     level: ClassVar = "asset"
-    reads: ClassVar[tuple[str, ...]] = ("source_id", "uri", "metadata")
+    reads: ClassVar[tuple[str, ...]] = ("source_id", "uri", "fetch_uri", "metadata")
     adds: ClassVar[pa.StructType] = ADDS
     Config: ClassVar[type[StageConfig]] = Config
     resources: ClassVar[Resources] = Resources(cpus=1.0, memory_gb=0.1, timeout_s=7200.0)

@@ -170,3 +170,9 @@ def test_ledger_reads_do_not_depend_on_commit_order(toy_recipe: dict[str, Any], 
         sheets.append((balance(ledger), [row["source_id"] for row in ledger.settled("clip").to_pylist()]))
     assert sheets[0] == sheets[1]
     assert sheets[0][0].rejected_us["duplicate"] == 2 * 20_000_000
+
+
+def test_credentials_reach_the_download_and_nothing_else(toy_recipe: dict[str, Any]) -> None:
+    done = advance(toy_recipe, unit("https://host/v.mp4") | {"fetch_uri": "https://user:secret@host/v.mp4?sig=secret"})
+    assert done["fetch_uri"].endswith("sig=secret"), "it travels with the unit"
+    assert "secret" not in json.dumps(rows_of(done))
