@@ -447,3 +447,18 @@ def _picture_position(part: Frames, whole: Frames) -> float:
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     best = [int(np.square(b - image).sum(1).argmin()) for image in a]
     return float(np.median([1000 * (whole.times_s[j] - part.times_s[i]) for i, j in enumerate(best)]))
+
+
+def test_a_child_that_has_grown_is_replaced_and_its_answer_kept(tmp_path: Path) -> None:
+    """With a limit so small that every request leaves the child spent, the file is still decoded right."""
+    from pipeline.demo import flash_and_click
+
+    path = flash_and_click(tmp_path / "v.mp4", duration_s=2.0).path
+    decoder = Decoder(tmp_path / "scratch", memory_gb=4.0)
+    roomy = decoder.frames(path, long_side_px=64).images.copy()
+    assert len(decoder._idle) == 1
+    decoder.close()
+    tight = Decoder(tmp_path / "scratch2", retire_gb=0.001)
+    assert np.array_equal(tight.frames(path, long_side_px=64).images, roomy)
+    assert not tight._idle
+    tight.close()
