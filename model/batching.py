@@ -139,8 +139,6 @@ class EpochPlan:
         self._refuse_oversized()
         self._shares = lru_cache(maxsize=KEPT_EPOCHS)(self._compute_shares)
 
-    # ------------------------------------------------------------------------------------------------ the rows
-
     def _select_rows(self) -> list[NDArray[np.int64] | None]:
         if not len(self.index):
             raise PlanError("the index has no rows.", remedy="Curate and pack something first, or check `split`.")
