@@ -20,6 +20,7 @@ from stages.shot_split_content import (
     WIDTH,
     Blend,
     Boundary,
+    ContentDetector,
     Thumbs,
     blends,
     combine,
@@ -40,6 +41,8 @@ POSSIBLE = 0.15
 before the same backdrop."""
 MIN_INSIDE_S = 0.08
 """Shortest gradual transition: two frames at 25 fps. Around a hard cut fewer frames look like inside."""
+MIN_FPS = 10.0
+"""Frame rate below which the network, trained on film and television rates, is not asked at all."""
 SURE_CHANGE, SURE_CALM_CHANGE = 2.5, 2.0
 """New content, in units of what motion brings, from which a cut needs no second opinion."""
 WORTH_ASKING = 0.7
@@ -136,6 +139,8 @@ class HybridDetector:
 
     def detect(self, thumbs: Thumbs, fps: float) -> list[Boundary]:
         """The boundaries in `thumbs` [n, 27, 48, 3], in order."""
+        if fps < MIN_FPS:
+            return ContentDetector().detect(thumbs, fps)
         hard = []
         for at in cut_candidates(thumbs):
             confidence = self.judge(thumbs, at, fps)

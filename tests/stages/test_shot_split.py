@@ -246,6 +246,13 @@ def test_hybrid_asks_the_network_only_in_doubt() -> None:
     assert abs(soft.end - 60) <= 3
 
 
+def test_hybrid_trusts_content_alone_at_a_few_frames_per_second() -> None:
+    film = np.concatenate([scene(seed, 9, drift_px=2.5) for seed in (50, 51, 52)])
+    hybrid = make_detector(ShotSplitConfig(engine="hybrid"))
+    assert hybrid.detect(film, 5.0) == ContentDetector().detect(film, 5.0)
+    assert hard(hybrid.detect(film, 5.0)) == [9, 18]
+
+
 def test_single_frame_and_constant_pictures_are_one_shot() -> None:
     for engine in ("content", "scenedetect_adaptive", "scenedetect_content"):
         detector = make_detector(ShotSplitConfig.model_validate({"engine": engine}))
