@@ -1,9 +1,9 @@
 """The decoder's child process: reads one JSON request per line, answers in JSON lines, leaves arrays in files.
 
-Started by `stages.media` as `python -P -m stages.media_child MEMORY_BYTES`. It imports av and numpy only, may not use
-more address space than it was told, and ends when its parent does. A request ends with a line holding either `done`
-or `error`; picture requests send a `chunk` line before each of these and wait for a line on stdin, so that at most
-two chunks exist at a time.
+Started by `stages.media` as `python -P -m stages.media_child MEMORY_BYTES RETIRE_BYTES`. It imports av and numpy only,
+may not use more address space than it was told, and ends when its parent does. A request ends with a line holding
+either `done` or `error`; picture requests send a `chunk` line before each of these and wait for a line on stdin, so
+that at most two chunks exist at a time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 PARENT_POLL_S = 2.0
@@ -93,8 +94,7 @@ def _serve(requests: Any, answers: Any, retire_bytes: int) -> None:
     from schemas.errors import ItemError
 
     def spent() -> Message:
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"cpu_s": time.process_time(), "is_spent": peak_bytes > retire_bytes}
+        return {"cpu_s": time.process_time(), "is_spent": _peak_bytes() > retire_bytes}
 
     def say(message: Message) -> None:
         answers.write(json.dumps(message) + "\n")
@@ -118,6 +118,15 @@ def _serve(requests: Any, answers: Any, retire_bytes: int) -> None:
         except MemoryError:
             say({"error": "Decoding needs more memory than allowed.", "reason": "decode_memory", "remedy": ""})
             return
+
+
+def _peak_bytes() -> int:
+    """Most memory this program held. `ru_maxrss` will not do on Linux: it begins at the size of the parent that forked."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _watch_parent(parent: int) -> None:

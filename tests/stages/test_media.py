@@ -462,3 +462,15 @@ def test_a_child_that_has_grown_is_replaced_and_its_answer_kept(tmp_path: Path) 
     assert np.array_equal(tight.frames(path, long_side_px=64).images, roomy)
     assert not tight._idle
     tight.close()
+
+
+def test_a_large_caller_does_not_make_its_children_look_grown(tmp_path: Path) -> None:
+    """A Ray worker that holds models forks from gigabytes; its decoder must still keep the child."""
+    from pipeline.demo import flash_and_click
+
+    path = flash_and_click(tmp_path / "v.mp4", duration_s=2.0).path
+    held = np.ones(75_000_000)
+    decoder = Decoder(tmp_path / "scratch", retire_gb=held.nbytes / 2e9 + 0.2)
+    decoder.frames(path, long_side_px=64)
+    assert len(decoder._idle) == 1
+    decoder.close()
