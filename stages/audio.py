@@ -23,6 +23,10 @@ MUTE_LUFS = -70.0
 GATING_BLOCK_S = 0.4
 """Shortest sound that BS.1770 can measure."""
 FRAME_S = 0.02
+NO_SIGNAL_DB = -90.0
+"""Level of one step of 16-bit sound: below it nothing was recorded, or nothing is stored."""
+GAP_S = 0.5
+"""Shortest hole that counts: gates and de-noisers leave shorter ones between words."""
 SILENT_DB = -50.0
 """Level of a 20 ms frame below which it counts as silent: 25 dB below speech at broadcast loudness (-23 LUFS)."""
 MIN_PAUSE_S = 0.2
@@ -57,6 +61,7 @@ AUDIO = struct(
     f("is_snr_from_pauses", pa.bool_(), doc="noise was taken from pauses, not guessed from the quietest frames"),
     f("clipping_ratio", pa.float64(), unit="ratio", doc="share of samples in flat tops at the clip's peak; the worst channel"),
     f("silence_ratio", pa.float64(), unit="ratio", doc="share of 20 ms frames below -50 dB in every channel"),
+    f("gap_ratio", pa.float64(), unit="ratio", doc="share of the time without any signal, not even noise, for 0.5 s or more"),
     f("covered_ratio", pa.float64(), unit="ratio", doc="share of the clip's length for which the file has sound"),
     f("bandwidth_hz", pa.float64(), unit="hz", doc="highest frequency that carries sound; null for silence"),
     f("dc_offset", pa.float64(), unit="ratio", doc="mean of the samples, of full scale; the worst channel"),
@@ -81,7 +86,7 @@ class Audio(Measure[AudioConfig]):
     """
 
     name = "audio"
-    version = "1"
+    version = "2"
     level = "clip"
     reads = ("download.path", "probe.has_audio", "transcribe.speech", "clip")
     adds = AUDIO
@@ -132,6 +137,7 @@ def measure(samples: Samples, rate_hz: int, speech: Sequence[tuple[float, float]
         "is_snr_from_pauses": is_from_pauses,
         "clipping_ratio": max(clipping(samples[:, c]) for c in range(samples.shape[1])),
         "silence_ratio": silence_ratio,
+        "gap_ratio": gap_ratio(levels.max(1)),
         "bandwidth_hz": bandwidth(main, rate_hz),
         "dc_offset": float(np.abs(samples.mean(0, dtype=np.float64)).max()),
         "num_silent_channels": int((levels.max(0) < SILENT_DB).sum()),
@@ -167,6 +173,13 @@ def frame_levels(samples: Samples, rate_hz: int) -> NDArray[np.float64]:
     num = len(samples) // size
     frames = samples[: num * size].reshape(num, size, -1).astype(np.float64)
     return np.asarray(np.maximum(10 * np.log10((frames**2).mean(1) + 1e-24), FLOOR_DB))
+
+
+def gap_ratio(levels: NDArray[np.float64]) -> float:
+    """Share of the 20 ms frames of level `levels` [n] that lie in runs of `GAP_S` or more below `NO_SIGNAL_DB`."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], levels < NO_SIGNAL_DB, [False]]).astype(np.int8)))
+    lengths = edges[1::2] - edges[::2]
+    return float(lengths[lengths >= round(GAP_S / FRAME_S)].sum() / len(levels))
 
 
 def mark(stretches: Sequence[tuple[float, float]], num: int, widen_s: float = 0.0) -> NDArray[np.bool_]:

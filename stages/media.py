@@ -83,6 +83,8 @@ class Frames:
     """pts at which the frame after the last one begins."""
     num: int
     den: int
+    num_damaged: int = 0
+    """Frames known to come from damaged data, or after such a frame with no whole key frame in between."""
 
     @property
     def times_s(self) -> np.ndarray:
@@ -227,7 +229,8 @@ class Decoder:
             return runs[0]
         images = np.concatenate([run.images for run in runs])
         pts = np.concatenate([run.pts for run in runs])
-        return Frames(images, pts, runs[-1].end_pts, runs[0].num, runs[0].den)
+        num_damaged = sum(run.num_damaged for run in runs)
+        return Frames(images, pts, runs[-1].end_pts, runs[0].num, runs[0].den, num_damaged)
 
     def iter_frames(
         self,
@@ -265,7 +268,7 @@ class Decoder:
                 os.unlink(message["file"])
                 num, _, den = message["time_base"].partition("/")
                 pts = np.array(message["pts"], np.int64)
-                yield Frames(images, pts, message["end_pts"], int(num), int(den))
+                yield Frames(images, pts, message["end_pts"], int(num), int(den), message["num_damaged"])
 
     def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """The child's answer to one request that has no chunks. Raises MediaError."""

@@ -76,6 +76,7 @@ def frames(
             "shape": list(run.images.shape),
             "pts": run.pts,
             "end_pts": run.end_pts,
+            "num_damaged": run.num_damaged,
             "time_base": ratio(base),
         }
 

@@ -78,6 +78,8 @@ class Picture:
     pts: int
     duration: int
     """In pts; 0 where the container does not say."""
+    is_damaged: bool = False
+    """Decoded from damaged data, or after such a frame with no whole key frame in between."""
 
 
 class FrameClock:
@@ -119,6 +121,7 @@ def pictures(container: Any, stream: Any, damage: Damage, max_pixels: int) -> It
     One that does not move time forward (joined recordings that overlap) is left out and counted as damaged.
     """
     last, clock = None, FrameClock(stream, container.format.name, clock_shift(container, stream))
+    is_damaged, noted = False, damage.packets
     for frame in decoded(container, stream, damage):
         if frame.width * frame.height > max_pixels:
             raise MediaError(
@@ -127,13 +130,15 @@ def pictures(container: Any, stream: Any, damage: Damage, max_pixels: int) -> It
                 remedy="Raise `max_pixels` of the decoder if this is meant.",
             )
         pts = clock.pts_of(frame)
+        is_damaged = frame.is_corrupt or (not frame.key_frame and (is_damaged or damage.packets > noted))
+        noted = damage.packets
         if frame.is_corrupt:
             damage.note("a frame was decoded from damaged data")
         if last is not None and pts <= last:
             damage.note("a frame does not move time forward")
             continue
         last = pts
-        yield Picture(frame, pts, int(frame.duration or 0))
+        yield Picture(frame, pts, int(frame.duration or 0), is_damaged)
 
 
 def _usual_step(stream: Any) -> int:
@@ -255,6 +260,7 @@ class Chunk:
     images: np.ndarray
     pts: list[int]
     end_pts: int
+    num_damaged: int = 0
 
 
 def chunks(stream: Any, frames: Iterator[Picture], end: Fraction | None, view: View, size: int) -> Iterator[Chunk]:
@@ -265,6 +271,7 @@ def chunks(stream: Any, frames: Iterator[Picture], end: Fraction | None, view: V
     last: Picture | None = None
     previous: int | None = None
     end_pts: int | None = None
+    num_damaged = 0
     frames, stamps = tee(frames)
     wanted = wanted_slots((picture.pts for picture in stamps), stream.time_base, view.max_fps)
     for picture, is_wanted in zip(frames, wanted, strict=False):
@@ -278,11 +285,12 @@ def chunks(stream: Any, frames: Iterator[Picture], end: Fraction | None, view: V
         if not is_wanted:
             continue
         if len(pts) == size:
-            yield Chunk(buffer, pts, picture.pts)
-            pts = []
+            yield Chunk(buffer, pts, picture.pts, num_damaged)
+            pts, num_damaged = [], 0
         renderer.draw(picture.frame, buffer[len(pts)])
         pts.append(picture.pts)
+        num_damaged += picture.is_damaged
     if renderer is not None and last is not None and pts:
         if end_pts is None:
             end_pts = last.pts + last_duration(last, previous, stream)
-        yield Chunk(buffer[: len(pts)], pts, end_pts)
+        yield Chunk(buffer[: len(pts)], pts, end_pts, num_damaged)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ PICTURE = struct(
     f("bar_top_px", pa.int32(), unit="px", doc="height of the black bar at the top"),
     f("bar_bottom_px", pa.int32(), unit="px", doc="height of the black bar at the bottom"),
     f("picture_ratio", pa.float64(), unit="ratio", doc="share of frames that are not black"),
+    f("damaged_ratio", pa.float64(), unit="ratio", doc="share of frames decoded from damaged data or built upon such a frame"),
     f("freeze_ratio", pa.float64(), unit="ratio", doc="share of the time in which the picture stands still for 0.5 s or more"),
     f("duplicate_ratio", pa.float64(), unit="ratio", doc="share of frames outside freezes that repeat the one before"),
     f("true_fps", pa.float64(), unit="1/s", doc="different pictures per second outside freezes; null if all is frozen"),
@@ -64,7 +65,7 @@ class Picture(Measure[PictureConfig]):
     """Picture measures of a clip from one decode of its frames at 384 px, grey. About 0.5 ms per frame and core."""
 
     name = "picture"
-    version = "1"
+    version = "2"
     level = "clip"
     reads = ("download.path", "probe.width_px", "probe.height_px", "clip")
     adds = PICTURE
@@ -87,7 +88,8 @@ class Picture(Measure[PictureConfig]):
                 gray=True,
                 chunk=CHUNK,
             )
-            watch.see((run.images, run.times_s) for run in decoded)
+            for run in decoded:
+                watch.see(run.images, run.times_s, run.num_damaged)
         except ItemError as error:
             return error
         return watch.sums(float(span.end), row["probe"]["width_px"], row["probe"]["height_px"])
@@ -106,25 +108,26 @@ class Watch:
         self.columns: NDArray[np.bool_] | None = None
         self.rows: NDArray[np.bool_] | None = None
         self.shape = (0, 0)
+        self.num_damaged = 0
         self._last: NDArray[np.uint8] | None = None
+        self._next_sample_s = -np.inf
 
-    def see(self, chunks: Iterable[tuple[NDArray[np.uint8], NDArray[np.float64]]]) -> None:
-        """Adds pictures: pairs of uint8 [n, h, w] and their times [n] in seconds."""
+    def see(self, images: NDArray[np.uint8], times_s: NDArray[np.float64], num_damaged: int = 0) -> None:
+        """Adds pictures, uint8 [n, h, w], and their times [n]."""
         import cv2
 
-        next_sample_s = -np.inf
-        for images, times in chunks:
-            for image, time_s in zip(images, times.tolist(), strict=True):
-                mean, std = cv2.meanStdDev(image)
-                self.times.append(time_s)
-                self.means.append(float(mean[0, 0]))
-                self.stds.append(float(std[0, 0]))
-                self.tiny.append(cv2.resize(image, TINY, interpolation=cv2.INTER_AREA).astype(np.float32))
-                self.changes.append(np.inf if self._last is None else largest_change(self._last, image))
-                self._last = image
-                if time_s >= next_sample_s:
-                    next_sample_s = time_s + 1 / SAMPLES_PER_S
-                    self._sample(image)
+        self.num_damaged += num_damaged
+        for image, time_s in zip(images, times_s.tolist(), strict=True):
+            mean, std = cv2.meanStdDev(image)
+            self.times.append(time_s)
+            self.means.append(float(mean[0, 0]))
+            self.stds.append(float(std[0, 0]))
+            self.tiny.append(cv2.resize(image, TINY, interpolation=cv2.INTER_AREA).astype(np.float32))
+            self.changes.append(np.inf if self._last is None else largest_change(self._last, image))
+            self._last = image
+            if time_s >= self._next_sample_s:
+                self._next_sample_s = time_s + 1 / SAMPLES_PER_S
+                self._sample(image)
         self.shape = self._last.shape if self._last is not None else (0, 0)
 
     def _sample(self, image: NDArray[np.uint8]) -> None:
@@ -152,6 +155,7 @@ class Watch:
             "flicker": float(bend.mean() / 255),
             **self._bars(width_px, height_px, bool(is_picture.any())),
             "picture_ratio": float(is_picture.mean()),
+            "damaged_ratio": self.num_damaged / len(self.times),
             **standstills(repeats(np.array(self.changes)), times),
         }
 

@@ -95,7 +95,9 @@ def test_silence_offset_and_peak() -> None:
     samples = np.zeros((4 * RATE, 1), np.float32)
     samples[:RATE, 0] = tone(440, 1.0, -6.0)
     found = measure(samples, RATE, [])
-    assert found["silence_ratio"] == pytest.approx(0.75)
+    assert found["silence_ratio"] == found["gap_ratio"] == pytest.approx(0.75)
+    noise = np.random.default_rng(3).normal(0, 1e-3, samples.shape).astype(np.float32)
+    assert measure(samples + noise, RATE, [])["gap_ratio"] == 0
     assert found["peak_db"] == pytest.approx(-6.0, abs=0.01)
     assert measure(samples + 0.05, RATE, [])["dc_offset"] == pytest.approx(0.05, abs=1e-3)
     silent = measure(0 * samples, RATE, [])
@@ -164,6 +166,8 @@ def test_stage_measures_its_clip_alone(tmp_path: Path, context: Context) -> None
         ("awkward/clipped_audio.mp4", "clipping_ratio", 0.005, 1),
         ("talking/talking_woman_red_jacket_glasses.mp4", "clipping_ratio", 0, 0.001),
         ("awkward/digital_silence_track.mp4", "silence_ratio", 1, 1),
+        ("awkward/audio_starts_late_and_has_hole.mkv", "gap_ratio", 0.45, 0.55),
+        ("talking/talking_woman_red_jacket_glasses.mp4", "gap_ratio", 0, 0),
         ("awkward/stereo_phase_inverted.mov", "channel_correlation", -1, -0.99),
         ("awkward/stereo_right_channel_silent.mp4", "num_silent_channels", 1, 1),
         ("awkward/speech_only_in_centre_of_5.1.mp4", "num_silent_channels", 5, 5),

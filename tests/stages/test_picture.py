@@ -30,7 +30,8 @@ def moving(num: int, *, blur: float = 0.0, level: float = 128.0) -> np.ndarray:
 def measured(frames: np.ndarray, fps: float = 25.0, size: tuple[int, int] = (WIDTH, HEIGHT)) -> dict[str, Any]:
     watch = Watch()
     times = np.arange(len(frames)) / fps
-    watch.see([(frames[:7], times[:7]), (frames[7:], times[7:])])
+    watch.see(frames[:7], times[:7])
+    watch.see(frames[7:], times[7:])
     return watch.sums(len(frames) / fps, *size)
 
 
@@ -144,6 +145,31 @@ def test_stage_reads_only_its_clip(tmp_path: Path, context: Context) -> None:
     assert isinstance(broken, Exception)
 
 
+def test_damage_lasts_until_the_next_key_frame(tmp_path: Path, context: Context) -> None:
+    """Two groups of 25 pictures; the eleventh packet is overwritten."""
+    import av
+
+    path = tmp_path / "damaged.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(
+            "libx264", rate=25, options={"g": "25", "bf": "0", "x264-params": "scenecut=0:asm=avx2"}
+        )
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for image in moving(50):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.repeat(image[..., None], 3, 2), format="rgb24")))
+        out.mux(stream.encode())
+    with av.open(str(path)) as container:
+        packet = [p for p in container.demux(video=0) if p.size][10]
+    data = bytearray(path.read_bytes())
+    data[packet.pos + 12 : packet.pos + packet.size] = bytes(packet.size - 12)
+    path.write_bytes(data)
+    stage = Picture(PictureConfig())
+    stage.setup(context)
+    (found,) = stage.process([clip_row(context, path)])
+    assert isinstance(found, dict)
+    assert found["damaged_ratio"] == pytest.approx(14 / 49)  # the broken one itself is not shown
+
+
 @pytest.mark.parametrize(
     ("name", "key", "low", "high"),
     [
@@ -153,6 +179,9 @@ def test_stage_reads_only_its_clip(tmp_path: Path, context: Context) -> None:
         ("awkward/black_picture_with_speech.mp4", "picture_ratio", 0.0, 0.0),
         ("awkward/pillarboxed_in_16x9.mp4", "bar_left_px", 205, 225),
         ("talking/talking_man_world_map.mp4", "freeze_ratio", 0.0, 0.0),
+        ("awkward/bit_flips_in_mdat.mp4", "damaged_ratio", 0.3, 1.0),
+        ("awkward/bframes_open_gop.mkv", "damaged_ratio", 0.0, 0.0),
+        ("awkward/mpegts_starts_mid_gop.ts", "damaged_ratio", 0.0, 0.0),
     ],
 )
 def test_real_files(media_dir: Path, context: Context, name: str, key: str, low: float, high: float) -> None:
