@@ -33,7 +33,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
-        self._console.print(self._headline())
+        self._console.print(self._headline(), soft_wrap=True)
 
     def unit_done(self, unit: dict[str, Any]) -> None:
         """A source settled and was committed."""
@@ -61,7 +61,7 @@ class Progress:
         elif time.monotonic() - self._last_line > PLAIN_EVERY_S:
             self._last_line = time.monotonic()
             busy = ", ".join(f"{stage} {seconds:.0f} s" for _, stage, seconds in snapshot["in_flight"])
-            self._console.print(f"{self._headline()}{'; now ' + busy if busy else ''}", highlight=False)
+            self._console.print(f"{self._headline()}{'; now ' + busy if busy else ''}", soft_wrap=True, highlight=False)
 
     def _headline(self) -> str:
         elapsed = time.monotonic() - self._started

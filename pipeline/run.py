@@ -146,7 +146,7 @@ def _curate(
             batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            concurrency=(1, _max_workers(plan, number, cluster)),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_max_workers(plan, number, cluster)),
             num_cpus=group.cpus,
             num_gpus=group.gpus or None,
             memory=int(group.memory_gb * 1e9),
@@ -224,6 +224,7 @@ def _ray(address: str | None, num_cpus: int | None) -> Iterator[Any]:
                 log_to_driver=False, logging_level="warning",
             )  # fmt: skip
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     try:
