@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from pipeline.config import Recipe
 from pipeline.ledger import Ledger
+from pipeline.repair import Remeasure, repair_of, with_moved_sound
 from pipeline.store import RunDir
 from schemas import budget
 from schemas.errors import ItemError
@@ -75,7 +76,7 @@ def split_of(asset_id: str, validation_fraction: float) -> str:
 def _task(number: int, split: str, clips: list[dict[str, Any]], recipe: Recipe) -> ShardTask:
     config = json.dumps([recipe.pack.model_dump(), recipe.sync_repair.model_dump()], sort_keys=True)
     name = f"{number:05d}"
-    unit = f"pack:{name}:" + digest(CONTRACT_VERSION, config, *(clip["row_id"] for clip in clips))
+    unit = f"pack:{name}:" + digest(CONTRACT_VERSION, *INDEX.names, config, *(clip["row_id"] for clip in clips))
     return ShardTask(name, split, clips, unit)
 
 
@@ -94,16 +95,17 @@ def pack_shard(task: ShardTask, recipe: Recipe, run: RunDir) -> list[dict[str, A
     index: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="nava-pack-") as folder:
         context = Context(Path(folder), settings=recipe.decoder.model_dump())
+        remeasure = Remeasure(recipe, context)
         path = Path(folder, f"{task.name}.tar")
         with open(path, "wb") as raw, tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for clip in task.clips:
                 try:
-                    members, report = make_sample(clip, recipe, context)
+                    sample = make_sample(clip, recipe, context, remeasure)
                 except ItemError as error:
                     rows.append(_pack_row(clip, task, None, error))
                     continue
-                index.append(index_row(clip, report, task) | _append(tar, clip["row_id"], members))
-                rows.append(_pack_row(clip, task, report, None))
+                index.append(index_row(sample, task) | _append(tar, clip["row_id"], sample.members))
+                rows.append(_pack_row(clip, task, sample.report, None))
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         size = path.stat().st_size
         run.publish(path, f"shards/{task.name}.tar")
@@ -138,22 +140,36 @@ def read_index(run: RunDir, name: str) -> pa.Table:
     return pa.ipc.open_file(pa.BufferReader(run.read(f"index/{name}.arrow"))).read_all()
 
 
-def make_sample(clip: dict[str, Any], recipe: Recipe, context: Context) -> tuple[dict[str, bytes], Any]:
-    """Payload of every member of one clip, and the report of its verified cut. Raises ItemError."""
+@dataclass(frozen=True)
+class Sample:
+    """One clip, cut, verified and ready for the tar."""
+
+    clip: dict[str, Any]
+    """Its ledger row; after a repair that of what is heard now."""
+    members: dict[str, bytes]
+    report: Any
+    """The verified `CutReport`."""
+    resync: dict[str, Any] | None
+    """Sync measured anew on the written file, if the sound was moved."""
+
+
+def make_sample(clip: dict[str, Any], recipe: Recipe, context: Context, remeasure: Remeasure) -> Sample:
+    """One clip's payload, its cut verified and its repair measured. Raises ItemError."""
     import soundfile
 
     from stages.cutting import CutOptions, cut_clip, cut_sound, verify_clip
 
-    asset = clip["asset"]
-    source = context.media.localise(asset["download"]["path"])
+    asset, media = clip["asset"], context.media
+    source = media.localise(asset["download"]["path"])
     span = span_of(clip["clip"])
-    shift_ms, drift_ms_per_s = repair_of(clip, recipe)
-    options = CutOptions(
-        crf=recipe.pack.crf, allow_copy=recipe.pack.allow_copy, shift_ms=shift_ms, drift_ppm=drift_ms_per_s * 1e3
-    )
+    repair = repair_of(clip.get("sync"), recipe.sync_repair)
+    options = CutOptions(crf=recipe.pack.crf, allow_copy=recipe.pack.allow_copy)
+    if repair is not None:
+        clip = with_moved_sound(clip, repair, recipe)
+        options = replace(options, shift_ms=repair.shift_ms, drift_ppm=repair.drift_ms_per_s * 1e3)
     out = context.scratch_dir / f"{clip['row_id']}.mp4"
-    media = context.media
     report = verify_clip(out, cut_clip(source, span, out, options=options, decoder=media), decoder=media)
+    resync = None if repair is None else remeasure(out, clip, repair)
     sound = np.zeros((0, 2), np.float32)
     if asset["probe"]["has_audio"]:
         sound = cut_sound(source, span, SOUND_RATE_HZ, options=options, decoder=media)
@@ -161,21 +177,11 @@ def make_sample(clip: dict[str, Any], recipe: Recipe, context: Context) -> tuple
     soundfile.write(flac, sound, SOUND_RATE_HZ, format="FLAC", subtype="PCM_16")
     vectors = io.BytesIO()
     np.save(vectors, timbre_matrix(clip), allow_pickle=False)
-    record = json.dumps(annotation(clip, recipe, shift_ms), sort_keys=True, ensure_ascii=False, allow_nan=False)
+    told = annotation(clip, recipe) | _repair_columns(report, resync)
+    record = json.dumps(told, sort_keys=True, ensure_ascii=False, allow_nan=False)
     members = {"mp4": out.read_bytes(), "flac": flac.getvalue(), "json": record.encode(), "npy": vectors.getvalue()}
     out.unlink()
-    return members, report
-
-
-def repair_of(clip: dict[str, Any], recipe: Recipe) -> tuple[float, float]:
-    """(shift in ms, drift in ms per s) to take out of the clip's sound; zeros unless the recipe repairs sync."""
-    sync, rule = clip.get("sync") or {}, recipe.sync_repair
-    offset, confidence = sync.get("offset_ms"), sync.get("confidence")
-    if not rule.enabled or offset is None or confidence is None:
-        return 0.0, 0.0
-    if abs(offset) < rule.min_offset_ms or confidence < rule.min_confidence:
-        return 0.0, 0.0
-    return float(offset), float(sync.get("drift_ms_per_s") or 0.0)
+    return Sample(clip, members, report, resync)
 
 
 def timbre_matrix(clip: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -189,7 +195,7 @@ def timbre_matrix(clip: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]
     return matrix
 
 
-def annotation(clip: dict[str, Any], recipe: Recipe, shift_ms: float) -> dict[str, Any]:
+def annotation(clip: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """The .json member: everything known about the clip, from source to measure; embeddings are in the .npy."""
     asset = clip["asset"]
     measured: dict[str, Any] = {
@@ -208,7 +214,6 @@ def annotation(clip: dict[str, Any], recipe: Recipe, shift_ms: float) -> dict[st
         "clip": clip["clip"],
         "probe": asset["probe"],
         **measured,
-        "applied_shift_ms": shift_ms,
         "provenance": {
             "recipe": recipe.name,
             "measure_hash": recipe.measure_hash(),
@@ -217,8 +222,9 @@ def annotation(clip: dict[str, Any], recipe: Recipe, shift_ms: float) -> dict[st
     }
 
 
-def index_row(clip: dict[str, Any], report: Any, task: ShardTask) -> dict[str, Any]:
+def index_row(sample: Sample, task: ShardTask) -> dict[str, Any]:
     """The index columns of one sample except those that depend on its place in the tar."""
+    clip = sample.clip
     probe, own = clip["asset"]["probe"], clip["clip"]
     duration_s = own["duration_us"] / 1e6
     text = (clip.get("caption") or {}).get("text") or " ".join(span["text"] for span in own["spans"] or ())
@@ -249,7 +255,8 @@ def index_row(clip: dict[str, Any], report: Any, task: ShardTask) -> dict[str, A
         "audio_tokens": cost.audio_tokens,
         "text_tokens": cost.text_tokens,
         "train_flops": cost.train_flops,
-        **_cut_columns(report),
+        **_cut_columns(sample.report),
+        **_repair_columns(sample.report, sample.resync),
     }
 
 
@@ -259,7 +266,18 @@ def _cut_columns(report: Any) -> dict[str, Any]:
         "cut_start_error_us": report.start_error_us,
         "cut_sound_error_samples": report.sound_error_samples,
         "cut_duration_error_us": report.duration_error_us,
+    }
+
+
+def _repair_columns(report: Any, resync: dict[str, Any] | None) -> dict[str, Any]:
+    found = resync or {}
+    return {
         "applied_shift_ms": report.applied_shift_ms,
+        "applied_drift_ms_per_s": report.applied_drift_ppm / 1e3,
+        "repaired_offset_ms": found.get("offset_ms"),
+        "repaired_offset_std_ms": found.get("offset_std_ms"),
+        "repaired_drift_ms_per_s": found.get("drift_ms_per_s"),
+        "repaired_confidence": found.get("confidence"),
     }
 
 
@@ -283,7 +301,9 @@ def _append(tar: tarfile.TarFile, clip_id: str, members: dict[str, bytes]) -> di
 def _pack_row(clip: dict[str, Any], task: ShardTask, report: Any, error: ItemError | None) -> dict[str, Any]:
     verdict: dict[str, Any] = {"status": "keep" if error is None else "error", "reason": error and f"pack.{error.reason}",
                "message": error and str(error), "stage": "pack", "failed_gates": [], "is_audit": False}  # fmt: skip
-    pack = {"shard": f"{task.name}.tar"} | (_cut_columns(report) if report is not None else {})
+    pack = {"shard": f"{task.name}.tar"}
+    if report is not None:
+        pack |= _cut_columns(report) | {"applied_shift_ms": report.applied_shift_ms}
     return {"kind": "pack", "row_id": clip["row_id"], "parent_id": clip["row_id"], "source_id": clip["source_id"],
             "asset_id": clip["asset_id"], "duration_us": clip["duration_us"], "verdict": verdict, "pack": pack}  # fmt: skip
 

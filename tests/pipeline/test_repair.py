@@ -1,0 +1,276 @@
+"""Sound that measures late is moved where it belongs, and nothing else is; what is written is measured again."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.signal import correlate
+
+from pipeline.config import Recipe, SyncRepair, parse_recipe
+from pipeline.demo import swapped_clip, talking_clip
+from pipeline.pack import make_sample, read_index
+from pipeline.queries import Run
+from pipeline.repair import Remeasure, Repair, repair_of, with_moved_sound
+from schemas.errors import ItemError
+from schemas.timing import Span
+
+LATE_MS = 120.0
+DRIFT_MS_PER_S = -8.0
+DRIFTING_S = 16.0
+
+MEASURED = {
+    "kind": "speech",
+    "finding": "shifted",
+    "offset_ms": 120.0,
+    "offset_std_ms": 20.0,
+    "confidence": 8.0,
+    "drift_ms_per_s": None,
+    "drift_std_ms_per_s": None,
+}
+DRIFTING = {"finding": "drifting", "drift_ms_per_s": 6.0, "drift_std_ms_per_s": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("sync", "expected"),
+    [
+        ({}, Repair(120.0, 0.0)),
+        ({"offset_ms": -90.0, "finding": "in_sync"}, Repair(-90.0, 0.0)),
+        (DRIFTING, Repair(120.0, 6.0)),
+        (DRIFTING | {"offset_ms": 3.0}, Repair(3.0, 6.0)),
+        ({"drift_ms_per_s": 4.0, "drift_std_ms_per_s": 3.0}, Repair(120.0, 0.0)),
+        ({"offset_ms": 35.0}, None),
+        ({"offset_std_ms": 70.0}, None),
+        ({"confidence": 5.9}, None),
+        ({"finding": "no_match"}, None),
+        ({"finding": "unclear"}, None),
+        ({"kind": "event"}, None),
+        ({"kind": "none", "finding": None, "offset_ms": None, "confidence": None}, None),
+    ],
+)
+def test_only_a_certain_offset_of_lips_is_repaired(sync: dict[str, Any], expected: Repair | None) -> None:
+    assert repair_of(MEASURED | sync, SyncRepair(enabled=True)) == expected
+    assert repair_of(MEASURED | sync, SyncRepair(enabled=False)) is None
+    assert repair_of(None, SyncRepair(enabled=True)) is None
+
+
+def test_strangers_sound_stays_however_low_the_bar() -> None:
+    rule = SyncRepair(enabled=True, min_confidence=0, min_offset_ms=0)
+    for finding in ("no_match", "unclear"):
+        assert repair_of(MEASURED | {"finding": finding}, rule) is None
+
+
+def asset_of(words: list[tuple[str, float, float, str]]) -> dict[str, Any]:
+    """An asset that says `words` (text, start, end, speaker), each word a turn of its own."""
+    return {
+        "transcribe": {
+            "language": "en",
+            "speech": [{"start_s": a, "end_s": b} for _, a, b, _ in words],
+            "words": [{"text": t, "start_s": a, "end_s": b, "confidence": 0.5} for t, a, b, _ in words],
+        },
+        "diarize": {"turns": [{"speaker": s, "start_s": a, "end_s": b} for _, a, b, s in words], "overlaps": []},
+    }
+
+
+def clip_of(asset: dict[str, Any], low: int, high: int) -> dict[str, Any]:
+    """The clip [low, high) in hundredths of a second, with the spans the clip stage would give it."""
+    from stages.clip import group_utterances, spans_within, spoken_words
+
+    span = Span(low, high, 1, 100)
+    utterances = group_utterances(spoken_words(asset["transcribe"], asset["diarize"]), 0.3)
+    spans = spans_within(span, utterances, [], "en")
+    references = [
+        {"span_index": i, "is_same_span": i == 0, "embedding": [float(i)], "similarity": 0.9} for i in range(len(spans))
+    ]
+    active = [{"span_index": i, "status": "on_screen", "track": i, "score": 3.0} for i in range(len(spans))]
+    quoted = " ".join(f"<S>{span['text']}<E>" for span in spans)
+    return {
+        "row_id": "c0",
+        "asset": asset,
+        "clip": {"start_pts": low, "end_pts": high, "tb_num": 1, "tb_den": 100, "spans": spans},
+        "sync": MEASURED | {"active": active},
+        "timbre": {"references": references, "num_cross_utterance": 2, "num_same_span": 1, "num_missing": 0},
+        "caption": {"engine": "openai", "model": "m", "text": quoted, "num_lines": len(spans)},
+        "picture": None,
+        "audio": None,
+    }
+
+
+RECIPE = parse_recipe({"name": "r", "stages": {name: {} for name in ("clip", "sync", "timbre", "caption")}})
+
+
+def test_annotations_follow_the_sound() -> None:
+    """Moved 0.3 s earlier: the first utterance falls out, the second moves, a third comes in at the end."""
+    asset = asset_of([("gone", 10.05, 10.4, "A"), ("stays", 12.0, 12.4, "B"), ("new", 15.05, 15.35, "A")])
+    clip = clip_of(asset, 1000, 1500)
+    assert [span["text"] for span in clip["clip"]["spans"]] == ["gone", "stays"]
+    moved = with_moved_sound(clip, Repair(300.0, 0.0), RECIPE)
+    spans = moved["clip"]["spans"]
+    assert [span["text"] for span in spans] == ["stays", "new"]
+    assert (spans[0]["start_s"], spans[0]["end_s"]) == (pytest.approx(1.7), pytest.approx(2.1))
+    assert spans[1]["words"][0]["end_s"] == pytest.approx(5.0)
+    assert [(face["span_index"], face["track"]) for face in moved["sync"]["active"]] == [(0, 1), (1, None)]
+    assert [(r["span_index"], r["embedding"]) for r in moved["timbre"]["references"]] == [(0, [1.0])]
+    assert (moved["timbre"]["num_cross_utterance"], moved["timbre"]["num_missing"]) == (1, 1)
+    assert moved["caption"]["engine"] == "template"
+    assert moved["caption"]["text"].count("<S>") == moved["caption"]["num_lines"] == 2
+    assert "<S>stays<E>" in moved["caption"]["text"]
+    assert clip["clip"]["spans"][0]["text"] == "gone"  # the ledger's row is not touched
+
+
+def test_a_caption_that_still_holds_is_kept() -> None:
+    clip = clip_of(asset_of([("stays", 12.0, 12.4, "B")]), 1000, 1500)
+    moved = with_moved_sound(clip, Repair(120.0, 0.0), RECIPE)
+    assert moved["caption"] == clip["caption"]
+    assert moved["clip"]["spans"][0]["start_s"] == pytest.approx(1.88)
+
+
+@given(
+    st.floats(-1300, 1300),
+    st.floats(-15, 15),
+    st.lists(st.tuples(st.integers(900, 1600), st.integers(5, 60)), max_size=8),
+)
+def test_spans_never_leave_the_clip(shift_ms: float, drift: float, words: list[tuple[int, int]]) -> None:
+    said = [(f"w{i}", a / 100, (a + n) / 100, "AB"[i % 2]) for i, (a, n) in enumerate(sorted(words))]
+    clip = clip_of(asset_of(said), 1000, 1500)
+    moved = with_moved_sound(clip, Repair(shift_ms, drift), RECIPE)
+    spans = moved["clip"]["spans"]
+    for span in spans:
+        assert 0 <= span["start_s"] <= span["end_s"] <= 5
+        assert all(span["start_s"] <= word["start_s"] <= word["end_s"] <= span["end_s"] for word in span["words"])
+    assert len(moved["sync"]["active"]) == len(spans) == moved["caption"]["text"].count("<S>")
+    for reference in moved["timbre"]["references"]:
+        old = clip["clip"]["spans"][int(reference["embedding"][0])]["text"].split()
+        assert set(old) & set(spans[reference["span_index"]]["text"].split())
+
+
+def test_drift_is_taken_out_around_the_middle() -> None:
+    repair, span = Repair(100.0, 10.0), Span(10, 20, 1, 1)
+    for at in (10.0, 13.7, 15.0, 20.0):
+        late = 0.1 + 0.01 * (at - 15)
+        assert repair.heard_at(at + late, span) == pytest.approx(at, abs=1e-9)
+
+
+def measured_row(path: Path, make_row: Any, context: Any) -> dict[str, Any]:
+    """The ledger row of a whole file as one clip, really measured, as packing gets it."""
+    from schemas.records import span_fields
+    from stages.sync import Sync, SyncConfig
+
+    asset = make_row(path)
+    probe = asset["probe"]
+    span = Span(probe["video_start_pts"], probe["video_end_pts"], probe["tb_num"], probe["tb_den"])
+    clip = span_fields(span) | {"spans": [], "num_frames": probe["num_frames"]}
+    stage = Sync(SyncConfig())
+    stage.setup(context)
+    (sync,) = stage.process([asset | {"clip": clip}])
+    return {"row_id": "c0", "asset_id": "a0", "clip": clip, "sync": sync, "asset": asset | {"source": {}}}
+
+
+def test_a_repair_that_does_not_help_is_an_error(tmp_path: Path, make_row: Any, context: Any) -> None:
+    """The ledger claims 400 ms; the clip is in sync. Moving it makes it worse, and that is found out."""
+    recipe = Recipe(name="r", stages={"sync": {}}, sync_repair=SyncRepair(enabled=True))
+    clip = measured_row(talking_clip(tmp_path / "good.mp4", who="dan", seed=11).path, make_row, context)
+    assert abs(clip["sync"]["offset_ms"]) < 80
+    remeasure = Remeasure(recipe, context)
+    untouched = make_sample(clip, recipe, context, remeasure)
+    assert (untouched.report.applied_shift_ms, untouched.resync) == (0.0, None)
+    clip["sync"] = clip["sync"] | {"offset_ms": 400.0, "finding": "shifted"}
+    with pytest.raises(ItemError, match="-400 ms") as caught:
+        make_sample(clip, recipe, context, remeasure)
+    assert caught.value.reason == "sync_not_repaired"
+    context.media.close()
+
+
+@pytest.fixture(scope="module")
+def repaired_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(media, run): late, drifting and swapped clips through `nava-curate run` with repair on and gates wide open."""
+    folder = tmp_path_factory.mktemp("repair")
+    media, run = folder / "media", folder / "run"
+    media.mkdir()
+    talking_clip(media / "late.mp4", LATE_MS, who="ann", duration_s=7.0, seed=3)
+    talking_clip(media / "drifting.mp4", LATE_MS, DRIFT_MS_PER_S, who="ben", duration_s=DRIFTING_S, seed=11)
+    swapped_clip(media / "swapped.mp4", who="dan", duration_s=7.0, seed=4)
+    chosen = {
+        "sync_repair.enabled": "true",
+        "sync_repair.min_confidence": "0",
+        "gates.sync.offset_ms.abs_max": "1500",
+        "gates.sync.confidence.min": "0",
+        "stages.clip.max_s": "16",
+    }
+    command = [sys.executable, "-m", "pipeline.cli", "run", "quickstart", "-q", "-i", str(media), "-o", str(run)]
+    command += [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
+    subprocess.run(command, check=True, timeout=600, capture_output=True)
+    return media, run
+
+
+def packed(run: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], np.ndarray[Any, Any]]:
+    """(index row, annotation, sound) of the one clip of source `name`."""
+    opened = Run(str(run))
+    sources = {row["source_id"]: row["source"]["uri"] for row in opened.ledger.settled("asset").to_pylist()}
+    (row,) = [r for r in read_index(opened.dir, "00000").to_pylist() if sources[r["source"]].endswith(name)]
+    with tarfile.open(run / "shards" / row["shard"]) as tar:
+        members = {key: tar.extractfile(f"{row['clip_id']}.{key}").read() for key in ("json", "flac")}  # type: ignore[union-attr]
+    return row, json.loads(members["json"]), soundfile.read(io.BytesIO(members["flac"]), always_2d=True)[0][:, 0]
+
+
+def lag_s(media: Path, sound: np.ndarray[Any, Any], low_s: float, high_s: float) -> float:
+    """How much later the source's own sound has what `sound` has between two instants."""
+    from stages.media import Decoder
+
+    decoder = Decoder(media.parent / "scratch")
+    source = np.array(decoder.audio(media, rate_hz=48_000).samples)
+    decoder.close()
+    low, high, reach = round(low_s * 48_000), round(high_s * 48_000), 24_000
+    curve = correlate(source[low - reach : high + reach], sound[low:high], "valid", method="fft")
+    return float((int(np.argmax(curve)) - reach) / 48_000)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+@pytest.mark.timeout(900)
+class TestRun:
+    """What a whole run packs."""
+
+    def test_a_constant_offset_is_taken_out(self, repaired_run: tuple[Path, Path]) -> None:
+        media, run = repaired_run
+        row, told, sound = packed(run, "late.mp4")
+        assert row["applied_shift_ms"] == pytest.approx(LATE_MS, abs=45)
+        assert row["applied_drift_ms_per_s"] == 0
+        assert lag_s(media / "late.mp4", sound, 2, 5) == pytest.approx(row["applied_shift_ms"] / 1000, abs=2 / 48_000)
+        assert abs(row["repaired_offset_ms"]) < 25 < abs(told["sync"]["offset_ms"])
+        assert row["repaired_confidence"] > 4
+        assert row["cut_sound_error_samples"] == 0
+        for name in ("applied_shift_ms", "applied_drift_ms_per_s", "repaired_offset_ms", "repaired_confidence"):
+            assert told[name] == row[name]
+        before = [clip for clip in Run(str(run)).ledger.settled("clip").to_pylist() if clip["row_id"] == row["clip_id"]]
+        was, now = (spans[0]["words"][-1]["start_s"] for spans in (before[0]["clip"]["spans"], told["clip"]["spans"]))
+        assert was - now == pytest.approx(row["applied_shift_ms"] / 1000, abs=1e-4)
+
+    def test_a_linear_drift_is_taken_out(self, repaired_run: tuple[Path, Path]) -> None:
+        media, run = repaired_run
+        row, _, sound = packed(run, "drifting.mp4")
+        assert row["duration_s"] == pytest.approx(DRIFTING_S)
+        assert row["applied_drift_ms_per_s"] == pytest.approx(DRIFT_MS_PER_S, abs=2.5)
+        assert abs(row["repaired_offset_ms"]) < 25
+        assert abs(row["repaired_drift_ms_per_s"]) < 3
+        for at in (1.0, 6.5, 12.0):
+            taken_out = lag_s(media / "drifting.mp4", sound, at, at + 3)
+            true_lag = (LATE_MS + DRIFT_MS_PER_S * (at + 1.5)) / 1000
+            assert taken_out == pytest.approx(true_lag, abs=0.06)
+
+    def test_sound_of_other_words_stays(self, repaired_run: tuple[Path, Path]) -> None:
+        _, run = repaired_run
+        row, told, _ = packed(run, "swapped.mp4")
+        assert told["sync"]["finding"] in ("no_match", "unclear")
+        assert (row["applied_shift_ms"], row["repaired_offset_ms"]) == (0.0, None)
