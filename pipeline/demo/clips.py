@@ -286,6 +286,21 @@ def variable_rate(duration_s: float = 6.0, seed: int = 0, encoding: Encoding = E
     return replace(encoding, pts=kept, time_base=Fraction(1, 90_000))
 
 
+SMALL = Encoding(width_px=192, height_px=96)
+CUT_ENCODINGS: dict[str, Encoding] = {
+    "plain.mp4": SMALL,
+    "ntsc.mov": replace(SMALL, fps=Fraction(30000, 1001)),
+    "open_gop.mp4": replace(
+        SMALL, gop_frames=25, extra={"x264-params": "open-gop=1:b-adapt=0:bframes=3:threads=1:lookahead-threads=1"}
+    ),
+    "vfr.mp4": variable_rate(4.0, 1, SMALL),
+    "vfr.mkv": variable_rate(4.0, 2, SMALL),
+    "late.mp4": replace(SMALL, sound_start_s=0.5),
+    "vp8.webm": replace(SMALL, video_codec="libvpx", audio_codec="libopus"),
+    "intra.mp4": replace(SMALL, gop_frames=1),
+}
+"""Ways to write `flash_and_click` that cutters get wrong, by file name."""
+
 KINDS: dict[str, tuple[Callable[..., Made], str]] = {
     "talking": (talking_clip, ".mp4"),
     "swapped": (swapped_clip, ".mp4"),

@@ -14,26 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.demo.clips import Encoding, flash_and_click, frame_number, variable_rate
+from pipeline.demo.clips import CUT_ENCODINGS, flash_and_click, frame_number
 from schemas.errors import MediaError
 from schemas.timing import Span
 from stages.cutting import SOUND_RATE_HZ, CutOptions, cut_clip, cut_sound, shifted, sound_lag, verify_clip
 from stages.cutting_copy_child import decode_times
 from stages.media import Decoder, Frames, Waveform
-
-SMALL = Encoding(width_px=192, height_px=96)
-KINDS: dict[str, Encoding] = {
-    "plain.mp4": SMALL,
-    "ntsc.mov": replace(SMALL, fps=Fraction(30000, 1001)),
-    "open_gop.mp4": replace(
-        SMALL, gop_frames=25, extra={"x264-params": "open-gop=1:b-adapt=0:bframes=3:threads=1:lookahead-threads=1"}
-    ),
-    "vfr.mp4": variable_rate(4.0, 1, SMALL),
-    "vfr.mkv": variable_rate(4.0, 2, SMALL),
-    "late.mp4": replace(SMALL, sound_start_s=0.5),
-    "vp8.webm": replace(SMALL, video_codec="libvpx", audio_codec="libopus"),
-    "intra.mp4": replace(SMALL, gop_frames=1),
-}
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +32,10 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder]:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory, decoder: Decoder) -> dict[str, tuple[Path, Frames]]:
     folder = tmp_path_factory.mktemp("known")
-    for name, encoding in KINDS.items():
+    for name, encoding in CUT_ENCODINGS.items():
         flash_and_click(folder / name, 4.0, encoding, seed=3)
     _pre_roll(folder / "plain.mp4", folder / "edit_list.mov")
-    paths = [folder / name for name in (*KINDS, "edit_list.mov") if (folder / name).exists()]
+    paths = [folder / name for name in (*CUT_ENCODINGS, "edit_list.mov") if (folder / name).exists()]
     return {path.name: (path, decoder.frames(path, size=(96, 48))) for path in paths}
 
 
@@ -76,7 +62,7 @@ def clicks_and_flashes(path: Path, decoder: Decoder) -> tuple[np.ndarray, np.nda
     return onsets / SOUND_RATE_HZ + float(sound.start), flashes
 
 
-@pytest.mark.parametrize("name", [*KINDS, "edit_list.mov"])
+@pytest.mark.parametrize("name", [*CUT_ENCODINGS, "edit_list.mov"])
 def test_random_cuts_are_exact(files: Any, decoder: Decoder, tmp_path: Path, name: str) -> None:
     if name not in files:
         pytest.skip("ffmpeg is not installed")
