@@ -15,7 +15,6 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,65 +23,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.fit_sync import SOUND_MARGIN_S, Example, Reader, fit_model, is_in_sync_talk, people_of
-from stages.faces import FaceTrack, Tracks
+from pipeline.config import SyncRepair
+from pipeline.repair import repair_of
 from stages.media import Waveform
-from stages.sync import SyncConfig, measure
+from stages.sync import SyncConfig
+from stages.sync_film import SHIFTS_S, Film, Speech
 from stages.sync_mouth import MouthEngine, mouth_features, sound_features
 
 Array = NDArray[Any]
 Item = dict[str, Any]
 
-SHIFTS_S = (-1.0, -0.8, -0.6, -0.4, -0.2, 0.2, 0.4, 0.6, 0.8, 1.0)
+REPAIR_SHIFTS_S = (0.0, -0.6, -0.3, -0.12, 0.12, 0.3, 0.6)
 LEAST_S = 3.0
 RESAMPLINGS = 1000
 SPEECH = [(-1e9, 1e9)]
 
 
-@dataclass
-class Film:
-    """A decoded file: faces, motion and sound."""
+@dataclass(frozen=True, kw_only=True)
+class Staged(Film):
+    """A film with its line of the manifest."""
 
     item: Item
-    seen: Tracks
-    sound: Waveform
-
-    @property
-    def start_s(self) -> float:
-        return float(self.seen.times_s[0])
-
-    @property
-    def duration_s(self) -> float:
-        return self.seen.end_s - self.start_s
-
-    def part(self, low_s: float, high_s: float, sound: Waveform | None = None) -> Film:
-        """The stretch [low_s, high_s) as if it were a file of its own: no sound outside it."""
-        sound = sound or self.sound
-        keep = (self.seen.times_s >= low_s - 1e-6) & (self.seen.times_s < high_s - 1e-6)
-        faces = [face for face in (_cut_track(f, low_s, high_s) for f in self.seen.faces) if len(face.times_s)]
-        begin = Fraction(low_s).limit_denominator(100_000)
-        end = Fraction(high_s).limit_denominator(100_000)
-        begin, end = max(begin, sound.start), min(end, sound.end)
-        samples = sound.cut(begin, end)
-        seen = replace(
-            self.seen, faces=faces, times_s=self.seen.times_s[keep], end_s=high_s, change=self.seen.change[keep]
-        )
-        return Film(self.item, seen, Waveform(samples, sound.rate_hz, begin))
-
-    def with_sound(self, sound: Waveform, late_s: float) -> Film:
-        """This picture under `sound` moved `late_s` later, trimmed to what both share."""
-        moved = Waveform(sound.samples, sound.rate_hz, sound.start + Fraction(late_s).limit_denominator(100_000))
-        return self.part(max(self.start_s, float(moved.start)), min(self.seen.end_s, float(moved.end)), moved)
-
-
-def _cut_track(track: FaceTrack, low_s: float, high_s: float) -> FaceTrack:
-    keep = (track.times_s >= low_s - 1e-6) & (track.times_s < high_s - 1e-6)
-    return replace(track, times_s=track.times_s[keep], points=track.points[keep], boxes=track.boxes[keep])
 
 
 class Judge:
     """Sync measurements by models that never met the people they judge."""
 
-    def __init__(self, films: Sequence[Film]) -> None:
+    def __init__(self, films: Sequence[Staged]) -> None:
         self.config = SyncConfig()
         self.examples = [_example(film) for film in films if is_in_sync_talk(film.item)]
         self._engines: dict[frozenset[str], MouthEngine] = {}
@@ -96,15 +63,15 @@ class Judge:
         return self._engines[strangers]
 
     def measure(self, film: Film, people: frozenset[str], spans: Sequence[Item] = (), is_speech: bool = True) -> Item:
-        """The stage's own struct for `film`."""
-        speech = SPEECH if is_speech else []
-        return measure(film.seen, film.sound, speech, spans, self.engine(people), self.config)
+        """The stage's own struct for `film`; `spans` are on its asset clock."""
+        heard = replace(film.heard, stretches=SPEECH if is_speech else [], spans=spans)
+        return replace(film, heard=heard).sync(self.engine(people), self.config)
 
 
-def _example(film: Film) -> Example:
-    start_s, end_s = film.start_s, film.seen.end_s
+def _example(film: Staged) -> Example:
+    start_s, end_s = film.start_s, film.end_s
     mouth = mouth_features(film.seen.faces[0], start_s, end_s)
-    sound = sound_features(film.sound, start_s - SOUND_MARGIN_S, end_s + SOUND_MARGIN_S)
+    sound = sound_features(film.heard.sound, start_s - SOUND_MARGIN_S, end_s + SOUND_MARGIN_S)
     lag = float(film.item["ground_truth"]["measured_audio_lag_ms"])
     return Example(film.item["path"], people_of(film.item), mouth, sound, lag)
 
@@ -125,33 +92,34 @@ def score_sync(media_dir: Path | str) -> Item:
     talk = [film for film in films if is_in_sync_talk(film.item) and film.duration_s >= LEAST_S - 0.05]
     return {
         "talking": score_talk(judge, talk),
+        "repair": score_repair(judge, talk),
         "active_face": score_active(judge, [film for film in films if _turns_in_view(film.item)]),
         "nonspeech": score_events(judge, [film for film in films if film.item.get("category") == "nonspeech"]),
     }
 
 
-def _read(reader: Reader, media_dir: Path, item: Item) -> Film | None:
+def _read(reader: Reader, media_dir: Path, item: Item) -> Staged | None:
     path = media_dir / item["path"]
     if not reader.decoder.probe(path, decode=False)["has_audio"]:
         return None
     seen = reader.tracker.follow(reader.decoder.iter_frames(path, long_side_px=640, max_fps=30, chunk=64))
     sound = reader.decoder.audio(path)
-    return Film(item, seen, Waveform(np.array(sound.samples), sound.rate_hz, sound.start))
+    heard = Speech(sound=Waveform(np.array(sound.samples), sound.rate_hz, sound.start))
+    return Staged(name=item["path"], seen=seen, heard=heard, item=item)
 
 
-def score_talk(judge: Judge, films: Sequence[Film]) -> Item:
+def score_talk(judge: Judge, films: Sequence[Staged]) -> Item:
     """Offset errors over shifts, and how well in-sync clips are told from shifted and swapped ones."""
     rows: list[Item] = []
     for film in films:
         people = people_of(film.item)
         for shift_s in (0.0, *SHIFTS_S):
-            made = film.with_sound(film.sound, shift_s)
-            rows.append(_row(judge.measure(made, people), film, made, "shifted" if shift_s else "original", shift_s))
+            made = film.under(film.heard, shift_s)
+            rows.append(_row(judge.measure(made, people), made, "shifted" if shift_s else "original", shift_s))
         for other in films:
             if not people_of(other.item) & people and other.duration_s >= LEAST_S - 0.05:
-                late_s = film.start_s - float(other.sound.start)
-                made = film.with_sound(other.sound, late_s)
-                rows.append(_row(judge.measure(made, people | people_of(other.item)), film, made, "swapped", 0.0))
+                made = film.under(other.heard, _start_gap_s(film, other))
+                rows.append(_row(judge.measure(made, _people(film, other)), made, "swapped", 0.0))
     long = [row for row in rows if row["length_s"] >= LEAST_S - 0.05]
     short = [row for row in rows if row["length_s"] < LEAST_S - 0.05]
     originals = [row for row in rows if row["kind"] == "original"]
@@ -171,10 +139,46 @@ def score_talk(judge: Judge, films: Sequence[Film]) -> Item:
     }
 
 
-def _row(result: Item, film: Film, made: Film, kind: str, shift_s: float) -> Item:
+def score_repair(judge: Judge, films: Sequence[Staged]) -> Item:
+    """What `sync_repair` with its usual limits does to clips shifted by known amounts: who is moved, and what is left.
+
+    `left_ms` are absolute offsets of the repaired clips, `unrepaired` counts those left alone. Without shift, `left_ms` is
+    what repair does to clips in sync. Swapped sound must never be moved.
+    """
+    rule = SyncRepair(enabled=True)
+    out: Item = {}
+    for shift_s in REPAIR_SHIFTS_S:
+        found = [
+            repair_of(judge.measure(film.under(film.heard, shift_s), people_of(film.item)), rule) for film in films
+        ]
+        left = [abs(1000 * shift_s - repair.shift_ms) for repair in found if repair is not None]
+        out[f"{shift_s:+g}"] = {
+            "repaired": len(left),
+            "unrepaired": len(films) - len(left),
+            "left_ms": {"median": float(np.median(left)), "worst": max(left)} if left else None,
+        }
+    swapped = [
+        repair_of(judge.measure(film.under(other.heard, _start_gap_s(film, other)), _people(film, other)), rule)
+        for film in films
+        for other in films
+        if not people_of(other.item) & people_of(film.item)
+    ]
+    return out | {"swapped": {"num": len(swapped), "repaired": sum(repair is not None for repair in swapped)}}
+
+
+def _start_gap_s(film: Staged, other: Staged) -> float:
+    """How much later `film` begins than the sound of `other`."""
+    return film.start_s - float(other.heard.sound.start)
+
+
+def _people(film: Staged, other: Staged) -> frozenset[str]:
+    return people_of(film.item) | people_of(other.item)
+
+
+def _row(result: Item, made: Film, kind: str, shift_s: float) -> Item:
     offset = result["offset_ms"]
     return {
-        "clip": film.item["path"],
+        "clip": made.name,
         "kind": kind,
         "shift_s": shift_s,
         "length_s": made.duration_s,
@@ -238,7 +242,7 @@ def _turns_in_view(item: Item) -> bool:
     return item.get("category") in ("talking", "multishot") and len(turns) > 1
 
 
-def score_active(judge: Judge, films: Sequence[Film]) -> Item:
+def score_active(judge: Judge, films: Sequence[Staged]) -> Item:
     """Share of staged turns given to the right face, or rightly to nobody in view.
 
     A turn counts for the side its speaker is named after ("left", "right"), or for the only face of its shot.
@@ -247,7 +251,7 @@ def score_active(judge: Judge, films: Sequence[Film]) -> Item:
     for film in films:
         people = people_of(film.item)
         for shot, turns in _shots(film):
-            spans = [_span(turn, shot) for turn in turns]
+            spans = [_span(turn) for turn in turns]
             result = judge.measure(shot, people, spans)
             for turn, active in zip(turns, result["active"], strict=True):
                 expected = "on_screen" if turn.get("on_screen", True) else "off_screen"
@@ -265,22 +269,21 @@ def score_active(judge: Judge, films: Sequence[Film]) -> Item:
     }
 
 
-def _shots(film: Film) -> Iterator[tuple[Film, list[Item]]]:
+def _shots(film: Staged) -> Iterator[tuple[Staged, list[Item]]]:
     """Parts of a film between its true hard cuts, with the turns whose middle lies in them."""
     truth = film.item["ground_truth"]
     rate = next(s["fps"] for s in film.item["probe"]["streams"] if s["type"] == "video" and "fps" in s)
-    marks = [film.start_s, *(film.start_s + cut / float(rate) for cut in truth.get("hard_cuts") or []), film.seen.end_s]
+    marks = [film.start_s, *(film.start_s + cut / float(rate) for cut in truth.get("hard_cuts") or []), film.end_s]
     for low_s, high_s in pairwise(marks):
         turns = [t for t in truth["speaker_turns"] if low_s <= (t["start"] + t["end"]) / 2 < high_s]
         if turns:
             yield film.part(low_s, high_s), turns
 
 
-def _span(turn: Item, shot: Film) -> Item:
-    low, high = max(turn["start"], shot.start_s), min(turn["end"], shot.seen.end_s)
+def _span(turn: Item) -> Item:
     return {
-        "start_s": low - shot.start_s,
-        "end_s": high - shot.start_s,
+        "start_s": turn["start"],
+        "end_s": turn["end"],
         "speaker": turn["speaker"],
         "is_overlap": False,
         "text": turn.get("text", ""),
@@ -294,14 +297,14 @@ def _side_of(face: Item, speaker: str) -> bool:
     return bool(centre > 0.5) if speaker.startswith("right:") else True
 
 
-def score_events(judge: Judge, films: Sequence[Film]) -> Item:
+def score_events(judge: Judge, films: Sequence[Staged]) -> Item:
     """Offsets of clips without speech, untouched and shifted. Few and hard: read the rows, not the medians."""
     rows = []
     for film in films:
         for shift_s in (0.0, -0.4, 0.4):
-            made = film.with_sound(film.sound, shift_s)
+            made = film.under(film.heard, shift_s)
             result = judge.measure(made, people_of(film.item), is_speech=False)
-            rows.append(_row(result, film, made, "event", shift_s))
+            rows.append(_row(result, made, "event", shift_s))
     shown = [{k: row[k] for k in ("clip", "shift_s", "offset_ms", "std_ms", "confidence")} for row in rows]
     return _errors(rows) | {"clips": shown}
 

@@ -173,6 +173,33 @@ def verify(run_uri: RunArgument) -> None:
 
 
 @app.command()
+def calibrate(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="folder or URL of a run, or a folder of videos")],
+    clips: Annotated[int, typer.Option(help="measure at most N clips, drawn at random")] = 40,
+    seed: Annotated[int, typer.Option(help="another seed draws other clips")] = 0,
+    max_false_keep: Annotated[float, typer.Option(help="share of wrong clips the recommended row may keep")] = 0.05,
+    include_rejected: Annotated[
+        bool, typer.Option("--include-rejected", help="also clips of the run that only the sync gates turned away")
+    ] = False,
+    recipe: Annotated[str, typer.Option(help="recipe for a folder of videos; a run brings its own")] = "quickstart",
+    set_: SetOption = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="also write everything measured to this file")
+    ] = None,
+) -> None:
+    """Moves and exchanges the sound of your own clips, and prints what every sync threshold would keep and drop wrongly."""
+    from pipeline.calibrate import Options
+    from pipeline.calibrate import calibrate as measure
+    from pipeline.thresholds import text_of
+
+    options = Options(clips, seed, max_false_keep, include_rejected)
+    answer = measure(source, options, recipe, set_ or (), report=lambda line: print(line, file=sys.stderr, flush=True))
+    if json_file is not None:
+        json_file.write_text(json.dumps(answer, indent=1) + "\n")
+    print(text_of(answer))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="folder to write")],
     seed: Annotated[int, typer.Option(help="another seed gives other clips")] = 0,

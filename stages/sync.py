@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -143,6 +144,11 @@ class Sync(Measure[SyncConfig]):
         return results
 
     def _measure(self, row: Row) -> dict[str, Any]:
+        seen, sound, speech = self.observe(row)
+        return measure(seen, sound, speech, row["clip"]["spans"] or [], self.engine, self.config)
+
+    def observe(self, row: Row) -> tuple[Tracks, Waveform | None, list[tuple[float, float]] | None]:
+        """What `measure` needs of a clip: what is seen, the asset's sound, and stretches of speech on its clock."""
         config, span = self.config, span_of(row["clip"])
         path = self.ctx.asset_path(row)
         frames = self.ctx.media.iter_frames(
@@ -157,10 +163,8 @@ class Sync(Measure[SyncConfig]):
         if not len(seen.times_s):
             raise MediaError("No frame of the clip could be decoded.", reason="no_frames")
         sound = self.ctx.media.audio(path) if row["probe"]["has_audio"] else None
-        heard = None if sound is None or is_silent(sound.cut(span.start, span.end)) else sound
         told = (row.get("transcribe") or {}).get("speech")
-        stretches = None if told is None else [(s["start_s"], s["end_s"]) for s in told]
-        return measure(seen, heard, stretches, row["clip"]["spans"] or [], self.engine, config)
+        return seen, sound, None if told is None else [(s["start_s"], s["end_s"]) for s in told]
 
 
 def make_engine(config: SyncConfig) -> Engine:
@@ -172,8 +176,9 @@ def make_engine(config: SyncConfig) -> Engine:
     return MouthEngine(config.max_offset_s)
 
 
-def is_silent(samples: Array) -> bool:
-    """Whether samples hold no more than the noise of a converter."""
+def _is_silent(sound: Waveform, start_s: float, end_s: float) -> bool:
+    """Whether a stretch of sound holds no more than the noise of a converter."""
+    samples = sound.cut(*(Fraction(at).limit_denominator(1_000_000) for at in (start_s, end_s)))
     return not len(samples) or float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) < SILENT_RMS
 
 
@@ -200,6 +205,8 @@ def measure(
     lips or events are measured. `spans` are `clip.spans`.
     """
     start_s, end_s = float(seen.times_s[0]), seen.end_s
+    if sound is not None and _is_silent(sound, start_s, end_s):
+        sound = None
     tracks = [t for t in seen.faces if t.times_s[-1] - t.times_s[0] >= 0.5]
     result = _nothing(seen, tracks, spans)
     spoken_s = None if speech is None else sum(max(0.0, min(e, end_s) - max(s, start_s)) for s, e in speech)

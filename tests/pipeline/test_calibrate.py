@@ -1,0 +1,231 @@
+"""Thresholds are scored against sound that was moved or exchanged by known amounts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.calibrate import Options, calibrate
+from pipeline.demo import ball_clip, talking_clip
+from pipeline.thresholds import OFFSETS_MS, rates_of, recommend, text_of
+from schemas.errors import RecipeError
+from stages.faces import FaceTrack, Tracks
+from stages.media import Waveform
+from stages.sync_film import CONTEXT_S, Film, Speech
+
+
+def case(clip: str, kind: str, offset_ms: float | None, confidence: float) -> dict[str, Any]:
+    return {"clip": clip, "kind": kind, "offset_ms": offset_ms, "confidence": confidence}
+
+
+def cell(rates: dict[str, Any], confidence: float, offset_ms: float) -> dict[str, Any]:
+    wanted = (confidence, offset_ms)
+    return next(row for row in rates["rows"] if (row["confidence_min"], row["offset_abs_max_ms"]) == wanted)
+
+
+def test_rates_count_what_each_threshold_gets_wrong() -> None:
+    cases = []
+    for n in range(10):  # in sync, confidences 1 to 10, all 50 ms off
+        cases.append(case(f"c{n}", "untouched", 50.0, n + 1.0))
+        cases += [case(f"c{n}", "shifted", 400.0, 9.0), case(f"c{n}", "shifted", 30.0, 2.0)]
+        cases.append(case(f"c{n}", "swapped", -100.0 if n < 5 else 900.0, 3.0))
+    cases.append(case("c0", "shifted", None, 0.0))  # could not be measured: not in the rates
+    rates = rates_of("speech", "speech", cases, 0.05)
+    assert (rates["num_clips"], rates["num_measured"], rates["num_shifted"], rates["num_swapped"]) == (10, 10, 20, 10)
+    loose = cell(rates, 0.0, 120.0)
+    assert (loose["false_keep_shifted"], loose["false_keep_swapped"], loose["false_keep"]) == (0.5, 0.5, 0.5)
+    assert loose["false_drop"] == 0
+    assert cell(rates, 0.0, 40.0)["false_drop"] == 1
+    assert cell(rates, 2.5, 80.0)["false_keep"] == 0
+    assert cell(rates, 3.5, 120.0)["false_keep"] == 0
+    assert cell(rates, 3.5, 120.0)["false_drop"] == pytest.approx(0.3)
+    best = rates["recommended"]
+    assert (best["confidence_min"], best["offset_abs_max_ms"], best["is_within"]) == (2.5, 80.0, True)
+    assert best["false_drop"] == pytest.approx(0.2)
+    low, high = best["false_drop_interval"]
+    assert (low, high) == (pytest.approx(0.057, abs=0.001), pytest.approx(0.510, abs=0.001))  # Wilson, 2 of 10
+    assert rates["offset_ms"] == {"median_abs": 50.0, "p90_abs": 50.0}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("abcde"),
+            st.sampled_from(["untouched", "shifted", "swapped"]),
+            st.floats(-1300, 1300),
+            st.floats(0, 9),
+        ),
+        min_size=1,
+    )
+)
+def test_a_stricter_threshold_keeps_less_and_drops_more(made: list[tuple[str, str, float, float]]) -> None:
+    rates = rates_of(None, "speech", [case(*one) for one in made], 0.05)
+    for row in rates["rows"]:
+        for stricter in rates["rows"]:
+            if all(
+                (
+                    stricter["confidence_min"] >= row["confidence_min"],
+                    stricter["offset_abs_max_ms"] <= row["offset_abs_max_ms"],
+                )
+            ):
+                assert (stricter["false_keep"] or 0) <= (row["false_keep"] or 0) + 1e-9
+                assert stricter["false_drop"] >= row["false_drop"] - 1e-9
+                assert stricter["false_drop_interval"][0] <= stricter["false_drop"] <= 1
+
+
+def test_nothing_is_recommended_that_tells_nothing_apart() -> None:
+    random = np.random.default_rng(1)
+    cases = [
+        case(f"c{n}", kind, float(random.uniform(-1300, 1300)), float(random.uniform(2, 4)))
+        for n in range(30)
+        for kind in ("untouched", "shifted", "shifted", "swapped")
+    ]
+    rates = rates_of("music", "event", cases, 0.05)
+    assert rates["recommended"] is None
+    few = rates_of("music", "event", [case("a", "untouched", 0.0, 9.0), case("a", "shifted", 400.0, 1.0)], 0.05)
+    assert few["recommended"] is None
+    assert recommend([], 0.05) is None
+    assert rates_of("speech", "speech", [case("a", "untouched", None, 0.0)], 0.05)["rows"] == []
+
+
+def film_of(seconds: tuple[float, float], sound: tuple[float, float]) -> Film:
+    times = np.arange(seconds[0], seconds[1], 0.04)
+    face = FaceTrack(times, np.zeros((len(times), 468, 3), np.float32), np.zeros((len(times), 4), np.float32), 1.0)
+    seen = Tracks([face], times, seconds[1], 320, 240, np.ones(len(times), np.float32))
+    samples = np.arange(round((sound[1] - sound[0]) * 16000), dtype=np.float32)
+    spans = [{"start_s": seconds[0] + 1, "end_s": seconds[0] + 2, "speaker": "A"}]
+    heard = Speech(sound=Waveform(samples, 16000, Fraction(sound[0])), stretches=[(0.0, 1.0)], spans=spans)
+    return Film(name="f", seen=seen, heard=heard)
+
+
+def test_sound_is_moved_and_the_picture_kept_only_under_sound() -> None:
+    late = film_of((10.0, 15.0), (10.0, 15.0)).under(film_of((10.0, 15.0), (10.0, 15.0)).heard, 0.6)
+    assert (late.start_s, late.end_s) == (pytest.approx(10.6, abs=0.04), 15.0)
+    assert len(late.seen.faces[0].times_s) == len(late.seen.times_s) == len(late.seen.change)
+    assert late.heard.sound.start == Fraction(106, 10)
+    assert late.heard.sound.samples[0] == 0
+    assert float(late.heard.sound.end) == 15.0
+    assert late.heard.stretches == [(0.6, 1.6)]
+    assert late.heard.spans[0]["start_s"] == pytest.approx(11.6)
+
+
+def test_sound_around_a_clip_is_kept_alike_on_both_sides() -> None:
+    amid = film_of((10.0, 15.0), (0.0, 60.0))
+    moved = amid.under(amid.heard, -1.0)
+    assert (moved.start_s, moved.end_s) == (10.0, 15.0)
+    assert (float(moved.heard.sound.start), float(moved.heard.sound.end)) == (10 - CONTEXT_S, 15 + CONTEXT_S)
+    near_end = film_of((10.0, 15.0), (0.0, 15.5))
+    moved = near_end.under(near_end.heard, 0.0)
+    assert (float(moved.heard.sound.start), float(moved.heard.sound.end)) == (9.5, 15.5)
+
+
+@pytest.fixture(scope="module")
+def talkers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six clips of four people in sync, a bouncing ball, and a file that is none."""
+    folder = tmp_path_factory.mktemp("talkers")
+    for who, seed in (("ann", 3), ("ben", 5), ("cat", 8), ("dan", 11), ("ann", 31), ("ben", 32)):
+        talking_clip(folder / f"{who}{seed}.mp4", who=who, duration_s=6.0, seed=seed)
+    ball_clip(folder / "ball.mp4")
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_folder_of_videos_is_calibrated(talkers: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "calibrate", str(talkers), "--json", str(tmp_path / "out.json")]
+    done = subprocess.run(command, check=True, timeout=250, capture_output=True, text=True)
+    assert "7/7 clips measured" in done.stderr
+    answer = json.loads((tmp_path / "out.json").read_text())
+    assert [Path(name).name for name in answer["skipped"]] == ["broken.mp4"]
+    talk, ball = answer["classes"]
+    assert (talk["audio_kind"], talk["sync_kind"], talk["num_measured"]) == ("speech", "speech", 6)
+    assert (talk["num_shifted"], talk["num_swapped"]) == (60, 18)
+    errors = [abs(c["offset_ms"] - 1000 * c["shift_s"]) for c in talk["cases"] if c["kind"] == "shifted"]
+    assert np.median(errors) < 60
+    assert len({c["clip"] for c in talk["cases"]}) == 6
+    best = talk["recommended"]
+    assert best["is_within"]
+    assert (best["false_drop"], best["num_clips"]) == (0.0, 6)
+    loosest = cell(talk, 0.0, OFFSETS_MS[-1])
+    assert loosest["false_keep"] > 0.1 > best["false_keep"]
+    assert f"--set gates.sync.confidence.min={best['confidence_min']:g}" in done.stdout
+    assert (ball["sync_kind"], ball["num_measured"], ball["num_swapped"]) == ("event", 1, 0)
+    assert "no recommendation from fewer than 5" in done.stdout
+
+
+RECIPE: dict[str, Any] = {
+    "name": "talk",
+    "stages": {
+        name: {} for name in ("download", "probe", "shot_split", "transcribe", "diarize", "clip", "audio", "sync")
+    },
+    "gates": {"sync": {"offset_ms": {"abs_max": 200}, "confidence": {"min": 2}}},
+}
+
+
+def curate(media: Path, out: Path) -> None:
+    """A run's ledger as `nava-curate run` leaves it, its workers called one after the other without Ray."""
+    from pipeline.adapter import Worker
+    from pipeline.config import parse_recipe
+    from pipeline.ledger import Ledger, ledger_schema, rows_of
+    from pipeline.monitor import Monitor
+    from pipeline.plan import make_plan
+    from pipeline.store import RunDir
+    from stages.sources import expand_sources
+
+    plan, directory = make_plan(parse_recipe(RECIPE)), RunDir(out)
+    raw = plan.recipe.model_dump(mode="json")
+    directory.write("recipe.yaml", yaml.safe_dump(raw, sort_keys=False).encode())
+    ledger = Ledger(directory.url("ledger"), ledger_schema(plan))
+    ledger.create(plan.recipe.measure_hash())
+    for source in expand_sources([str(media)]):
+        table = pa.Table.from_pylist([source], schema=plan.unit_schema())
+        for group in range(len(plan.groups)):
+            table = Worker(raw, group, directory.url("assets"), Monitor())(table)
+        ledger.commit(source["source_id"], rows_of(table.to_pylist()[0]))
+
+
+@pytest.mark.slow
+def test_a_run_is_calibrated_on_its_own_clips(tmp_path: Path) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
+    talking_clip(media / "good.mp4", who="dan", duration_s=5.0, seed=11)
+    talking_clip(media / "late.mp4", 600.0, who="ben", duration_s=6.0, seed=5)
+    curate(media, tmp_path / "run")
+    told: list[str] = []
+    answer = calibrate(str(tmp_path / "run"), report=told.append)
+    assert answer["num_clips"] == len(told) == 1
+    assert answer["passed_gates"] == {"offset_ms": {"abs_max": 200.0}, "confidence": {"min": 2.0}}
+    (part,) = answer["classes"]
+    assert (part["sync_kind"], part["num_measured"], part["num_swapped"]) == ("speech", 1, 0)
+    text = text_of(answer)
+    assert "offset_ms abs_max 200, confidence min 2" in text
+    assert "--include-rejected" in text
+    wider = calibrate(str(tmp_path / "run"), Options(include_rejected=True), report=told.append)
+    assert (wider["num_clips"], wider["passed_gates"]) == (2, {})
+    (part,) = wider["classes"]
+    assert (part["num_measured"], part["num_swapped"]) == (2, 2)
+    untouched = sorted(c["offset_ms"] for c in part["cases"] if c["kind"] == "untouched")
+    assert untouched == [pytest.approx(0, abs=60), pytest.approx(600, abs=60)]
+    assert calibrate(str(tmp_path / "run"), replace(Options(), num_clips=1), report=told.append)["num_clips"] == 1
+
+
+def test_what_cannot_be_calibrated_says_so(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("nothing to see")
+    with pytest.raises(RecipeError, match="no clip with picture and sound"):
+        calibrate(str(tmp_path))
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: r\nstages: {download: {}, probe: {}}\n")
+    with pytest.raises(RecipeError, match="no stage sync"):
+        calibrate(str(tmp_path), recipe=str(recipe))
