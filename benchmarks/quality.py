@@ -14,7 +14,7 @@ import importlib.metadata
 import json
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,12 @@ from benchmarks.quality_shots import score_shots
 from benchmarks.quality_speech import score_speech
 from benchmarks.quality_sync import score_sync
 
-PARTS = {"shots": score_shots, "cuts": score_cuts, "speech": score_speech, "sync": score_sync}
+PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "shots": score_shots,
+    "cuts": score_cuts,
+    "speech": score_speech,
+    "sync": score_sync,
+}
 VERSIONED = ("torch", "onnxruntime", "opencv-python-headless", "pocketsphinx", "pyannote.audio", "scenedetect", "av")
 
 
