@@ -25,7 +25,8 @@ from schemas.errors import ModelError
 
 BATCH_BYTES = 256 * 2**20
 RELEASE_PREFIX = "backbone."
-DCP_SECTION = "model."
+WEIGHTS, AVERAGE = "model.", "ema."
+"""Sections of a training checkpoint: the weights themselves, and their running average."""
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SAFETENSORS_CODES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 DTYPES = {code: dtype for dtype, code in SAFETENSORS_CODES.items()}
@@ -60,14 +61,16 @@ class Source(Protocol):
         ...
 
 
-def open_checkpoint(path: Path) -> Source:
+def open_checkpoint(path: Path, section: str = WEIGHTS) -> Source:
     """The checkpoint at `path`: a safetensors or torch file, a directory of safetensors shards, or a DCP directory.
 
-    Raises ModelError if there is nothing of that kind.
+    `section` chooses among the weights of a DCP directory. Raises ModelError if there is nothing of that kind.
     """
+    if path.is_dir() and (path / ".metadata").exists():
+        return DcpSource(path, section)
+    if section != WEIGHTS:
+        raise ModelError(f"{path} has no section '{section}'.", remedy="Give a training checkpoint (a DCP directory).")
     if path.is_dir():
-        if (path / ".metadata").exists():
-            return DcpSource(path)
         return SafetensorsSource(_shard_files(path), str(path))
     if not path.is_file():
         raise ModelError(f"No checkpoint at {path}.", remedy="Give a file or a directory that exists.")
@@ -163,9 +166,9 @@ class TorchSource:
 
 
 class DcpSource:
-    """A distributed checkpoint (torch.distributed.checkpoint); the weights are the tensors under `model.`."""
+    """A distributed checkpoint (torch.distributed.checkpoint): the tensors under `section`, or all if none is there."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, section: str = WEIGHTS) -> None:
         from torch.distributed.checkpoint import FileSystemReader
 
         self.where = str(directory)
@@ -176,8 +179,8 @@ class DcpSource:
             for key, item in stored.items()
             if hasattr(item, "properties")
         }
-        in_section = any(key.startswith(DCP_SECTION) for key in tensors)
-        self._section = DCP_SECTION if in_section else ""
+        is_sectioned = any(key.startswith((WEIGHTS, section)) for key in tensors)
+        self._section = section if is_sectioned else ""
         self.specs = {
             key.removeprefix(self._section): spec for key, spec in tensors.items() if key.startswith(self._section)
         }

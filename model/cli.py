@@ -23,6 +23,7 @@ class Layout(StrEnum):
     """What a checkpoint to convert is."""
 
     NAVA = "nava"
+    EMA = "ema"
     WAN = "wan"
 
 
@@ -64,7 +65,9 @@ def convert(
     source: Annotated[Path, typer.Argument(help=".safetensors, .ckpt/.pt/.pth, a folder of shards, or a DCP folder")],
     target: Annotated[Path, typer.Argument(help="file, or folder with --shard-gb or --to dcp; must not exist")],
     model: ModelOption = "nava_6b",
-    layout: Annotated[Layout, typer.Option("--from", help="wan: Wan2.2-TI2V-5B as a warm start")] = Layout.NAVA,
+    layout: Annotated[
+        Layout, typer.Option("--from", help="ema: running average; wan: Wan2.2-TI2V-5B as a start")
+    ] = Layout.NAVA,
     container: Annotated[Container, typer.Option("--to", help="how to store it")] = Container.SAFETENSORS,
     dtype: Annotated[Number | None, typer.Option(help="stored numbers (default: as they are)")] = None,
     shard_gb: Annotated[float | None, typer.Option(help="write shards of at most this many GB")] = None,

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import (
-    DCP_SECTION,
+    AVERAGE,
     RELEASE_PREFIX,
     SAFETENSORS_CODES,
+    WEIGHTS,
     RenamedSource,
     Source,
     TensorSpec,
@@ -34,7 +35,7 @@ from model.config import NavaConfig
 from schemas.errors import ModelError
 
 WAN_SHARED = ("patch_embedding.", "text_embedding.", "time_embedding.", "time_projection.", "head.")
-Layout = Literal["nava", "wan"]
+Layout = Literal["nava", "ema", "wan"]
 Container = Literal["safetensors", "dcp"]
 
 
@@ -69,9 +70,9 @@ def wan_name(name: str, config: NavaConfig) -> str | None:
     return f"blocks.{wan_index}.{part.replace('modulation.modulation', 'modulation')}"
 
 
-def open_weights(path: Path, config: NavaConfig) -> Source:
+def open_weights(path: Path, config: NavaConfig, section: str = WEIGHTS) -> Source:
     """The NAVA checkpoint at `path` under plain parameter names, checked against the network. Raises ModelError."""
-    source = without_prefix(open_checkpoint(path))
+    source = without_prefix(open_checkpoint(path, section))
     check_tensors(source.specs, expected_tensors(config), source.where)
     return source
 
@@ -98,7 +99,8 @@ def convert(
 ) -> Conversion:
     """Write the checkpoint at `source_path` to `target`, tensor by tensor, and say what was written.
 
-    layout           what the source is: NAVA, or Wan2.2-TI2V-5B as a warm start (the rest is initialised with `seed`)
+    layout           what to take of the source: NAVA's weights, the running average that a training checkpoint keeps of
+                     them (ema), or Wan2.2-TI2V-5B's as a warm start (the rest is initialised with `seed`)
     container        safetensors (a file, or with `max_shard_bytes` a directory of shards and its index) or DCP
     dtype            stored type; None keeps the source's
 
@@ -109,7 +111,7 @@ def convert(
     if layout == "wan":
         source: Source = WarmStart(open_checkpoint(source_path), config, seed)
     else:
-        source = open_weights(source_path, config)
+        source = open_weights(source_path, config, AVERAGE if layout == "ema" else WEIGHTS)
     specs = {
         name: TensorSpec(dtype or source.specs[name].dtype, source.specs[name].shape)
         for name in expected_tensors(config)
@@ -243,11 +245,11 @@ def _write_dcp(directory: Path, specs: Mapping[str, TensorSpec], source: Source)
 
         def resolve_data(self, write_item: Any) -> Tensor:
             name, tensor = next(stream)
-            if DCP_SECTION + name != write_item.index.fqn:
+            if WEIGHTS + name != write_item.index.fqn:
                 raise ModelError(f"{directory}: writing {write_item.index.fqn}, but {name} came next.")
             return tensor
 
-    planned = {DCP_SECTION + n: torch.empty(s.shape, dtype=s.dtype, device="meta") for n, s in specs.items()}
+    planned = {WEIGHTS + n: torch.empty(s.shape, dtype=s.dtype, device="meta") for n, s in specs.items()}
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     writer = dcp.FileSystemWriter(partial, single_file_per_rank=False)

@@ -115,9 +115,17 @@ def test_a_training_checkpoint_gives_its_weights_alone(weights: dict[str, Tensor
     import torch.distributed.checkpoint as dcp
 
     moments = {name: torch.zeros(3) for name in weights}
-    dcp.save({"model": weights, "optim": moments, "step": 7}, checkpoint_id=tmp_path / "step7", no_dist=True)
+    average = {name: value + 1 for name, value in weights.items()}
+    state = {"model": weights, "optim": moments, "step": 7}
+    dcp.save({**state, "ema": average}, checkpoint_id=tmp_path / "step7", no_dist=True)
     convert(tmp_path / "step7", tmp_path / "weights.safetensors", CONFIG)
     _same(_names_in(tmp_path / "weights.safetensors"), weights)
+    convert(tmp_path / "step7", tmp_path / "average.safetensors", CONFIG, layout="ema")
+    _same(_names_in(tmp_path / "average.safetensors"), average)
+    dcp.save(state, checkpoint_id=tmp_path / "plain", no_dist=True)
+    for path in ("plain", "weights.safetensors"):
+        with pytest.raises(ModelError, match=r"missing|section"):
+            convert(tmp_path / path, tmp_path / "none.safetensors", CONFIG, layout="ema")
 
 
 @pytest.mark.parametrize("container", ["safetensors", "dcp"])
