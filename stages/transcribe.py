@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from schemas.errors import ItemError
 from schemas.fields import f, struct
 from schemas.records import STRETCH, WORD, Row
 from stages.base import Context, Measure, Resources, StageConfig
-from stages.transcribe_align import AlignEngine, Transcript, find_transcript
+from stages.transcribe_align import AlignEngine, Transcript, find_transcript, spoken_form
 from stages.transcribe_pocketsphinx import PocketsphinxEngine
 from stages.transcribe_whisperx import WhisperxConfig, WhisperxEngine
 from stages.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig
@@ -25,6 +26,8 @@ class TranscribeConfig(StageConfig):
 
     engine: Literal["auto", "pocketsphinx", "whisperx", "align"] = "auto"
     """auto: align where a transcript is given, else pocketsphinx. align alone refuses sources without a transcript."""
+    second: Literal["pocketsphinx", "whisperx"] | None = None
+    """Another engine that hears the same sound, only to tell how far both agree; doubles the cost."""
     whisperx: WhisperxConfig = WhisperxConfig()
     """Weights and settings of engine whisperx."""
     voice: VoiceConfig = VoiceConfig()
@@ -41,7 +44,7 @@ class Transcribe(Measure[TranscribeConfig]):
     """Words of the whole asset, because context helps and because clips are cut between words."""
 
     name = "transcribe"
-    version = "1"
+    version = "2"
     level = "asset"
     reads = ("uri", "metadata", "download.path", "probe.has_audio")
     adds = struct(
@@ -61,6 +64,12 @@ class Transcribe(Measure[TranscribeConfig]):
             doc="utterances on which the engine crashed, or cues that do not fit",
         ),
         f("text", pa.string(), doc="the words joined by spaces"),
+        f(
+            "agreement",
+            pa.float64(),
+            unit="ratio",
+            doc="words shared with the second engine, in order, of all words of both",
+        ),
     )
     Config = TranscribeConfig
     resources = Resources(memory_gb=0.4, timeout_s=7200.0)
@@ -69,18 +78,20 @@ class Transcribe(Measure[TranscribeConfig]):
         super().setup(ctx)
         self.voice = VoiceActivity.load()
         self.aligner = AlignEngine(ctx.scratch_dir)
-        self.engine: PocketsphinxEngine | WhisperxEngine
-        if self.config.engine == "whisperx":
-            self.engine = WhisperxEngine.load(self.config.whisperx, self.voice, self.config.voice, ctx.scratch_dir)
-        else:
-            self.engine = PocketsphinxEngine(ctx.scratch_dir, self.config.states)
+        self.engine = self._load("whisperx" if self.config.engine == "whisperx" else "pocketsphinx")
+        self.second = None if self.config.second is None else self._load(self.config.second)
+
+    def _load(self, name: str) -> PocketsphinxEngine | WhisperxEngine:
+        if name == "whisperx":
+            return WhisperxEngine.load(self.config.whisperx, self.voice, self.config.voice, self.ctx.scratch_dir)
+        return PocketsphinxEngine(self.ctx.scratch_dir, self.config.states)
 
     def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
         return [self._measure(row) for row in batch]
 
     def _measure(self, row: Row) -> dict[str, Any]:
         if not row["probe"]["has_audio"]:
-            return _struct(None, Heard([], None, None), [], [], (0, 0, 0), 0.0)
+            return {**_struct(None, Heard([], None, None), [], [], (0, 0, 0), 0.0), "agreement": None}
         config = self.config
         sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=RATE_HZ, mono=True)
         start_s, duration_s = float(sound.start), len(sound.samples) / RATE_HZ
@@ -94,14 +105,14 @@ class Transcribe(Measure[TranscribeConfig]):
             heard = self.engine.hear(sound.samples, speech)
         kept = keep_spoken(heard.words, speech, duration_s, config.min_speech_share, config.max_repeats)
         heard.words = kept.words
-        return _struct(
-            engine,
-            heard,
-            speech,
-            [w._replace(start_s=start_s + w.start_s, end_s=start_s + w.end_s)._asdict() for w in kept.words],
-            (kept.num_on_silence, kept.num_repeated, kept.num_outside),
-            start_s,
-        )
+        words = [w._replace(start_s=start_s + w.start_s, end_s=start_s + w.end_s)._asdict() for w in kept.words]
+        dropped = (kept.num_on_silence, kept.num_repeated, kept.num_outside)
+        common = None
+        if self.second is not None:
+            other = self.second.hear(sound.samples, speech)
+            others = keep_spoken(other.words, speech, duration_s, config.min_speech_share, config.max_repeats)
+            common = agreement([word.text for word in kept.words], [word.text for word in others.words])
+        return {**_struct(engine, heard, speech, words, dropped, start_s), "agreement": common}
 
     def _given(self, row: Row) -> Transcript | None:
         if self.config.engine not in ("auto", "align"):
@@ -115,6 +126,14 @@ class Transcribe(Measure[TranscribeConfig]):
                 "or use engine: auto.",
             )
         return given
+
+
+def agreement(one: Sequence[str], other: Sequence[str]) -> float | None:
+    """Share of the words of both that stand in common order (2 x matches / all), as spoken; None without words."""
+    first, second = ([form for word in words if (form := spoken_form(word))] for words in (one, other))
+    if not first and not second:
+        return None
+    return SequenceMatcher(None, first, second, autojunk=False).ratio()
 
 
 def _struct(

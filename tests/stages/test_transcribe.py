@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import EngineError, ItemError
-from stages.transcribe import Transcribe, TranscribeConfig
+from stages.transcribe import Transcribe, TranscribeConfig, agreement
 from stages.transcribe_align import (
     AlignEngine,
     Cue,
@@ -242,6 +242,26 @@ def test_stage_uses_the_sidecar(said: tuple[Path, np.ndarray, dict[str, Any]], c
     with pytest.raises(ItemError, match="no transcript"):
         run_stage(context, TranscribeConfig(engine="align"), row_for(path))
     context.media.close()
+
+
+def test_a_second_engine_tells_a_right_transcript_from_a_wrong_one(media_dir: Path, context: Any) -> None:
+    path = media_dir / "speech" / "harvard_spk1_snt4.wav"
+    config = TranscribeConfig(second="pocketsphinx")
+    heard = run_stage(context, TranscribeConfig(engine="pocketsphinx"), row_for(path))
+    right, wrong = (
+        run_stage(context, config, row_for(path, {"transcript": text}))
+        for text in (heard["text"], "please leave a message")
+    )
+    assert heard["agreement"] is None
+    assert right["agreement"] == 1
+    assert wrong["agreement"] < 0.3
+    context.media.close()
+
+
+def test_agreement_counts_common_words_in_order() -> None:
+    assert agreement(["The", "cat", "sat."], ["the", "cat", "has", "sat"]) == pytest.approx(6 / 7)
+    assert agreement(["a"], []) == 0
+    assert agreement([], ["..."]) is None
 
 
 def test_no_sound_means_no_words(context: Any) -> None:
