@@ -244,17 +244,17 @@ def test_stage_uses_the_sidecar(said: tuple[Path, np.ndarray, dict[str, Any]], c
     context.media.close()
 
 
-def test_a_second_engine_tells_a_right_transcript_from_a_wrong_one(media_dir: Path, context: Any) -> None:
+def test_a_second_engine_tells_a_right_transcript_from_a_changed_one(media_dir: Path, context: Any) -> None:
     path = media_dir / "speech" / "harvard_spk1_snt4.wav"
     config = TranscribeConfig(second="pocketsphinx")
     heard = run_stage(context, TranscribeConfig(engine="pocketsphinx"), row_for(path))
     right, wrong = (
         run_stage(context, config, row_for(path, {"transcript": text}))
-        for text in (heard["text"], "please leave a message")
+        for text in (heard["text"], heard["text"].replace("down", "through"))
     )
     assert heard["agreement"] is None
     assert right["agreement"] == 1
-    assert wrong["agreement"] < 0.3
+    assert 0.5 < wrong["agreement"] < 1
     context.media.close()
 
 
