@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import Packing
 from schemas.errors import EngineError
 from stages.base import Context
 from stages.diarize_embedded import EmbeddedConfig, EmbeddedDiarizer, Turn
@@ -30,6 +31,8 @@ from stages.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig, merge
 from stages.words import Heard, Word, keep_spoken
 
 F32 = NDArray[np.float32]
+SPLIT = Packing().same_voice or 1.0
+"""Similarity from which two recordings stay on one side of the train/validation split."""
 RESAMPLINGS = 1000
 """Bootstrap draws over files for every interval."""
 
@@ -208,6 +211,11 @@ def score_speakers(
         "eer": equal_error_rate(np.array(same), np.array(different)),
         "median_same": float(np.median(same)) if same else None,
         "median_different": float(np.median(different)) if different else None,
+        "at_split": {
+            "similarity": SPLIT,
+            "same_missed": float(np.mean(np.array(same) < SPLIT)) if same else None,
+            "different_joined": float(np.mean(np.array(different) >= SPLIT)) if different else None,
+        },
     }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import stages
 from schemas.errors import RecipeError
@@ -36,7 +36,7 @@ class DecoderLimits(_Part):
 
 
 class SyncRepair(_Part):
-    """Whether the sound of a kept clip is moved by its measured offset when it is cut."""
+    """Whether the sound of a kept clip is moved by its measured offset when it is cut. Gates judge it before that."""
 
     enabled: bool = False
     min_offset_ms: float = 20.0
@@ -51,7 +51,9 @@ class Packing(_Part):
     target_shard_mb: float = 512.0
     """Estimated size at which a shard is full; performance.md E.2 prefers 4 to 8 GB on object stores."""
     validation_fraction: float = 0.0
-    """Share of assets whose clips go to split `validation`; no voice or face of theirs appears in `train`."""
+    """Share of recordings whose clips go to split `validation`."""
+    same_voice: float | None = Field(default=0.75, gt=0, le=1)
+    """Recordings with voices at least this similar stay on one side of the split; null splits by recording alone."""
     crf: int = 18
     """x264 quality for clips that have to be encoded anew; 18 is visually lossless by x264's own guide."""
     allow_copy: bool = True
@@ -123,6 +125,8 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
         if name not in recipe.stages:
             remedy = _nearest(name, recipe.stages)
             raise RecipeError(f"{where}: gates or resources for '{name}', which is no stage of it.", remedy=remedy)
+    if recipe.sync_repair.enabled and "sync" not in recipe.stages:
+        raise RecipeError(f"{where}: sync_repair needs stage 'sync', which measures what to repair.", remedy="Add it.")
     return recipe
 
 

@@ -23,10 +23,11 @@ import pyarrow as pa
 from pipeline.config import Recipe
 from pipeline.ledger import Ledger
 from pipeline.repair import Remeasure, repair_of, with_moved_sound
+from pipeline.splits import split_assets
 from pipeline.store import RunDir
 from schemas import budget
 from schemas.errors import ItemError
-from schemas.ids import digest, fraction_of
+from schemas.ids import digest
 from schemas.records import span_of
 from schemas.shard import CONTRACT_VERSION, INDEX, MEMBERS, SOUND_RATE_HZ
 from stages.base import Context
@@ -50,9 +51,10 @@ def plan_shards(ledger: Ledger, recipe: Recipe) -> list[ShardTask]:
     judged = ledger.settled("clip", packed=False).to_pylist()
     clips = sorted((row for row in judged if row["verdict"]["status"] == "keep"), key=lambda row: row["row_id"])
     assets = {row["asset_id"]: row for row in ledger.settled("asset").to_pylist() if row["verdict"]["status"] == "keep"}
+    sides = split_assets(assets, recipe.pack.validation_fraction, recipe.pack.same_voice)
     tasks: list[ShardTask] = []
     for split in ("train", "validation"):
-        members = [clip for clip in clips if split_of(clip["asset_id"], recipe.pack.validation_fraction) == split]
+        members = [clip for clip in clips if sides[clip["asset_id"]] == split]
         batch: list[dict[str, Any]] = []
         size = 0.0
         for clip in members:
@@ -66,11 +68,6 @@ def plan_shards(ledger: Ledger, recipe: Recipe) -> list[ShardTask]:
         if batch:
             tasks.append(_task(len(tasks), split, batch, recipe))
     return tasks
-
-
-def split_of(asset_id: str, validation_fraction: float) -> str:
-    """`train` or `validation`, decided by the asset so that no take of one recording crosses."""
-    return "validation" if fraction_of("split" + asset_id) < validation_fraction else "train"
 
 
 def _task(number: int, split: str, clips: list[dict[str, Any]], recipe: Recipe) -> ShardTask:

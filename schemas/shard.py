@@ -48,7 +48,7 @@ INDEX: pa.Schema = pa.schema(
         f("num_speakers", pa.int32(), unit="count", doc="distinct speakers"),
         f("source", pa.string(), doc="source id, for mixing by source"),
         f("language", pa.string(), doc="language of the first span; null without speech"),
-        f("split", pa.string(), doc="train or validation; voices and faces do not cross"),
+        f("split", pa.string(), doc="train or validation; recordings that share a voice lie on one side"),
         f("video_tokens", pa.int32(), unit="tokens", doc="NAVA video tokens of the whole clip"),
         f("audio_tokens", pa.int32(), unit="tokens", doc="NAVA audio tokens of the whole clip"),
         f("text_tokens", pa.int32(), unit="tokens", doc="estimated caption tokens, at most 512"),

@@ -60,3 +60,8 @@ def test_the_hash_names_what_may_change_a_measurement(toy_recipe: dict[str, Any]
     )
     stricter = apply_overrides(toy_recipe, ["gates.audio.value.min=0.9"])
     assert parse_recipe(stricter).measure_hash() != base.measure_hash()
+
+
+def test_repair_without_a_measurement_is_refused(toy_recipe: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="needs stage 'sync'"):
+        parse_recipe({**toy_recipe, "sync_repair": {"enabled": True}})
