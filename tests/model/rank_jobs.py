@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from model.parallel import open_world
 from model.states import complete, load_tensors, state_tensors
 from model.train import Training
 from model.train_config import TrainConfig
+from schemas.errors import NavaError
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -22,24 +24,44 @@ def whole(tensor: Tensor) -> Tensor:
     return full.detach().clone()
 
 
+def in_turn(rank: int, jobs: list[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
+    """Several of the functions here, one after the other: starting ranks costs seconds."""
+    for job, arguments in jobs:
+        job(rank, *arguments)
+
+
 def gradients_and_weights(rank: int, jobs: list[tuple[TrainConfig, Path, int]]) -> None:
-    """For each (recipe, folder, steps): gradients of the first step, then weights and averages, in folder.pt."""
+    """For each (recipe, folder, steps): gradients of the first step, then weights and averages, in folder.pt.
+
+    What training reports is in the folder.
+    """
     for config, folder, num_steps in jobs:
         with open_world() as world, Training(config, folder, world) as training:
             step = training.next_step()
             training.accumulate(step)
             gradients = {name: whole(p.grad) for name, p in training.model.named_parameters()}
             training.optimizer.zero_grad()
-            training.learn(step)
+            training.report(step, training.learn(step))
             for _ in range(num_steps - 1):
-                training.schedule.step()
-                training.learn(training.next_step())
+                step = training.next_step()
+                training.report(step, training.learn(step))
+            training.metrics.write_samples()
             weights = {name: whole(p) for name, p in training.model.named_parameters()}
             averages = {
                 name: whole(average) for name, average in (training.ema.averages if training.ema else {}).items()
             }
         if rank == 0:
             torch.save({"gradients": gradients, "weights": weights, "averages": averages}, folder.with_suffix(".pt"))
+
+
+def write_error(rank: int, configs: list[TrainConfig], out: Path) -> None:
+    """Every rank trains on what its own recipe names; writes what stops it."""
+    with open_world() as world, Training(configs[rank], out, world) as training:
+        try:
+            while training.has_more:
+                training.learn(training.next_step())
+        except NavaError as error:
+            out.with_name(f"{out.name}-{rank}").write_text(f"{type(error).__name__}: {error}")
 
 
 def save_states(rank: int, config: TrainConfig, folder: Path, out: Path) -> None:

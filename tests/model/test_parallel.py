@@ -6,64 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from model.batching import EpochPlan
-from model.data import SampleReader, open_shards
-from model.flow import FlowObjective, clip_generators
-from model.index import ShardIndex
-from model.latents import read_latents, restrict
 from model.nava import Nava, pack
-from model.optim import learning_rate_factor
 from model.parallel import make_mesh, open_world, parallelize
 from model.train_config import ParallelConfig, TrainConfig
 from schemas.errors import PlanError
 from tests.model.latent_shards import TINY, random_clip, recipe, run_ranks, write_latent_shards
+from tests.model.plain_training import plain_training, worst
 from tests.model.rank_jobs import gradients_and_weights
 
 NUM_STEPS = 20
-
-
-def plain_training(config: TrainConfig, num_steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(gradients of the first step, weights after all): one process, no sharding, all packs of a step in one loop."""
-    dtype = getattr(torch, config.parallel.precision)
-    index = ShardIndex.open(config.data.index_path, split="train")
-    reader = SampleReader(index, open_shards(config.data.shards))
-    plan = EpochPlan(index, config.plan, config.shape)
-    objective = FlowObjective(config.flow)
-    model = Nava(TINY)
-    model.init_weights(torch.Generator().manual_seed(config.seed))
-    model.to(dtype)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=config.optim.betas, weight_decay=0.0)
-    gradients: dict[str, Tensor] = {}
-    for number, packs in zip(range(1, num_steps + 1), plan.all_packs(), strict=False):
-        batches = []
-        for planned in packs:
-            refs = [plan.sample(item) for item in planned.items]
-            clips = [restrict(read_latents(reader.read(ref.row)), ref.use) for ref in refs]
-            generators = clip_generators(config.seed, number, [clip.clip_id for clip in clips])
-            batches.append(objective.noise(objective.sample_modes(clips, generators), generators))
-        terms = [objective.loss(model(pack(n.samples, TINY), n.timesteps), n) for n in batches]
-        divisors = torch.stack([t.divisors() for t in terms]).sum(0)
-        optimizer.zero_grad()
-        sum(objective.total(t, divisors) for t in terms).backward()
-        if number == 1:
-            gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
-        for group in optimizer.param_groups:
-            factor = learning_rate_factor(number - 1, config.optim, config.num_steps)
-            group["lr"] = config.optim.learning_rate * factor
-        optimizer.step()
-    return gradients, {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Largest difference of any tensor over the largest value of that tensor."""
-    assert found.keys() == expected.keys()
-    return max(
-        float((found[n].double() - e.double()).abs().max() / e.double().abs().max().clamp(min=1e-30))
-        for n, e in expected.items()
-    )
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +43,9 @@ def test_two_ranks_equal_one_plain_process(
 ) -> None:
     """No bar for float32 weights: AdamW's division amplifies rounding."""
     config, folder, num_steps = jobs[name]
-    gradients, weights = plain_training(config, num_steps)
+    plain = plain_training(config, num_steps)
     found = torch.load(folder.with_suffix(".pt"))
-    worst_gradient, worst_weight = worst(found["gradients"], gradients), worst(found["weights"], weights)
+    worst_gradient, worst_weight = worst(found["gradients"], plain.gradients), worst(found["weights"], plain.weights)
     print(f"{name}: gradients {worst_gradient:.1e}, weights after {num_steps} steps {worst_weight:.1e}")
     assert worst_gradient < gradient_bar
     if weight_bar is not None:
