@@ -77,7 +77,8 @@ def _real(media_dir: Path, folder: Path, decoder: Decoder, rng: np.random.Genera
             latest = int(np.searchsorted(frames.times_s, frames.times_s[first] + LONGEST_S))
             last = int(rng.integers(first + 1, max(latest, first + 1) + 1))
             cut, report = _cut(path, _span(frames, first, last), folder / "real.mp4", decoder)
-            if report is not None and report.mode == "encode":
+            is_comparable = not frames.num_damaged  # damaged frames come out otherwise after every seek
+            if report is not None and report.mode == "encode" and is_comparable:
                 written = decoder.frames(folder / "real.mp4", long_side_px=LOSS_LONG_SIDE_PX, gray=True)
                 cut["psnr_db"] = _psnr_db(frames.images[first:last], written.images)
             yield {"file": item["path"], **cut}
