@@ -73,6 +73,14 @@ class Segments:
         """How many segments there are."""
         return len(self.query_starts) - 1
 
+    def of_queries(self, rows: Tensor) -> Segments:
+        """The same with only these queries, given as ascending row numbers; keys stay as they are."""
+        starts = torch.searchsorted(rows, self.query_starts.long())
+        lengths = tuple(starts.diff().tolist())
+        return replace(
+            self, query_starts=starts.to(torch.int32), query_lengths=lengths, max_queries=max(lengths, default=0)
+        )
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Segments:
         """The same on `device`."""
         moved = {
@@ -84,7 +92,7 @@ class Segments:
 
     def prepare(self, backend: str) -> Segments:
         """The same with what `backend` wants made once per pack rather than once per layer."""
-        if backend != "flex" or self.block_mask is not None:
+        if backend != "flex" or self.block_mask is not None or not self.num_segments:
             return self
         from torch.nn.attention.flex_attention import create_block_mask
 

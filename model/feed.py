@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from model.batching import EpochPlan, SampleRef
 from model.config import NavaConfig
-from model.data import PackLoader, RawSample, SampleReader
+from model.context_parallel import Team, keep_share, keep_targets
+from model.data import LoadedPack, PackLoader, RawSample, SampleReader
 from model.flow import FlowObjective, Noised, clip_generators
 from model.latents import restrict
+from model.parallel import World
 from model.tokens import Packed, Sample, pack
 from model.train_config import TrainConfig
 
@@ -28,6 +31,10 @@ class MicroStep:
     noised: Noised
     refs: list[SampleRef]
     is_idle: bool
+    num_shared: int
+    """Samples shared with the team; they come first."""
+    first_counted: int
+    """Samples before it are counted and reported by another rank of the team."""
 
 
 @dataclass(slots=True)
@@ -40,6 +47,8 @@ class Step:
     """[2] float64 in host memory: this rank's part of what video and audio errors are divided by."""
     position: dict[str, Any]
     """Plan position of this rank's teams after the step."""
+    discord: int
+    """Zero when summed over ranks, unless the ranks of a team hold different shared samples."""
     seconds: dict[str, float] = field(default_factory=dict)
     """How long the trainer waited for it, in all (`wait`) and by cause (`queue`, `read`, `decode`)."""
 
@@ -58,13 +67,12 @@ class StepFeed:
         decode: Callable[[RawSample], Sample],
         config: TrainConfig,
         *,
-        rank: int,
-        world_size: int,
-        device: torch.device,
+        world: World,
+        team: Team | None = None,
         position: dict[str, Any] | None = None,
         damaged: dict[str, str] | None = None,
     ) -> None:
-        stream = plan.stream(rank, world_size, position)
+        stream = plan.stream(world.rank, world.size, position)
         self.num_micro_steps = len(stream.teams)
         self.loader = PackLoader(
             stream,
@@ -76,7 +84,7 @@ class StepFeed:
         )
         self.objective = FlowObjective(config.flow)
         self._network = config.network.network()
-        self._seed, self._device = config.seed, device
+        self._seed, self._device, self._team = config.seed, world.device, team
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="step-feed")
         self._next: Future[Step] = self._worker.submit(self._prepare)
 
@@ -100,20 +108,39 @@ class StepFeed:
         loaded = [next(self.loader) for _ in range(self.num_micro_steps)]
         number, position = loaded[-1].step, loaded[-1].position
         assert position is not None, "the last pack of a step carries its position"
-        micro_steps, divisors = [], torch.zeros(2, dtype=torch.float64)
-        for pack_of in loaded:
-            clips = [restrict(s, ref.use) for s, ref in zip(pack_of.samples, pack_of.refs, strict=True)]
-            samples = clips or [idle_sample(self._network)]
-            generators = clip_generators(self._seed, number, [s.clip_id for s in samples])
-            if clips:
-                samples = self.objective.sample_modes(samples, generators)
-                divisors += self.objective.shares(samples).sum(1)
-            noised = self.objective.noise(samples, generators)
-            packed = pack(noised.samples, self._network)
-            micro_steps.append(self._moved(MicroStep(packed, noised, pack_of.refs, not clips)))
+        micro_steps = [self._micro_step(number, pack_of) for pack_of in loaded]
+        divisors = torch.zeros(2, dtype=torch.float64)
+        for micro in micro_steps:
+            if not micro.is_idle:
+                divisors += self.objective.shares(micro.noised.samples[micro.first_counted :]).sum(1)
         after = self._stalls()
         seconds = {cause: after[cause] - before[cause] for cause in after}
-        return Step(number, micro_steps, divisors, position, {"prepare": time.perf_counter() - began, **seconds})
+        seconds = {"prepare": time.perf_counter() - began, **seconds}
+        return Step(number, micro_steps, divisors, position, self._discord(micro_steps), seconds)
+
+    def _micro_step(self, number: int, loaded: LoadedPack[Sample]) -> MicroStep:
+        samples = [restrict(s, ref.use) for s, ref in zip(loaded.samples, loaded.refs, strict=True)]
+        is_idle = not samples
+        samples = samples or [idle_sample(self._network)]
+        generators = clip_generators(self._seed, number, [s.clip_id for s in samples])
+        if not is_idle:
+            samples = self.objective.sample_modes(samples, generators)
+        noised = self.objective.noise(samples, generators)
+        packed = pack(noised.samples, self._network)
+        num_shared, first_counted = sum(ref.is_shared for ref in loaded.refs), 0
+        if self._team is not None and num_shared:
+            packed = keep_share(packed, num_shared, self._team)
+            noised = keep_targets(noised, packed)
+            first_counted = 0 if self._team.is_first else num_shared
+        return self._moved(MicroStep(packed, noised, loaded.refs, is_idle, num_shared, first_counted))
+
+    def _discord(self, micro_steps: list[MicroStep]) -> int:
+        """A digest of the shared samples, with such a sign and factor that it cancels out over a team that agrees."""
+        if self._team is None:
+            return 0
+        names = [[s.clip_id for s in micro.noised.samples[: micro.num_shared]] for micro in micro_steps]
+        digest = zlib.crc32(repr(names).encode())
+        return digest * (self._team.num_members - 1) if self._team.is_first else -digest
 
     def _stalls(self) -> dict[str, float]:
         stalls = self.loader.stalls
@@ -127,7 +154,7 @@ class StepFeed:
             [None if t is None else t.to(device) for t in ts] for ts in (noised.video_targets, noised.audio_targets)
         ]
         moved = Noised(noised.samples, noised.timesteps.to(device), noised.weights.to(device), *targets)
-        return MicroStep(micro.packed.to(device), moved, micro.refs, micro.is_idle)
+        return replace(micro, packed=micro.packed.to(device), noised=moved)
 
 
 def idle_sample(config: NavaConfig) -> Sample:

@@ -98,6 +98,10 @@ class LossTerms(NamedTuple):
         """[sum of video shares, sum of audio shares] of this pack; add them up over micro-steps and ranks."""
         return torch.stack([self.video_shares.sum(), self.audio_shares.sum()])
 
+    def without_first(self, num_samples: int) -> LossTerms:
+        """The same without the first samples."""
+        return LossTerms(*(term[num_samples:] for term in self))
+
 
 class FlowObjective:
     """Draws modes, noise and timesteps, and measures the loss."""

@@ -68,7 +68,7 @@ class Interval:
 
     began: float = field(default_factory=time.perf_counter)
     packs: list[Seen] = field(default_factory=list)
-    work: list[tuple[int, float, int]] = field(default_factory=list)
+    work: list[tuple[float, float, float]] = field(default_factory=list)
     """Per step: useful tokens, useful FLOPs, tokens computed beyond the useful ones."""
     seconds: list[dict[str, float]] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
@@ -97,10 +97,11 @@ class Metrics:
         interval = self._interval
         for micro, pack_terms in zip(step.micro_steps, terms, strict=True):
             if not micro.is_idle:
-                seen = Seen(step.number, _sample_facts(micro), micro.noised.timesteps, _detached(pack_terms))
+                timesteps = micro.noised.timesteps[micro.first_counted :]
+                seen = Seen(step.number, _sample_facts(micro), timesteps, _detached(pack_terms))
                 interval.packs.append(seen)
                 self._unwritten.append(seen)
-        interval.work.append(_work(step))
+        interval.work.append(_work(step, self._config.plan.context_parallel))
         interval.seconds.append(step.seconds)
         interval.norms.append(norm)
         is_due = step.number % self._config.output.log_every_steps == 0 or step.number == self._num_steps
@@ -217,6 +218,7 @@ def read_samples(folder: Path) -> pa.Table:
 
 
 def _sample_facts(micro: MicroStep) -> list[dict[str, Any]]:
+    counted = slice(micro.first_counted, None)
     return [
         {
             "clip_id": sample.clip_id,
@@ -228,7 +230,7 @@ def _sample_facts(micro: MicroStep) -> list[dict[str, Any]]:
             "is_cross_modal_masked": sample.is_cross_modal_masked,
             "is_text_dropped": len(sample.text) == 0,
         }
-        for sample, ref in zip(micro.noised.samples, micro.refs, strict=True)
+        for sample, ref in zip(micro.noised.samples[counted], micro.refs[counted], strict=True)
     ]
 
 
@@ -262,12 +264,15 @@ def _detached(terms: LossTerms) -> LossTerms:
     return LossTerms(*(term.detach() for term in terms))
 
 
-def _work(step: Step) -> tuple[int, float, int]:
-    """Useful tokens and FLOPs, and the tokens beyond: those of ranks without work, and any the index does not know of."""
-    refs = [ref for micro in step.micro_steps for ref in micro.refs]
-    tokens = sum(ref.tokens for ref in refs)
+def _work(step: Step, num_members: int) -> tuple[float, float, float]:
+    """Useful tokens and FLOPs, and the tokens beyond: those of ranks without work, and any the index does not know of.
+
+    Of a sample that ranks share each does one part in `num_members`.
+    """
+    refs = [(ref, num_members if ref.is_shared else 1) for micro in step.micro_steps for ref in micro.refs]
+    tokens = sum(ref.tokens / num_parts for ref, num_parts in refs)
     computed = sum(micro.packed.num_video_tokens + micro.packed.num_audio_tokens for micro in step.micro_steps)
-    return tokens, sum(ref.flops for ref in refs), computed - tokens
+    return tokens, sum(ref.flops / num_parts for ref, num_parts in refs), computed - tokens
 
 
 def _split(flat: NDArray[np.float64], shapes: tuple[tuple[int, ...], ...]) -> list[NDArray[np.float64]]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from model.attention import Segments, attend, resolve_backend
 from model.conditioning import SpeakerEmbedding
 from model.config import NavaConfig
+from model.context_parallel import attend_self
 from model.layers import (
     AudioEmbedding,
     LayerNorm,
@@ -88,6 +89,8 @@ class Nava(nn.Module):
         audio_MD = self.patch_embedding_audio(packed.audio_latents, packed.audio_slots, packed.num_audio_slots).to(
             stream
         )
+        if packed.audio_rows is not None:
+            audio_MD = audio_MD.index_select(0, packed.audio_rows)
         context_RD = self.context(packed, stream)
         time_BD, table_BnD = self.timestep_tables(t_B, stream)
 
@@ -101,7 +104,7 @@ class Nava(nn.Module):
 
         video_NP = self.head(video_ND, time_BD, layout.video_time_rows)
         audio_MC = self.head_audio(audio_MD, time_BD, layout.audio_time_rows)
-        # The head of a modality that nobody has is tied in by an empty sum: its gradient is zero rather than missing.
+        # The head of a modality that nobody here has is tied in by an empty sum: its gradient is zero rather than missing.
         if packed.num_video_tokens == 0:
             audio_MC = audio_MC + video_NP.sum()
         elif packed.num_audio_tokens == 0:
@@ -206,7 +209,7 @@ class AlignBlock(nn.Module):
         k = torch.cat([attn.key(video_ND), attn.key(audio_MD, "_audio")]).index_select(0, order)
         v = torch.cat([attn.value(video_ND), attn.value(audio_MD, "_audio")]).index_select(0, order)
         q, k = rotate(q, layout.rope_table).to(v.dtype), rotate(k, layout.rope_table).to(v.dtype)
-        y = attend(q, k, v, layout.self_segments, backend).index_select(0, layout.to_modalities)
+        y = attend_self(q, k, v, layout, backend).index_select(0, layout.to_modalities)
         video_y, audio_y = y.split([video_ND.shape[0], audio_MD.shape[0]])
         return attn.output(video_y), attn.output(audio_y, "_audio")
 
@@ -232,7 +235,7 @@ class FusionBlock(nn.Module):
         v = attn.value(h)
         q = rotate(attn.query(h), layout.rope_table).to(v.dtype)
         k = rotate(attn.key(h), layout.rope_table).to(v.dtype)
-        x_LD = gated(x_LD, attn.output(attend(q, k, v, layout.self_segments, backend)), gate1, rows)
+        x_LD = gated(x_LD, attn.output(attend_self(q, k, v, layout, backend)), gate1, rows)
 
         x_LD = x_LD + _cross(self.cross_attn, self.norm3(x_LD), context_RD, layout.context_segments, backend)
         return gated(x_LD, self.ffn(modulate(x_LD, shift2, scale2, rows, self.eps)), gate2, rows)

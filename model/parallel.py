@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from model.context_parallel import Team
 from model.convert import open_weights
 from model.nava import Nava
 from model.recompute import set_recompute
@@ -81,6 +82,15 @@ def make_mesh(world: World, config: ParallelConfig) -> DeviceMesh:
         return init_device_mesh(world.device.type, (num_shards,), mesh_dim_names=("shard",))
     sizes = (config.num_replicas, num_shards)
     return init_device_mesh(world.device.type, sizes, mesh_dim_names=("replicate", "shard"))
+
+
+def make_team(world: World, num_members: int) -> Team | None:
+    """This rank's team of neighbours that share long samples; None where ranks share none. Every rank calls it."""
+    if num_members == 1:
+        return None
+    sizes = (world.size // num_members, num_members)
+    mesh = init_device_mesh(world.device.type, sizes, mesh_dim_names=("team", "member"))
+    return Team(world.rank % num_members, num_members, mesh.get_group("member"))
 
 
 def parallelize(model: Nava, mesh: DeviceMesh, config: ParallelConfig) -> None:

@@ -38,7 +38,10 @@ def plan_stage(
     if not memory_only:
         text = preview_text(facts)
     if undivided := [str(row["num_gpus"]) for row in facts["memory"] if not row["divides"]]:
-        text += f"\n{config.plan.num_packs} packs per step cannot be shared out over {', '.join(undivided)} GPUs."
+        teams = f" in teams of {config.plan.context_parallel}" if config.plan.context_parallel > 1 else ""
+        text += (
+            f"\n{config.plan.num_packs} packs per step cannot be shared out over {', '.join(undivided)} GPUs{teams}."
+        )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "plan.json").write_text(json.dumps(facts, indent=1))
@@ -71,9 +74,10 @@ def stage_memory(config: TrainConfig, num_gpus: tuple[int, ...]) -> list[dict[st
         num_micro_steps = max(1, config.plan.num_packs // n)
         whole = 0 if parallel.sync_every_micro_step or num_micro_steps == 1 else 4 * num_parameters(config.shape)
         total = row["total_bytes"] + whole
+        divides = config.plan.num_packs % n == 0 and n % config.plan.context_parallel == 0
         fits = total <= config.hardware.memory_bytes and n % parallel.num_replicas == 0
         rows.append({**row, "num_gpus": n, "micro_steps": num_micro_steps, "whole_gradient_bytes": whole,
-                     "total_bytes": total, "fits": fits, "divides": config.plan.num_packs % n == 0})  # fmt: skip
+                     "total_bytes": total, "fits": fits, "divides": divides})  # fmt: skip
     return rows
 
 

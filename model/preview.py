@@ -46,14 +46,16 @@ class Balance:
     max_tokens: float
 
 
-def measure_balance(steps: list[list[Pack]]) -> Balance:
+def measure_balance(steps: list[list[Pack]], num_members: int = 1) -> Balance:
     """Balance over steps, each a list of packs (one per rank and micro-step). Packs hold no padding by construction.
 
+    Every `num_members` neighbouring packs are a team's, whose shared samples count once.
     `correlation` is the intra-class correlation of log tokens by step: 0 for random batches, 1 for batches of one length.
     """
     flops = np.array([[pack.flops for pack in packs] for packs in steps])
     ratios = flops.max(axis=1) / flops.mean(axis=1)
-    lengths = [np.log([max(1, i.tokens) for pack in packs for i in pack.items]) for packs in steps]
+    drawn = [[i for n, p in enumerate(packs) for i in (p.own if n % num_members else p.items)] for packs in steps]
+    lengths = [np.log([max(1, item.tokens) for item in items]) for items in drawn]
     tokens = np.array([pack.tokens for packs in steps for pack in packs])
     return Balance(
         num_steps=len(steps),
@@ -158,7 +160,7 @@ def preview(
         "token_budget": plan.limits.token_budget,
         "parts": [{**asdict(part), "repeats": part.repeats} for part in plan.summaries],
         "buckets": buckets(plan),
-        "balance": asdict(measure_balance(steps)),
+        "balance": asdict(measure_balance(steps, plan.config.context_parallel)),
         "hardware": asdict(hardware),
         "epoch_hours": hours,
         "recompute": recompute,

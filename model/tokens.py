@@ -3,7 +3,8 @@
 Two orders of the same L tokens are used. Alignment blocks keep the modalities apart ("by modality": all video tokens,
 then all audio tokens), because their projections differ. Attention and fusion blocks want every sample in one piece
 ("by sample": video then audio of the first sample, then of the second). `to_samples` and `to_modalities` convert.
-No token is padding: absent modalities are simply zero tokens long.
+No token is padding: absent modalities are simply zero tokens long. Ranks that share a sample keep a run of its tokens in
+by-sample order each (context_parallel.py); then N, M and L are what this rank keeps.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from model import rope
 from model.attention import Segments
 from model.conditioning import check_binding
 from model.config import NavaConfig
+from model.context_parallel import Share
 from schemas.errors import ModelError
 
 Shape = tuple[int, int, int, int]
@@ -58,11 +60,13 @@ class Layout:
     context_segments: Segments  # by sample -> context rows
     video_context_segments: Segments  # video tokens -> context rows
     audio_context_segments: Segments
+    share: Share | None = None  # with it, `self_segments` are those of this rank's own samples, which come last
 
     def prepare(self, backend: str) -> Layout:
         """The same with the attention backend's work per pack done."""
-        segments = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("segments")}
-        return replace(self, **{name: s.prepare(backend) for name, s in segments.items()})
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        prepared: dict[str, Any] = {n: v.prepare(backend) for n, v in values if isinstance(v, (Segments, Share))}
+        return replace(self, **prepared)
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,16 @@ class Packed:
     video_shapes: tuple[Shape | None, ...]
     audio_lengths: tuple[int, ...]
     video_patches: Tensor  # [N, patch_dim], inner order (channel, time, height, width)
-    audio_latents: Tensor  # [M, audio_channels]
-    audio_slots: Tensor  # int64 [M]: row of every audio token in the front-end's buffer, samples kept apart
+    audio_latents: Tensor  # [A >= M, audio_channels], of whole samples: the front-end sees what other ranks keep, too
+    audio_slots: Tensor  # int64 [A]: row of every audio latent in the front-end's buffer, samples kept apart
     num_audio_slots: int
     text: Tensor  # [sum n, text_dim]
     context_rows: Tensor  # int64 [R]: per sample its text rows, then row `sum n`, which stands for zero padding
     speakers: Tensor  # [S, speaker_dim]; a zero vector selects the null token
     speaker_rows: Tensor  # int64 [S]: rows of `text` they overwrite
     layout: Layout
+    video_rows: Tensor | None = None  # int64 [N]: which of the samples' video tokens are here; None: all of them
+    audio_rows: Tensor | None = None  # int64 [M]
 
     @property
     def num_samples(self) -> int:
@@ -90,13 +96,13 @@ class Packed:
 
     @property
     def num_video_tokens(self) -> int:
-        """Video tokens in the pack."""
+        """Video tokens of this rank."""
         return len(self.video_patches)
 
     @property
     def num_audio_tokens(self) -> int:
-        """Audio tokens in the pack."""
-        return len(self.audio_latents)
+        """Audio tokens of this rank."""
+        return len(self.audio_latents if self.audio_rows is None else self.audio_rows)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Packed:
         """The same on `device`."""
@@ -105,13 +111,16 @@ class Packed:
     def split_video(self, tokens_NP: Tensor) -> list[Tensor | None]:
         """Per sample the [C, T, H, W] latent whose patches (inner order time, height, width, channel) are the tokens.
 
-        Rows and columns that were added to make the latent divisible into patches are cut off again.
+        Rows and columns that were added to make the latent divisible into patches are cut off again. Zero where another
+        rank has the token.
         """
-        pieces = iter(tokens_NP.split([num_patches(self.config, shape) for shape in self.video_shapes if shape]))
+        lengths = [num_patches(self.config, shape) for shape in self.video_shapes if shape]
+        pieces = iter(_spread(tokens_NP, self.video_rows, sum(lengths)).split(lengths))
         return [_unpatchify(self.config, next(pieces), shape) if shape else None for shape in self.video_shapes]
 
     def split_audio(self, tokens_MC: Tensor) -> list[Tensor | None]:
-        """Per sample its [L, C] rows."""
+        """Per sample its [L, C] rows; zero where another rank has the token."""
+        tokens_MC = _spread(tokens_MC, self.audio_rows, sum(self.audio_lengths))
         pieces = iter(tokens_MC.split([n for n in self.audio_lengths if n]))
         return [next(pieces) if n else None for n in self.audio_lengths]
 
@@ -267,12 +276,16 @@ def _unpatchify(config: NavaConfig, tokens: Tensor, shape: Shape) -> Tensor:
     return video[:, :, : shape[2], : shape[3]]
 
 
+def _spread(tokens: Tensor, rows: Tensor | None, num_rows: int) -> Tensor:
+    return tokens if rows is None else tokens.new_zeros(num_rows, tokens.shape[1]).index_copy(0, rows, tokens)
+
+
 def _move(batch: _T, device: torch.device | str, non_blocking: bool) -> _T:
     moved: dict[str, Any] = {}
     for f in fields(batch):
         value = getattr(batch, f.name)
         if isinstance(value, Layout):
             moved[f.name] = _move(value, device, non_blocking)
-        elif isinstance(value, (Tensor, Segments)):
+        elif isinstance(value, (Tensor, Segments, Share)):
             moved[f.name] = value.to(device, non_blocking=non_blocking)
     return replace(batch, **moved)

@@ -21,15 +21,17 @@ import yaml
 from torch import Tensor
 
 from model.batching import EpochPlan, merge_states
+from model.context_parallel import whole_errors
 from model.data import SampleReader, open_shards
 from model.feed import Step, StepFeed
 from model.flow import LossTerms
 from model.metrics import Metrics
 from model.online import open_decoder, open_index
 from model.optim import Ema, build_optimizer, build_schedule, clip_gradients
-from model.parallel import World, build_model, make_mesh, open_world
+from model.parallel import World, build_model, make_mesh, make_team, open_world
 from model.states import Checkpoints, load_tensors, read_notes, set_optimizer_step, state_tensors
 from model.train_config import TrainConfig
+from schemas.errors import ShardError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send some time before they kill (Slurm: --signal=USR1@120)."""
@@ -67,6 +69,7 @@ class Training:
         self.plan.teams_of_rank(world.rank, world.size)
         if config.plan.num_epochs is not None:
             self.num_steps = min(self.num_steps, self.plan.num_steps())
+        self.team = make_team(world, config.plan.context_parallel)
         mesh = make_mesh(world, config.parallel)
         self.model: Any = build_model(config.network, config.parallel, mesh, world, config.seed)
         self.optimizer = build_optimizer(self.model, config.optim)
@@ -111,7 +114,7 @@ class Training:
         return next(self.feed)
 
     def learn(self, step: Step) -> tuple[list[LossTerms], Tensor]:
-        """One optimiser step: (errors of every sample, pack by pack; gradient norm before clipping)."""
+        """One optimiser step: (errors of every sample that counts here, pack by pack; gradient norm before clipping)."""
         terms = self.accumulate(step)
         norm = clip_gradients(self.model.parameters(), self.config.optim.max_grad_norm)
         self.optimizer.step()
@@ -122,16 +125,17 @@ class Training:
         return terms, norm
 
     def accumulate(self, step: Step) -> list[LossTerms]:
-        """Gradients of the whole step, summed over packs and ranks, left in the parameters."""
+        """Gradients of the whole step, summed over packs and ranks, left in the parameters; errors as `learn` has them."""
         divisors, objective = self._agree(step).to(self.world.device), self.feed.objective
-        terms: list[LossTerms] = []
+        errors: list[LossTerms] = []
         for micro in step.micro_steps:
-            is_last = len(terms) == len(step.micro_steps) - 1
+            is_last = len(errors) == len(step.micro_steps) - 1
             self.model.set_requires_gradient_sync(is_last or self.config.parallel.sync_every_micro_step)
-            terms.append(objective.loss(self.model(micro.packed, micro.noised.timesteps), micro.noised))
-            loss = objective.total(terms[-1], divisors)
+            terms = objective.loss(self.model(micro.packed, micro.noised.timesteps), micro.noised)
+            loss = objective.total(terms, divisors)
             (loss * 0 if micro.is_idle else loss).backward()
-        return terms
+            errors.append(whole_errors(terms, micro.num_shared, self.team))
+        return errors
 
     def report(self, step: Step, losses: tuple[list[LossTerms], Tensor]) -> None:
         """Record the step, move the learning rate on, publish a checkpoint that has become whole."""
@@ -156,10 +160,19 @@ class Training:
         )
 
     def _agree(self, step: Step) -> Tensor:
-        """Divisors of the whole step, summed over ranks; the same message says whether any rank was asked to stop."""
-        message = torch.cat([step.divisors, torch.tensor([float(self._stop_requested.is_set())])])
+        """Divisors of the whole step, summed over ranks; the same message says whether any rank was asked to stop.
+
+        Raises ShardError on all ranks when a team's ranks read different shared samples, before they wait for each other.
+        """
+        flags = [float(self._stop_requested.is_set()), step.discord]
+        message = torch.cat([step.divisors, torch.tensor(flags, dtype=torch.float64)])
         dist.all_reduce(message, group=self.world.control)
         self._is_stopping = bool(message[2] > 0)
+        if message[3] != 0:
+            raise ShardError(
+                f"step {step.number}: ranks that share a sample read different ones.",
+                remedy="A sample is damaged for some ranks only: run `nava-curate verify` where each of them reads.",
+            )
         return message[:2]
 
     def _gathered(self, position: dict[str, Any]) -> dict[str, Any]:
@@ -199,9 +212,8 @@ class Training:
             SampleReader(self.plan.index, open_shards(data.shards), verify=data.has_checksums),
             decode,
             self.config,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            device=self.world.device,
+            world=self.world,
+            team=self.team,
             position=notes.get("position"),
             damaged=notes.get("damaged"),
         )

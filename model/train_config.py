@@ -144,14 +144,19 @@ class TrainConfig(_Part):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.plan.context_parallel > 1:
+        members, num_heads = self.plan.context_parallel, self.network.network().num_heads
+        if num_heads % members:
             raise ValueError(
-                "plan.context_parallel > 1 can be planned and previewed, but this trainer does not split a sample over "
-                "ranks; cut clips shorter (max_frames when encoding) instead"
+                f"plan.context_parallel {members} must divide the network's {num_heads} attention heads: ranks that share "
+                "a sample share out its heads"
+            )
+        if members > 1 and not (self.flow.modes_per_sample and self.flow.drop_all_text):
+            raise ValueError(
+                "flow.modes_per_sample=false and drop_all_text=false decide per pack, but with plan.context_parallel > 1 "
+                "a sample may be in the packs of several ranks"
             )
         if self.flow.mean_over == "samples" and self.plan.num_packs > 1 and not self.flow.modes_per_sample:
             raise ValueError("flow.modes_per_sample=false draws modes per pack and needs plan.num_packs 1 to repeat")
-        self.network.network()
         return self
 
     @property

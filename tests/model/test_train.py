@@ -145,7 +145,7 @@ def test_recipes_are_changed_by_key_and_refuse_what_they_do_not_know(tmp_path: P
         ("optim.learning_rat=1", r"optim\.learning_rat: Extra inputs"),
         ("optim", "cannot read the setting"),
         ("name.x=1", "name is a value"),
-        ("plan.context_parallel=4", "must divide the network.s 2 attention heads"),
+        ("plan={num_packs: 4, token_budget: 60, context_parallel: 4}", "must divide the network.s 2 attention heads"),
     ):
         with pytest.raises(RecipeError, match=message):
             load_recipe("tiny", [setting])
