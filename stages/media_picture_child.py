@@ -28,11 +28,14 @@ class Damage:
 
     packets: int = 0
     """Packets that could not be read or decoded, or that came out flagged corrupt."""
+    lost: int = 0
+    """Those of them that could not be read or decoded: what builds upon them is broken."""
     messages: list[str] = field(default_factory=list)
 
     def note(self, error: BaseException | str) -> None:
         """Counts one damaged packet and keeps the first few messages."""
         self.packets += 1
+        self.lost += isinstance(error, BaseException)
         if len(self.messages) < 5:
             text = error if isinstance(error, str) else getattr(error, "strerror", None) or str(error)
             self.messages.append(text)
@@ -121,7 +124,7 @@ def pictures(container: Any, stream: Any, damage: Damage, max_pixels: int) -> It
     One that does not move time forward (joined recordings that overlap) is left out and counted as damaged.
     """
     last, clock = None, FrameClock(stream, container.format.name, clock_shift(container, stream))
-    is_damaged, noted = False, damage.packets
+    is_damaged, lost = False, damage.lost
     for frame in decoded(container, stream, damage):
         if frame.width * frame.height > max_pixels:
             raise MediaError(
@@ -130,8 +133,8 @@ def pictures(container: Any, stream: Any, damage: Damage, max_pixels: int) -> It
                 remedy="Raise `max_pixels` of the decoder if this is meant.",
             )
         pts = clock.pts_of(frame)
-        is_damaged = frame.is_corrupt or (not frame.key_frame and (is_damaged or damage.packets > noted))
-        noted = damage.packets
+        is_damaged = frame.is_corrupt or (not frame.key_frame and (is_damaged or damage.lost > lost))
+        lost = damage.lost
         if frame.is_corrupt:
             damage.note("a frame was decoded from damaged data")
         if last is not None and pts <= last:

@@ -181,6 +181,7 @@ def test_damage_lasts_until_the_next_key_frame(tmp_path: Path, context: Context)
         ("talking/talking_man_world_map.mp4", "freeze_ratio", 0.0, 0.0),
         ("awkward/bit_flips_in_mdat.mp4", "damaged_ratio", 0.3, 1.0),
         ("awkward/bframes_open_gop.mkv", "damaged_ratio", 0.0, 0.0),
+        ("awkward/resolution_changes_mid_stream.ts", "damaged_ratio", 0.0, 0.0),
         ("awkward/mpegts_starts_mid_gop.ts", "damaged_ratio", 0.0, 0.0),
     ],
 )
