@@ -1,0 +1,103 @@
+"""Whether a voice reference holds the voice it stands for: leaks of other speakers, and references of the wrong one.
+
+Scored with the embedded diarizer's turns, on every file whose manifest states all turns of several speakers. Every turn
+found that is long enough for a line stands for a span, and its reference is chosen as stage `timbre` does.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.base import Context
+from stages.diarize_embedded import EmbeddedConfig, EmbeddedDiarizer
+from stages.speakers import SpeakerEncoder
+from stages.timbre import TimbreConfig, choose_reference
+from stages.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig, merge
+
+SHORTEST_LINE_S = 0.8
+LEAK_SHARE = 0.05
+"""Share of a reference in which somebody else really speaks, beyond which it counts as a leak."""
+STEP_S = 0.01
+
+Item = Mapping[str, Any]
+
+
+def score_timbre(media_dir: Path | str) -> dict[str, Any]:
+    """{"all": figures, "without_same_span": figures, ...}: `references`, `wrong_voice` and `leak` as shares of them."""
+    media_dir = Path(media_dir)
+    items = json.loads((media_dir / "manifest.json").read_text())["items"]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        context = Context(Path(scratch))
+        engine = EmbeddedDiarizer.load(EmbeddedConfig(), SpeakerEncoder.load())
+        voice = VoiceActivity.load()
+        for item in items:
+            truth = item["ground_truth"].get("speaker_turns") or []
+            if len({turn["speaker"] for turn in truth}) > 1:
+                sound = context.media.audio(media_dir / item["path"], rate_hz=RATE_HZ, mono=True)
+                rows += [{"file": item["path"], **row} for row in _references(truth, sound, engine, voice)]
+        context.media.close()
+    clean = {row["file"] for row in rows} - {row["file"] for row in rows if row["is_leak"]}
+    crossed = [row for row in rows if row["origin"] != "same_span"]
+    return {"all": _summary(rows), "without_same_span": _summary(crossed), "files_without_leak": sorted(clean)}
+
+
+def _references(
+    truth: Sequence[Item], sound: Any, engine: EmbeddedDiarizer, voice: VoiceActivity
+) -> list[dict[str, Any]]:
+    start_s = float(sound.start)
+    whole = Stretch(start_s, float(sound.end))
+    turns: list[dict[str, Any]] = [
+        {"speaker": turn.speaker, "start_s": start_s + turn.start_s, "end_s": start_s + turn.end_s}
+        for turn in engine.turns(np.array(sound.samples))
+    ]
+    stretches = voice.stretches(np.array(sound.samples), VoiceConfig())
+    speech = merge(Stretch(start_s + s.start_s, start_s + s.end_s) for s in stretches)
+    rows: list[dict[str, Any]] = []
+    for turn in turns:
+        if turn["end_s"] - turn["start_s"] < SHORTEST_LINE_S:
+            continue
+        span = {**turn, "start_s": turn["start_s"] - start_s, "end_s": turn["end_s"] - start_s}
+        found = choose_reference(span, whole, turns, speech, sound, TimbreConfig())
+        spoken = _shares(truth, Stretch(turn["start_s"], turn["end_s"]))
+        if found is None or not spoken:
+            continue
+        where, origin, _ = found
+        heard, meant = _shares(truth, where), max(spoken, key=spoken.__getitem__)
+        others = max((share for name, share in heard.items() if name != meant), default=0.0)
+        is_wrong = others > heard.get(meant, 0.0)
+        rows.append({"origin": origin, "is_wrong": is_wrong, "is_leak": others > LEAK_SHARE, "leak": others})
+    return rows
+
+
+def _shares(truth: Sequence[Item], where: Stretch) -> dict[str, float]:
+    """Speaker -> share of `where` in which they really speak."""
+    times = np.arange(where.start_s, where.end_s, STEP_S)
+    shares: dict[str, float] = {}
+    for name in {turn["speaker"] for turn in truth}:
+        said = np.zeros(len(times), bool)
+        for turn in truth:
+            if turn["speaker"] == name:
+                said |= (times >= turn["start"]) & (times < turn["end"])
+        if said.any():
+            shares[name] = float(said.mean())
+    return shares
+
+
+def _summary(rows: Sequence[Item]) -> dict[str, Any]:
+    if not rows:
+        return {"references": 0}
+    return {
+        "references": len(rows),
+        "origins": dict(Counter(row["origin"] for row in rows)),
+        "wrong_voice": float(np.mean([row["is_wrong"] for row in rows])),
+        "leak": float(np.mean([row["is_leak"] for row in rows])),
+        "leaked_time": float(np.mean([row["leak"] for row in rows])),
+    }
