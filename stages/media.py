@@ -20,6 +20,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -398,7 +399,8 @@ class _Child:
         """Ends the child at once."""
         self._process.kill()
         self._process.wait()
-        self._in.close()
+        with suppress(BrokenPipeError):  # a request that never left is flushed here once more
+            self._in.close()
         self._out.close()
         self._complaints.close()
 

@@ -270,6 +270,19 @@ def test_a_crash_and_a_memory_limit_cost_one_request(made: Any, tmp_path: Path) 
     media.close()
 
 
+def test_a_child_that_is_gone_before_the_request_costs_that_request(made: Any, tmp_path: Path) -> None:
+    path, _ = made["plain.mp4"]
+    media = Decoder(tmp_path / "scratch")
+    media.probe(path)
+    process = media._idle[0]._process
+    process.kill()
+    process.wait()
+    with pytest.raises(MediaError, match="signal 9"):
+        media.probe(path)
+    assert media.probe(path)["num_frames"] == 75
+    media.close()
+
+
 def test_children_end_with_their_decoder(made: Any, tmp_path: Path) -> None:
     path, _ = made["plain.mp4"]
     media = Decoder(tmp_path / "scratch", timeout_s=60)
