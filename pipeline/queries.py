@@ -173,7 +173,7 @@ def _values(clips: pa.Table, path: str) -> list[Any]:
 def _hours_by(labels: Sequence[Any], hours: Any, kept: Any) -> dict[str, dict[str, float]]:
     out: dict[str, dict[str, float]] = {}
     for label, amount, is_kept in zip(labels, hours, kept, strict=False):
-        entry = out.setdefault(str(label), {"kept": 0.0, "other": 0.0})
+        entry = out.setdefault("not measured" if label is None else str(label), {"kept": 0.0, "other": 0.0})
         entry["kept" if is_kept else "other"] += float(amount)
     return dict(sorted(out.items(), key=lambda item: -sum(item[1].values())))
 
