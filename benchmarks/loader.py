@@ -1,12 +1,14 @@
 """Reading compared: how close to raw sequential reads of the same bytes each reader comes, per CPU second and cold.
 
-    python -m benchmarks.loader --json FILE [--samples 2000] [--repeats 5] [--folder DIR]
+    python -m benchmarks.loader --json FILE [--samples 2000] [--repeats 11] [--folder DIR]
 
 One corpus of about 1.1 MB samples (picture, sound, timbre, annotations) in 16 tar shards and as MosaicML shards. Every reader
 hands over every byte of every sample, in order, and one byte of each 4 KiB page is touched. The ceiling is `readinto` of
-the same tar files into one reused 8 MiB buffer, in the same process. Contenders run interleaved in random order; medians
-and ranges are over the repeats. `warm`: files in the page cache, throughput per CPU second (user + system of the process).
-`cold`: the files' pages are dropped before each run, wall time. A ceiling that spreads by more than 15 % voids the run.
+the same tar files into one reused 8 MiB buffer, in the same process. Virtual cores change their speed by half from minute to
+minute, so every pass stands between two passes of the ceiling and is compared with their mean; a share is the median of
+these ratios over the repeats, readers in random order, with its 95 % bootstrap interval. `warm`: files in the page cache,
+bytes per CPU second (user + system of the process). `cold`: the files' pages are dropped before each pass, wall time. A
+share whose interval is wider than 0.15 is marked unsure.
 
 MosaicML Streaming is compared when it is installed (`pip install mosaicml-streaming`); it needs torchvision to import but
 not to read bytes, so an empty stand-in is put in its place where torchvision itself is absent.
@@ -46,10 +48,11 @@ from schemas.shard import MEMBERS
 
 NUM_SHARDS = 16
 Mode = Literal["warm", "cold"]
+MODES: tuple[Mode, ...] = ("warm", "cold")
 Sample = dict[str, Any]
 Reader = Callable[[Path], Iterator[Sample]]
-CEILING = "raw sequential readinto"
-MAX_CEILING_SPREAD = 0.15
+MAX_INTERVAL = 0.15
+RESAMPLINGS = 2000
 
 
 # ---------------------------------------------------------------------------------------------------------- corpus
@@ -181,13 +184,22 @@ def _import_streaming() -> bool:
 # ------------------------------------------------------------------------------------------------------- measuring
 
 
-@dataclass(slots=True)
-class Runs:
-    """Bytes per CPU second (warm) or per wall second (cold) of every repeat."""
+@dataclass
+class Passes:
+    """Of one reader in one mode: its rates in bytes per second (CPU warm, wall cold), and their ratios to the ceiling."""
 
-    warm: list[float] = field(default_factory=list)
-    cold: list[float] = field(default_factory=list)
-    warm_samples_per_s: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """Median share with its 95 % bootstrap interval; median, least and greatest rate."""
+        draws = np.random.default_rng(0).choice(self.shares, (RESAMPLINGS, len(self.shares)))
+        low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+        return {
+            "share": float(np.median(self.shares)),
+            "interval": [float(low), float(high)],
+            "mb_per_s": [round(float(f(self.rates)) / 1e6) for f in (np.median, np.min, np.max)],
+        }
 
 
 def drop_pages(folder: Path) -> None:
@@ -199,16 +211,15 @@ def drop_pages(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def consume(reader: Reader, folder: Path) -> tuple[int, int]:
-    """(bytes, samples) of a full pass, touching one byte per page of every member."""
-    num_bytes = num_samples = 0
+def consume(reader: Reader, folder: Path) -> int:
+    """Bytes of a full pass, touching one byte per page of every member."""
+    num_bytes = 0
     for sample in reader(folder):
-        num_samples += 1
         for extension in MEMBERS:
             data = sample[extension]
             np.frombuffer(data, np.uint8)[::4096].sum()
             num_bytes += len(data)
-    return num_bytes, num_samples
+    return num_bytes
 
 
 def content(reader: Reader, folder: Path) -> tuple[int, int]:
@@ -220,20 +231,16 @@ def content(reader: Reader, folder: Path) -> tuple[int, int]:
     return num_samples, total
 
 
-def measure(name: str, reader: Reader | None, folder: Path, mode: Mode, runs: Runs) -> None:
-    """One timed pass; None reads raw."""
+def measure(reader: Reader | None, folder: Path, mode: Mode, is_mds: bool = False) -> float:
+    """Bytes per CPU second (warm) or wall second (cold) of one pass; None reads raw."""
     if mode == "cold":
-        drop_pages(folder / ("mds" if "MosaicML" in name else "tar"))
+        drop_pages(folder / ("mds" if is_mds else "tar"))
     gc.collect()
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    num_bytes, num_samples = (read_raw(folder), 0) if reader is None else consume(reader, folder)
+    num_bytes = read_raw(folder) if reader is None else consume(reader, folder)
     wall_s, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    if mode == "warm":
-        runs.warm.append(num_bytes / cpu_s)
-        runs.warm_samples_per_s.append(num_samples / wall_s)
-    else:
-        runs.cold.append(num_bytes / wall_s)
+    return num_bytes / (cpu_s if mode == "warm" else wall_s)
 
 
 def contenders() -> tuple[dict[str, Reader], dict[str, str]]:
@@ -263,28 +270,19 @@ def compare(folder: Path, repeats: int) -> dict[str, Any]:
         if (got := content(readers[name], folder)) != expected:
             skipped[name] = f"returned other bytes than were written: {got} instead of {expected}"
             del readers[name]
-    runs = {name: Runs() for name in [CEILING, *readers]}
-    order: list[str] = list(runs)
-    for mode in ("warm", "cold"):
+    passes = {mode: {name: Passes() for name in readers} for mode in MODES}
+    order = list(readers)
+    for mode in MODES:
         for repeat in range(repeats):
             random.Random(repeat).shuffle(order)
+            ceiling = measure(None, folder, mode)
             for name in order:
-                measure(name, readers.get(name), folder, mode, runs[name])
-    ceiling = {"warm": runs[CEILING].warm, "cold": runs[CEILING].cold}
-    spread = {mode: (max(rates) - min(rates)) / float(np.median(rates)) for mode, rates in ceiling.items()}
-    results = {}
-    for name, run in runs.items():
-        ratios = {
-            f"{mode}_share": float(np.median(rates)) / float(np.median(ceiling[mode]))
-            for mode, rates in (("warm", run.warm), ("cold", run.cold))
-        }
-        results[name] = {
-            **ratios,
-            "warm_mb_per_cpu_s": [round(float(f(run.warm)) / 1e6) for f in (np.median, np.min, np.max)],
-            "cold_mb_per_s": [round(float(f(run.cold)) / 1e6) for f in (np.median, np.min, np.max)],
-            "warm_samples_per_s": float(np.median(run.warm_samples_per_s)),
-        }
-    return {"results": results, "skipped": skipped, "ceiling_spread": spread}
+                rate = measure(readers[name], folder, mode, "MosaicML" in name)
+                before, ceiling = ceiling, measure(None, folder, mode)
+                passes[mode][name].rates.append(rate)
+                passes[mode][name].shares.append(rate / ((before + ceiling) / 2))
+    results = {name: {mode: passes[mode][name].summary() for mode in MODES} for name in readers}
+    return {"results": results, "skipped": skipped}
 
 
 def random_access_ms(folder: Path, num_reads: int = 400) -> tuple[float, float]:
@@ -304,15 +302,15 @@ def print_table(report: dict[str, Any]) -> None:
     print("| reader | warm, share per CPU-s | warm MB per CPU-s (min-max) | cold, share | cold MB/s (min-max) |")
     print("|---|---|---|---|---|")
     for name, row in report["results"].items():
-        warm, cold = row["warm_mb_per_cpu_s"], row["cold_mb_per_s"]
-        ranges = f"{warm[0]} ({warm[1]}-{warm[2]}) | {row['cold_share']:.2f} | {cold[0]} ({cold[1]}-{cold[2]})"
-        print(f"| {name} | {row['warm_share']:.2f} | {ranges} |")
+        cells = []
+        for mode in MODES:
+            (low, high), (median, least, most) = row[mode]["interval"], row[mode]["mb_per_s"]
+            doubt = " unsure" if high - low > MAX_INTERVAL else ""
+            cells.append(f"{row[mode]['share']:.2f} [{low:.2f}-{high:.2f}]{doubt} | {median} ({least}-{most})")
+        print(f"| {name} | {' | '.join(cells)} |")
     for name, reason in report["skipped"].items():
         print(f"| {name} | skipped: {reason} | | | |")
     print("random access: {:.3f} ms median, {:.3f} ms p99".format(*report["random_access_ms"]))
-    for mode, spread in report["ceiling_spread"].items():
-        verdict = "void, repeat on a quieter machine" if spread > MAX_CEILING_SPREAD else "valid"
-        print(f"{mode}: the ceiling spread by {spread:.0%} over the repeats: {verdict}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -320,7 +318,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument(
         "--folder", type=Path, help="where to put the corpus (2.3 GB each format); default: a temp folder"
     )
