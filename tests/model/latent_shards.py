@@ -7,8 +7,10 @@ import signal
 import tarfile
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ import torch
 import torch.multiprocessing as mp
 
 from model.config import NavaConfig
+from model.flow import NUM_STEPS
 from model.latents import num_tokens, write_latents
+from model.nava import Nava, pack
 from model.tokens import Sample
 from model.train_config import TrainConfig
 
@@ -99,6 +103,18 @@ def recipe(folder: Path, /, **changes: Any) -> TrainConfig:
     for key, value in changes.items():
         content[key] = {**content[key], **value} if isinstance(value, dict) and key in content else value
     return TrainConfig.model_validate(content)
+
+
+@torch.no_grad()
+def by_euler(model: Nava, state: Sequence[Sample], sigmas: Sequence[float]) -> list[Sample]:
+    """What the noise in `state` (samples with picture and sound) becomes, by Euler steps along the falling `sigmas`."""
+    for sigma, following in pairwise(sigmas):
+        velocity = model(pack(state, model.config), torch.full((len(state),), NUM_STEPS * sigma))
+        state = [
+            replace(s, video=s.video + (following - sigma) * v, audio=s.audio + (following - sigma) * a)
+            for s, v, a in zip(state, velocity.video, velocity.audio, strict=True)
+        ]
+    return list(state)
 
 
 def run_ranks(function: Callable[..., None], num_ranks: int, folder: Path, *arguments: Any) -> None:

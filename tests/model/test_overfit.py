@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import torch
 from torch import Tensor
 
 from model.flow import NUM_STEPS, sigma_grid
-from model.nava import Nava, pack
+from model.nava import Nava
 from model.parallel import open_world
 from model.tokens import Sample
 from model.train import Training
-from tests.model.latent_shards import TINY, recipe, write_latent_shards
+from tests.model.latent_shards import TINY, by_euler, recipe, write_latent_shards
 
 NUM_TRAINING_STEPS = 320
 GRID = (2, 4, 4)
@@ -41,7 +40,6 @@ def eight_clips() -> list[Sample]:
     return clips
 
 
-@torch.no_grad()
 def generated_audio(model: Nava, samples: list[Sample]) -> list[Tensor]:
     """Sound that each sample's caption and voice lead to from the same noise, by thirty Euler steps over sigma."""
     generator = torch.Generator().manual_seed(9)
@@ -49,13 +47,7 @@ def generated_audio(model: Nava, samples: list[Sample]) -> list[Tensor]:
     audio = torch.randn(NUM_LATENTS, TINY.audio_channels, generator=generator)
     state = [replace(sample, video=video, audio=audio) for sample in samples]
     sigmas = [*sigma_grid()[:: NUM_STEPS // 30].tolist(), 0.0]
-    for sigma, following in pairwise(sigmas):
-        velocity = model(pack(state, TINY), torch.full((len(state),), NUM_STEPS * sigma))
-        state = [
-            replace(s, video=s.video + (following - sigma) * v, audio=s.audio + (following - sigma) * a)
-            for s, v, a in zip(state, velocity.video, velocity.audio, strict=True)
-        ]
-    return [sample.audio for sample in state]
+    return [sample.audio for sample in by_euler(model, state, sigmas)]
 
 
 def distance(a: Tensor, b: Tensor) -> float:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ import torch
 from model.config import NavaConfig
 from model.data import SampleReader, open_shards
 from model.encode_shards import encode_shards
-from model.flow import NUM_STEPS
 from model.index import ShardIndex
 from model.latents import read_latents
-from model.nava import Nava, pack
+from model.nava import Nava
 from model.parallel import open_world
 from model.tiny_codec import write_tiny_codecs
 from model.tokens import Sample
@@ -34,6 +32,7 @@ from model.train_config import EncodeConfig
 from pipeline.demo import ball_clip, write_demo
 from pipeline.queries import Run, balance, stats
 from pipeline.verify import problems
+from tests.model.latent_shards import TINY, by_euler, recipe, write_latent_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
 
@@ -170,8 +169,6 @@ def test_export_gives_the_official_trainers_form(demo_run: Path, tmp_path: Path)
 
 def test_a_tiny_network_learns_eight_clips_of_the_demo(demo_run: Path, tmp_path: Path) -> None:
     """From the demo's shards to a tenth of the loss; then the sound follows the voice it is given, and no other."""
-    from tests.model.latent_shards import TINY, recipe, write_latent_shards
-
     network = {"max_text_tokens": 512, "dim": 128, "num_heads": 4, "ffn_dim": 320}
     config = NavaConfig.preset("nava_tiny", **network)
     write_tiny_codecs(tmp_path / "codecs", TINY)
@@ -213,7 +210,6 @@ def test_a_tiny_network_learns_eight_clips_of_the_demo(demo_run: Path, tmp_path:
     assert (told - swapped).square().mean() > 1e-4 * told.square().mean()
 
 
-@torch.no_grad()
 def sounds_from_noise(model: Nava, samples: list[Sample]) -> list[torch.Tensor]:
     """Audio latents of each sample after ten Euler steps from the same noise."""
     generator = torch.Generator().manual_seed(3)
@@ -226,13 +222,8 @@ def sounds_from_noise(model: Nava, samples: list[Sample]) -> list[torch.Tensor]:
         for sample in samples
         if sample.video is not None and sample.audio is not None
     ]
-    for sigma, following in pairwise(np.linspace(1, 0, 11)):
-        velocity = model(pack(state, model.config), torch.full((len(state),), NUM_STEPS * sigma))
-        state = [
-            replace(s, video=s.video + (following - sigma) * v, audio=s.audio + (following - sigma) * a)
-            for s, v, a in zip(state, velocity.video, velocity.audio, strict=True)
-        ]
-    return [sample.audio for sample in state if sample.audio is not None]
+    done = by_euler(model, state, np.linspace(1, 0, 11).tolist())
+    return [sample.audio for sample in done if sample.audio is not None]
 
 
 def test_killed_and_restarted_runs_end_as_if_undisturbed(tmp_path: Path) -> None:
