@@ -52,7 +52,7 @@ class Packing(_Part):
     """Estimated size at which a shard is full; performance.md E.2 prefers 4 to 8 GB on object stores."""
     validation_fraction: float = 0.0
     """Share of recordings whose clips go to split `validation`."""
-    same_voice: float | None = Field(default=0.75, gt=0, le=1)
+    same_voice: float | None = Field(default=0.65, gt=0, le=1)
     """Recordings with voices at least this similar stay on one side of the split; null splits by recording alone."""
     crf: int = 18
     """x264 quality for clips that have to be encoded anew; 18 is visually lossless by x264's own guide."""

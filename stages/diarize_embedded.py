@@ -49,7 +49,7 @@ class EmbeddedConfig(StageConfig):
     """Shorter pauses inside one speaker's turn are not the end of it."""
     max_unit_s: float = 3.0
     """Longest stretch that is taken for one voice without looking inside."""
-    threshold: float = 0.88
+    threshold: float = 0.8
     """Corrected voice similarity from which two clusters are one person."""
     apart: float = 0.2
     """Weight of the network having seen two units as different people."""
@@ -306,7 +306,7 @@ PAUSES = VoiceConfig(onset=0.4, offset=0.25, min_silence_s=0.15, pad_s=0.04)
 
 @dataclass
 class EmbeddedDiarizer:
-    """Segmentation from whisperx's wheel, voices from Resemblyzer, pauses from Silero.
+    """Segmentation from whisperx's wheel, voices from `SpeakerEncoder`, pauses from Silero.
 
     Needs no download. 427 s of sound took 21 s of one core at half a second per step, and 1 GB of memory. Two voices
     recorded alike are told apart from about two seconds each; dense overlap in one distant microphone is beyond it.

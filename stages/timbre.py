@@ -55,7 +55,7 @@ class Timbre(Measure[TimbreConfig]):
     """One reference per speech span with a known speaker."""
 
     name = "timbre"
-    version = "1"
+    version = "2"
     level = "clip"
     reads = ("clip", "diarize.turns", "transcribe.speech", "download.path", "probe.has_audio")
     adds = struct(
@@ -71,7 +71,7 @@ class Timbre(Measure[TimbreConfig]):
         ),
     )
     Config = TimbreConfig
-    resources = Resources(memory_gb=0.2, timeout_s=600.0)
+    resources = Resources(memory_gb=0.3, timeout_s=600.0)
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)

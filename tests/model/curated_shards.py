@@ -124,7 +124,8 @@ def _append(tar: tarfile.TarFile, shard: str, clip: KnownClip) -> dict[str, Any]
         "json": json.dumps(annotation(clip)).encode(),
         "npy": vectors.getvalue(),
     }
-    start, places = tar.offset, {}
+    start = tar.offset
+    places: dict[str, int] = {}
     for member in MEMBERS:
         info = tarfile.TarInfo(f"{clip.clip_id}.{member}")
         info.size = len(members[member])

@@ -102,7 +102,7 @@ def test_cuda_backends_agree_forward_and_backward(backend: str, counts: list[int
     q, k, v = (x.requires_grad_() for x in tensors(torch.bfloat16, "cuda"))
     segments = Segments.of(QUERIES, KEYS, counts).to("cuda").prepare(backend)
     exact = [x.detach().double().cpu().requires_grad_() for x in (q, k, v)]
-    ours, theirs = attend(q, k, v, segments, backend), dense(*exact, counts)
+    ours, theirs = attend(q, k, v, segments, backend), dense(exact[0], exact[1], exact[2], counts)
     torch.testing.assert_close(ours.double().cpu(), theirs, atol=0.03, rtol=0.03)
     for a, b in zip(
         torch.autograd.grad(ours.float().square().sum(), (q, k, v)),

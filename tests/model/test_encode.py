@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,7 +166,7 @@ def encoded(home: Path, clip: KnownClip, encoder: ClipEncoder, folder: Path) -> 
 
 
 @pytest.fixture
-def captions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def captions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every caption that reaches the text encoder."""
     seen: list[str] = []
     original = TextEncoder.encode

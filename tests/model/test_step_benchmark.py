@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,15 +35,15 @@ VIDEO_TOKENS, AUDIO_TOKENS = 5 * 2 * 3, 18  # 17 frames are 5 latents of 4 x 6, 
 
 
 @pytest.fixture(scope="module")
-def report() -> dict[str, object]:
+def report() -> dict[str, Any]:
     return benchmark.run(SETTING, list(POLICIES), ["sdpa", "varlen", "flex"])
 
 
-def _row(report: dict[str, object], recompute: str, backend: str = "sdpa") -> dict[str, object]:
+def _row(report: dict[str, Any], recompute: str, backend: str = "sdpa") -> dict[str, Any]:
     return next(r for r in report["contenders"] if (r["recompute"], r["backend"]) == (recompute, backend))
 
 
-def test_figures_follow_from_budget_and_ceilings(report: dict[str, object]) -> None:
+def test_figures_follow_from_budget_and_ceilings(report: dict[str, Any]) -> None:
     assert report["tokens"] == {"video": 2 * VIDEO_TOKENS, "audio": 2 * AUDIO_TOKENS}
     shape = ModelShape.from_config(NavaConfig.preset("nava_tiny"))
     flops = 2 * float(training_flops(shape, VIDEO_TOKENS, AUDIO_TOKENS))
@@ -67,7 +68,7 @@ def test_budget_s_products_are_those_torch_counts() -> None:
     assert products <= counter.get_total_flops() <= 1.04 * products
 
 
-def test_policies_give_the_same_loss_for_less_memory(report: dict[str, object]) -> None:
+def test_policies_give_the_same_loss_for_less_memory(report: dict[str, Any]) -> None:
     rows = {policy: _row(report, policy) for policy in POLICIES}
     assert len({round(row["loss"], 6) for row in rows.values()}) == 1
     peaks = [rows[policy]["peak_bytes"] for policy in ("full", "attention", "attention_qkv", "none")]
@@ -76,7 +77,7 @@ def test_policies_give_the_same_loss_for_less_memory(report: dict[str, object]) 
     assert peaks[0] - gradients < 0.7 * (peaks[-1] - gradients)
 
 
-def test_backends_that_cannot_run_say_why(report: dict[str, object]) -> None:
+def test_backends_that_cannot_run_say_why(report: dict[str, Any]) -> None:
     assert "half precision on CUDA" in _row(report, "none", "varlen")["refusal"]
     assert "backward on CPU" in _row(report, "none", "flex")["refusal"]
     with pytest.raises(ModelError, match="no contender can run"):

@@ -73,7 +73,7 @@ def lag_samples(sound: NDArray[np.float64], wanted: NDArray[np.floating[Any]]) -
 
 def faces_in(picture: NDArray[np.uint8]) -> list[tuple[int, int, int, int]]:
     """Boxes of OpenCV's Haar frontal detector."""
-    detector = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
+    detector = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")  # type: ignore[attr-defined]
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     return [tuple(box) for box in detector.detectMultiScale(grey, 1.1, 4, minSize=(50, 50))]  # type: ignore[misc]
 

@@ -424,7 +424,8 @@ def test_a_missing_yt_dlp_is_said_before_the_run(stage: Any, monkeypatch: pytest
 
 def test_yt_dlp_finds_the_video_of_a_page(server: Server, stage: Any, context: Any, tmp_path: Path) -> None:
     pytest.importorskip("yt_dlp")
-    from pipeline.demo.clips import Encoding, flash_and_click
+    from pipeline.demo.clips import flash_and_click
+    from pipeline.demo.write import Encoding
 
     clip = tmp_path / "clip.mp4"
     flash_and_click(clip, 1.0, Encoding(width_px=192, height_px=96))

@@ -12,8 +12,9 @@ import pytest
 
 from pipeline.demo.face import photograph as portrait
 from schemas.errors import RecipeError
-from stages.faces import FaceDetector, FaceMesh, FaceTracker, overlap, packaged
+from stages.faces import FaceDetector, FaceMesh, FaceTracker, overlap
 from stages.media import Frames
+from stages.packaged import packaged
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.demo.clips import Encoding, flash_and_click, frame_number, variable_rate
+from pipeline.demo.clips import flash_and_click, frame_number, variable_rate
+from pipeline.demo.write import Encoding
 from schemas.errors import MediaError
 from stages.media import Decoder, Frames, Waveform
 from stages.media_open_child import Geometry

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.demo.clips import Encoding, flash_and_click, variable_rate
+from pipeline.demo.clips import flash_and_click, variable_rate
+from pipeline.demo.write import Encoding
 from schemas.errors import MediaError
 from stages.media_probe_child import is_variable
 from stages.probe import ADDS, Config, Probe
@@ -115,7 +116,7 @@ def _items(folder: Path) -> list[dict[str, Any]]:
     return list(json.loads((folder / "manifest.json").read_text())["items"])
 
 
-KNOWN_DIFFERENCES = {
+KNOWN_DIFFERENCES: dict[str, dict[str, float]] = {
     # Its manifest's reader moves the picture forward to the edit's start; the container says 20 ms later.
     "edit_list_preroll_trim_copy.mov": {"start_s": 0.02},
     # B-frames in AVI have no stored times: the first frame out of the decoder is one frame late.
