@@ -23,7 +23,7 @@ import pyarrow as pa
 from pipeline.config import Recipe
 from pipeline.ledger import Ledger
 from pipeline.repair import Remeasure, repair_of, with_moved_sound
-from pipeline.splits import split_assets
+from pipeline.splits import likenesses, split_assets
 from pipeline.store import RunDir
 from schemas import budget
 from schemas.errors import ItemError
@@ -51,7 +51,7 @@ def plan_shards(ledger: Ledger, recipe: Recipe) -> list[ShardTask]:
     judged = ledger.settled("clip", packed=False).to_pylist()
     clips = sorted((row for row in judged if row["verdict"]["status"] == "keep"), key=lambda row: row["row_id"])
     assets = {row["asset_id"]: row for row in ledger.settled("asset").to_pylist() if row["verdict"]["status"] == "keep"}
-    sides = split_assets(assets, recipe.pack.validation_fraction, recipe.pack.same_voice)
+    sides = split_assets(assets, recipe.pack.validation_fraction, likenesses(assets, clips, recipe.pack))
     tasks: list[ShardTask] = []
     for split in ("train", "validation"):
         members = [clip for clip in clips if sides[clip["asset_id"]] == split]
@@ -193,7 +193,7 @@ def timbre_matrix(clip: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]
 
 
 def annotation(clip: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """The .json member: everything known about the clip, from source to measure; embeddings are in the .npy."""
+    """The .json member: everything known about the clip, from source to measure; voices are in the .npy, faces nowhere."""
     asset = clip["asset"]
     measured: dict[str, Any] = {
         name: clip[name]
@@ -201,8 +201,9 @@ def annotation(clip: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         if name in recipe.stages and clip.get(name) is not None
     }
     if "timbre" in measured:
-        references = [{k: v for k, v in item.items() if k != "embedding"} for item in clip["timbre"]["references"]]
-        measured["timbre"] = clip["timbre"] | {"references": references}
+        measured["timbre"] = clip["timbre"] | {"references": _without_embedding(clip["timbre"]["references"])}
+    if "sync" in measured:
+        measured["sync"] = clip["sync"] | {"faces": _without_embedding(clip["sync"]["faces"] or [])}
     return {
         "contract_version": CONTRACT_VERSION,
         "clip_id": clip["row_id"],
@@ -217,6 +218,10 @@ def annotation(clip: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
             "stages": {name: cfg.model_dump(mode="json") for name, cfg in recipe.stage_configs().items()},
         },
     }
+
+
+def _without_embedding(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "embedding"} for row in rows]
 
 
 def index_row(sample: Sample, task: ShardTask) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.face_identity import NUM_PORTRAITS, FaceEncoder, Portrait, portrait_of
 from stages.media import Frames
 from stages.packaged import packaged
 
@@ -38,6 +39,8 @@ CENTRE_SMOOTHING, SIZE_SMOOTHING = 0.35, 0.1
 """Weight of the newest frame in a track's running position and size: quick enough for a nod, and little jitter."""
 LOST_S = 0.75
 """A face neither detected nor meshed for this long is gone."""
+ONE_FACE = 0.6
+"""Overlap of two followed faces from which they are one, on which a wandering mesh has come to rest."""
 UNCONFIRMED_S = 2.1
 """A mesh that no detection has confirmed for this long has wandered off onto something else."""
 
@@ -67,6 +70,8 @@ class FaceTrack:
     """Mean score of the detections that confirmed the track."""
     crops: Array = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.uint8))
     """uint8 [n, side, side, 3]: square face crops, if asked for."""
+    embedding: Array | None = None
+    """float32 [128]: who it is, if asked for and if the face was seen well."""
 
     @property
     def size_px(self) -> float:
@@ -178,11 +183,20 @@ class FaceTracker:
     """Follows every face through runs of frames.
 
     Detection costs most, so it runs every `detect_every_s` to find newcomers and to confirm who is there; in between
-    each face is handed from mesh to mesh. With `crop_px` a square crop of the face is kept for every frame.
+    each face is handed from mesh to mesh. With `crop_px` a square crop of the face is kept for every frame; with an
+    encoder the best portraits of each face, of those taken at detections, are embedded.
     """
 
-    def __init__(self, detector: FaceDetector, mesh: FaceMesh, *, detect_every_s: float, max_faces: int) -> None:
-        self.detector, self.mesh = detector, mesh
+    def __init__(
+        self,
+        detector: FaceDetector,
+        mesh: FaceMesh,
+        *,
+        detect_every_s: float,
+        max_faces: int,
+        encoder: FaceEncoder | None = None,
+    ) -> None:
+        self.detector, self.mesh, self.encoder = detector, mesh, encoder
         self.detect_every_s, self.max_faces = detect_every_s, max_faces
 
     def follow(self, runs: Iterable[Frames], *, crop_px: int = 0) -> Tracks:
@@ -206,9 +220,12 @@ class FaceTracker:
                     _confirm(alive, self.detector.detect(image), last_detection_s, self.max_faces)
                 for face in alive:
                     face.step(self.mesh, image, float(time_s), crop_px)
-                ended += [face for face in alive if face.is_gone(float(time_s))]
-                alive = [face for face in alive if not face.is_gone(float(time_s))]
-        tracks = [face.track() for face in ended + alive if face.times]
+                    if self.encoder is not None and face.times[-1:] == [float(time_s)] == [face.confirmed_s]:
+                        face.portray(image)
+                gone = [face for n, face in enumerate(alive) if face.is_gone(float(time_s)) or face.is_any(alive[:n])]
+                ended += gone
+                alive = [face for face in alive if face not in gone]
+        tracks = [face.track(self.encoder) for face in ended + alive if face.times]
         tracks.sort(key=lambda track: -len(track.times_s))
         return Tracks(tracks, np.array(times), end_s, *size, np.array(changes, np.float32))
 
@@ -228,6 +245,7 @@ class _Alive:
         self.points: list[Array] = []
         self.boxes: list[Array] = []
         self.crops: list[Array] = []
+        self.portraits: list[Portrait] = []
 
     def confirm(self, face: Face, time_s: float) -> None:
         """A detection agrees; where the mesh has lost the face, the detection takes over."""
@@ -265,10 +283,25 @@ class _Alive:
         lost = time_s - max(self.seen_s, self.confirmed_s) > LOST_S
         return lost or time_s - self.confirmed_s > UNCONFIRMED_S
 
-    def track(self) -> FaceTrack:
-        crops = np.stack(self.crops) if self.crops else np.zeros((0, 0, 0, 3), np.uint8)
+    def is_any(self, others: list[_Alive]) -> bool:
+        """Whether this is the face that one of the others follows already."""
+        return any(overlap(self.box, other.box) > ONE_FACE for other in others)
+
+    def portray(self, image: Array) -> None:
+        """Keeps the face of the newest frame if it is among the best so far."""
+        taken = portrait_of(image, self.points[-1])
+        if taken is not None:
+            ranked = sorted([*self.portraits, taken], key=lambda portrait: -portrait.quality_px)
+            self.portraits = ranked[:NUM_PORTRAITS]
+
+    def track(self, encoder: FaceEncoder | None) -> FaceTrack:
         return FaceTrack(
-            np.array(self.times), np.stack(self.points), np.stack(self.boxes), float(np.mean(self.scores)), crops
+            np.array(self.times),
+            np.stack(self.points),
+            np.stack(self.boxes),
+            float(np.mean(self.scores)),
+            np.stack(self.crops) if self.crops else np.zeros((0, 0, 0, 3), np.uint8),
+            None if encoder is None else encoder.embed(self.portraits),
         )
 
 

@@ -20,6 +20,7 @@ from schemas.errors import ItemError, MediaError
 from schemas.fields import f, struct
 from schemas.records import ACTIVE_FACE, FACE_TRACK, SYNC_WINDOW, Row, span_of
 from stages.base import Context, Measure, Resources, StageConfig
+from stages.face_identity import FaceEncoder
 from stages.faces import FaceDetector, FaceMesh, FaceTrack, FaceTracker, Tracks
 from stages.media import Waveform
 from stages.sync_active import Evidence, assign, mouth_stir
@@ -74,6 +75,8 @@ class SyncConfig(StageConfig):
     """Time between two runs of the face detector."""
     max_faces: int = Field(default=4, ge=1)
     """Faces followed at a time, largest first."""
+    identity: Literal["dlib", "none"] = "dlib"
+    """What tells whether two faces are one person, for splits that share none; 0.3 s a face. none: nobody asks."""
 
     @model_validator(mode="after")
     def _complete(self) -> SyncConfig:
@@ -98,7 +101,7 @@ class Sync(Measure[SyncConfig]):
     """Offset of sound against picture per clip, faces, and the speaking face per span."""
 
     name = "sync"
-    version = "1"
+    version = "2"
     level = "clip"
     reads = ("clip", "download.path", "probe.has_audio", "transcribe.speech")
     adds = struct(
@@ -124,13 +127,17 @@ class Sync(Measure[SyncConfig]):
         f("curve", pa.list_(pa.float32()), doc="agreement at each offset, in standard deviations over the mean"),
     )
     Config = SyncConfig
-    resources = Resources(cpus=1.0, memory_gb=0.7, timeout_s=900.0)
+    resources = Resources(cpus=1.0, memory_gb=0.8, timeout_s=900.0)
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
         config = self.config
         self.tracker = FaceTracker(
-            FaceDetector(), FaceMesh(), detect_every_s=config.detect_every_s, max_faces=config.max_faces
+            FaceDetector(),
+            FaceMesh(),
+            detect_every_s=config.detect_every_s,
+            max_faces=config.max_faces,
+            encoder=FaceEncoder.load() if config.identity == "dlib" else None,
         )
         self.engine = make_engine(config)
 
@@ -406,6 +413,7 @@ def _nothing(seen: Tracks, tracks: Sequence[FaceTrack], spans: Sequence[Any]) ->
                 "width": float(right - left),
                 "height": float(bottom - top),
                 "confidence": track.score,
+                "embedding": None if track.embedding is None else track.embedding.tolist(),
             }
         )
     empty = dict.fromkeys(("engine", "status", "finding", "offset_ms", "offset_std_ms", "confidence", "agreement"))
