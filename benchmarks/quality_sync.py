@@ -1,4 +1,4 @@
-"""Scores the sync stage against known truth: shifted, swapped and untouched sound, staged turns, events without speech.
+"""Scores the sync stage on known truth: shifted, swapped and untouched sound, staged turns, events, who is who by face.
 
     python -m benchmarks.quality_sync MEDIA_DIR [--json FILE]
 
@@ -15,7 +15,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.fit_sync import SOUND_MARGIN_S, Example, Reader, fit_model, is_in_sync_talk, people_of
-from pipeline.config import SyncRepair
+from pipeline.config import Packing, SyncRepair
 from pipeline.repair import repair_of
+from stages.face_identity import FaceEncoder
 from stages.media import Waveform
 from stages.sync import SyncConfig
 from stages.sync_film import SHIFTS_S, Film, Speech
@@ -86,6 +87,7 @@ def score_sync(media_dir: Path | str) -> Item:
     wanted = [i for i in items if is_in_sync_talk(i) or _turns_in_view(i) or i.get("category") == "nonspeech"]
     with tempfile.TemporaryDirectory() as scratch:
         reader = Reader(Path(scratch))
+        reader.tracker.encoder = FaceEncoder.load()
         films = [film for film in (_read(reader, media_dir, item) for item in wanted) if film is not None]
         reader.decoder.close()
     judge = Judge(films)
@@ -95,6 +97,7 @@ def score_sync(media_dir: Path | str) -> Item:
         "repair": score_repair(judge, talk),
         "active_face": score_active(judge, [film for film in films if _turns_in_view(film.item)]),
         "nonspeech": score_events(judge, [film for film in films if film.item.get("category") == "nonspeech"]),
+        "faces": score_faces([film for film in films if is_in_sync_talk(film.item)]),
     }
 
 
@@ -307,6 +310,30 @@ def score_events(judge: Judge, films: Sequence[Staged]) -> Item:
             rows.append(_row(result, made, "event", shift_s))
     shown = [{k: row[k] for k in ("clip", "shift_s", "offset_ms", "std_ms", "confidence")} for row in rows]
     return _errors(rows) | {"clips": shown}
+
+
+def score_faces(films: Sequence[Staged]) -> Item:
+    """Distances of the longest-seen faces of one person in two files, and of two people; errors at the split's bound."""
+    known = [
+        (people_of(film.item), film.seen.faces[0].embedding)
+        for film in films
+        if film.seen.faces and film.seen.faces[0].embedding is not None
+    ]
+    same: list[float] = []
+    different: list[float] = []
+    for (people, one), (others, other) in combinations(known, 2):
+        (same if people & others else different).append(float(np.linalg.norm(np.subtract(one, other))))
+    bound = Packing().same_face or 0.0
+    return {
+        "recognisable": [len(known), len(films)],
+        "same": {"pairs": len(same), "farthest": max(same, default=None), "missed": sum(d > bound for d in same)},
+        "different": {
+            "pairs": len(different),
+            "nearest": min(different, default=None),
+            "joined": sum(d <= bound for d in different),
+        },
+        "bound": bound,
+    }
 
 
 def main() -> None:
