@@ -134,7 +134,7 @@ def why(
     if as_json:
         print(json.dumps(chain, indent=1, default=str))
     else:
-        columns = ["download", "probe", "transcribe", "diarize", "shot", "clip", *opened.recipe.stages]
+        columns = ["download", "probe", "transcribe", "diarize", "shot", "clip", *opened.recipe.stages, "pack"]
         print(why_text(chain, list(dict.fromkeys(columns))))
 
 

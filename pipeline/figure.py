@@ -19,13 +19,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def draw(chain: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Writes a PNG for the clip at the end of `chain` (see queries.find). Raises LedgerError if it is no clip."""
+    """Writes a PNG for the clip that `chain` leads to (see queries.find). Raises LedgerError if it is no clip."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    clip = chain[-1]
+    clip = [row for row in chain if row["kind"] != "pack"][-1]
     if clip["kind"] != "clip":
         raise LedgerError(f"{clip['row_id']} is no clip.", remedy="Give a clip id; `why SOURCE` lists them.")
     pictures, times, sound = _media(chain[0], clip)

@@ -17,20 +17,12 @@ import pyarrow as pa
 
 from pipeline.plan import Plan
 from schemas.errors import LedgerError
-from schemas.fields import f
+from schemas.fields import f, struct
 from schemas.records import COST, FETCH_URI, SOURCE, VERDICT
+from schemas.shard import CUT
 
 LEDGER_VERSION = 1
-PACK = pa.struct(
-    [
-        f("shard", pa.string(), doc="shard the clip went to"),
-        f("cut_mode", pa.string(), doc="copy or encode"),
-        f("cut_start_error_us", pa.int64(), unit="us", doc="measured after writing: first frame's time"),
-        f("cut_sound_error_samples", pa.int64(), unit="count", doc="measured after writing: first sound sample"),
-        f("cut_duration_error_us", pa.int64(), unit="us", doc="measured after writing: length"),
-        f("applied_shift_ms", pa.float64(), unit="ms", doc="how far the sound was moved"),
-    ]
-)
+PACK = struct(f("shard", pa.string(), doc="shard the clip went to"), *CUT)
 KEYS = [
     f("kind", pa.string(), doc="asset, shot, clip or pack"),
     f("row_id", pa.string(), doc="id of the row"),

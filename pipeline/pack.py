@@ -102,7 +102,7 @@ def pack_shard(task: ShardTask, recipe: Recipe, run: RunDir) -> list[dict[str, A
                     rows.append(_pack_row(clip, task, None, error))
                     continue
                 index.append(index_row(sample, task) | _append(tar, clip["row_id"], sample.members))
-                rows.append(_pack_row(clip, task, sample.report, None))
+                rows.append(_pack_row(clip, task, sample, None))
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         size = path.stat().st_size
         run.publish(path, f"shards/{task.name}.tar")
@@ -300,12 +300,12 @@ def _append(tar: tarfile.TarFile, clip_id: str, members: dict[str, bytes]) -> di
     return {**places, "sample_offset": start, "sample_bytes": tar.offset - start, "crc32": crc}
 
 
-def _pack_row(clip: dict[str, Any], task: ShardTask, report: Any, error: ItemError | None) -> dict[str, Any]:
+def _pack_row(clip: dict[str, Any], task: ShardTask, sample: Sample | None, error: ItemError | None) -> dict[str, Any]:
     verdict: dict[str, Any] = {"status": "keep" if error is None else "error", "reason": error and f"pack.{error.reason}",
                "message": error and str(error), "stage": "pack", "failed_gates": [], "is_audit": False}  # fmt: skip
     pack = {"shard": f"{task.name}.tar"}
-    if report is not None:
-        pack |= _cut_columns(report) | {"applied_shift_ms": report.applied_shift_ms}
+    if sample is not None:
+        pack |= _cut_columns(sample.report) | _repair_columns(sample.report, sample.resync)
     return {"kind": "pack", "row_id": clip["row_id"], "parent_id": clip["row_id"], "source_id": clip["source_id"],
             "asset_id": clip["asset_id"], "duration_us": clip["duration_us"], "verdict": verdict, "pack": pack}  # fmt: skip
 

@@ -323,7 +323,7 @@ def _clip_checks(recipe: Recipe) -> list[Check]:
 
 
 def find(run: Run, key: str) -> list[dict[str, Any]]:
-    """The chain of ledger rows from source down to the row whose id, id prefix or file name is `key`.
+    """The chain of ledger rows from source down to the row whose id, id prefix or file name is `key`, then its packing.
 
     A source or asset returns its asset row and all below it. Raises LedgerError with near misses.
     """
@@ -331,7 +331,8 @@ def find(run: Run, key: str) -> list[dict[str, Any]]:
     for kind in ("clip", "shot"):
         hits = [row for row in rows[kind] if row["row_id"].startswith(key)]
         if len(hits) == 1:
-            chain = [hits[0]]
+            chain = [row for row in run.ledger.table("pack").to_pylist() if row["row_id"] == hits[0]["row_id"]]
+            chain.append(hits[0])
             if kind == "clip":
                 chain += [row for row in rows["shot"] if row["row_id"] == hits[0]["parent_id"]]
             chain += [row for row in rows["asset"] if row["source_id"] == hits[0]["source_id"]]

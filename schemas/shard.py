@@ -33,6 +33,20 @@ def _offsets(member: str) -> list[pa.Field]:
     ]
 
 
+CUT = (
+    f("cut_mode", pa.string(), doc="copy or encode: how the picture was cut"),
+    f("cut_start_error_us", pa.int64(), unit="us", doc="measured: first frame's time against the plan"),
+    f("cut_sound_error_samples", pa.int64(), unit="count", doc="measured: first sound sample against the plan"),
+    f("cut_duration_error_us", pa.int64(), unit="us", doc="measured: length against the plan"),
+    f("applied_shift_ms", pa.float64(), unit="ms", doc="sync repair: how far the sound was moved; 0 if untouched"),
+    f("applied_drift_ms_per_s", pa.float64(), unit="ms/s", doc="sync repair: drift taken out; 0 if none"),
+    f("repaired_offset_ms", pa.float64(), unit="ms", doc="offset of the repaired clip, measured anew; else null"),
+    f("repaired_offset_std_ms", pa.float64(), unit="ms", doc="standard deviation of repaired_offset_ms"),
+    f("repaired_drift_ms_per_s", pa.float64(), unit="ms/s", doc="drift measured anew; null under 8 s"),
+    f("repaired_confidence", pa.float64(), doc="confidence of the new measurement"),
+)
+"""What was measured on the written clip, in the index and in the ledger."""
+
 INDEX: pa.Schema = pa.schema(
     [
         f("clip_id", pa.string(), doc="sample key"),
@@ -60,16 +74,7 @@ INDEX: pa.Schema = pa.schema(
         f("sample_offset", pa.int64(), unit="bytes", doc="first tar header of the sample"),
         f("sample_bytes", pa.int64(), unit="bytes", doc="all members with headers and padding"),
         f("crc32", pa.int64(), doc="CRC-32 of those sample_bytes"),
-        f("cut_mode", pa.string(), doc="copy or encode: how the picture was cut"),
-        f("cut_start_error_us", pa.int64(), unit="us", doc="measured: first frame's time against the plan"),
-        f("cut_sound_error_samples", pa.int64(), unit="count", doc="measured: first sound sample against the plan"),
-        f("cut_duration_error_us", pa.int64(), unit="us", doc="measured: length against the plan"),
-        f("applied_shift_ms", pa.float64(), unit="ms", doc="sync repair: how far the sound was moved; 0 if untouched"),
-        f("applied_drift_ms_per_s", pa.float64(), unit="ms/s", doc="sync repair: drift taken out; 0 if none"),
-        f("repaired_offset_ms", pa.float64(), unit="ms", doc="offset of the repaired clip, measured anew; else null"),
-        f("repaired_offset_std_ms", pa.float64(), unit="ms", doc="standard deviation of repaired_offset_ms"),
-        f("repaired_drift_ms_per_s", pa.float64(), unit="ms/s", doc="drift measured anew; null under 8 s"),
-        f("repaired_confidence", pa.float64(), doc="confidence of the new measurement"),
+        *CUT,
     ],
     metadata={"contract_version": str(CONTRACT_VERSION)},
 )

@@ -20,8 +20,9 @@ from scipy.signal import correlate
 from pipeline.config import Recipe, SyncRepair, parse_recipe
 from pipeline.demo import swapped_clip, talking_clip
 from pipeline.pack import make_sample, read_index
-from pipeline.queries import Run
+from pipeline.queries import Run, find
 from pipeline.repair import Remeasure, Repair, repair_of, with_moved_sound
+from pipeline.show import why_text
 from schemas.errors import ItemError
 from schemas.timing import Span
 
@@ -253,6 +254,10 @@ class TestRun:
         assert row["cut_sound_error_samples"] == 0
         for name in ("applied_shift_ms", "applied_drift_ms_per_s", "repaired_offset_ms", "repaired_confidence"):
             assert told[name] == row[name]
+        chain = find(Run(str(run)), row["clip_id"])
+        assert [step["kind"] for step in chain] == ["asset", "shot", "clip", "pack"]
+        assert chain[-1]["pack"]["repaired_offset_ms"] == row["repaired_offset_ms"]
+        assert f"applied_shift_ms={row['applied_shift_ms']:.4g}" in why_text(chain, ["shot", "clip", "pack"])
         before = [clip for clip in Run(str(run)).ledger.settled("clip").to_pylist() if clip["row_id"] == row["clip_id"]]
         was, now = (spans[0]["words"][-1]["start_s"] for spans in (before[0]["clip"]["spans"], told["clip"]["spans"]))
         assert was - now == pytest.approx(row["applied_shift_ms"] / 1000, abs=1e-4)
