@@ -210,8 +210,12 @@ def people_of(item: Mapping[str, Any]) -> frozenset[str]:
     """Whom a file may show: the files it was made from, and its speakers by name."""
     origins = {f"{o.get('repo', '')}/{o.get('path', '')}" for o in item.get("origin") or [] if isinstance(o, Mapping)}
     turns = item["ground_truth"].get("speaker_turns") or []
-    names = {re.sub(r"_take\d+$", "", str(t["speaker"]).split(": ")[-1]) for t in turns}
-    return frozenset(origins | names)
+    return frozenset(origins | {person_of(str(turn["speaker"])) for turn in turns})
+
+
+def person_of(speaker: str) -> str:
+    """Who a manifest's speaker is: `left: man_take2` and `man` are one."""
+    return re.sub(r"_take\d+$", "", speaker.rsplit(": ", maxsplit=1)[-1])
 
 
 class Reader:

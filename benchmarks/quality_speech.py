@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.fit_sync import person_of
 from pipeline.config import Packing
 from schemas.errors import EngineError
 from stages.base import Context
@@ -197,7 +198,7 @@ def score_speakers(
         pieces = [speech[i : i + size] for i in range(0, max(1, len(speech) - size // 2), size)]
         for embedding in encoder.embed_all(pieces):
             if embedding is not None:
-                voices.append((str(next(iter(names))), item["path"], embedding))
+                voices.append((person_of(str(next(iter(names)))), item["path"], embedding))
     same, different = [], []
     for (one, path, a), (other, second_path, b) in combinations(voices, 2):
         if one == other and path != second_path:
