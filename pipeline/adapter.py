@@ -24,7 +24,7 @@ import pyarrow as pa
 from pipeline.config import Recipe
 from pipeline.monitor import MonitorLike, Poison, StageTally
 from pipeline.plan import Plan, StageSpec, make_plan
-from schemas.errors import ContractError, ItemError, StageTimeoutError
+from schemas.errors import ContractError, ItemError, NavaError, PlanError, StageTimeoutError
 from schemas.ids import fraction_of
 from schemas.verdict import Check, column, evaluate, settle
 from stages.base import Context, Measure, Split
@@ -124,8 +124,8 @@ class Worker:
                 row[spec.column] = result
 
     def _attempt(self, spec: StageSpec, unit: Unit, batch: Sequence[Mutable]) -> Sequence[Any] | Exception:
+        stage = self._stage(spec)
         try:
-            stage = self._stage(spec)
             views = [_view(spec, unit, row) for row in batch]
             if isinstance(stage, Split):
                 children = [_checked(spec, child) for child in stage.split(views[0])]
@@ -151,9 +151,21 @@ class Worker:
     def _stage(self, spec: StageSpec) -> Measure[Any] | Split[Any]:
         if spec.name not in self._ready:
             stage = spec.cls(spec.config)
-            stage.setup(self.context)
+            try:
+                stage.setup(self.context)
+            except Exception as error:
+                raise self._refusal(spec, error) from error
             self._ready[spec.name] = stage  # type: ignore[assignment]
         return self._ready[spec.name]
+
+    def _refusal(self, spec: StageSpec, error: Exception) -> PlanError:
+        """A stage that cannot start would fail on every row alike; that is no row's fault, so it ends the run."""
+        reason = str(error) if isinstance(error, NavaError) else f"{type(error).__name__}: {error}."
+        refusal = PlanError(
+            f"stage {spec.name} cannot start. {reason}", remedy="Nothing is lost: afterwards the same command goes on."
+        )
+        self.monitor.refuse(str(refusal))
+        return refusal
 
     @contextmanager
     def _limited(self, spec: StageSpec, unit_id: str, row_ids: list[str], num_rows: int) -> Iterator[None]:

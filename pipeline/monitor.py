@@ -43,6 +43,7 @@ class MonitorLike(Protocol):
     def leave(self, unit_id: str, stage: str, tally: StageTally) -> None: ...
     def expire(self, unit_id: str, stage: str, row_ids: list[str]) -> None: ...
     def end(self, unit_id: str) -> None: ...
+    def refuse(self, reason: str) -> None: ...
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Monitor:
     crashes: dict[tuple[str, str, str], int] = field(default_factory=lambda: defaultdict(int))
     poison: dict[str, list[Poison]] = field(default_factory=lambda: defaultdict(list))
     nodes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    refusal: str | None = None
 
     def begin(self, unit_id: str) -> list[Poison]:
         """Rows of this unit that must not be tried again; called when a worker takes the unit up."""
@@ -87,17 +89,22 @@ class Monitor:
         """The unit left this worker group."""
         self.in_flight.pop(unit_id, None)
 
+    def refuse(self, reason: str) -> None:
+        """A stage cannot start, whatever the row: the run ends with this reason, the first one given."""
+        self.refusal = self.refusal or reason
+
     def report(self, node: str) -> None:
         """A worker started on `node`."""
         self.nodes[node] += 1
 
     def snapshot(self) -> dict[str, Any]:
-        """Plain data for the display: `stages` -> tally, `in_flight` -> (unit, stage, seconds), `nodes` -> workers."""
+        """Plain data: `stages` -> tally, `in_flight` -> (unit, stage, seconds), `nodes` -> workers, `refusal`."""
         now = time.monotonic()
         return {
             "stages": {name: dict(vars(tally)) for name, tally in self.tallies.items()},
             "in_flight": [(unit, stage, now - since) for unit, (stage, _, since) in self.in_flight.items()],
             "nodes": dict(self.nodes),
+            "refusal": self.refusal,
         }
 
 
@@ -131,6 +138,10 @@ class RemoteMonitor:
     def end(self, unit_id: str) -> None:
         """See Monitor.end."""
         self._call("end", unit_id)
+
+    def refuse(self, reason: str) -> None:
+        """See Monitor.refuse."""
+        self._call("refuse", reason)
 
     def report(self, node: str) -> None:
         """See Monitor.report."""

@@ -24,7 +24,7 @@ from pipeline.monitor import Monitor, RemoteMonitor
 from pipeline.plan import Cluster, Plan, make_plan, render
 from pipeline.progress import Progress
 from pipeline.store import RunDir
-from schemas.errors import RecipeError
+from schemas.errors import PlanError, RecipeError
 from schemas.records import SOURCE
 
 RAY_ENVIRONMENT = {
@@ -70,7 +70,7 @@ def run(
     """Curates `sources` into the run directory `out`; units already in its ledger are not touched again.
 
     `address` joins a running Ray cluster; otherwise a private one is started on `num_cpus` CPUs (default: all).
-    Raises RecipeError or LedgerError before any work starts.
+    Raises RecipeError or LedgerError before any work starts, and PlanError when a stage cannot start in a worker.
     """
     if not sources:
         raise RecipeError("no input files were found.", remedy="Give files, folders, globs, URLs or a manifest.")
@@ -84,7 +84,7 @@ def run(
         cluster = describe_cluster(ray)
         make_plan(recipe, cluster)
         monitor = ray.remote(num_cpus=0)(Monitor).options(max_concurrency=1).remote()
-        with _watching(ray, monitor, progress):
+        with _watching(ray, monitor, progress), _told(ray, monitor):
             for unit in _curate(ray, plan, todo, cluster, monitor, directory):
                 ledger.commit(unit["source_id"], rows_of(unit))
                 progress.unit_done(unit)
@@ -225,6 +225,8 @@ def _ray(address: str | None, num_cpus: int | None) -> Iterator[Any]:
             )  # fmt: skip
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+    for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they log is raised as well
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     try:
@@ -232,6 +234,18 @@ def _ray(address: str | None, num_cpus: int | None) -> Iterator[Any]:
     finally:
         if started:
             ray.shutdown()
+
+
+@contextmanager
+def _told(ray: Any, monitor: Any) -> Iterator[None]:
+    """Raises what a worker refused to start for, instead of Ray's account of it, which has lost the exception."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        refusal = ray.get(monitor.snapshot.remote())["refusal"]
+        if refusal is None:
+            raise
+        raise PlanError(refusal) from error
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pipeline.ledger import Ledger, ledger_schema, rows_of
 from pipeline.monitor import Monitor
 from pipeline.plan import make_plan
 from pipeline.queries import balance
+from schemas.errors import EngineError, PlanError
 from schemas.ids import source_id
 
 FAULTS = st.sampled_from(["item", "bug", "returned", "keys", "nan", "type", "unmeasured"])
@@ -64,6 +65,22 @@ def test_one_bad_clip_in_a_batch_costs_only_itself(toy_recipe: dict[str, Any], k
         "reject",
         "keep",
     ] * 3 + ["reject"]
+
+
+@pytest.mark.parametrize("cause", [EngineError("no weights at /nowhere."), OSError("no such driver")])
+def test_a_stage_that_cannot_start_ends_the_run_and_settles_nothing(
+    toy_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, cause: Exception
+) -> None:
+    import toy_stages
+
+    def fail(*_: Any) -> None:
+        raise cause
+
+    monkeypatch.setattr(toy_stages.Audio, "setup", fail)
+    monitor = Monitor()
+    with pytest.raises(PlanError, match="stage audio cannot start"):
+        advance(toy_recipe, unit("a"), monitor)
+    assert str(cause) in monitor.snapshot()["refusal"]
 
 
 def test_an_error_of_the_asset_settles_it_and_its_children(toy_recipe: dict[str, Any]) -> None:

@@ -251,6 +251,19 @@ def test_killed_and_restarted_runs_end_as_if_undisturbed(tmp_path: Path) -> None
     assert before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "killed").rglob("*.tar"))
 
 
+def test_missing_weights_end_the_run_with_the_remedy(tmp_path: Path) -> None:
+    ball_clip(tmp_path / "ball.mp4", duration_s=3.0)
+    setting = ["--set", "stages.diarize.engine=pyannote", "--set", "stages.diarize.weights=/nowhere"]
+    process = curate(
+        "run", "quickstart", "--input", str(tmp_path / "ball.mp4"), "--out", str(tmp_path / "run"), *setting
+    )
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, output
+    assert "stage diarize cannot start. No pyannote pipeline at '/nowhere'" in output
+    assert "Traceback" not in output
+    assert Run(str(tmp_path / "run")).ledger.table("asset").num_rows == 0
+
+
 def test_the_same_recipe_runs_on_a_separately_started_cluster(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 

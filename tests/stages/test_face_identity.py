@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from pipeline.config import Packing
 from pipeline.demo.face import photograph
+from schemas.errors import RecipeError
 from stages.face_identity import CHIP_PX, FaceEncoder, portrait_of
 from stages.faces import FaceDetector, FaceMesh, FaceTracker
 
@@ -60,6 +62,12 @@ def test_small_and_averted_faces_have_no_portrait(encoder: FaceEncoder) -> None:
     averted[2] = points[33]  # the nose below the outer corner of an eye
     assert portrait_of(picture, averted) is None
     assert encoder.embed([]) is None
+
+
+def test_a_missing_dlib_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dlib", None)
+    with pytest.raises(RecipeError, match="pip install dlib-bin"):
+        FaceEncoder.load()
 
 
 def test_people_of_real_files(media_dir: Path, context: Any, encoder: FaceEncoder) -> None:
