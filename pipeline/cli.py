@@ -57,6 +57,9 @@ def run(
     address: Annotated[str | None, typer.Option(help="join a running Ray cluster, e.g. auto or HOST:6379")] = None,
     cpus: CpusOption = None,
     limit: Annotated[int | None, typer.Option(help="take only the first N sources")] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="measure anew every source in which something ended as an error")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
 ) -> None:
     """Curates inputs into RUN; ends in the balance sheet of hours."""
@@ -68,7 +71,9 @@ def run(
 
     chosen = load_recipe(recipe, set_ or ())
     sources = expand_sources(inputs)
-    result = execute(chosen, sources[:limit], out, address=address, num_cpus=cpus, quiet=quiet)
+    result = execute(
+        chosen, sources[:limit], out, address=address, num_cpus=cpus, retry_errors=retry_errors, quiet=quiet
+    )
     sheet = balance(Run(out).ledger)
     print("\n".join(balance_lines(hours_of(sheet))))
     clips, assets = sheet.clips, sheet.assets

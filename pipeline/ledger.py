@@ -1,7 +1,8 @@
 """The ledger: one Delta Lake table per run that holds every row and verdict, committed once per unit of work.
 
 Rows of all kinds share the table: `asset`, `shot`, `clip` (one commit per source) and `pack` (one commit per shard).
-A commit carries the unit's id as a Delta application transaction, so that writing the same unit twice is a no-op.
+A commit carries the unit's id as a Delta application transaction, so that writing the same unit twice is a no-op; reopening
+a unit takes its rows back in one commit that says so.
 
 Duplicate bytes: sources with the same asset id are all measured facts, but only the first by source id counts; the
 others settle as `reject(duplicate)` when the ledger is read, so the answer does not depend on who finished first.
@@ -22,6 +23,8 @@ from schemas.records import COST, FETCH_URI, SOURCE, VERDICT
 from schemas.shard import CUT
 
 LEDGER_VERSION = 1
+OPEN, SETTLED = 0, 1
+"""Versions of a unit's Delta transaction."""
 PACK = struct(f("shard", pa.string(), doc="shard the clip went to"), *CUT)
 KEYS = [
     f("kind", pa.string(), doc="asset, shot, clip or pack"),
@@ -82,7 +85,9 @@ class Ledger:
                 msg = f"{self.uri} holds a run of another recipe (measure hash {known}, now {measure_hash})."
                 raise LedgerError(msg, remedy="Use a new --out, or `stats --set` to ask what other gates would do.")
             return
-        DeltaTable.create(self.uri, self._schema, description=measure_hash)
+        # Statistics of the wide structs would outweigh the rows, and rewritten files lack some that readers then miss.
+        told = {"delta.dataSkippingStatsColumns": "kind,row_id,source_id"}
+        DeltaTable.create(self.uri, self._schema, description=measure_hash, configuration=told)
 
     @cached_property
     def _table(self) -> Any:
@@ -100,17 +105,37 @@ class Ledger:
         from deltalake import CommitProperties, Transaction, write_deltalake
 
         table = self._table
-        if table.transaction_version(unit_id) is not None:
+        if self.has(unit_id):
             return False
         data = pa.Table.from_pylist(list(rows), schema=self._schema)
-        once = CommitProperties(app_transactions=[Transaction(app_id=unit_id, version=1)])
+        once = CommitProperties(app_transactions=[Transaction(app_id=unit_id, version=SETTLED)])
         write_deltalake(table, data, mode="append", commit_properties=once)
         table.update_incremental()
         return True
 
     def has(self, unit_id: str) -> bool:
-        """Whether the unit was committed."""
-        return self._table.transaction_version(unit_id) is not None
+        """Whether the unit was committed, and not reopened since."""
+        return bool(self._table.transaction_version(unit_id) == SETTLED)
+
+    def with_errors(self) -> list[str]:
+        """Source ids of the units in which the source, a shot or a clip settled as an error."""
+        import polars as pl
+
+        self._table.update_incremental()
+        is_error = pl.col("verdict").struct.field("status") == "error"
+        rows = pl.scan_delta(self._table).filter((pl.col("kind") != "pack") & is_error)
+        return sorted(rows.select("source_id").unique().collect()["source_id"].to_list())
+
+    def reopen(self, source_ids: Sequence[str]) -> None:
+        """Takes the rows of these units back, so that a run measures them anew; a thousand units to a commit."""
+        from deltalake import CommitProperties, Transaction
+
+        for first in range(0, len(source_ids), 1000):
+            chunk = source_ids[first : first + 1000]
+            names = ", ".join(f"'{source_id}'" for source_id in chunk)
+            opened = CommitProperties(app_transactions=[Transaction(app_id=name, version=OPEN) for name in chunk])
+            self._table.delete(f"kind != 'pack' AND source_id IN ({names})", commit_properties=opened)
+            self._table.update_incremental()
 
     def commit_times(self) -> list[float]:
         """Unix times of the commits, oldest first."""

@@ -65,10 +65,12 @@ def run(
     *,
     address: str | None = None,
     num_cpus: int | None = None,
+    retry_errors: bool = False,
     quiet: bool = False,
 ) -> RunResult:
     """Curates `sources` into the run directory `out`; units already in its ledger are not touched again.
 
+    `retry_errors` first takes back those in which anything settled as an error, say because a server was away.
     `address` joins a running Ray cluster; otherwise a private one is started on `num_cpus` CPUs (default: all).
     Raises RecipeError or LedgerError before any work starts, and PlanError when a stage cannot start in a worker.
     """
@@ -78,6 +80,9 @@ def run(
     directory = RunDir(out)
     ledger = Ledger(directory.url("ledger"), ledger_schema(plan))
     ledger.create(recipe.measure_hash())
+    if retry_errors:
+        given = {source["source_id"] for source in sources}
+        ledger.reopen([source_id for source_id in ledger.with_errors() if source_id in given])
     _write_facts(directory, plan, sources)
     todo = [source for source in sources if not ledger.has(source["source_id"])]
     with _ray(address, num_cpus) as ray, Progress(len(sources), len(sources) - len(todo), quiet) as progress:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -187,6 +188,26 @@ def test_ledger_reads_do_not_depend_on_commit_order(toy_recipe: dict[str, Any], 
         sheets.append((balance(ledger), [row["source_id"] for row in ledger.settled("clip").to_pylist()]))
     assert sheets[0] == sheets[1]
     assert sheets[0][0].rejected_us["duplicate"] == 2 * 20_000_000
+
+
+def test_reopened_units_are_measured_anew_and_others_stay(tmp_path: Path, toy_recipe: dict[str, Any]) -> None:
+    plan = make_plan(parse_recipe(toy_recipe))
+    ledger = Ledger(str(tmp_path), ledger_schema(plan))
+    ledger.create("hash")
+    faulty = {"a": {"probe": "media"}, "b": {"audio:1": "item"}, "c": {}}
+    units = {name: unit(name, faults=faults) for name, faults in faulty.items()}
+    for source in units.values():
+        ledger.commit(source["source_id"], rows_of(advance(toy_recipe, dict(source))))
+    whole = ledger.table("clip").filter(pc.field("source_id") == units["c"]["source_id"])
+    assert ledger.with_errors() == sorted(units[name]["source_id"] for name in "ab")
+    ledger.reopen(ledger.with_errors())
+    assert [ledger.has(source["source_id"]) for source in units.values()] == [False, False, True]
+    assert ledger.table("clip").equals(whole)
+    assert Ledger(str(tmp_path)).with_errors() == []
+    mended = unit("a")
+    assert ledger.commit(mended["source_id"], rows_of(advance(toy_recipe, dict(mended))))
+    assert not ledger.commit(mended["source_id"], rows_of(advance(toy_recipe, dict(mended))))
+    assert balance(ledger).assets["keep"] == 2
 
 
 def test_credentials_reach_the_download_and_nothing_else(toy_recipe: dict[str, Any]) -> None:

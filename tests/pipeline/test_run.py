@@ -251,6 +251,24 @@ def test_killed_and_restarted_runs_end_as_if_undisturbed(tmp_path: Path) -> None
     assert before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "killed").rglob("*.tar"))
 
 
+def test_errors_are_taken_up_again_when_asked(tmp_path: Path) -> None:
+    media, out = tmp_path / "media", tmp_path / "run"
+    media.mkdir()
+    for seed in range(2):
+        ball_clip(media / f"{seed}.mp4", duration_s=3.0, seed=seed)
+    whole = (media / "1.mp4").read_bytes()
+    (media / "1.mp4").write_text("the disk was away")
+    recipe = tmp_path / "light.yaml"
+    recipe.write_text(LIGHT)
+    again = ["run", str(recipe), "--input", str(media), "--quiet", "--out", str(out)]
+    assert "1 sources with errors" in finish(curate(*again))
+    (media / "1.mp4").write_bytes(whole)
+    assert "1 sources with errors" in finish(curate(*again)), "an error is settled until somebody asks"
+    assert "0 sources with errors" in finish(curate(*again, "--retry-errors"))
+    assert balance(Run(str(out)).ledger).assets["keep"] == 2
+    assert not list(problems(Run(str(out))))
+
+
 def test_missing_weights_end_the_run_with_the_remedy(tmp_path: Path) -> None:
     ball_clip(tmp_path / "ball.mp4", duration_s=3.0)
     setting = ["--set", "stages.diarize.engine=pyannote", "--set", "stages.diarize.weights=/nowhere"]
