@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 
 from pipeline.demo.face import photograph as portrait
 from schemas.errors import RecipeError
-from stages.faces import FaceDetector, FaceMesh, FaceTracker, overlap
+from stages.face_identity import FaceEncoder
+from stages.faces import Face, FaceDetector, FaceMesh, FaceTracker, overlap
 from stages.media import Frames
 from stages.packaged import packaged
 
@@ -87,6 +89,35 @@ def test_two_faces_are_two_tracks_and_crops_show_them(photograph: Any, tracker: 
     for face in seen.faces:
         assert face.crops.shape == (12, 64, 64, 3)
         assert len(FaceDetector().detect(np.kron(face.crops[0], np.ones((3, 3, 1), np.uint8)))) == 1
+
+
+class SeesDouble(FaceDetector):
+    """Reports beside every face a second one, half a face lower, whose mesh will settle on the first."""
+
+    def detect(self, image: Any) -> list[Face]:
+        return [
+            replace(face, box=face.box + shift)
+            for face in super().detect(image)
+            for shift in (0.0, np.array([0, 1, 0, 1]) * 0.55 * (face.box[3] - face.box[1]))
+        ]
+
+
+def test_a_face_followed_twice_counts_once(photograph: Any) -> None:
+    tracker = FaceTracker(SeesDouble(), FaceMesh(), detect_every_s=10.0, max_faces=3)
+    seen = tracker.follow(run_of([photograph] * 25))
+    followed, given_up = (len(face.times_s) for face in seen.faces)
+    assert followed == 25
+    assert 0 < given_up < 20, "the second was followed until it had wandered onto the first"
+
+
+def test_with_an_encoder_a_track_knows_who_it_is(photograph: Any) -> None:
+    encoder = FaceEncoder.load()
+    tracker = FaceTracker(FaceDetector(), FaceMesh(), detect_every_s=0.2, max_faces=3, encoder=encoder)
+    pair = np.concatenate([photograph, photograph[:, ::-1]], axis=1)
+    one, other = (face.embedding for face in tracker.follow(run_of([pair] * 12)).faces)
+    assert one is not None
+    assert other is not None
+    assert np.linalg.norm(one - other) < 0.45
 
 
 def test_change_is_measured_between_frames(tracker: FaceTracker) -> None:
