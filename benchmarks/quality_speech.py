@@ -99,7 +99,9 @@ def _mask(times: NDArray[np.float64], stretches: list[Stretch]) -> NDArray[np.bo
 
 
 def score_diarization(items: list[dict[str, Any]], sounds: Sounds, encoder: SpeakerEncoder) -> dict[str, Any]:
-    """DER and JER with pyannote.metrics, overlaps scored, collars 0 and 0.25 s (its own meaning: half on each side).
+    """DER and JER with pyannote.metrics, overlaps scored, collars 0, 0.25 and 0.5 s.
+
+    A collar lies half on each side of a boundary there: its 0.5 is what NIST's scorer calls 0.25.
 
     Files with turns of one speaker only count as tests of whether one voice stays one speaker.
     """
@@ -129,6 +131,7 @@ def score_diarization(items: list[dict[str, Any]], sounds: Sounds, encoder: Spea
         scores.append({"path": item["path"], **compare_turns(reference, found, limits)})
     return {
         "files": scores,
+        "der_collar_0.5": _pooled(scores, "errors_0.5", "total_0.5"),
         "der_collar_0.25": _pooled(scores, "errors_0.25", "total_0.25"),
         "der_collar_0": _pooled(scores, "errors_0", "total_0"),
         "jer_collar_0.25": float(np.mean([s["jer_0.25"] for s in scores])) if scores else None,
@@ -140,7 +143,7 @@ def score_diarization(items: list[dict[str, Any]], sounds: Sounds, encoder: Spea
 
 
 def compare_turns(reference: list[Turn], found: list[Turn], limits: Sequence[float]) -> dict[str, Any]:
-    """Errors and totals in seconds of `found` against `reference` within `limits`, for both collars."""
+    """Errors and totals in seconds of `found` against `reference` within `limits`, for each collar."""
     from pyannote.core import Annotation, Segment, Timeline
     from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
 
@@ -155,7 +158,7 @@ def compare_turns(reference: list[Turn], found: list[Turn], limits: Sequence[flo
         "speakers": len({t.speaker for t in reference}),
         "speakers_found": len({t.speaker for t in found}),
     }
-    for collar in (0.25, 0):
+    for collar in (0.5, 0.25, 0):
         detail = DiarizationErrorRate(collar=collar)(annotation(reference), annotation(found), uem=uem, detailed=True)
         score[f"der_{collar:g}"] = detail["diarization error rate"]
         score[f"errors_{collar:g}"] = sum(detail[k] for k in ("missed detection", "false alarm", "confusion"))
