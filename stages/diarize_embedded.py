@@ -24,7 +24,7 @@ from pydantic import Field
 from stages.base import StageConfig
 from stages.diarize_cluster import Bonds, Cluster, Unit, cluster_of, join
 from stages.speakers import MIN_SPEECH_S, SpeakerEncoder, unit
-from stages.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig, merge
+from stages.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig
 
 F32 = NDArray[np.float32]
 
@@ -46,7 +46,9 @@ class EmbeddedConfig(StageConfig):
     min_turn_s: float = 0.2
     """Shorter turns are dropped."""
     min_pause_s: float = 0.5
-    """Shorter pauses inside one speaker's turn are not the end of it."""
+    """A pause up to this long does not end a turn."""
+    min_silence_s: float = Field(default=0.9, ge=0)
+    """Nor does one up to this long in which nobody else speaks: speakers pause for thought, annotators let them."""
     max_unit_s: float = 3.0
     """Longest stretch that is taken for one voice without looking inside."""
     threshold: float = 0.8
@@ -290,14 +292,29 @@ class Turn(NamedTuple):
 def draw_turns(activity_TK: F32, config: EmbeddedConfig) -> list[Turn]:
     """Turns of every column, pauses bridged and crumbs dropped; speakers are named by column number."""
     turns: list[Turn] = []
+    num_active = (activity_TK >= config.onset).sum(axis=1)
     for k in range(activity_TK.shape[1]):
         column = activity_TK[:, k]
-        runs = (Stretch(low * FRAME_S, high * FRAME_S) for low, high in active_runs(column, config.onset))
-        for start_s, end_s in merge(runs, config.min_pause_s):
-            if end_s - start_s >= config.min_turn_s:
-                said = column[round(start_s / FRAME_S) : round(end_s / FRAME_S)]
-                turns.append(Turn(str(k), start_s, end_s, float(said[said >= config.onset].mean())))
+        is_other = num_active > (column >= config.onset)
+        for low, high in bridge(active_runs(column, config.onset), is_other, config):
+            if (high - low) * FRAME_S >= config.min_turn_s:
+                said = column[low:high]
+                confidence = float(said[said >= config.onset].mean())
+                turns.append(Turn(str(k), low * FRAME_S, high * FRAME_S, confidence))
     return sorted(turns, key=lambda t: (t.start_s, t.end_s))
+
+
+def bridge(runs: list[tuple[int, int]], is_other: NDArray[np.bool_], config: EmbeddedConfig) -> list[tuple[int, int]]:
+    """`runs` of frames of one speaker, joined across pauses; `is_other` [T]: somebody else speaks."""
+    joined: list[tuple[int, int]] = []
+    for low, high in runs:
+        before, end = joined[-1] if joined else (low, low)
+        limit_s = config.min_pause_s if is_other[end:low].any() else config.min_silence_s
+        if joined and (low - end) * FRAME_S <= limit_s:
+            joined[-1] = (before, high)
+        else:
+            joined.append((low, high))
+    return joined
 
 
 PAUSES = VoiceConfig(onset=0.4, offset=0.25, min_silence_s=0.15, pad_s=0.04)

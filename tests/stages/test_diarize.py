@@ -190,6 +190,24 @@ def voice_like(centre: np.ndarray, scatter: float) -> np.ndarray:
     return unit(centre + scatter * RANDOM.normal(size=256).astype(np.float32) / 16)
 
 
+@pytest.mark.parametrize(
+    ("pause_s", "is_interrupted", "num_turns"), [(0.4, True, 1), (0.7, False, 1), (0.7, True, 2), (1.2, False, 2)]
+)
+def test_a_pause_ends_a_turn_sooner_when_somebody_else_speaks(
+    pause_s: float, is_interrupted: bool, num_turns: int
+) -> None:
+    """Three seconds of one speaker with a pause in the middle, in which another may say something."""
+    low, high = (round((1.5 + side * pause_s / 2) / FRAME_S) for side in (-1, 1))
+    activity = np.zeros((round(3 / FRAME_S), 2), np.float32)
+    activity[:, 0] = 0.9
+    activity[low:high, 0] = 0.1
+    if is_interrupted:
+        activity[low + 3 : high - 3, 1] = 0.9
+    turns = draw_turns(activity, EmbeddedConfig())
+    assert sum(turn.speaker == "0" for turn in turns) == num_turns
+    assert max(turn.confidence or 0 for turn in turns) == pytest.approx(0.9)
+
+
 def test_similarity_is_corrected_for_length() -> None:
     voice = unit(RANDOM.normal(size=256).astype(np.float32))
     other = unit(0.8 * voice + 0.6 * unit(RANDOM.normal(size=256).astype(np.float32)))
