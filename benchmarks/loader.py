@@ -52,7 +52,9 @@ MODES: tuple[Mode, ...] = ("warm", "cold")
 Sample = dict[str, Any]
 Reader = Callable[[Path], Iterator[Sample]]
 MAX_INTERVAL = 0.15
+"""Width of a share's interval from which the table calls it unsure."""
 RESAMPLINGS = 2000
+"""Bootstrap draws over the passes of a reader."""
 
 
 # ---------------------------------------------------------------------------------------------------------- corpus

@@ -58,7 +58,10 @@ def run(
     cpus: CpusOption = None,
     limit: Annotated[int | None, typer.Option(help="take only the first N sources")] = None,
     retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="measure anew every source in which something ended as an error")
+        bool,
+        typer.Option(
+            "--retry-errors", help="measure anew every source in which something ended as an error before packing"
+        ),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
 ) -> None:

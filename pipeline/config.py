@@ -55,7 +55,8 @@ class Packing(_Part):
     same_voice: float | None = Field(default=0.65, gt=0, le=1)
     """Recordings with voices of at least this cosine stay on one side of the split; null: voices are not compared."""
     same_face: float | None = Field(default=0.45, gt=0)
-    """Recordings with faces at most this far apart stay on one side of the split; null: faces are not compared."""
+    """Recordings with faces at most this far apart (Euclidean; docs/quality.md) stay on one side of the split; null: faces
+    are not compared."""
     crf: int = 18
     """x264 quality for clips that have to be encoded anew; 18 is visually lossless by x264's own guide."""
     allow_copy: bool = True

@@ -2,7 +2,7 @@
 
 NavaError                    anything this project raises on purpose; printed without a traceback
 |-- RecipeError              the recipe or a command-line option is wrong
-|   `-- PlanError            the recipe is well formed but cannot run: miswired columns, too small a cluster
+|   `-- PlanError            it is well formed but cannot run: miswired columns, too small a cluster, a stage that cannot start
 |-- ItemError                one source, asset, shot or clip cannot go on; settles as `error(reason)` in the ledger
 |   |-- DownloadError        the bytes could not be fetched
 |   |-- MediaError           the bytes could not be opened or decoded

@@ -107,7 +107,7 @@ FACE_TRACK = struct(
     f("width", pa.float64(), unit="ratio", doc="median width, share of the picture width"),
     f("height", pa.float64(), unit="ratio", doc="median height, share of the picture height"),
     f("confidence", pa.float64(), unit="ratio", doc="mean detector score"),
-    f("embedding", pa.list_(pa.float32()), doc="who it is: one person within about 0.5; null where not seen well"),
+    f("embedding", pa.list_(pa.float32()), doc="who it is, for Euclidean distances; null where not seen well"),
 )
 
 ACTIVE_FACE = struct(

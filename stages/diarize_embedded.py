@@ -23,6 +23,7 @@ from pydantic import Field
 
 from stages.base import StageConfig
 from stages.diarize_cluster import Bonds, Cluster, Unit, cluster_of, join
+from stages.packaged import packaged
 from stages.speakers import MIN_SPEECH_S, SpeakerEncoder, unit
 from stages.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig
 
@@ -79,20 +80,17 @@ class Windows:
 
 
 def load_segmentation() -> Any:
-    """The segmentation network from whisperx's wheel, as a pyannote Model in evaluation mode (17.7 MB, no network)."""
-    from importlib.util import find_spec
-    from pathlib import Path
+    """The segmentation network from whisperx's wheel, as a pyannote Model in evaluation mode (17.7 MB, no network).
 
-    from schemas.errors import EngineError
+    Raises RecipeError where the package is missing.
+    """
     from stages.torchaudio_shim import make_torchaudio_importable
 
-    package = find_spec("whisperx")
-    if package is None or package.origin is None:
-        raise EngineError("Diarization needs the package whisperx.", remedy="Run pip install 'whisperx>=3.8.6'.")
+    weights = packaged("whisperx", "whisperx==3.8.6", "assets/pytorch_model.bin")
     make_torchaudio_importable()
     from pyannote.audio import Model
 
-    return Model.from_pretrained(Path(package.origin).parent / "assets" / "pytorch_model.bin").eval()
+    return Model.from_pretrained(weights).eval()
 
 
 def segment(network: Any, samples: F32, step_s: float, batch: int = 16) -> Windows:
@@ -325,8 +323,8 @@ PAUSES = VoiceConfig(onset=0.4, offset=0.25, min_silence_s=0.15, pad_s=0.04)
 class EmbeddedDiarizer:
     """Segmentation from whisperx's wheel, voices from `SpeakerEncoder`, pauses from Silero.
 
-    Needs no download. 427 s of sound took 21 s of one core at half a second per step, and 1 GB of memory. Two voices
-    recorded alike are told apart from about two seconds each; dense overlap in one distant microphone is beyond it.
+    Needs no download. Ten to twelve times real time on one core at half a second per step. Two voices recorded alike
+    are told apart from about two seconds each; dense overlap in one distant microphone is beyond it.
     Figures: docs/quality.md.
     """
 

@@ -29,6 +29,7 @@ MEAN_FACE = np.array(
 )
 """Where these points lie in an upright face, in face sizes (dlib, image_transforms/interpolation.h, five-point model)."""
 NUM_PORTRAITS = 3
+"""Portraits kept of a face: with three, one that shows somebody else is outvoted."""
 MIN_QUALITY_PX = 12.0
 """Eye distance times frontality below which no portrait is taken: profiles and faces of a few pixels resemble anybody."""
 

