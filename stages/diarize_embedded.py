@@ -36,7 +36,7 @@ FRAME_S = WINDOW_S / WINDOW_FRAMES
 
 
 class EmbeddedConfig(StageConfig):
-    """Settings of the embedded diarizer, chosen on mixes of voices rather than on single files; see docs/quality.md."""
+    """Settings of the embedded diarizer; docs/quality.md says what chose them."""
 
     step_s: float = Field(default=0.5, gt=0, le=2.5)
     """Distance of windows; cost is inversely proportional to it."""
@@ -44,16 +44,16 @@ class EmbeddedConfig(StageConfig):
     """Longer sound is cut at pauses into blocks of about this length, whose speakers are then compared."""
     onset: float = 0.5
     """Activity from which somebody speaks."""
+    offset: float = 0.35
+    """Activity below which a turn ends: onset - 0.15, as in stages/voice.py."""
     min_turn_s: float = 0.2
     """Shorter turns are dropped."""
     min_pause_s: float = 0.5
     """A pause up to this long does not end a turn."""
-    min_silence_s: float = Field(default=0.9, ge=0)
-    """Nor does one up to this long in which nobody else speaks: speakers pause for thought, annotators let them."""
     max_unit_s: float = 3.0
     """Longest stretch that is taken for one voice without looking inside."""
-    threshold: float = 0.8
-    """Corrected voice similarity from which two clusters are one person."""
+    threshold: float = 0.78
+    """Corrected voice similarity from which two clusters are one person; benchmarks/fit_diarize.py."""
     apart: float = 0.2
     """Weight of the network having seen two units as different people."""
     together: float = 0.05
@@ -160,17 +160,17 @@ def hush(tracks_TK: F32, speech: list[Stretch]) -> F32:
     return np.asarray(tracks_TK * is_speech[:, None], np.float32)
 
 
-def active_runs(activity: F32, onset: float) -> list[tuple[int, int]]:
-    """Runs [low, high) of frames at or above `onset`."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], (activity >= onset).astype(np.int8), [0]])))
-    return [(int(low), int(high)) for low, high in edges.reshape(-1, 2)]
+def active_runs(activity: F32, onset: float, offset: float) -> list[tuple[int, int]]:
+    """Runs [low, high) of frames at or above `offset` that reach `onset`."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], (activity >= offset).astype(np.int8), [0]])))
+    return [(int(low), int(high)) for low, high in edges.reshape(-1, 2) if activity[low:high].max() >= onset]
 
 
 def cut_units(tracks_TK: F32, config: EmbeddedConfig, min_on_s: float = 0.15) -> list[Unit]:
-    """Units of every track: its active runs, long ones cut into equal parts; embeddings still missing."""
+    """Units of every track: what surely is one voice, long runs cut into equal parts; embeddings still missing."""
     units: list[Unit] = []
     for track in range(tracks_TK.shape[1]):
-        for low, high in active_runs(tracks_TK[:, track], config.onset):
+        for low, high in active_runs(tracks_TK[:, track], config.onset, config.onset):
             if (high - low) * FRAME_S < min_on_s:
                 continue
             parts = int(np.ceil((high - low) * FRAME_S / config.max_unit_s))
@@ -290,11 +290,8 @@ class Turn(NamedTuple):
 def draw_turns(activity_TK: F32, config: EmbeddedConfig) -> list[Turn]:
     """Turns of every column, pauses bridged and crumbs dropped; speakers are named by column number."""
     turns: list[Turn] = []
-    num_active = (activity_TK >= config.onset).sum(axis=1)
-    for k in range(activity_TK.shape[1]):
-        column = activity_TK[:, k]
-        is_other = num_active > (column >= config.onset)
-        for low, high in bridge(active_runs(column, config.onset), is_other, config):
+    for k, column in enumerate(activity_TK.T):
+        for low, high in bridge(active_runs(column, config.onset, config.offset), config.min_pause_s):
             if (high - low) * FRAME_S >= config.min_turn_s:
                 said = column[low:high]
                 confidence = float(said[said >= config.onset].mean())
@@ -302,17 +299,32 @@ def draw_turns(activity_TK: F32, config: EmbeddedConfig) -> list[Turn]:
     return sorted(turns, key=lambda t: (t.start_s, t.end_s))
 
 
-def bridge(runs: list[tuple[int, int]], is_other: NDArray[np.bool_], config: EmbeddedConfig) -> list[tuple[int, int]]:
-    """`runs` of frames of one speaker, joined across pauses; `is_other` [T]: somebody else speaks."""
+def bridge(runs: list[tuple[int, int]], pause_s: float) -> list[tuple[int, int]]:
+    """`runs` of frames, joined across pauses up to `pause_s`."""
     joined: list[tuple[int, int]] = []
     for low, high in runs:
-        before, end = joined[-1] if joined else (low, low)
-        limit_s = config.min_pause_s if is_other[end:low].any() else config.min_silence_s
-        if joined and (low - end) * FRAME_S <= limit_s:
-            joined[-1] = (before, high)
+        if joined and (low - joined[-1][1]) * FRAME_S <= pause_s:
+            joined[-1] = (joined[-1][0], high)
         else:
             joined.append((low, high))
     return joined
+
+
+@dataclass
+class Voices:
+    """One block of sound as the networks hear it: windows, track activity [T, K] and units with their embeddings."""
+
+    windows: Windows
+    tracks: F32
+    units: list[Unit]
+
+
+def group(voices: Voices, config: EmbeddedConfig) -> tuple[F32, list[Cluster]]:
+    """(activity [T, K] of each speaker, the clusters that are the speakers)."""
+    clusters = cluster_units(voices.units, voices.windows, config)
+    if not clusters:
+        return voices.tracks[:, :0], []
+    return regroup(voices.windows, first_activity(voices.units, clusters, voices.tracks)), clusters
 
 
 PAUSES = VoiceConfig(onset=0.4, offset=0.25, min_silence_s=0.15, pad_s=0.04)
@@ -346,7 +358,7 @@ class EmbeddedDiarizer:
         parts: list[tuple[float, F32, list[Cluster]]] = []
         for low, high in blocks(pauses, len(samples), self.config.block_s):
             inside = [Stretch(a - low / RATE_HZ, b - low / RATE_HZ) for a, b in pauses]
-            parts.append((low / RATE_HZ, *self._block(samples[low:high], inside)))
+            parts.append((low / RATE_HZ, *group(self.listen(samples[low:high], inside), self.config)))
         if not any(clusters for _, _, clusters in parts):
             return []
         names = name_across([clusters for _, _, clusters in parts], self.config.threshold)
@@ -356,15 +368,13 @@ class EmbeddedDiarizer:
                 turns.append(Turn(str(labels[int(speaker)]), start_s + a, start_s + b, confidence))
         return sorted(turns, key=lambda t: (t.start_s, t.end_s))
 
-    def _block(self, samples: F32, speech: list[Stretch]) -> tuple[F32, list[Cluster]]:
+    def listen(self, samples: F32, speech: list[Stretch]) -> Voices:
+        """What the networks hear in one block, before anybody is told from anybody. `speech` is from `PAUSES`."""
         windows = segment(self.network, samples, self.config.step_s)
         tracks = hush(stitch(windows), speech)
         units = cut_units(tracks, self.config)
         embed_units(units, tracks, samples, self.encoder)
-        clusters = cluster_units(units, windows, self.config)
-        if not clusters:
-            return tracks[:, :0], []
-        return regroup(windows, first_activity(units, clusters, tracks)), clusters
+        return Voices(windows, tracks, units)
 
 
 def blocks(speech: list[Stretch], num_samples: int, block_s: float) -> list[tuple[int, int]]:
