@@ -12,12 +12,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import OrderedDict, deque
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from isal.isal_zlib import crc32  # ten times zlib's speed, which would cost more than the reading
 
@@ -46,46 +48,36 @@ class LocalShards:
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder)
-        self._files: OrderedDict[str, int] = OrderedDict()
-        self._users: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._open = lru_cache(MAX_OPEN_SHARDS)(self._open_file)
 
     def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
         """See `Shards.read`."""
-        file = self._borrow(shard)
-        try:
-            return os.pread(file, num_bytes, offset)
-        finally:
-            with self._lock:
-                self._users[shard] -= 1
+        file = self._open(shard)
+        return os.pread(file.descriptor, num_bytes, offset)
 
-    def _borrow(self, shard: str) -> int:
-        with self._lock:
-            if shard not in self._files:
-                try:
-                    file = os.open(self._folder / shard, os.O_RDONLY)
-                except FileNotFoundError as error:
-                    raise ShardError(
-                        f"shard {shard} is not in {self._folder}.",
-                        remedy="Point `shards` to the folder the index was packed with, or pack again.",
-                    ) from error
-                # samples span many pages and runs read neighbours: a doubled read-ahead made cold reads a third faster
-                if hasattr(os, "posix_fadvise"):  # not on macOS
-                    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-                self._files[shard] = file
-            self._files.move_to_end(shard)
-            self._users[shard] = self._users.get(shard, 0) + 1
-            if len(self._files) > MAX_OPEN_SHARDS:
-                idle = next((name for name in self._files if not self._users[name]), None)
-                if idle is not None:
-                    os.close(self._files.pop(idle))
-            return self._files[shard]
+    def _open_file(self, shard: str) -> OpenFile:
+        try:
+            return OpenFile(self._folder / shard)
+        except FileNotFoundError as error:
+            raise ShardError(
+                f"shard {shard} is not in {self._folder}.",
+                remedy="Point `shards` to the folder the index was packed with, or pack again.",
+            ) from error
 
     def close(self) -> None:
-        """Close every file. No read may be running."""
-        with self._lock:
-            while self._files:
-                os.close(self._files.popitem()[1])
+        """Close every file that no read is using."""
+        self._open.cache_clear()
+
+
+class OpenFile:
+    """A file opened for reading, closed when nobody holds it any more: dropping it from a cache cannot break a read."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
+        # samples span many pages and runs read neighbours: a doubled read-ahead made cold reads a third faster
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
 
 class RemoteShards:
@@ -120,8 +112,7 @@ class DamagedSampleError(ShardError):
     """The bytes of one sample are not what the index says; it can be replaced."""
 
 
-@dataclass(frozen=True, slots=True)
-class RawSample:
+class RawSample(NamedTuple):
     """One sample's members by extension, as slices of a single read."""
 
     clip_id: str
@@ -142,23 +133,27 @@ class SampleReader:
 
     def check(self, row: int, place: SampleLocation, data: bytes) -> RawSample:
         """The sample of these bytes. Raises DamagedSampleError when they are too short or fail the checksum."""
-        where = f"{place.clip_id} in {place.shard} at byte {place.offset}"
-        if len(data) != place.num_bytes:
-            raise DamagedSampleError(f"{where}: expected {place.num_bytes} bytes, got {len(data)}.")
-        if self._verify and (crc := crc32(data)) != place.crc32:
-            raise DamagedSampleError(f"{where}: expected CRC-32 {place.crc32:08x}, got {crc:08x}.")
+        clip_id, _, first, num_bytes, expected, places = place
+        if len(data) != num_bytes:
+            raise _damaged(place, f"expected {num_bytes} bytes, got {len(data)}.")
+        if self._verify and (crc := crc32(data)) != expected:
+            raise _damaged(place, f"expected CRC-32 {expected:08x}, got {crc:08x}.")
         view = memoryview(data)
         members = {}
-        for name, (offset, size) in place.members.items():
-            start = offset - place.offset
-            if start < 0 or start + size > len(data):
-                raise DamagedSampleError(f"{where}: member {name} lies outside the sample.")
+        for name, (offset, size) in places.items():
+            start = offset - first
+            if start < 0 or start + size > num_bytes:
+                raise _damaged(place, f"member {name} lies outside the sample.")
             members[name] = view[start : start + size]
-        return RawSample(place.clip_id, row, members)
+        return RawSample(clip_id, row, members)
 
     def read(self, row: int) -> RawSample:
         """One sample. Raises DamagedSampleError when its bytes are wrong, ShardError when its shard is missing."""
         return self.check(row, *self.fetch(row))
+
+
+def _damaged(place: SampleLocation, what: str) -> DamagedSampleError:
+    return DamagedSampleError(f"{place.clip_id} in {place.shard} at byte {place.offset}: {what}")
 
 
 def decode_latents(raw: RawSample) -> dict[str, Any]:

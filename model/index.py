@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,8 +36,7 @@ REQUIRED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SampleLocation:
+class SampleLocation(NamedTuple):
     """Where the bytes of one sample are. `members` maps an extension to (offset, size) inside the shard."""
 
     clip_id: str
@@ -123,48 +122,67 @@ class ShardIndex:
 
     def clip_id(self, row: int) -> str:
         """Sample key of one row."""
-        return str(self.table["clip_id"][row].as_py())
+        batch, inside = self._find(row)
+        return batch.clip_id(inside)
 
     def values(self, row: int) -> dict[str, Any]:
         """Every column of one row, as Python values."""
         return {name: self.table[name][row].as_py() for name in self.table.column_names}
 
     def location(self, row: int) -> SampleLocation:
-        """Byte ranges of one sample; members the sample does not have (null or empty) are left out. Cost: 10 us."""
-        members = {}
-        for member, (offsets, sizes) in self._member_columns.items():
-            if size := sizes[row]:
-                members[member] = (offsets[row], size)
-        names, codes = self.shards
-        offset, num_bytes, crc32 = (column[row] for column in self._sample_columns)
-        return SampleLocation(self.clip_id(row), names[codes[row]], offset, num_bytes, crc32, members)
+        """Byte ranges of one sample; members the sample does not have (null or empty) are left out. Cost: 2 us."""
+        batch, inside = self._find(row)
+        return batch.location(inside)
+
+    def _find(self, row: int) -> tuple[MappedBatch, int]:
+        batch = bisect_right(self._starts, row) - 1
+        return self._batches[batch], row - self._starts[batch]
 
     @cached_property
-    def _sample_columns(self) -> tuple[MappedInts, MappedInts, MappedInts]:
-        offset, num_bytes, crc32 = (MappedInts(self.table[n]) for n in ("sample_offset", "sample_bytes", "crc32"))
-        return offset, num_bytes, crc32
+    def _batches(self) -> list[MappedBatch]:
+        columns = [n for n in self.table.column_names if n in ("clip_id", "crc32") or n.endswith(("_offset", "_bytes"))]
+        shards, codes = self.shards
+        batches, start = [], 0
+        for batch in self.table.select(columns).to_batches():
+            batches.append(MappedBatch(batch, shards, codes[start : start + len(batch)].data))
+            start += len(batch)
+        return batches
 
     @cached_property
-    def _member_columns(self) -> dict[str, tuple[MappedInts, MappedInts]]:
-        names = [n.removesuffix("_offset") for n in self.table.column_names if n.endswith("_offset")]
-        return {
-            n: (MappedInts(self.table[f"{n}_offset"]), MappedInts(self.table[f"{n}_bytes"]))
-            for n in names
-            if n != "sample"
-        }
+    def _starts(self) -> list[int]:
+        return list(accumulate((len(batch) for batch in self._batches), initial=0))
 
 
-class MappedInts:
-    """Integers of a column by row number, read from the memory map without copying it; null reads as 0."""
+class MappedBatch:
+    """Where the samples of one record batch are, by row inside it; numbers are read from the memory map, not copied.
 
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        chunks = [chunk.fill_null(0) if chunk.null_count else chunk for chunk in column.chunks]
-        self._chunks = [chunk.to_numpy() for chunk in chunks]
-        self._starts = np.cumsum([0, *map(len, chunks)]).tolist()
+    `codes` are the positions of its rows' shards among `shards`.
+    """
 
-    def __getitem__(self, row: int) -> int:
-        chunk = bisect_right(self._starts, row) - 1
-        return int(self._chunks[chunk][row - self._starts[chunk]])
+    def __init__(self, batch: pa.RecordBatch, shards: list[str], codes: memoryview) -> None:
+        def ints(name: str) -> memoryview:
+            column = batch.column(name)
+            values: memoryview = (column.fill_null(0) if column.null_count else column).to_numpy().data
+            return values
+
+        self._clip_ids, self._shards, self._codes = batch.column("clip_id"), shards, codes
+        self._sample = ints("sample_offset"), ints("sample_bytes"), ints("crc32")
+        members = [n.removesuffix("_offset") for n in batch.schema.names if n.endswith("_offset")]
+        self._members = [(n, ints(f"{n}_offset"), ints(f"{n}_bytes")) for n in members if n != "sample"]
+
+    def __len__(self) -> int:
+        return len(self._clip_ids)
+
+    def clip_id(self, row: int) -> str:
+        """See `ShardIndex.clip_id`."""
+        return str(self._clip_ids[row].as_py())
+
+    def location(self, row: int) -> SampleLocation:
+        """See `ShardIndex.location`."""
+        offset, num_bytes, crc32 = self._sample
+        members = {name: (offsets[row], size) for name, offsets, sizes in self._members if (size := sizes[row])}
+        shard = self._shards[self._codes[row]]
+        return SampleLocation(self.clip_id(row), shard, offset[row], num_bytes[row], crc32[row], members)
 
 
 def _arrow_sources(paths: list[str | Path]) -> Iterator[tuple[str, pa.Buffer]]:
