@@ -1,6 +1,6 @@
 """Batching compared: padding, balance over ranks, randomness, waiting and planning speed of five strategies.
 
-    python -m benchmarks.batching --ranks 8 64 512 4096 --json FILE [--corpus S1 S2] [--index RUN/index]
+    python -m benchmarks.batching --ranks 8 64 512 4096 --json FILE [--corpus S1 S2] [--index RUN/index [--copies N]]
 
 Costs are modelled FLOPs (`schemas.budget`), not step times: the table says how even the work is, not how fast it runs.
 
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import pyarrow as pa
 
 from benchmarks.corpus import Regime, synthetic_index
 from benchmarks.strategies import (
@@ -47,7 +48,8 @@ from schemas.errors import NavaError
 
 NUM_STEPS = {8: 400, 64: 200, 512: 60, 4096: 12}
 MAX_LHOTSE_BATCHES = 6_000
-"""Batches asked of lhotse per row of the table; at 1,000 to 3,000 cuts per second this is the part that takes long."""
+MIN_LHOTSE_STEPS = 5
+"""Batches asked of lhotse per row of the table, but at least five steps: at 1,000 to 3,000 cuts per second it takes longest."""
 LHOTSE = {
     "lhotse, 10 buckets, padded": LhotseSetting(10, is_quadratic=False, is_padded=True),
     "lhotse, 30 buckets + quadratic, padded": LhotseSetting(30, is_quadratic=True, is_padded=True),
@@ -133,12 +135,8 @@ def compare(index: ShardIndex, corpus: str, num_ranks: int) -> Iterator[Score]:
     }
     for name, make in peers.items():
         yield score(corpus, name, num_ranks, islice(make(), num_steps), Clock())
-    lhotse_steps = min(num_steps, MAX_LHOTSE_BATCHES // num_ranks)
+    lhotse_steps = min(num_steps, max(MIN_LHOTSE_STEPS, MAX_LHOTSE_BATCHES // num_ranks))
     for name, setting in LHOTSE.items():
-        if lhotse_steps < 5:
-            reason = f"fewer than 5 steps in {MAX_LHOTSE_BATCHES} batches"
-            yield Score(corpus, name, num_ranks, skipped=f"lhotse plans too slowly here: {reason}")
-            continue
         clock = Clock()
         steps = lhotse_buckets(index, num_ranks, budgets.peer_tokens, setting, clock)
         yield score(corpus, name, num_ranks, islice(steps, lhotse_steps), clock)
@@ -177,6 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--corpus", nargs="*", choices=get_args(Regime), default=["S1", "S2"])
     parser.add_argument("--shots", type=int, default=400_000, help="shots in the synthetic corpus")
     parser.add_argument("--index", type=Path, help="also compare on this index (a folder or a file)")
+    parser.add_argument("--copies", type=int, default=1, help="copies of its rows, when it is too small for the ranks")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
@@ -185,7 +184,10 @@ def main(arguments: list[str] | None = None) -> None:
         index, lost = synthetic_index(options.shots, regime)
         corpora.append((regime, index, lost))
     if options.index:
-        corpora.append((options.index.name, ShardIndex.open(options.index), 0.0))
+        index = ShardIndex.open(options.index)
+        if options.copies > 1:
+            index = ShardIndex.from_table(pa.concat_tables([index.table] * options.copies))
+        corpora.append((f"{options.index.name} x {options.copies}", index, 0.0))
     results: list[dict[str, Any]] = []
     print(HEADER, flush=True)
     for corpus, index, lost in corpora:

@@ -219,7 +219,7 @@ def consume(reader: Reader, folder: Path) -> int:
     for sample in reader(folder):
         for extension in MEMBERS:
             data = sample[extension]
-            np.frombuffer(data, np.uint8)[::4096].sum()
+            memoryview(data)[::4096].tobytes()
             num_bytes += len(data)
     return num_bytes
 

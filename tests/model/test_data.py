@@ -272,6 +272,27 @@ def test_a_stall_is_attributed_to_what_was_slow(tmp_path: Path, slow: str) -> No
     assert max(shares, key=lambda kind: shares[kind]) == slow
 
 
+def test_a_pack_is_announced_before_it_is_read(tmp_path: Path) -> None:
+    index = write_shards(tmp_path)
+    calls: list[tuple[str, tuple[str, int, int]]] = []
+
+    class Recorded(LocalShards):
+        def expect(self, *where: Any) -> None:
+            calls.append(("expect", where))
+            super().expect(*where)
+
+        def read(self, *where: Any) -> bytes:
+            calls.append(("read", where))
+            return super().read(*where)
+
+    loader = PackLoader(make_plan(index).stream(), SampleReader(index, Recorded(tmp_path)), decode_latents,
+                        num_workers=1, prefetch=1)  # fmt: skip
+    num_samples = len(next(loader).samples)
+    loader.close()
+    assert [kind for kind, _ in calls] == ["expect"] * num_samples + ["read"] * num_samples
+    assert [where for _, where in calls[:num_samples]] == [where for _, where in calls[num_samples:]]
+
+
 def test_shards_are_closed_beyond_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.data.MAX_OPEN_SHARDS", 2)
     index = write_shards(tmp_path)
