@@ -73,11 +73,11 @@ def test_ours_beats_every_peer_and_meets_the_targets() -> None:
 def test_readers_return_the_same_bytes_and_a_liar_gets_no_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader.write_corpus(tmp_path, 16)
+    parts = loader.write_corpus(tmp_path, 16)[:4]
     known, _ = loader.contenders()
     liar = {"liar": lambda folder: ({**s, "npy": b"?"} for s in known["webdataset"](folder))}
     monkeypatch.setattr(loader, "contenders", lambda: (known | liar, {}))
-    report = loader.compare(tmp_path, repeats=1)
+    report = loader.compare(parts, repeats=1)
     assert "other bytes" in report["skipped"]["liar"]
     assert {"ours, unverified", "ours, CRC-32 verified", "webdataset"} <= set(report["results"])
     for modes in report["results"].values():
