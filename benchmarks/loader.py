@@ -297,6 +297,8 @@ def random_access_ms(parts: list[Path], num_reads: int = 400) -> tuple[float, fl
     readers = [
         SampleReader(ShardIndex.open(part / "index.arrow"), LocalShards(part / "tar"), verify=False) for part in parts
     ]
+    for part in parts:
+        read_raw(part)
     rng = random.Random(3)
     times = []
     for _ in range(num_reads):
