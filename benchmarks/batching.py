@@ -1,6 +1,7 @@
 """Batching compared: padding, balance over ranks, randomness, waiting and planning speed of five strategies.
 
     python -m benchmarks.batching --ranks 8 64 512 4096 --json FILE [--corpus S1 S2] [--index RUN/index [--copies N]]
+                                  [--only ours]
 
 Costs are modelled FLOPs (`schemas.budget`), not step times: the table says how even the work is, not how fast it runs.
 
@@ -47,15 +48,19 @@ from schemas.budget import NAVA_6B, forward_flops, training_flops
 from schemas.errors import NavaError
 
 NUM_STEPS = {8: 400, 64: 200, 512: 60, 4096: 12}
-MAX_LHOTSE_BATCHES = 6_000
+MAX_LHOTSE_SAMPLES = 25_000
 MIN_LHOTSE_STEPS = 5
-"""Batches asked of lhotse per row of the table, but at least five steps: at 1,000 to 3,000 cuts per second it takes longest."""
+"""Samples asked of lhotse per row of the table, but at least five steps: at 100 to 3,000 per second it takes longest."""
+GPU_TOKENS = 65_536
+"""Token budget of the shipped recipes for one GPU, used where a corpus is not one of the synthetic ones."""
 LHOTSE = {
     "lhotse, 10 buckets, padded": LhotseSetting(10, is_quadratic=False, is_padded=True),
     "lhotse, 30 buckets + quadratic, padded": LhotseSetting(30, is_quadratic=True, is_padded=True),
     "lhotse, 30 buckets + quadratic, packed": LhotseSetting(30, is_quadratic=True, is_padded=False),
 }
 OURS = "ours: FLOP target, packed"
+CLIPS_PER_BATCH = {"S1": (2.05, 2.3), "S2": (1.3, 1.25)}
+"""Of the longest clip's tokens per batch for the peers, of the dearest clip's FLOPs per pack for us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +112,26 @@ def score(corpus: str, strategy: str, num_ranks: int, steps: Iterator[Step], clo
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """Limits that suit a corpus: tokens per batch for the peers, FLOP target and token budget for us."""
+    """Limits that suit a corpus: tokens per batch for the peers, token budget and FLOP target (None: derived) for us."""
 
     peer_tokens: int
-    flop_target: float
     token_budget: int
+    flop_target: float | None = None
 
     @classmethod
     def for_index(cls, index: ShardIndex, corpus: str) -> Budgets:
-        """Two of the longest clips per batch where clips are short (S1), a little over one where they are long."""
+        """Two of the longest clips per batch in S1, a little over one in S2; what a GPU holds for any other corpus."""
+        if corpus not in CLIPS_PER_BATCH:
+            return cls(GPU_TOKENS, GPU_TOKENS)
+        clips = CLIPS_PER_BATCH[corpus]
         video, audio = index.video_tokens.astype(np.int64), index.audio_tokens.astype(np.int64)
         flops, tokens = training_flops(NAVA_6B, video, audio), video + audio
-        clips = {"S1": (2.05, 2.3), "S2": (1.3, 1.25)}.get(corpus, (2.05, 2.3))
         target = clips[1] * float(flops.max())
-        return cls(int(clips[0] * tokens.max()), target, int(1.35 * target * tokens.mean() / flops.mean()))
+        return cls(int(clips[0] * tokens.max()), int(1.35 * target * tokens.mean() / flops.mean()), target)
 
 
-def compare(index: ShardIndex, corpus: str, num_ranks: int) -> Iterator[Score]:
-    """One score per strategy."""
+def compare(index: ShardIndex, corpus: str, num_ranks: int, only: str = "") -> Iterator[Score]:
+    """One score per strategy whose name contains `only`."""
     budgets = Budgets.for_index(index, corpus)
     num_steps = NUM_STEPS.get(num_ranks, 50)
     peers: dict[str, Callable[[], Iterator[Step]]] = {
@@ -134,12 +141,18 @@ def compare(index: ShardIndex, corpus: str, num_ranks: int) -> Iterator[Score]:
         "official, 10 length buckets, batch 4": lambda: OfficialBuckets(index, num_ranks, 10).steps(),
     }
     for name, make in peers.items():
-        yield score(corpus, name, num_ranks, islice(make(), num_steps), Clock())
-    lhotse_steps = min(num_steps, max(MIN_LHOTSE_STEPS, MAX_LHOTSE_BATCHES // num_ranks))
+        if only in name:
+            yield score(corpus, name, num_ranks, islice(make(), num_steps), Clock())
+    per_batch = budgets.peer_tokens / float((index.video_tokens + index.audio_tokens).mean())
+    lhotse_steps = min(num_steps, max(MIN_LHOTSE_STEPS, int(MAX_LHOTSE_SAMPLES / (per_batch * num_ranks))))
     for name, setting in LHOTSE.items():
+        if only not in name:
+            continue
         clock = Clock()
         steps = lhotse_buckets(index, num_ranks, budgets.peer_tokens, setting, clock)
         yield score(corpus, name, num_ranks, islice(steps, lhotse_steps), clock)
+    if only not in OURS:
+        return
     clock = Clock()
     config = PlanConfig(num_packs=num_ranks, token_budget=budgets.token_budget, flop_target=budgets.flop_target)
     try:
@@ -176,6 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shots", type=int, default=400_000, help="shots in the synthetic corpus")
     parser.add_argument("--index", type=Path, help="also compare on this index (a folder or a file)")
     parser.add_argument("--copies", type=int, default=1, help="copies of its rows, when it is too small for the ranks")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only strategies whose name contains this")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
@@ -192,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(HEADER, flush=True)
     for corpus, index, lost in corpora:
         for num_ranks in options.ranks:
-            for result in compare(index, corpus, num_ranks):
+            for result in compare(index, corpus, num_ranks, options.only):
                 results.append({**asdict(result), "corpus_tokens_lost": lost})
                 print(table_row(result), flush=True)
     about = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "machine": platform.machine()}

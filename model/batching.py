@@ -23,12 +23,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.index import ShardIndex
 from model.order import EpochShare, EpochStream, Part, epoch_share, key_of, mix, split_runs
-from model.packing import Item, Limits, Pack, Packer
+from model.packing import Item, Limits, Pack, Packer, fill_levels
 from schemas.budget import Modality, ModelShape, training_flops
 from schemas.errors import PlanError
 
 HEADROOM = 1.25
 """Token budget over mean tokens of a pack: at 1.2 the token limit costs 0.3 % of balance, at 1.35 0.01 %."""
+FILLED = 0.997
+"""Mean fill of the packs at which the derived target is kept."""
+TRIAL_SAMPLES = 1024
+TRIAL_SHARES = np.linspace(0.5, 1.0, 26)
+"""Shares of the token budget tried as target where packs stay emptier than that."""
+EQUAL_BALANCE = 0.002
+"""Trials whose mean over dearest pack differs by less are equally good; the largest packs win."""
 CHUNK_ROWS = 1 << 20
 MAX_SKIPPED_EPOCHS = 1000
 KEPT_EPOCHS = 8
@@ -59,7 +66,8 @@ class PlanConfig(BaseModel):
     token_budget: int = Field(gt=0)
     """Most video + audio tokens in a pack: what fits the memory of one GPU (`schemas.budget.max_tokens_per_gpu`)."""
     flop_target: float | None = Field(default=None, gt=0)
-    """Training FLOPs of every pack; None derives it from the token budget with 25 % headroom."""
+    """Training FLOPs of every pack; None derives it from the token budget with 25 % headroom, or, where clips have so
+    few sizes that packs cannot come near that, takes the target that packs of this corpus fill most evenly."""
     context_parallel: int = Field(default=1, ge=1)
     """Ranks that may share one long sample."""
     num_epochs: int | None = Field(default=None, ge=1)
@@ -221,8 +229,33 @@ class EpochPlan:
     def _flop_target(self) -> float:
         if self.config.flop_target is not None:
             return self.config.flop_target
-        tokens = sum(part.tokens for part in self.summaries)
-        return self.config.token_budget / HEADROOM * self.epoch_flops / tokens
+        most = self.config.token_budget * self.epoch_flops / sum(part.tokens for part in self.summaries)
+        dearest = max(part.dearest_flops for part in self.summaries) / self.config.context_parallel
+        target = most / HEADROOM
+        levels = self._trial(target)
+        if target >= dearest and (not len(levels) or levels.mean() >= FILLED * target):
+            return target
+        trials = [self._trial(share * most) for share in TRIAL_SHARES if share * most >= dearest]
+        trials = [levels for levels in trials if len(levels)]
+        if not trials:
+            return target
+        balance = np.array([levels.mean() / levels.max() for levels in trials])
+        even = [trials[i] for i in np.flatnonzero(balance > balance.max() - EQUAL_BALANCE)]
+        return float(max(even, key=np.mean).max()) * (1 + 1e-9)
+
+    def _trial(self, flop_target: float) -> NDArray[np.float64]:
+        """[num_packs] FLOPs of the packs that pseudo-random samples of the mixture give; none if they hold a thousand."""
+        items: list[Item] = []
+        for number, part in enumerate(self.parts):
+            count = max(1, round(TRIAL_SAMPLES * part.num_draws / self.epoch_samples))
+            key = key_of(self.key, "trial", number)
+            rows = part.rows_at(np.array([mix(key + i) % part.num_rows for i in range(count)], dtype=np.int64))
+            flops, tokens = part.cost(rows)
+            draws = zip(rows.tolist(), flops.tolist(), tokens.tolist(), strict=True)
+            items += [Item(mix(key + i), number, 0, *draw) for i, draw in enumerate(draws)]
+        limits = Limits(flop_target, self.config.token_budget, self.config.context_parallel)
+        shuffled = [item._replace(serial=serial) for serial, item in enumerate(sorted(items))]
+        return fill_levels(shuffled, limits, self.config.buffer_samples, self.key)
 
     def _refuse_too_few(self) -> None:
         if self.epoch_samples < self.num_teams:

@@ -268,6 +268,32 @@ def test_balance_reaches_the_target_on_the_synthetic_corpus(regime: Any) -> None
     assert plan.limits.flop_target > 0
 
 
+def test_clips_of_one_size_fill_the_memory() -> None:
+    index = index_of(np.full(2000, 27_280), np.full(2000, 127))  # 704 x 1280, 121 frames
+    for token_budget, clips in ((30_000, 1), (65_536, 2), (131_072, 4)):
+        stream = EpochPlan(index, PlanConfig(num_packs=4, token_budget=token_budget), NAVA_6B).stream()
+        packs = [pack for _ in range(20) for pack in next(stream)]
+        assert {len(pack.items) for pack in packs} == {clips}
+        assert max(pack.flops for pack in packs) <= stream.plan.limits.flop_target
+
+
+@pytest.mark.parametrize(
+    ("sizes", "token_budget"),
+    [((27_280, 12_090), 131_072), ((858, 702, 792), 65_536), ((0,), 65_536)],
+    ids=["two sizes", "sixty a pack", "more in a pack than in the buffer"],
+)
+def test_few_sizes_and_full_packs_are_balanced_as_well(sizes: tuple[int, ...], token_budget: int) -> None:
+    rng = np.random.default_rng(5)
+    video = rng.choice(sizes, 60_000, p=np.array([6, 3, 1])[: len(sizes)] / sum([6, 3, 1][: len(sizes)]))
+    index = index_of(video, rng.integers(100, 150, 60_000))
+    stream = EpochPlan(index, PlanConfig(num_packs=4, token_budget=token_budget), NAVA_6B).stream()
+    balance = measure_balance([next(stream) for _ in range(25)])
+    assert balance.mean_tokens > 0.7 * token_budget
+    assert balance.efficiency >= 0.995
+    assert balance.imbalance_mean <= 1.003
+    assert balance.imbalance_p99 <= 1.01
+
+
 def test_a_corpus_sorted_by_length_is_still_shuffled() -> None:
     index, _ = synthetic_index(20_000, "S2")
     order = np.argsort(index.video_tokens + index.audio_tokens)
