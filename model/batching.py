@@ -241,7 +241,7 @@ class EpochPlan:
             return target
         balance = np.array([levels.mean() / levels.max() for levels in trials])
         even = [trials[i] for i in np.flatnonzero(balance > balance.max() - EQUAL_BALANCE)]
-        return float(max(even, key=np.mean).max()) * (1 + 1e-9)
+        return max(dearest, float(max(even, key=np.mean).max())) * (1 + 1e-9)
 
     def _trial(self, flop_target: float) -> NDArray[np.float64]:
         """[num_packs] FLOPs of the packs that pseudo-random samples of the mixture give; none if they hold a thousand."""

@@ -277,6 +277,14 @@ def test_clips_of_one_size_fill_the_memory() -> None:
         assert max(pack.flops for pack in packs) <= stream.plan.limits.flop_target
 
 
+def test_a_derived_target_has_room_for_the_rarest_and_dearest_clip() -> None:
+    video = np.full(20_000, 27_280)
+    video[7] = 30_000  # no trial of a thousand samples need meet it
+    index = index_of(video, np.full(20_000, 127))
+    plan = EpochPlan(index, PlanConfig(num_packs=4, token_budget=40_000), NAVA_6B)
+    assert plan.summaries[0].dearest_flops <= plan.limits.flop_target
+
+
 @pytest.mark.parametrize(
     ("sizes", "token_budget"),
     [((27_280, 12_090), 131_072), ((858, 702, 792), 65_536), ((0,), 65_536)],
