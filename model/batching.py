@@ -2,7 +2,7 @@
 
     index    rows with token counts                            (model/index.py)
     order    shuffled, shared out in equal FLOPs                (model/order.py)
-    pack     one rank's micro-step, filled to one FLOP target   (model/packing.py)
+    pack     one rank's micro-step, filled to one FLOP target   (model/packing.py, model/target.py)
     step     `num_packs` packs, the same ones at every world size; ranks share them out
 
 The plan is a function of (index digest, seed, epoch): any rank computes its own packs without asking another one, and
@@ -23,19 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.index import ShardIndex
 from model.order import EpochShare, EpochStream, Part, epoch_share, key_of, mix, split_runs
-from model.packing import Item, Limits, Pack, Packer, fill_levels
+from model.packing import Item, Limits, Pack, Packer
+from model.target import TargetTrial, derived_target
 from schemas.budget import Modality, ModelShape, training_flops
 from schemas.errors import PlanError
 
-HEADROOM = 1.25
-"""Token budget over mean tokens of a pack: at 1.2 the token limit costs 0.3 % of balance, at 1.35 0.01 %."""
-FILLED = 0.997
-"""Mean fill of the packs at which the derived target is kept."""
-TRIAL_SAMPLES = 1024
-TRIAL_SHARES = np.linspace(0.5, 1.0, 26)
-"""Shares of the token budget tried as target where packs stay emptier than that."""
-EQUAL_BALANCE = 0.002
-"""Trials whose mean over dearest pack differs by less are equally good; the largest packs win."""
 CHUNK_ROWS = 1 << 20
 MAX_SKIPPED_EPOCHS = 1000
 KEPT_EPOCHS = 8
@@ -66,8 +58,7 @@ class PlanConfig(BaseModel):
     token_budget: int = Field(gt=0)
     """Most video + audio tokens in a pack: what fits the memory of one GPU (`schemas.budget.max_tokens_per_gpu`)."""
     flop_target: float | None = Field(default=None, gt=0)
-    """Training FLOPs of every pack; None derives it from the token budget with 25 % headroom, or, where clips have so
-    few sizes that packs cannot come near that, takes the target that packs of this corpus fill most evenly."""
+    """Training FLOPs of every pack; None derives it from the token budget (`model/target.py`)."""
     context_parallel: int = Field(default=1, ge=1)
     """Ranks that may share one long sample."""
     num_epochs: int | None = Field(default=None, ge=1)
@@ -142,7 +133,8 @@ class EpochPlan:
         draws = _draws([self._num_rows(i) for i in range(len(self._rows))], [p.weight for p in config.mixture])
         for i, num_draws in enumerate(draws):
             self._add_part(i, num_draws)
-        self.limits = Limits(self._flop_target(), config.token_budget, config.context_parallel)
+        target = config.flop_target or self._derived_target()
+        self.limits = Limits(target, config.token_budget, config.context_parallel)
         self._refuse_too_few()
         self._refuse_oversized()
         self._shares = lru_cache(maxsize=KEPT_EPOCHS)(self._compute_shares)
@@ -226,36 +218,12 @@ class EpochPlan:
         """Steps in which one epoch's FLOPs fill every pack: what an endless plan needs, but for its fill error."""
         return self.epoch_flops / (self.config.num_packs * self.limits.flop_target)
 
-    def _flop_target(self) -> float:
-        if self.config.flop_target is not None:
-            return self.config.flop_target
-        most = self.config.token_budget * self.epoch_flops / sum(part.tokens for part in self.summaries)
-        dearest = max(part.dearest_flops for part in self.summaries) / self.config.context_parallel
-        target = most / HEADROOM
-        levels = self._trial(target)
-        if target >= dearest and (not len(levels) or levels.mean() >= FILLED * target):
-            return target
-        trials = [self._trial(share * most) for share in TRIAL_SHARES if share * most >= dearest]
-        trials = [levels for levels in trials if len(levels)]
-        if not trials:
-            return target
-        balance = np.array([levels.mean() / levels.max() for levels in trials])
-        even = [trials[i] for i in np.flatnonzero(balance > balance.max() - EQUAL_BALANCE)]
-        return max(dearest, float(max(even, key=np.mean).max())) * (1 + 1e-9)
-
-    def _trial(self, flop_target: float) -> NDArray[np.float64]:
-        """[num_packs] FLOPs of the packs that pseudo-random samples of the mixture give; none if they hold a thousand."""
-        items: list[Item] = []
-        for number, part in enumerate(self.parts):
-            count = max(1, round(TRIAL_SAMPLES * part.num_draws / self.epoch_samples))
-            key = key_of(self.key, "trial", number)
-            rows = part.rows_at(np.array([mix(key + i) % part.num_rows for i in range(count)], dtype=np.int64))
-            flops, tokens = part.cost(rows)
-            draws = zip(rows.tolist(), flops.tolist(), tokens.tolist(), strict=True)
-            items += [Item(mix(key + i), number, 0, *draw) for i, draw in enumerate(draws)]
-        limits = Limits(flop_target, self.config.token_budget, self.config.context_parallel)
-        shuffled = [item._replace(serial=serial) for serial, item in enumerate(sorted(items))]
-        return fill_levels(shuffled, limits, self.config.buffer_samples, self.key)
+    def _derived_target(self) -> float:
+        config = self.config
+        full = config.token_budget * self.epoch_flops / sum(part.tokens for part in self.summaries)
+        least = max(part.dearest_flops for part in self.summaries) / config.context_parallel
+        members, size = config.context_parallel, config.buffer_samples
+        return derived_target(TargetTrial(self.parts, config.token_budget, members, size, self.key), full, least)
 
     def _refuse_too_few(self) -> None:
         if self.epoch_samples < self.num_teams:

@@ -13,7 +13,7 @@ on the number of ranks, so the slowest rank of a step is hardly slower than the 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -221,16 +221,6 @@ class Packer:
     def _fill(self) -> None:
         while len(self._items) < self._buffer_size and (item := self._supply()) is not None:
             self._add(item)
-
-
-def fill_levels(items: Sequence[Item], limits: Limits, buffer_size: int, key: int) -> NDArray[np.float64]:
-    """[num_packs] FLOPs of the packs that `items` give, until they no longer keep the buffer full or fit no pack."""
-    supply = iter(items)
-    packer = Packer(lambda: next(supply, None), limits, buffer_size, key)
-    levels: list[float] = []
-    while (packs := packer.team_step())[0].items and len(packer.state[0]) == buffer_size:
-        levels.extend(pack.flops for pack in packs)
-    return np.array(levels)
 
 
 def best_close(
