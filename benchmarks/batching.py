@@ -23,6 +23,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -44,15 +45,14 @@ from benchmarks.strategies import (
 from model.batching import PlanConfig
 from model.index import ShardIndex
 from model.preview import intra_class_correlation
+from model.train_config import load_recipe
 from schemas.budget import NAVA_6B, forward_flops, training_flops
 from schemas.errors import NavaError
 
 NUM_STEPS = {8: 400, 64: 200, 512: 60, 4096: 12}
 MAX_LHOTSE_SAMPLES = 25_000
 MIN_LHOTSE_STEPS = 5
-"""Samples asked of lhotse per row of the table, but at least five steps: at 100 to 3,000 per second it takes longest."""
-GPU_TOKENS = 65_536
-"""Token budget of the shipped recipes for one GPU, used where a corpus is not one of the synthetic ones."""
+"""Samples asked of lhotse per row of the table, but at least five steps: at 200 to 4,000 per second it takes longest."""
 LHOTSE = {
     "lhotse, 10 buckets, padded": LhotseSetting(10, is_quadratic=False, is_padded=True),
     "lhotse, 30 buckets + quadratic, padded": LhotseSetting(30, is_quadratic=True, is_padded=True),
@@ -120,9 +120,10 @@ class Budgets:
 
     @classmethod
     def for_index(cls, index: ShardIndex, corpus: str) -> Budgets:
-        """Two of the longest clips per batch in S1, a little over one in S2; what a GPU holds for any other corpus."""
+        """Two of the longest clips per batch in S1, a little over one in S2; for others what the shipped recipes allow."""
         if corpus not in CLIPS_PER_BATCH:
-            return cls(GPU_TOKENS, GPU_TOKENS)
+            gpu_tokens = load_recipe("stage2_joint").plan.token_budget
+            return cls(gpu_tokens, gpu_tokens)
         clips = CLIPS_PER_BATCH[corpus]
         video, audio = index.video_tokens.astype(np.int64), index.audio_tokens.astype(np.int64)
         flops, tokens = training_flops(NAVA_6B, video, audio), video + audio
@@ -134,31 +135,26 @@ def compare(index: ShardIndex, corpus: str, num_ranks: int, only: str = "") -> I
     """One score per strategy whose name contains `only`."""
     budgets = Budgets.for_index(index, corpus)
     num_steps = NUM_STEPS.get(num_ranks, 50)
-    peers: dict[str, Callable[[], Iterator[Step]]] = {
-        "fixed batch of 4, padded": lambda: fixed_batch(index, num_ranks),
-        "official, as configured (batch 1)": lambda: official_as_configured(index, num_ranks),
-        "official, 5 length buckets, batch 4": lambda: OfficialBuckets(index, num_ranks, 5).steps(),
-        "official, 10 length buckets, batch 4": lambda: OfficialBuckets(index, num_ranks, 10).steps(),
-    }
-    for name, make in peers.items():
-        if only in name:
-            yield score(corpus, name, num_ranks, islice(make(), num_steps), Clock())
     per_batch = budgets.peer_tokens / float((index.video_tokens + index.audio_tokens).mean())
     lhotse_steps = min(num_steps, max(MIN_LHOTSE_STEPS, int(MAX_LHOTSE_SAMPLES / (per_batch * num_ranks))))
-    for name, setting in LHOTSE.items():
+    config = PlanConfig(num_packs=num_ranks, token_budget=budgets.token_budget, flop_target=budgets.flop_target)
+    strategies: dict[str, Callable[[Clock], Iterator[Step]]] = {
+        "fixed batch of 4, padded": lambda _: fixed_batch(index, num_ranks),
+        "official, as configured (batch 1)": lambda _: official_as_configured(index, num_ranks),
+        "official, 5 length buckets, batch 4": lambda _: OfficialBuckets(index, num_ranks, 5).steps(),
+        "official, 10 length buckets, batch 4": lambda _: OfficialBuckets(index, num_ranks, 10).steps(),
+        **{name: partial(lhotse_buckets, index, num_ranks, budgets.peer_tokens, LHOTSE[name]) for name in LHOTSE},
+        OURS: partial(our_plan, index, config),
+    }
+    for name, steps in strategies.items():
         if only not in name:
             continue
         clock = Clock()
-        steps = lhotse_buckets(index, num_ranks, budgets.peer_tokens, setting, clock)
-        yield score(corpus, name, num_ranks, islice(steps, lhotse_steps), clock)
-    if only not in OURS:
-        return
-    clock = Clock()
-    config = PlanConfig(num_packs=num_ranks, token_budget=budgets.token_budget, flop_target=budgets.flop_target)
-    try:
-        yield score(corpus, OURS, num_ranks, islice(our_plan(index, config, clock), num_steps), clock)
-    except NavaError as error:
-        yield Score(corpus, OURS, num_ranks, skipped=str(error))
+        try:
+            asked = islice(steps(clock), lhotse_steps if name in LHOTSE else num_steps)
+            yield score(corpus, name, num_ranks, asked, clock)
+        except NavaError as error:
+            yield Score(corpus, name, num_ranks, skipped=str(error))
 
 
 HEADER = (
@@ -209,6 +205,8 @@ def main(arguments: list[str] | None = None) -> None:
             for result in compare(index, corpus, num_ranks, options.only):
                 results.append({**asdict(result), "corpus_tokens_lost": lost})
                 print(table_row(result), flush=True)
+    if not results:
+        parser.error(f"no strategy has {options.only!r} in its name")
     about = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "machine": platform.machine()}
     options.json.write_text(json.dumps({**about, "results": results}, indent=1))
 

@@ -58,8 +58,9 @@ class LocalShards:
     def read(self, shard: str, offset: int, num_bytes: int) -> memoryview:
         """See `Shards.read`.
 
-        Into memory that begins at a multiple of 64 bytes, as torch's does: elsewhere the kernel copies up to five times
-        slower (2.4 instead of 12 GB/s into addresses 8 above one, 5 at 16; measured on an EPYC).
+        Into memory that begins at a multiple of 64 bytes, as torch's does: elsewhere the kernel of some hosts copies up to
+        five times slower (2.4 instead of 12 GB/s into odd addresses, 5 at 16 above a multiple of 32; measured on an
+        EPYC; the same code on another day's host showed no difference).
         """
         buffer: memoryview = torch.empty(num_bytes, dtype=torch.uint8).numpy().data
         file = self._open(shard)

@@ -32,7 +32,7 @@ MAX_CANDIDATES = 256
 GOOD_ENOUGH = 5e-4
 """Relative shortfall at which a pack is closed: a sixth of the imbalance aimed at, so that age can decide among many."""
 MAX_EXCHANGES = 16
-"""Exchanges tried to close one pack. With clips of four sizes, 7 to 60 in a pack, three packs of four took at most four
+"""Exchanges tried to close one pack. With clips of four sizes, 7 to 50 in a pack, three packs of four took at most four
 and one of 26 took all; on corpus S1 one of 45 took any."""
 
 

@@ -18,12 +18,14 @@ from model.packing import Item, Limits, Packer
 HEADROOM = 1.25
 """Token budget over mean tokens of a pack: at 1.2 the token limit costs 0.3 % of balance, at 1.35 0.01 %."""
 FILLED = 0.997
-"""Mean fill of the packs at which the target with that headroom is kept."""
+"""Mean fill of the packs at which the target with that headroom is kept: the imbalance of 1.003 aimed at."""
 TRIAL_SAMPLES = 1024
+"""Samples a trial fills packs with: 300 packs of two or three, in 25 to 50 ms."""
 TRIAL_SHARES = np.linspace(0.5, 1.0, 26)
 """Shares of the token budget tried as target where packs stay emptier than that."""
 EQUAL_BALANCE = 0.002
-"""Trials whose mean over dearest pack differs by less are equally good; the largest packs win."""
+"""Trials whose mean over dearest pack differs by less are equally good, within what a thousand samples can tell; the
+largest packs win."""
 
 
 class TargetTrial:

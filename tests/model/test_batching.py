@@ -292,7 +292,8 @@ def test_a_derived_target_has_room_for_the_rarest_and_dearest_clip() -> None:
 )
 def test_few_sizes_and_full_packs_are_balanced_as_well(sizes: tuple[int, ...], token_budget: int) -> None:
     rng = np.random.default_rng(5)
-    video = rng.choice(sizes, 60_000, p=np.array([6, 3, 1])[: len(sizes)] / sum([6, 3, 1][: len(sizes)]))
+    weights = np.array([6.0, 3.0, 1.0])[: len(sizes)]
+    video = rng.choice(sizes, 60_000, p=weights / weights.sum())
     index = index_of(video, rng.integers(100, 150, 60_000))
     stream = EpochPlan(index, PlanConfig(num_packs=4, token_budget=token_budget), NAVA_6B).stream()
     balance = measure_balance([next(stream) for _ in range(25)])
