@@ -42,10 +42,10 @@ from benchmarks.strategies import (
     official_as_configured,
     our_plan,
 )
-from model.batching import PlanConfig
-from model.index import ShardIndex
-from model.preview import intra_class_correlation
-from model.train_config import load_recipe
+from model.data.batching import PlanConfig
+from model.data.index import ShardIndex
+from model.data.preview import intra_class_correlation
+from model.training.config import load_recipe
 from schemas.budget import NAVA_6B, forward_flops, training_flops
 from schemas.errors import NavaError
 

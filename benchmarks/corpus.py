@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from model.index import ShardIndex
+from model.data.index import ShardIndex
 
 Regime = Literal["S1", "S2", "S3"]
 SIZES = (((704, 1280), 0.50), ((1280, 704), 0.22), ((960, 960), 0.08), ((480, 832), 0.14), ((832, 480), 0.06))

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from benchmarks.quality_speech import Sounds, compare_turns
 from stages.base import Context
-from stages.diarize_embedded import PAUSES, EmbeddedConfig, EmbeddedDiarizer, Turn, draw_turns, group
-from stages.speakers import SpeakerEncoder
-from stages.voice import RATE_HZ, VoiceActivity, VoiceConfig
+from stages.diarize.embedded import PAUSES, EmbeddedConfig, EmbeddedDiarizer, Turn, draw_turns, group
+from stages.engines.speakers import SpeakerEncoder
+from stages.engines.voice import RATE_HZ, VoiceActivity, VoiceConfig
 
 F32 = NDArray[np.float32]
 

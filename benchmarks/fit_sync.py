@@ -1,6 +1,6 @@
 """Fits the embedded sync engine's coefficients on talking clips whose sound is known to be the original one.
 
-    python -m benchmarks.fit_sync MEDIA_DIR [--out stages/sync_mouth.npz]
+    python -m benchmarks.fit_sync MEDIA_DIR [--out stages/sync/mouth.npz]
 
 MEDIA_DIR holds manifest.json in the form of the project's test media; used are the items with one talking face,
 `sync: original` and a `measured_audio_lag_ms`. The shipped file was made this way from 15 clips of 14 people, 99 s in all.
@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.faces import FaceDetector, FaceMesh, FaceTracker
-from stages.media import Decoder, Waveform
-from stages.sync_mouth import (
+from stages.engines.faces import FaceDetector, FaceMesh, FaceTracker
+from stages.media.decoder import Decoder, Waveform
+from stages.sync.mouth import (
     GRID_HZ,
     MODEL_PATH,
     NUM_SHAPES,

@@ -43,9 +43,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from model.batching import EpochPlan, PlanConfig
-from model.data import LocalShards, PackLoader, SampleReader
-from model.index import ShardIndex
+from model.data.batching import EpochPlan, PlanConfig
+from model.data.index import ShardIndex
+from model.data.reader import LocalShards, PackLoader, SampleReader
 from schemas.budget import NAVA_6B
 from schemas.shard import MEMBERS
 

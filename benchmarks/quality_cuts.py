@@ -22,8 +22,8 @@ import numpy as np
 from pipeline.demo.clips import CUT_ENCODINGS, flash_and_click, frame_number
 from schemas.errors import MediaError
 from schemas.timing import Span
-from stages.cutting import CutReport, cut_clip, verify_clip
-from stages.media import Decoder, Frames
+from stages.media.cutting import CutReport, cut_clip, verify_clip
+from stages.media.decoder import Decoder, Frames
 
 NUMBERS_PX = (96, 48)
 LOSS_LONG_SIDE_PX = 640

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from benchmarks.quality_shots_montage import make_montage
 from stages.base import Context
-from stages.shot_split import Detector, ShotSplitConfig, make_detector, recorded
-from stages.shot_split_content import Boundary
+from stages.shot_split.content import Boundary
+from stages.shot_split.stage import Detector, ShotSplitConfig, make_detector, recorded
 
 ENGINES: tuple[str, ...] = get_args(ShotSplitConfig.model_fields["engine"].annotation)
 TOLERANCE_FRAMES = 1

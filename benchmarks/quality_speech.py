@@ -24,12 +24,12 @@ from benchmarks.fit_sync import person_of
 from pipeline.config import Packing
 from schemas.errors import EngineError
 from stages.base import Context
-from stages.diarize_embedded import EmbeddedConfig, EmbeddedDiarizer, Turn
-from stages.speakers import SpeakerEncoder, similarity
-from stages.transcribe_align import AlignEngine, Cue, Transcript, spoken_form
-from stages.transcribe_pocketsphinx import PocketsphinxEngine
-from stages.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig, merge
-from stages.words import Heard, Word, keep_spoken
+from stages.diarize.embedded import EmbeddedConfig, EmbeddedDiarizer, Turn
+from stages.engines.speakers import SpeakerEncoder, similarity
+from stages.engines.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig, merge
+from stages.transcribe.align import AlignEngine, Cue, Transcript, spoken_form
+from stages.transcribe.pocketsphinx import PocketsphinxEngine
+from stages.transcribe.words import Heard, Word, keep_spoken
 
 F32 = NDArray[np.float32]
 SPLIT = Packing().same_voice or 1.0

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from benchmarks.fit_sync import SOUND_MARGIN_S, Example, Reader, fit_model, is_in_sync_talk, people_of
 from pipeline.config import Packing, SyncRepair
 from pipeline.repair import repair_of
-from stages.face_identity import FaceEncoder
-from stages.media import Waveform
-from stages.sync import SyncConfig
-from stages.sync_film import SHIFTS_S, Film, Speech
-from stages.sync_mouth import MouthEngine, mouth_features, sound_features
+from stages.engines.face_identity import FaceEncoder
+from stages.media.decoder import Waveform
+from stages.sync.film import SHIFTS_S, Film, Speech
+from stages.sync.mouth import MouthEngine, mouth_features, sound_features
+from stages.sync.stage import SyncConfig
 
 Array = NDArray[Any]
 Item = dict[str, Any]

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from stages.base import Context
-from stages.diarize_embedded import EmbeddedConfig, EmbeddedDiarizer
-from stages.speakers import SpeakerEncoder
+from stages.diarize.embedded import EmbeddedConfig, EmbeddedDiarizer
+from stages.engines.speakers import SpeakerEncoder
+from stages.engines.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig, merge
 from stages.timbre import TimbreConfig, choose_reference
-from stages.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig, merge
 
 SHORTEST_LINE_S = 0.8
 LEAK_SHARE = 0.05

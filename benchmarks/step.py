@@ -34,10 +34,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.attention import resolve_backend
-from model.config import NavaConfig
-from model.nava import Nava, Packed, Sample, pack
-from model.recompute import POLICIES, set_recompute
+from model.network.attention import resolve_backend
+from model.network.config import NavaConfig
+from model.network.nava import Nava, Packed, Sample, pack
+from model.training.recompute import POLICIES, set_recompute
 from schemas.budget import ModelShape, Recompute, forward_flops, paired_audio_tokens
 from schemas.errors import ModelError
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.batching import EpochPlan, PlanConfig
-from model.index import ShardIndex
+from model.data.batching import EpochPlan, PlanConfig
+from model.data.index import ShardIndex
 from schemas.budget import NAVA_6B, length_bucket
 
 Ints = NDArray[np.int64]

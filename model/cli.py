@@ -76,8 +76,8 @@ def convert(
     """Writes a checkpoint in another container, tensor by tensor; names and shapes must be exactly the network's."""
     import torch
 
-    from model import convert as conversion
-    from model.sample import read_config
+    from model.sampling.sample import read_config
+    from model.weights import convert as conversion
 
     done = conversion.convert(
         source,
@@ -97,7 +97,7 @@ def convert(
 @app.command()
 def check(directory: Annotated[Path, typer.Argument(help="json and safetensors files of golden data")]) -> None:
     """Compares the network with golden data; prints the largest error per tensor and fails on a miss."""
-    from model.check import run_check
+    from model.parity.check import run_check
 
     raise typer.Exit(run_check(directory))
 
@@ -138,8 +138,8 @@ def sample(
     """Generates one clip: an mp4 with sound where the codecs allow it, latents otherwise. Scales are the release's."""
     import torch
 
-    from model.sample import Prompt, Run, generate, read_config
-    from model.sampler import Guidance
+    from model.sampling.sample import Prompt, Run, generate, read_config
+    from model.sampling.sampler import Guidance
 
     prompt = Prompt(
         caption=caption,
@@ -180,8 +180,8 @@ def encode(
     gpus_per_actor: Annotated[float, typer.Option(min=0, help="GPUs of each actor")] = 0.0,
 ) -> None:
     """Turns curated shards into latent shards; goes on where it was stopped, shard by shard."""
-    from model.encode_shards import encode_shards
-    from model.train_config import load_recipe, read_encode_config
+    from model.encoding.encode_shards import encode_shards
+    from model.training.config import load_recipe, read_encode_config
 
     config, network = read_encode_config(codecs, settings or []), load_recipe(recipe).network.network()
     manifest = encode_shards(
@@ -204,8 +204,8 @@ def plan(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for plan.json and plan.txt")] = None,
 ) -> None:
     """Shows buckets, balance, steps, hours and memory of a stage; fails when it fits none of the numbers of GPUs."""
-    from model.plan_stage import plan_stage
-    from model.train_config import load_recipe
+    from model.training.config import load_recipe
+    from model.training.plan_stage import plan_stage
 
     text = plan_stage(load_recipe(recipe, settings or []), tuple(gpus or (8, 64, 128)), out, memory_only=memory_only)
     print(text)
@@ -224,15 +224,15 @@ def train(
     workers: Annotated[int, typer.Option(min=1, help="ranks that Ray starts")] = 1,
 ) -> None:
     """Trains a stage: as one process, under `torchrun -m model.cli train`, or with --ray, from the same recipe."""
-    from model.train_config import load_recipe
+    from model.training.config import load_recipe
 
     config = load_recipe(recipe, settings or [])
     if ray:
-        from model.ray_launch import train_on_ray
+        from model.training.ray_launch import train_on_ray
 
         train_on_ray(config, out, workers)
     else:
-        from model.train import train as train_here
+        from model.training.train import train as train_here
 
         train_here(config, out)
 
@@ -243,8 +243,8 @@ def tiny_codecs(
     recipe: Annotated[str, typer.Option(help="stage whose network will read the latents")] = "tiny",
 ) -> None:
     """Writes random codecs of the real classes, to try `encode` without weights: their latents mean nothing."""
-    from model.tiny_codec import write_tiny_codecs
-    from model.train_config import load_recipe
+    from model.encoding.tiny_codec import write_tiny_codecs
+    from model.training.config import load_recipe
 
     write_tiny_codecs(out, load_recipe(recipe).network.network())
     print(f"{out}: random video_vae, audio_vae, vocoder, text_encoder, tokenizer and speaker.pt")

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 
 import stages
+from pipeline.ask.queries import Run
 from pipeline.config import Recipe, apply_overrides, load_recipe, parse_recipe
-from pipeline.queries import Run
 from pipeline.store import RunDir
 from pipeline.thresholds import Case, by_class, rates_of
 from schemas.errors import ItemError, RecipeError
 from schemas.records import span_fields, span_of
 from schemas.timing import Span
 from stages.base import Context
-from stages.sources import expand_sources
+from stages.download.sources import expand_sources
 
 NUM_SWAPS = 3
 """Other clips whose sound is laid under each clip."""
@@ -115,7 +115,7 @@ def clips_of_folder(
     Speech is found by voice activity. Files are not cut at shot changes: for edited films, curate first. `skipped` is
     told which files could not be used, and why.
     """
-    from stages.voice import RATE_HZ, VoiceActivity, VoiceConfig
+    from stages.engines.voice import RATE_HZ, VoiceActivity, VoiceConfig
 
     files = [source["uri"] for source in expand_sources([folder])]
     order = np.random.default_rng(options.seed).permutation(len(files))
@@ -171,7 +171,7 @@ def measure_cases(
     report: Callable[[str], None],
 ) -> list[Case]:
     """One case per measurement; `skipped` is told which clips could not be decoded, and why."""
-    from stages.sync_film import Film
+    from stages.sync.film import Film
 
     stage = stages.load("sync")(recipe.stage_configs()["sync"])
     stage.setup(context)
@@ -201,7 +201,7 @@ def _row(clip: dict[str, Any]) -> dict[str, Any]:
 
 def _sounds(clips: Sequence[dict[str, Any]], context: Context, skipped: dict[str, str]) -> dict[str, Any]:
     """The sound in and around each clip with its words, by clip name."""
-    from stages.sync_film import CONTEXT_S, Speech
+    from stages.sync.film import CONTEXT_S, Speech
 
     heard: dict[str, Any] = {}
     for clip in clips:
@@ -239,7 +239,7 @@ def _donors(
 
 
 def _cases_of(film: Any, donors: Sequence[tuple[Any, float]], stage: Any, audio_kind: str | None) -> list[Case]:
-    from stages.sync_film import SHIFTS_S
+    from stages.sync.film import SHIFTS_S
 
     made = [("untouched", 0.0, film.under(film.heard, 0.0))]
     made += [("shifted", shift_s, film.under(film.heard, shift_s)) for shift_s in SHIFTS_S]

@@ -66,11 +66,11 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
 ) -> None:
     """Curates inputs into RUN; ends in the balance sheet of hours."""
+    from pipeline.ask.queries import Run, balance, hours_of
     from pipeline.config import load_recipe
-    from pipeline.queries import Run, balance, hours_of
     from pipeline.run import run as execute
-    from pipeline.show import balance_lines
-    from stages.sources import expand_sources
+    from pipeline.show.text import balance_lines
+    from stages.download.sources import expand_sources
 
     chosen = load_recipe(recipe, set_ or ())
     sources = expand_sources(inputs)
@@ -92,8 +92,8 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="refresh every two seconds until settled")] = False,
 ) -> None:
     """Settled sources, verdicts so far, rate and time left, read from the ledger from any terminal."""
-    from pipeline.queries import Run
-    from pipeline.status import status_text
+    from pipeline.ask.queries import Run
+    from pipeline.ask.status import status_text
 
     while True:
         text, is_settled = status_text(Run(run_uri))
@@ -106,9 +106,9 @@ def status(
 @app.command()
 def stats(run_uri: RunArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
     """Hours kept, rejected, in error and cut away, with distributions; with --set, what other gates would do."""
-    from pipeline.queries import Run, what_if
-    from pipeline.queries import stats as ask
-    from pipeline.show import stats_text, what_if_text
+    from pipeline.ask.queries import Run, what_if
+    from pipeline.ask.queries import stats as ask
+    from pipeline.show.text import stats_text, what_if_text
 
     opened = Run(run_uri)
     answer = what_if(opened, set_) if set_ else ask(opened)
@@ -130,13 +130,13 @@ def why(
     ] = None,
 ) -> None:
     """The chain from source to verdict, with what every stage measured."""
-    from pipeline.queries import Run, find
-    from pipeline.show import why_text
+    from pipeline.ask.queries import Run, find
+    from pipeline.show.text import why_text
 
     opened = Run(run_uri)
     chain = find(opened, key)
     if figure is not None:
-        from pipeline.figure import draw
+        from pipeline.show.figure import draw
 
         draw(chain, figure)
     if as_json:
@@ -156,8 +156,8 @@ def export(
     split: Annotated[str, typer.Option(help="train or validation")] = "train",
 ) -> None:
     """Writes the kept clips in the form of another program."""
+    from pipeline.ask.queries import Run
     from pipeline.export import export_nava
-    from pipeline.queries import Run
     from schemas.errors import RecipeError
 
     if form != "nava":
@@ -169,8 +169,8 @@ def export(
 @app.command()
 def verify(run_uri: RunArgument) -> None:
     """Checksums, conservation of hours, contract version, and one sample decoded per shard."""
-    from pipeline.queries import Run
-    from pipeline.verify import problems
+    from pipeline.ask.queries import Run
+    from pipeline.ask.verify import problems
 
     found = list(problems(Run(run_uri)))
     for problem in found:

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pipeline.ask.queries import Run
 from pipeline.pack import read_index
-from pipeline.queries import Run
 from schemas.errors import LedgerError
 
 SPEECH_MARK = re.compile(r"<S>.*?<E>", re.DOTALL)

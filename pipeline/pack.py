@@ -154,7 +154,7 @@ def make_sample(clip: dict[str, Any], recipe: Recipe, context: Context, remeasur
     """One clip's payload, its cut verified and its repair measured. Raises ItemError."""
     import soundfile
 
-    from stages.cutting import CutOptions, cut_clip, cut_sound, verify_clip
+    from stages.media.cutting import CutOptions, cut_clip, cut_sound, verify_clip
 
     asset, media = clip["asset"], context.media
     source = media.localise(asset["download"]["path"])

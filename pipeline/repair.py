@@ -26,7 +26,7 @@ CERTAIN_STD = 2.0
 """Standard deviations by which an offset or a drift must differ from none. Without it clips in sync would be moved by
 the error of their measurement (20 ms and more), and drifts of up to 5 ms/s taken out of clips that have none."""
 REPAIRED_WITHIN_MS = 80.0
-"""Largest offset of a repaired clip: what `sync` itself calls in sync (stages.sync_mouth.IN_SYNC_S)."""
+"""Largest offset of a repaired clip: what `sync` itself calls in sync (stages.sync.mouth.IN_SYNC_S)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Repair:
 def repair_of(sync: Mapping[str, Any] | None, rule: SyncRepair) -> Repair | None:
     """What to take out of the sound of a clip that measured `sync`; None where it is to stay as it is.
 
-    Only lips are acted on: the offset of sound events is a hint (stages.sync_onset).
+    Only lips are acted on: the offset of sound events is a hint (stages.sync.onset).
     """
     if not rule.enabled or sync is None or sync["kind"] != "speech" or sync["finding"] not in REPAIRABLE:
         return None
@@ -144,7 +144,7 @@ def _moved_references(timbre: Mapping[str, Any], new_index: Mapping[int, int], n
 
 def _new_caption(clip: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """A caption from the measures, whatever engine wrote the one that quotes what is no longer heard."""
-    from stages.caption import Caption, CaptionConfig
+    from stages.caption.stage import Caption, CaptionConfig
 
     config = recipe.stage_configs()["caption"].model_copy(update={"engine": "template"})
     assert isinstance(config, CaptionConfig)

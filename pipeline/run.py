@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from pipeline import pack
 from pipeline.config import Recipe
+from pipeline.execute.monitor import Monitor, RemoteMonitor
 from pipeline.ledger import Ledger, ledger_schema, rows_of
-from pipeline.monitor import Monitor, RemoteMonitor
 from pipeline.plan import Cluster, Plan, make_plan, render
-from pipeline.progress import Progress
+from pipeline.show.progress import Progress
 from pipeline.store import RunDir
 from schemas.errors import PlanError, RecipeError
 from schemas.records import SOURCE
@@ -171,13 +171,13 @@ def _max_workers(plan: Plan, number: int, cluster: Cluster) -> int:
 
 
 class GroupWorker:
-    """What Ray Data constructs once per worker process; see `pipeline.adapter.Worker`."""
+    """What Ray Data constructs once per worker process; see `pipeline.execute.adapter.Worker`."""
 
     def __init__(self, recipe: dict[str, Any], group: int, store_dir: str, monitor: Any) -> None:
         import ray
 
         os.environ.update(LIBRARY_ENVIRONMENT)
-        from pipeline.adapter import Worker
+        from pipeline.execute.adapter import Worker
 
         remote = RemoteMonitor(monitor)
         remote.report(ray.util.get_node_ip_address() + "/" + ray.get_runtime_context().get_node_id()[:8])

@@ -167,7 +167,7 @@ class ModelShape:
     def from_config(cls, config: Any) -> ModelShape:
         """Shape of a network configuration, given as an object or a mapping; fields it lacks keep their defaults.
 
-        Reads these field names, the names of `model.config.NavaConfig` and those of the official json files.
+        Reads these field names, the names of `model.network.config.NavaConfig` and those of the official json files.
         """
         given = config if isinstance(config, Mapping) else {n: getattr(config, n) for n in _NAMES if hasattr(config, n)}
         known: dict[str, Any] = {_NAMES[name]: given[name] for name in _NAMES if given.get(name) is not None}

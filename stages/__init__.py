@@ -6,17 +6,17 @@ from importlib import import_module
 from typing import Any
 
 CATALOG: dict[str, str] = {
-    "download": "stages.download:Download",
+    "download": "stages.download.stage:Download",
     "probe": "stages.probe:Probe",
-    "shot_split": "stages.shot_split:ShotSplit",
-    "transcribe": "stages.transcribe:Transcribe",
-    "diarize": "stages.diarize:Diarize",
+    "shot_split": "stages.shot_split.stage:ShotSplit",
+    "transcribe": "stages.transcribe.stage:Transcribe",
+    "diarize": "stages.diarize.stage:Diarize",
     "clip": "stages.clip:Clip",
     "picture": "stages.picture:Picture",
     "audio": "stages.audio:Audio",
-    "sync": "stages.sync:Sync",
+    "sync": "stages.sync.stage:Sync",
     "timbre": "stages.timbre:Timbre",
-    "caption": "stages.caption:Caption",
+    "caption": "stages.caption.stage:Caption",
 }
 """Stage name -> `module:class`, in the order the stages run."""
 

@@ -23,7 +23,7 @@ from schemas.errors import ItemError
 from schemas.records import Row
 
 if TYPE_CHECKING:
-    from stages.media import Decoder
+    from stages.media.decoder import Decoder
 
 Level = Literal["asset", "shot", "clip"]
 
@@ -61,7 +61,7 @@ class Context:
     @cached_property
     def media(self) -> Decoder:
         """The worker's one decoder, shared by its stages so that nothing is decoded twice."""
-        from stages.media import Decoder
+        from stages.media.decoder import Decoder
 
         return Decoder(self.scratch_dir, **self.settings)
 

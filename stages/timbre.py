@@ -20,9 +20,9 @@ from schemas.errors import ItemError
 from schemas.fields import f, struct
 from schemas.records import TIMBRE, Row
 from stages.base import Context, Measure, Resources, StageConfig
-from stages.diarize import alone
-from stages.speakers import MIN_SPEECH_S, SpeakerEncoder, similarity
-from stages.voice import RATE_HZ, Stretch, covered_s, merge
+from stages.diarize.stage import alone
+from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder, similarity
+from stages.engines.voice import RATE_HZ, Stretch, covered_s, merge
 
 CLIPPED_AT = 0.999
 """Absolute sample value, full scale 1, from which a sample counts as clipped."""

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.fit_diarize import make_mix, single_voices, sweep
 from pipeline.demo.clips import turns_audio
-from stages.voice import RATE_HZ, VoiceActivity
+from stages.engines.voice import RATE_HZ, VoiceActivity
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.quality_shots import Truth, compare, is_scored, score_shots, summarise, truth_of
 from benchmarks.quality_shots_montage import make_montage
-from stages.shot_split_content import Boundary
+from stages.shot_split.content import Boundary
 
 
 def cut(frame: int) -> Boundary:

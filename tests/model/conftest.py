@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from model.config import NavaConfig
-from model.nava import Nava, Sample
+from model.network.config import NavaConfig
+from model.network.nava import Nava, Sample
 
 OWN_GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "nava_tiny"
 SHARED_GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "nava_tiny"

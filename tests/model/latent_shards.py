@@ -18,12 +18,12 @@ import pyarrow as pa
 import torch
 import torch.multiprocessing as mp
 
-from model.config import NavaConfig
-from model.flow import NUM_STEPS
-from model.latents import num_tokens, write_latents
-from model.nava import Nava, pack
-from model.tokens import Sample
-from model.train_config import TrainConfig
+from model.encoding.latents import num_tokens, write_latents
+from model.network.config import NavaConfig
+from model.network.flow import NUM_STEPS
+from model.network.nava import Nava, pack
+from model.network.tokens import Sample
+from model.training.config import TrainConfig
 
 TINY = NavaConfig.preset("nava_tiny")
 

@@ -8,15 +8,15 @@ from math import nan
 import torch
 from torch import Tensor
 
-from model.batching import EpochPlan, SampleRef
-from model.data import SampleReader, open_shards
-from model.flow import FlowObjective, LossTerms, Noised, clip_generators
-from model.index import ShardIndex
-from model.latents import read_latents, restrict
-from model.nava import Nava, pack
-from model.optim import learning_rate_factor
-from model.packing import Pack
-from model.train_config import TrainConfig
+from model.data.batching import EpochPlan, SampleRef
+from model.data.index import ShardIndex
+from model.data.packing import Pack
+from model.data.reader import SampleReader, open_shards
+from model.encoding.latents import read_latents, restrict
+from model.network.flow import FlowObjective, LossTerms, Noised, clip_generators
+from model.network.nava import Nava, pack
+from model.training.config import TrainConfig
+from model.training.optim import learning_rate_factor
 
 
 @dataclass

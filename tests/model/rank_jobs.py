@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from model.parallel import open_world
-from model.states import complete, load_tensors, state_tensors
-from model.train import Training
-from model.train_config import TrainConfig
+from model.training.config import TrainConfig
+from model.training.parallel import open_world
+from model.training.state import complete, load_tensors, state_tensors
+from model.training.train import Training
 from schemas.errors import NavaError
 
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.adapter import Worker
+from pipeline.ask.queries import balance
 from pipeline.config import parse_recipe
+from pipeline.execute.adapter import Worker
+from pipeline.execute.monitor import Monitor
 from pipeline.ledger import Ledger, ledger_schema, rows_of
-from pipeline.monitor import Monitor
 from pipeline.plan import make_plan
-from pipeline.queries import balance
 from schemas.errors import EngineError, PlanError
 from schemas.ids import source_id
 

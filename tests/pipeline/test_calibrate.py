@@ -21,9 +21,9 @@ from pipeline.calibrate import Options, calibrate
 from pipeline.demo import ball_clip, talking_clip
 from pipeline.thresholds import OFFSETS_MS, rates_of, recommend, text_of
 from schemas.errors import RecipeError
-from stages.faces import FaceTrack, Tracks
-from stages.media import Waveform
-from stages.sync_film import CONTEXT_S, Film, Speech
+from stages.engines.faces import FaceTrack, Tracks
+from stages.media.decoder import Waveform
+from stages.sync.film import CONTEXT_S, Film, Speech
 
 
 def case(clip: str, kind: str, offset_ms: float | None, confidence: float) -> dict[str, Any]:
@@ -176,13 +176,13 @@ RECIPE: dict[str, Any] = {
 
 def curate(media: Path, out: Path) -> None:
     """A run's ledger as `nava-curate run` leaves it, its workers called one after the other without Ray."""
-    from pipeline.adapter import Worker
     from pipeline.config import parse_recipe
+    from pipeline.execute.adapter import Worker
+    from pipeline.execute.monitor import Monitor
     from pipeline.ledger import Ledger, ledger_schema, rows_of
-    from pipeline.monitor import Monitor
     from pipeline.plan import make_plan
     from pipeline.store import RunDir
-    from stages.sources import expand_sources
+    from stages.download.sources import expand_sources
 
     plan, directory = make_plan(parse_recipe(RECIPE)), RunDir(out)
     raw = plan.recipe.model_dump(mode="json")

@@ -83,7 +83,7 @@ def test_nested_rows_survive_arrow(toy_recipe: dict[str, Any]) -> None:
 
 def test_planning_and_asking_load_neither_ray_nor_torch_nor_cv2() -> None:
     code = (
-        "import sys, schemas.records, stages, pipeline.plan, pipeline.queries, pipeline.cli;"
+        "import sys, schemas.records, stages, pipeline.plan, pipeline.ask.queries, pipeline.cli;"
         "from pipeline.config import load_recipe; pipeline.plan.make_plan(load_recipe('quickstart'));"
         "print([name for name in ('ray', 'torch', 'cv2', 'whisperx', 'av') if name in sys.modules])"
     )

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from test_adapter import advance, unit
 
+from pipeline.ask.queries import Run, find, stats, what_if
 from pipeline.config import parse_recipe
 from pipeline.ledger import Ledger, ledger_schema, rows_of
 from pipeline.plan import make_plan
-from pipeline.queries import Run, find, stats, what_if
-from pipeline.show import stats_text, what_if_text, why_text
+from pipeline.show.text import stats_text, what_if_text, why_text
 from pipeline.store import RunDir
 from schemas.errors import LedgerError
 from schemas.records import SOURCE

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import correlate
 
+from pipeline.ask.queries import Run, find
 from pipeline.config import Recipe, SyncRepair, parse_recipe
 from pipeline.demo import swapped_clip, talking_clip
 from pipeline.pack import make_sample, read_index
-from pipeline.queries import Run, find
 from pipeline.repair import Remeasure, Repair, repair_of, with_moved_sound
-from pipeline.show import why_text
+from pipeline.show.text import why_text
 from schemas.errors import ItemError
 from schemas.timing import Span
 
@@ -165,7 +165,7 @@ def test_drift_is_taken_out_around_the_middle() -> None:
 def measured_row(path: Path, make_row: Any, context: Any) -> dict[str, Any]:
     """The ledger row of a whole file as one clip, really measured, as packing gets it."""
     from schemas.records import span_fields
-    from stages.sync import Sync, SyncConfig
+    from stages.sync.stage import Sync, SyncConfig
 
     asset = make_row(path)
     probe = asset["probe"]
@@ -226,7 +226,7 @@ def packed(run: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], np.nda
 
 def lag_s(media: Path, sound: np.ndarray[Any, Any], low_s: float, high_s: float) -> float:
     """How much later the source's own sound has what `sound` has between two instants."""
-    from stages.media import Decoder
+    from stages.media.decoder import Decoder
 
     decoder = Decoder(media.parent / "scratch")
     source = np.array(decoder.audio(media, rate_hz=48_000).samples)

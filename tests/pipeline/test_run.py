@@ -18,20 +18,20 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import NavaConfig
-from model.data import SampleReader, open_shards
-from model.encode_shards import encode_shards
-from model.index import ShardIndex
-from model.latents import read_latents
-from model.nava import Nava
-from model.parallel import open_world
-from model.tiny_codec import write_tiny_codecs
-from model.tokens import Sample
-from model.train import Training
-from model.train_config import EncodeConfig
+from model.data.index import ShardIndex
+from model.data.reader import SampleReader, open_shards
+from model.encoding.encode_shards import encode_shards
+from model.encoding.latents import read_latents
+from model.encoding.tiny_codec import write_tiny_codecs
+from model.network.config import NavaConfig
+from model.network.nava import Nava
+from model.network.tokens import Sample
+from model.training.config import EncodeConfig
+from model.training.parallel import open_world
+from model.training.train import Training
+from pipeline.ask.queries import Run, balance, stats
+from pipeline.ask.verify import problems
 from pipeline.demo import ball_clip, write_demo
-from pipeline.queries import Run, balance, stats
-from pipeline.verify import problems
 from tests.model.latent_shards import TINY, by_euler, recipe, write_latent_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
@@ -287,7 +287,7 @@ def test_the_same_recipe_runs_on_a_separately_started_cluster(tmp_path: Path) ->
 
     from pipeline.config import load_recipe
     from pipeline.run import run
-    from stages.sources import expand_sources
+    from stages.download.sources import expand_sources
 
     media = tmp_path / "media"
     media.mkdir()

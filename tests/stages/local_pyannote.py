@@ -17,7 +17,7 @@ from pyannote.audio.core.plda import PLDA
 from pyannote.audio.pipelines import SpeakerDiarization
 from pyannote.audio.pipelines.clustering import Clustering
 
-from stages.speakers import EMBEDDING_SIZE, MIN_SPEECH_S, RATE_HZ, SpeakerEncoder
+from stages.engines.speakers import EMBEDDING_SIZE, MIN_SPEECH_S, RATE_HZ, SpeakerEncoder
 
 
 class VoiceEmbedding:

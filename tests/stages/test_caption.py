@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from schemas.errors import EngineError, RecipeError
 from schemas.records import span_fields
 from schemas.timing import Span
-from stages.caption import Caption, CaptionConfig, describe, line_of
-from stages.caption_openai import OpenaiConfig, spans_in
+from stages.caption.openai import OpenaiConfig, spans_in
+from stages.caption.stage import Caption, CaptionConfig, describe, line_of
 
 
 def span(text: str, speaker: str | None = "A", is_overlap: bool = False) -> dict[str, Any]:

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from benchmarks.quality_speech import compare_turns
 from schemas.errors import EngineError
-from stages.diarize import Diarize, DiarizeConfig, alone, name_by_appearance, overlaps_of
-from stages.diarize_cluster import Bonds, Unit, cluster_of, corrected_similarity, join
-from stages.diarize_embedded import (
+from stages.diarize.cluster import Bonds, Unit, cluster_of, corrected_similarity, join
+from stages.diarize.embedded import (
     FRAME_S,
     WINDOW_FRAMES,
     EmbeddedConfig,
@@ -29,9 +28,10 @@ from stages.diarize_embedded import (
     regroup,
     stitch,
 )
-from stages.diarize_pyannote import PyannoteDiarizer
-from stages.speakers import SpeakerEncoder, similarity, unit
-from stages.voice import RATE_HZ, Stretch, covered_s
+from stages.diarize.pyannote import PyannoteDiarizer
+from stages.diarize.stage import Diarize, DiarizeConfig, alone, name_by_appearance, overlaps_of
+from stages.engines.speakers import SpeakerEncoder, similarity, unit
+from stages.engines.voice import RATE_HZ, Stretch, covered_s
 
 RANDOM = np.random.default_rng(11)
 
@@ -249,7 +249,7 @@ def test_names_follow_first_appearance(given_turns: list[tuple[str, float, float
 
 @given(st.lists(st.floats(0, 10), min_size=2, max_size=12))
 def test_alone_and_overlap_make_the_whole(edges: list[float]) -> None:
-    from stages.voice import merge
+    from stages.engines.voice import merge
 
     pairs = sorted(edges)[: len(edges) // 2 * 2]
     others = merge(Stretch(a, b) for a, b in zip(pairs[::2], pairs[1::2], strict=True))

@@ -14,7 +14,7 @@ import pytest
 from pipeline.demo.clips import flash_and_click, variable_rate
 from pipeline.demo.write import Encoding
 from schemas.errors import MediaError
-from stages.media_probe_child import is_variable
+from stages.media.probe import is_variable
 from stages.probe import ADDS, Config, Probe
 
 SMALL = Encoding(width_px=192, height_px=96)

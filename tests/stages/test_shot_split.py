@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from schemas.records import SHOT
 from schemas.timing import microseconds
 from stages.base import Context
-from stages.shot_split import Clock, ShotSplit, ShotSplitConfig, make_detector, partition
-from stages.shot_split_content import Boundary, ContentDetector, blends, combine, examine, runs
+from stages.shot_split.content import Boundary, ContentDetector, blends, combine, examine, runs
+from stages.shot_split.stage import Clock, ShotSplit, ShotSplitConfig, make_detector, partition
 
 FPS = 25.0
 
@@ -214,7 +214,7 @@ def test_stage_finds_the_cuts_of_a_coded_file(tmp_path: Path, context: Context, 
 def test_network_answers_as_its_authors_code_does() -> None:
     import torch
 
-    from stages.shot_split_transnet import TransNet
+    from stages.shot_split.transnet import TransNet
 
     state = torch.random.get_rng_state()
     net = TransNet()
@@ -229,7 +229,7 @@ def test_network_answers_as_its_authors_code_does() -> None:
 
 
 def test_hybrid_asks_the_network_only_in_doubt() -> None:
-    from stages.shot_split_transnet import HybridDetector
+    from stages.shot_split.transnet import HybridDetector
 
     asked: list[int] = []
     detector = HybridDetector()

@@ -15,11 +15,10 @@ import pytest
 
 from pipeline.demo import ball_clip, swapped_clip, talking_clip
 from schemas.errors import RecipeError
-from stages.faces import FaceTrack, Tracks
-from stages.media import Waveform
-from stages.sync import Sync, SyncConfig, frozen_stretches, measure
-from stages.sync_active import assign
-from stages.sync_mouth import (
+from stages.engines.faces import FaceTrack, Tracks
+from stages.media.decoder import Waveform
+from stages.sync.active import assign
+from stages.sync.mouth import (
     GRID_HZ,
     MouthEngine,
     MouthModel,
@@ -33,6 +32,7 @@ from stages.sync_mouth import (
     mouth_shapes,
     sound_features,
 )
+from stages.sync.stage import Sync, SyncConfig, frozen_stretches, measure
 
 Clip = Callable[..., dict[str, Any]]
 
@@ -272,7 +272,7 @@ def test_knocks_of_a_ball_are_events(tmp_path: Path, sync_of: Clip) -> None:
 def test_syncnet_needs_weights_that_exist_and_fit(tmp_path: Path) -> None:
     import torch
 
-    from stages.sync_syncnet import build_network, load_network
+    from stages.sync.syncnet import build_network, load_network
 
     with pytest.raises(ValueError, match="weights_path"):
         SyncConfig(engine="syncnet")
@@ -295,7 +295,7 @@ def test_syncnet_engine_runs_the_published_recipe(tmp_path: Path) -> None:
     """Distances of every 5-frame window to the sound 15 frames to either side, equal to those computed one by one."""
     import torch
 
-    from stages.sync_syncnet import REACH, SyncNetEngine, build_network, mfcc
+    from stages.sync.syncnet import REACH, SyncNetEngine, build_network, mfcc
 
     torch.manual_seed(1)
     torch.save(build_network().state_dict(), tmp_path / "random.model")
@@ -326,7 +326,7 @@ def test_syncnet_engine_runs_the_published_recipe(tmp_path: Path) -> None:
 
 def test_mfcc_is_that_of_the_reference_package() -> None:
     """Third row for a 440 Hz tone as python_speech_features 0.6 computes it on the same samples, run once by hand."""
-    from stages.sync_syncnet import mfcc
+    from stages.sync.syncnet import mfcc
 
     reference = [19.0659, 50.6057, 5.4604, -2.5367, -25.4259, -27.0589, -27.2221]
     reference += [-13.6351, -0.2878, 13.2736, 19.9812, 19.0071, 12.04]
@@ -335,7 +335,7 @@ def test_mfcc_is_that_of_the_reference_package() -> None:
 
 
 def test_shipped_model_is_small_and_plain() -> None:
-    from stages.sync_mouth import MODEL_PATH
+    from stages.sync.mouth import MODEL_PATH
 
     assert MODEL_PATH.stat().st_size < 300_000
     model = MouthModel.load()
@@ -366,7 +366,7 @@ def test_fit_finds_again_what_links_sound_and_mouth() -> None:
     model = fit_model([person(seed, 0) for seed in range(6)])
     stranger = person(77, 40)
     evidence = MouthEngine(1.0, model)
-    from stages.sync_mouth import project
+    from stages.sync.mouth import project
 
     curve = correlate(project(stranger.sound, model.sound), project(stranger.mouth, model.mouth), model.weights, 1.0)
     found = evidence.peak(curve, evidence.lags_s)

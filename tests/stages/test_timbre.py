@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.media import Waveform
+from stages.engines.voice import RATE_HZ, Stretch, covered_s
+from stages.media.decoder import Waveform
 from stages.timbre import Timbre, TimbreConfig, choose_reference, cleanliness, on_asset
-from stages.voice import RATE_HZ, Stretch, covered_s
 
 CLIP = Stretch(10.0, 20.0)
 SOUND = Waveform(np.full(40 * RATE_HZ, 0.1, np.float32), RATE_HZ, Fraction(0))

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import EngineError, ItemError
-from stages.transcribe import Transcribe, TranscribeConfig, agreement
-from stages.transcribe_align import (
+from stages.engines.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig
+from stages.transcribe.align import (
     AlignEngine,
     Cue,
     Transcript,
@@ -30,10 +30,10 @@ from stages.transcribe_align import (
     spoken_form,
     trim,
 )
-from stages.transcribe_pocketsphinx import recogniser
-from stages.transcribe_whisperx import WhisperxConfig, WhisperxEngine
-from stages.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig
-from stages.words import Word, drop_loops, keep_spoken, spread
+from stages.transcribe.pocketsphinx import recogniser
+from stages.transcribe.stage import Transcribe, TranscribeConfig, agreement
+from stages.transcribe.whisperx import WhisperxConfig, WhisperxEngine
+from stages.transcribe.words import Word, drop_loops, keep_spoken, spread
 
 
 @pytest.fixture(scope="module")
@@ -444,6 +444,6 @@ def test_missing_weights_are_named(voice: VoiceActivity, tmp_path: Path) -> None
 
 
 def test_the_child_imports_little() -> None:
-    code = "import sys, stages.transcribe_child; print([m for m in ('torch', 'ray', 'cv2', 'pyarrow') if m in sys.modules])"
+    code = "import sys, stages.transcribe.child; print([m for m in ('torch', 'ray', 'cv2', 'pyarrow') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -1,0 +1,450 @@
+"""The epoch plan: which samples every rank trains on in every step, from the index alone, before a GPU is used.
+
+    index    rows with token counts                            (model/data/index.py)
+    order    shuffled, shared out in equal FLOPs                (model/data/order.py)
+    pack     one rank's micro-step, filled to one FLOP target   (model/data/packing.py, model/data/target.py)
+    step     `num_packs` packs, the same ones at every world size; ranks share them out
+
+The plan is a function of (index digest, seed, epoch): any rank computes its own packs without asking another one, and
+a position in it is a few hundred integers per pack stream. 10,000 to 50,000 samples are planned per second and thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from model.data.index import ShardIndex
+from model.data.order import EpochShare, EpochStream, Part, epoch_share, key_of, mix, split_runs
+from model.data.packing import Item, Limits, Pack, Packer
+from model.data.target import TargetTrial, derived_target
+from schemas.budget import Modality, ModelShape, training_flops
+from schemas.errors import PlanError
+
+CHUNK_ROWS = 1 << 20
+MAX_SKIPPED_EPOCHS = 1000
+KEPT_EPOCHS = 8
+"""Epoch orders kept at a time; streams of a small index drift a few epochs apart, of a large one by at most one."""
+
+
+class MixPart(BaseModel):
+    """One ingredient of the mixture: the rows it takes and its share of the drawn samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    weight: float = Field(gt=0)
+    modality: Modality | None = None
+    sources: tuple[str, ...] | None = None
+    use: Modality | None = None
+    """Train on less than the row has: "audio" turns audio-visual rows into audio-only samples."""
+
+
+class PlanConfig(BaseModel):
+    """How an epoch is planned. Everything here is part of the plan's digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = 0
+    num_packs: int = Field(default=8, ge=1)
+    """Packs per optimiser step, whatever the world size; ranks x accumulation. World sizes must divide it."""
+    token_budget: int = Field(gt=0)
+    """Most video + audio tokens in a pack: what fits the memory of one GPU (`schemas.budget.max_tokens_per_gpu`)."""
+    flop_target: float | None = Field(default=None, gt=0)
+    """Training FLOPs of every pack; None derives it from the token budget (`model/data/target.py`)."""
+    context_parallel: int = Field(default=1, ge=1)
+    """Ranks that may share one long sample."""
+    num_epochs: int | None = Field(default=None, ge=1)
+    """None never ends: epochs follow each other without a ragged tail. A number ends with partly filled packs."""
+    mixture: tuple[MixPart, ...] = ()
+    """Empty: every row once per epoch."""
+    pad_text: bool = False
+    """Count `text_len` text rows for every sample, as a network does that attends to padded text."""
+    buffer_samples: int = Field(default=256, ge=2)
+    run_length: int = Field(default=256, ge=1)
+    window_runs: int = Field(default=32, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> PlanConfig:
+        if self.num_packs % self.context_parallel:
+            raise ValueError(
+                f"num_packs {self.num_packs} must be a multiple of context_parallel {self.context_parallel}"
+            )
+        names = [part.name for part in self.mixture]
+        if len(set(names)) != len(names):
+            raise ValueError(f"mixture parts need distinct names, got {names}")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRef:
+    """One sample of a pack: a row of the index, and which of its modalities to train on."""
+
+    row: int
+    epoch: int
+    use: Modality
+    is_shared: bool
+    flops: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartSummary:
+    """Size of one ingredient and how often an epoch draws each of its rows."""
+
+    name: str
+    num_rows: int
+    num_draws: int
+    flops: float
+    tokens: int
+    dearest_flops: float
+    longest_tokens: int
+
+    @property
+    def repeats(self) -> float:
+        """Mean draws of a row per epoch; 1 without a mixture."""
+        return self.num_draws / self.num_rows
+
+
+class EpochPlan:
+    """All packs of all epochs. Building costs one pass over the token columns; nothing else is stored.
+
+    Raises PlanError when the mixture matches nothing, or a sample fits no pack and may not be split.
+    """
+
+    def __init__(self, index: ShardIndex, config: PlanConfig, shape: ModelShape) -> None:
+        self.index, self.config, self.shape = index, config, shape
+        identity = f"{index.digest} {config.model_dump_json()} {shape}"
+        self.digest = hashlib.sha256(identity.encode()).hexdigest()
+        self.key = key_of(index.digest, config.seed)
+        self.num_teams = config.num_packs // config.context_parallel
+        self._uses: list[Modality | None] = [part.use for part in config.mixture] or [None]
+        self._rows = self._select_rows()
+        self.run_starts = split_runs(index.shards[1], self._run_length())
+        self.parts: list[Part] = []
+        self.summaries: list[PartSummary] = []
+        draws = _draws([self._num_rows(i) for i in range(len(self._rows))], [p.weight for p in config.mixture])
+        for i, num_draws in enumerate(draws):
+            self._add_part(i, num_draws)
+        target = config.flop_target or self._derived_target()
+        self.limits = Limits(target, config.token_budget, config.context_parallel)
+        self._refuse_too_few()
+        self._refuse_oversized()
+        self._shares = lru_cache(maxsize=KEPT_EPOCHS)(self._compute_shares)
+
+    def _select_rows(self) -> list[NDArray[np.int64] | None]:
+        if not len(self.index):
+            raise PlanError("the index has no rows.", remedy="Curate and pack something first, or check `split`.")
+        if not self.config.mixture:
+            return [None]
+        selected: list[NDArray[np.int64] | None] = []
+        names, source_of_row = self.index.sources
+        has_video, has_audio = self.index.has_video, self.index.has_audio
+        for part in self.config.mixture:
+            mask = np.ones(len(self.index), dtype=np.bool_)
+            if part.modality:
+                mask &= (has_video == ("video" in part.modality)) & (has_audio == (part.modality != "video"))
+            if part.sources is not None:
+                mask &= np.isin(source_of_row, [i for i, name in enumerate(names) if name in part.sources])
+            if part.use:
+                mask &= (has_video | ("video" not in part.use)) & (has_audio | (part.use == "video"))
+            if not mask.any():
+                raise PlanError(
+                    f"mixture part {part.name!r} matches none of the {len(self.index)} rows "
+                    f"(modality={part.modality}, sources={part.sources}, use={part.use}).",
+                    remedy=f"Change or remove it. Sources in the index: {', '.join(names[:20])}.",
+                )
+            selected.append(None if mask.all() else np.flatnonzero(mask))
+        return selected
+
+    def _num_rows(self, part: int) -> int:
+        rows = self._rows[part]
+        return len(self.index) if rows is None else len(rows)
+
+    def _run_length(self) -> int:
+        """Runs short enough that each stream has a few windows of them to shuffle, long enough to read in one place."""
+        per_stream = len(self.index) // (self.num_teams * self.config.window_runs * 4)
+        return int(np.clip(per_stream, 1, self.config.run_length))
+
+    def cost(self, rows: NDArray[np.int64], use: Modality | None) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """(training FLOPs, video + audio tokens) of rows when trained on as `use` (None: everything they have)."""
+        video = np.zeros(len(rows), np.int64) if use == "audio" else self.index.video_tokens[rows].astype(np.int64)
+        audio = np.zeros(len(rows), np.int64) if use == "video" else self.index.audio_tokens[rows].astype(np.int64)
+        text = None if self.config.pad_text else self.index.text_tokens[rows]
+        return training_flops(self.shape, video, audio, text), video + audio
+
+    def _add_part(self, number: int, num_draws: int) -> None:
+        rows, use, num_rows = self._rows[number], self._uses[number], self._num_rows(number)
+        edges = self.run_starts if rows is None else np.unique(np.searchsorted(rows, self.run_starts))
+        before, flops, dearest, longest, tokens = [np.zeros(1)], 0.0, 0.0, 0, 0
+        for start in range(0, num_rows, CHUNK_ROWS):
+            span = np.arange(start, min(start + CHUNK_ROWS, num_rows))
+            row_flops, row_tokens = self.cost(span if rows is None else rows[span], use)
+            inside = edges[(edges > span[0]) & (edges <= span[-1] + 1)] - span[0]
+            running = np.cumsum(row_flops)
+            before.append(flops + running[inside - 1])
+            flops, tokens = flops + float(running[-1]), tokens + int(row_tokens.sum())
+            dearest, longest = max(dearest, float(row_flops.max())), max(longest, int(row_tokens.max()))
+        name = self.config.mixture[number].name if self.config.mixture else "all"
+        run_flops = np.diff(np.concatenate(before))
+        part = Part(name, num_rows, num_draws, rows, edges, run_flops, lambda wanted: self.cost(wanted, use))
+        share = num_draws / num_rows
+        self.parts.append(part)
+        self.summaries.append(
+            PartSummary(name, num_rows, num_draws, flops * share, round(tokens * share), dearest, longest)
+        )
+
+    # ---------------------------------------------------------------------------------------------- the limits
+
+    @property
+    def epoch_flops(self) -> float:
+        """Training FLOPs of one epoch."""
+        return sum(part.flops for part in self.summaries)
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples drawn in one epoch."""
+        return sum(part.num_draws for part in self.summaries)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which one epoch's FLOPs fill every pack: what an endless plan needs, but for its fill error."""
+        return self.epoch_flops / (self.config.num_packs * self.limits.flop_target)
+
+    def _derived_target(self) -> float:
+        config = self.config
+        full = config.token_budget * self.epoch_flops / sum(part.tokens for part in self.summaries)
+        least = max(part.dearest_flops for part in self.summaries) / config.context_parallel
+        members, size = config.context_parallel, config.buffer_samples
+        return derived_target(TargetTrial(self.parts, config.token_budget, members, size, self.key), full, least)
+
+    def _refuse_too_few(self) -> None:
+        if self.epoch_samples < self.num_teams:
+            raise PlanError(
+                f"{self.epoch_samples} samples cannot fill {self.config.num_packs} packs per step.",
+                remedy=f"Set num_packs to at most {self.epoch_samples * self.config.context_parallel}.",
+            )
+
+    def _refuse_oversized(self) -> None:
+        for part, summary, use in zip(self.parts, self.summaries, self._uses, strict=True):
+            if self.limits.fits_team(summary.dearest_flops, summary.longest_tokens):
+                continue
+            rows = np.arange(part.num_rows) if part.rows is None else part.rows
+            flops, tokens = self.cost(rows, use)
+            most_flops = self.limits.flop_target * self.limits.members
+            is_oversized = (flops > most_flops) | (tokens > self.limits.token_budget * self.limits.members)
+            worst = int(rows[is_oversized][flops[is_oversized].argmax()])
+            worst_flops, worst_tokens = summary.dearest_flops, summary.longest_tokens
+            ranks = max(worst_flops / self.limits.flop_target, worst_tokens / self.limits.token_budget)
+            raise PlanError(
+                f"{int(is_oversized.sum())} of {part.num_rows} samples of part {part.name!r} fit no pack: the dearest "
+                f"is {self.index.clip_id(worst)} with {worst_tokens} tokens and {worst_flops / 1e12:.4g} TFLOP; "
+                f"{self.limits.members} rank(s) hold {self.limits.token_budget * self.limits.members} tokens and "
+                f"{most_flops / 1e12:.4g} TFLOP.",
+                remedy=f"Set context_parallel to at least {int(np.ceil(ranks))}, raise token_budget and flop_target, "
+                "or cut the clips shorter (`max_frames` when encoding).",
+            )
+
+    # ---------------------------------------------------------------------------------------------- the streams
+
+    def _compute_shares(self, epoch: int) -> list[EpochShare]:
+        return [epoch_share(part, epoch, self.num_teams, self.key) for part in self.parts]
+
+    def epoch_stream(self, team: int, epoch: int) -> EpochStream:
+        """The private supply of one team in one epoch."""
+        key = key_of(self.key, "stream", team, epoch)
+        return EpochStream(self.parts, self._shares(epoch), team, self.config.window_runs, key)
+
+    def sample(self, item: Item, *, is_shared: bool = False) -> SampleRef:
+        """What to read and train on for an item of a pack."""
+        return SampleRef(item.row, item.epoch, self.use_of(item.row, item.part), is_shared, item.flops, item.tokens)
+
+    def use_of(self, row: int, part: int) -> Modality:
+        """Modalities of a row that a part trains on."""
+        if (use := self._uses[part]) is not None:
+            return use
+        if not self.index.video_tokens[row]:
+            return "audio"
+        return "audio_video" if self.index.audio_tokens[row] else "video"
+
+    def replacement(self, item: Item, attempt: int) -> Item:
+        """The sample to train on when the one of `item` turns out damaged: the same on every rank, no dearer, no longer.
+
+        Of 64 pseudo-random rows of the same part, the dearest that does not exceed the damaged one; `attempt` counts
+        from 0 and gives other candidates. Returns the item itself when none of them fits.
+        """
+        part = self.parts[item.part]
+        key = key_of(self.key, "replace", item.part, item.epoch, item.row, attempt)
+        positions = np.array([mix(key + i) % part.num_rows for i in range(64)], dtype=np.int64)
+        rows = part.rows_at(positions)
+        flops, tokens = self.cost(rows, self._uses[item.part])
+        fits = (flops <= item.flops) & (tokens <= item.tokens) & (rows != item.row)
+        if not fits.any():
+            return item
+        best = int(np.where(fits, flops, -1.0).argmax())
+        return item._replace(row=int(rows[best]), flops=float(flops[best]), tokens=int(tokens[best]))
+
+    def teams_of_rank(self, rank: int, world_size: int) -> tuple[list[int], int]:
+        """(teams a rank works for, in micro-step order, and its member number in each).
+
+        Neighbouring `context_parallel` ranks form a team. Raises PlanError for a world size that does not divide.
+        """
+        members, packs = self.config.context_parallel, self.config.num_packs
+        if world_size % members or packs % world_size:
+            sizes = [n for n in range(members, packs + 1, members) if packs % n == 0]
+            raise PlanError(
+                f"{world_size} ranks cannot share out {packs} packs per step in teams of {members}.",
+                remedy=f"Use one of these world sizes: {', '.join(map(str, sizes))}; or change num_packs.",
+            )
+        return list(range(rank // members, self.num_teams, world_size // members)), rank % members
+
+    def stream(self, rank: int = 0, world_size: int = 1, state: dict[str, Any] | None = None) -> PlanStream:
+        """Steps of one rank from the beginning, or from a state saved at any world size."""
+        teams, member = self.teams_of_rank(rank, world_size)
+        return PlanStream(self, teams, member, state)
+
+    def all_packs(self, state: dict[str, Any] | None = None) -> Iterator[list[Pack]]:
+        """Every pack of every step, whatever the world size; ends with a finite plan."""
+        stream = PlanStream(self, list(range(self.num_teams)), None, state)
+        while not stream.is_drained:
+            yield next(stream)
+
+    def num_steps(self) -> int:
+        """Steps until a finite plan has trained on everything. Cost: planning all of it, at 10,000+ samples/s."""
+        if self.config.num_epochs is None:
+            raise PlanError("an endless plan has no number of steps.", remedy="Set num_epochs, or use steps_per_epoch.")
+        return sum(1 for _ in self.all_packs())
+
+
+class PlanStream:
+    """Steps of some teams: `next` gives this rank's packs, one per micro-step (all members' packs for member None).
+
+    Never raises StopIteration: an endless plan does not end, a finite one gives empty packs after its last, so that
+    ranks stay in step; loop over `EpochPlan.num_steps()` then.
+    """
+
+    def __init__(
+        self, plan: EpochPlan, teams: list[int], member: int | None, state: dict[str, Any] | None = None
+    ) -> None:
+        if state is not None and state["plan"] != plan.digest:
+            raise PlanError(
+                "the saved position belongs to another plan: the index, the plan settings or the network changed.",
+                remedy="Resume with the same shards and recipe, or start a new stage from the weights alone.",
+            )
+        self.plan, self.teams, self.member = plan, teams, member
+        self.step = 0 if state is None else int(state["step"])
+        self._supplies = [
+            TeamSupply(plan, team, None if state is None else state["teams"][str(team)]) for team in teams
+        ]
+
+    def __iter__(self) -> PlanStream:
+        return self
+
+    def __next__(self) -> list[Pack]:
+        self.step += 1
+        packs = [supply.packer.team_step() for supply in self._supplies]
+        if self.member is None:
+            return [pack for team in packs for pack in team]
+        return [team[self.member] for team in packs]
+
+    @property
+    def is_drained(self) -> bool:
+        """True when a finite plan has nothing left for these teams."""
+        return all(supply.packer.is_empty for supply in self._supplies)
+
+    def state(self) -> dict[str, Any]:
+        """Position after the last step as plain numbers for JSON: about 5 kB per team. Cost: microseconds per team."""
+        teams = {str(team): supply.state() for team, supply in zip(self.teams, self._supplies, strict=True)}
+        return {"plan": self.plan.digest, "step": self.step, "teams": teams}
+
+
+class TeamSupply:
+    """One team's samples, epoch after epoch, and the packer they feed."""
+
+    def __init__(self, plan: EpochPlan, team: int, state: dict[str, Any] | None) -> None:
+        self._plan, self._team = plan, team
+        zeros = [0] * len(plan.parts)
+        state = state or {"epoch": 0, "drawn": zeros, "serial": 0, "random": 0, "buffer": []}
+        self._epoch, self._drawn, self._serial = state["epoch"], list(state["drawn"]), state["serial"]
+        self._stream = plan.epoch_stream(team, self._epoch)
+        size = plan.config.buffer_samples * plan.config.context_parallel
+        share = max(1, plan.epoch_samples // plan.num_teams)
+        self.packer = Packer(
+            self._next_item,
+            plan.limits,
+            max(4, min(size, share)),
+            key_of(plan.key, "pack", team),
+            buffer=self._restored(state["buffer"]),
+            num_draws=state["random"],
+        )
+
+    def _next_item(self) -> Item | None:
+        part = self._stream.next_part(self._drawn)
+        num_skipped = 0
+        while part < 0:
+            last = self._plan.config.num_epochs
+            if last is not None and self._epoch + 1 >= last:
+                return None
+            if num_skipped > MAX_SKIPPED_EPOCHS:
+                raise PlanError(
+                    f"stream {self._team} of {self._plan.num_teams} got no sample in {num_skipped} epochs: "
+                    "a few samples hold nearly all the work.",
+                    remedy="Use fewer num_packs for so small a set.",
+                )
+            num_skipped += 1
+            self._epoch, self._drawn = self._epoch + 1, [0] * len(self._drawn)
+            self._stream = self._plan.epoch_stream(self._team, self._epoch)
+            part = self._stream.next_part(self._drawn)
+        row, flops, tokens = self._stream.draw(part, self._drawn[part])
+        self._drawn[part] += 1
+        self._serial += 1
+        return Item(self._serial, part, self._epoch, row, flops, tokens)
+
+    def _restored(self, flat: list[int]) -> list[Item]:
+        items = []
+        for serial, part, epoch, row in zip(*[iter(flat)] * 4, strict=True):
+            flops, tokens = self._plan.parts[part].cost(np.array([row]))
+            items.append(Item(serial, part, epoch, row, float(flops[0]), int(tokens[0])))
+        return items
+
+    def state(self) -> dict[str, Any]:
+        """Position of this team: epoch, draws of each part, and the buffer as (serial, part, epoch, row) in a row."""
+        buffer, num_draws = self.packer.state
+        flat = [number for item in buffer for number in (item.serial, item.part, item.epoch, item.row)]
+        return {
+            "epoch": self._epoch,
+            "drawn": list(self._drawn),
+            "serial": self._serial,
+            "random": num_draws,
+            "buffer": flat,
+        }
+
+
+def merge_states(states: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """One state out of those of all ranks, to resume at any world size. Raises PlanError when they disagree."""
+    merged: dict[str, Any] = {}
+    for state in states:
+        if merged and (merged["plan"], merged["step"]) != (state["plan"], state["step"]):
+            raise PlanError(
+                f"the ranks' positions differ: step {merged['step']} and step {state['step']}, "
+                f"plan {merged['plan'][:8]} and plan {state['plan'][:8]}.",
+                remedy="Save the position of all ranks after the same step.",
+            )
+        merged = merged or {"plan": state["plan"], "step": state["step"], "teams": {}}
+        merged["teams"] |= state["teams"]
+    return merged
+
+
+def _draws(num_rows: list[int], weights: list[float]) -> list[int]:
+    """Draws of each part per epoch: in proportion to the weights, and each row of each part at least once."""
+    if not weights:
+        return num_rows
+    total = max(n / w for n, w in zip(num_rows, weights, strict=True))
+    return [max(n, round(total * w)) for n, w in zip(num_rows, weights, strict=True)]

@@ -1,0 +1,1 @@
+"""NAVA: configuration, blocks, conditioning and objective."""

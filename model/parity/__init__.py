@@ -1,0 +1,1 @@
+"""This network against the official one."""

@@ -1,0 +1,329 @@
+"""From a prompt to a file: conditions through the frozen encoders, the sampler, pictures and sound through the decoders.
+
+Writes `NAME.mp4` when the codecs can decode what was generated, `NAME.safetensors` with the latents otherwise.
+C channels, T frames, H and W pixels, S sound samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from model.encoding.codec import Codecs, EncodedText, open_codecs
+from model.network.config import NavaConfig
+from model.network.nava import Nava
+from model.sampling.sampler import Guidance, Latents, SampleRequest, sample
+from model.weights.convert import load_weights
+from schemas.errors import ModelError
+
+NEGATIVE_SOUND = "机械音、闷糊、回音、失真、电流声、爆音、杂音"
+NEGATIVE_PICTURE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
+    "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，"
+    f"倒着走, 音频带有{NEGATIVE_SOUND}"
+)
+"""The release's negative prompts: Wan's list for clips with a picture, with the sound's appended; the sound's alone otherwise."""
+
+PEAK = 0.95
+"""Sound is scaled to this peak, as in the release."""
+PX_PER_LATENT = 16
+Mode = Literal["joint", "video", "audio"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to generate. Sizes in pixels and seconds; seconds are rounded to whole latents (4n + 1 frames).
+
+    voices are sound files, one per spoken line `<S>...<E>` of the caption in order, None for a line without reference;
+    an empty list gives no line a reference. text_file replaces caption and voices by encoded ones (`read_text_file`).
+    """
+
+    caption: str = ""
+    mode: Mode = "joint"
+    seconds: float = 5.0
+    height_px: int = 704
+    width_px: int = 1280
+    voices: Sequence[Path | None] = ()
+    first_frame: Path | None = None
+    text_file: Path | None = None
+    negative: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """How to generate it."""
+
+    num_steps: int = 50
+    solver: Literal["unipc", "euler"] = "unipc"
+    shift: float = 5.0
+    seed: int = 0
+    guidance: Guidance = field(default_factory=Guidance)
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+
+def read_config(name: str) -> NavaConfig:
+    """The network's shape: a preset by name, or a json file of NavaConfig's fields or of the release. Raises ModelError."""
+    path = Path(name)
+    if path.suffix != ".json":
+        return NavaConfig.preset(name)
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path} is not a readable json file: {error}") from error
+    if "vid_in_dim" in fields:
+        return NavaConfig.from_official(fields)
+    try:
+        return NavaConfig(**fields)
+    except ValueError as error:
+        raise ModelError(f"{path} does not describe a network: {error}") from error
+
+
+def load_model(weights: Path, config: NavaConfig, device: str, dtype: torch.dtype) -> Nava:
+    """The network with the weights of a checkpoint, on `device`; needs its own size in memory and little more."""
+    with torch.device("meta"):
+        model = Nava(config)
+    model.to(dtype).to_empty(device=device)
+    load_weights(model, weights, config)
+    model.eval().requires_grad_(False)
+    return model
+
+
+def generate(
+    weights: Path,
+    config: NavaConfig,
+    prompt: Prompt,
+    out: Path,
+    *,
+    codecs_folder: Path | None = None,
+    run: Run | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Path:
+    """The file written: `out` with .mp4 or .safetensors. Everything that can be refused is refused before the network runs.
+
+    Raises ModelError for a prompt, codecs or weights that do not fit each other.
+    """
+    run = run or Run()
+    device = torch.device(run.device)
+    codecs = open_codecs(codecs_folder, config, device, run.dtype) if codecs_folder else Codecs()
+    target = _target(out, prompt.mode, codecs)
+    with torch.no_grad():
+        request = make_request(prompt, run, config, codecs)
+    latents = sample(load_model(weights, config, run.device, run.dtype), request, on_step)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == ".safetensors":
+        _write_latents(target, latents, run.seed)
+    else:
+        _decode(target, latents, codecs, config)
+    return target
+
+
+def make_request(prompt: Prompt, run: Run, config: NavaConfig, codecs: Codecs) -> SampleRequest:
+    """The request behind a prompt: sizes in latents, text and voices encoded, the first frame encoded."""
+    grid = None if prompt.mode == "audio" else video_grid(config, prompt.seconds, prompt.height_px, prompt.width_px)
+    num_audio = 0 if prompt.mode == "video" else audio_latents(config, grid[0] if grid else None, prompt.seconds)
+    if prompt.text_file is not None:
+        text, negative_text, speakers = read_text_file(prompt.text_file, config)
+    else:
+        text, negative_text = _encode_text(prompt, codecs)
+        speakers = _encode_voices(prompt, text, config, codecs)
+    return SampleRequest(
+        text=text.rows,
+        negative_text=negative_text,
+        placeholders=text.voice_rows,
+        speakers=speakers,
+        video_grid=grid,
+        num_audio_latents=num_audio,
+        first_frame=_encode_first_frame(prompt, codecs),
+        num_steps=run.num_steps,
+        shift=run.shift,
+        solver=run.solver,
+        seed=run.seed,
+        guidance=run.guidance,
+    )
+
+
+def video_grid(config: NavaConfig, seconds: float, height_px: int, width_px: int) -> tuple[int, int, int]:
+    """Latent (T, H, W) of a clip; T is the nearest number of latents, at least 1. Raises ModelError for odd sizes."""
+    if height_px % PX_PER_LATENT or width_px % PX_PER_LATENT or min(height_px, width_px) <= 0:
+        raise ModelError(f"{width_px}x{height_px} px: both sides must be multiples of {PX_PER_LATENT} px.")
+    num_latents = max(1, round(seconds * float(config.video_latent_hz)))
+    return num_latents, height_px // PX_PER_LATENT, width_px // PX_PER_LATENT
+
+
+def audio_latents(config: NavaConfig, num_video_latents: int | None, seconds: float) -> int:
+    """Sound latents beside `num_video_latents`, or of sound alone: enough to cover the whole duration.
+
+    A video of T latents has (T - 1) 4 + 1 frames; 37 latents at 24 Hz go with 152 sound latents, as in the release.
+    """
+    duration = Fraction(seconds).limit_denominator(1000)
+    if num_video_latents is not None:
+        num_frames = (num_video_latents - 1) * config.video_stride_frames + 1
+        duration = num_frames / (config.video_latent_hz * config.video_stride_frames)
+    return max(1, ceil(duration * config.audio_latent_hz))
+
+
+def read_text_file(path: Path, config: NavaConfig) -> tuple[EncodedText, Tensor, list[Tensor | None] | None]:
+    """(text, negative text, voices) from a safetensors file, for machines without the text encoder.
+
+    Tensors: text [n, text_dim]; optionally negative [n, text_dim], voice_rows int64 [k] and voices [k, speaker_dim]
+    (a row of zeros is a line without reference).
+    """
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ModelError(f"No text file at {path}.")
+    tensors = load_file(path)
+    if "text" not in tensors or tensors["text"].shape[-1] != config.text_dim:
+        found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        raise ModelError(f"{path}: expected a tensor text [n, {config.text_dim}], found {found}.")
+    rows = tuple(tensors.get("voice_rows", torch.zeros(0, dtype=torch.int64)).tolist())
+    voices = list(tensors["voices"].float()) if "voices" in tensors else None
+    negative = tensors.get("negative", tensors["text"][:0]).float()
+    return EncodedText(tensors["text"].float(), rows), negative, voices
+
+
+def _encode_text(prompt: Prompt, codecs: Codecs) -> tuple[EncodedText, Tensor]:
+    if codecs.text is None:
+        raise ModelError(
+            "No text encoder to read the caption with.",
+            remedy="Give --codecs with text_encoder/ and tokenizer/, or --text with encoded text.",
+        )
+    default = NEGATIVE_SOUND if prompt.mode == "audio" else NEGATIVE_PICTURE
+    negative = default if prompt.negative is None else prompt.negative
+    text, negative_text = codecs.text.encode([prompt.caption]), codecs.text.encode([negative])
+    return text[0], negative_text[0].rows
+
+
+def _encode_voices(prompt: Prompt, text: EncodedText, config: NavaConfig, codecs: Codecs) -> list[Tensor | None] | None:
+    if not prompt.voices:
+        return None
+    if len(prompt.voices) != len(text.voice_rows):
+        raise ModelError(
+            f"{len(prompt.voices)} voices for {len(text.voice_rows)} spoken lines.",
+            remedy="Give one --voice per <S>line<E> in order, 'none' where a line has no reference.",
+        )
+    if codecs.speaker is None:
+        raise ModelError("No speaker network for --voice.", remedy="Add speaker.pt to --codecs (docs/checkpoints.md).")
+    rate_hz = config.audio_sample_rate_hz
+    return [None if path is None else codecs.speaker.embed(read_sound(path, rate_hz)) for path in prompt.voices]
+
+
+def _encode_first_frame(prompt: Prompt, codecs: Codecs) -> Tensor | None:
+    if prompt.first_frame is None:
+        return None
+    if prompt.mode == "audio":
+        raise ModelError("A first frame needs a picture.", remedy="Use --mode joint or video.")
+    if codecs.video is None:
+        raise ModelError("No video VAE for --first-frame.", remedy="Add video_vae/ to --codecs (docs/checkpoints.md).")
+    return codecs.video.encode(read_picture(prompt.first_frame, prompt.height_px, prompt.width_px))
+
+
+def read_sound(path: Path, rate_hz: int) -> Tensor:
+    """Mono sound_S of a media file at `rate_hz`: its first audio stream, channels averaged. Raises ModelError."""
+    import av
+    import numpy as np
+
+    try:
+        with av.open(str(path)) as container:
+            resampler = av.AudioResampler(format="fltp", rate=rate_hz)
+            frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
+            frames += resampler.resample(None)
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise ModelError(f"{path} has no readable sound: {error}") from error
+    if not frames:
+        raise ModelError(f"{path} has no sound.")
+    return torch.from_numpy(np.concatenate([frame.to_ndarray() for frame in frames], axis=1)).mean(0)
+
+
+def read_picture(path: Path, height_px: int, width_px: int) -> Tensor:
+    """Pixels [3, 1, H, W] in [-1, 1]: scaled to cover the frame, then cropped around the centre. Raises ModelError."""
+    import numpy as np
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            upright = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise ModelError(f"{path} is not a readable picture: {error}") from error
+    fitted = ImageOps.fit(upright, (width_px, height_px), Image.Resampling.LANCZOS)
+    pixels_HWC = torch.from_numpy(np.array(fitted)).float() / 127.5 - 1
+    return pixels_HWC.permute(2, 0, 1)[:, None]
+
+
+def _target(out: Path, mode: Mode, codecs: Codecs) -> Path:
+    """`out` with the suffix of what will be written; a suffix that is asked for and cannot be had is refused."""
+    lacking = []
+    if mode != "audio" and codecs.video is None:
+        lacking.append("video_vae/")
+    if mode != "video" and (codecs.audio is None or codecs.audio.vocoder is None):
+        lacking.append("audio_vae/ and vocoder/")
+    if out.suffix == ".mp4" and lacking:
+        raise ModelError(
+            f"{out} needs {' and '.join(lacking)} in --codecs.", remedy="Add them, or name the output .safetensors."
+        )
+    if out.suffix in (".mp4", ".safetensors"):
+        return out
+    return out.with_name(out.name + (".safetensors" if lacking else ".mp4"))
+
+
+def _write_latents(path: Path, latents: Latents, seed: int) -> None:
+    from safetensors.torch import save_file
+
+    named = {"video": latents.video, "audio": latents.audio}
+    tensors = {name: value.cpu().contiguous() for name, value in named.items() if value is not None}
+    save_file(tensors, path, metadata={"seed": str(seed), "layout": "video [C, T, H, W], audio [L, C], normalised"})
+
+
+def _decode(path: Path, latents: Latents, codecs: Codecs, config: NavaConfig) -> None:
+    pixels = wave = None
+    rate_hz = 0
+    if latents.video is not None and codecs.video is not None:
+        pixels = codecs.video.decode(latents.video).cpu()
+    if latents.audio is not None and codecs.audio is not None:
+        wave, rate_hz = codecs.audio.decode(latents.audio)
+        wave = wave.cpu()
+    write_mp4(path, pixels, Fraction(config.video_fps).limit_denominator(1001), wave, rate_hz)
+
+
+def write_mp4(path: Path, pixels_CTHW: Tensor | None, fps: Fraction, wave_CS: Tensor | None, rate_hz: int) -> None:
+    """Write H.264 (CRF 18) of pixels in [-1, 1] and AAC of a wave scaled to a peak of 0.95; either may be None.
+
+    Sound is cut to the length of the picture. The file gets its name when it is whole.
+    """
+    import av
+
+    partial = path.with_name(f".{path.name}.partial")
+    with av.open(str(partial), "w", format="mp4") as container:
+        picture = sound = None
+        if pixels_CTHW is not None:
+            _, T, H, W = pixels_CTHW.shape
+            picture = container.add_stream("libx264", rate=fps, options={"crf": "18"})
+            picture.width, picture.height, picture.pix_fmt = W, H, "yuv420p"
+        if wave_CS is not None:
+            sound = container.add_stream("aac", rate=rate_hz, layout="stereo" if wave_CS.shape[0] == 2 else "mono")
+            if pixels_CTHW is not None:
+                wave_CS = wave_CS[:, : round(T / fps * rate_hz)]
+            wave_CS = wave_CS * (PEAK / wave_CS.abs().max().clamp(min=1e-12))
+        if picture is not None and pixels_CTHW is not None:
+            frames_THWC = ((pixels_CTHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0)
+            for frame in frames_THWC.contiguous().numpy():
+                container.mux(picture.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(picture.encode())
+        if sound is not None and wave_CS is not None:
+            block = av.AudioFrame.from_ndarray(
+                wave_CS.contiguous().numpy(), format="fltp", layout="stereo" if wave_CS.shape[0] == 2 else "mono"
+            )
+            block.sample_rate = rate_hz
+            block.pts = 0
+            container.mux(sound.encode(block))
+            container.mux(sound.encode())
+    partial.replace(path)

@@ -1,0 +1,245 @@
+"""One training stage as a recipe: YAML -> `TrainConfig`. Every key is read somewhere, unknown keys are refused.
+
+nava-train plan  stage2_joint                     a packaged recipe by name, or a path
+nava-train train my.yaml --set optim.learning_rate=5e-5
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model.data.batching import PlanConfig
+from model.data.preview import Hardware
+from model.network.config import NavaConfig
+from model.network.flow import FlowConfig
+from schemas.budget import ModelShape, Recompute
+from schemas.errors import RecipeError
+
+Config = TypeVar("Config", bound=BaseModel)
+Precision = Literal["bfloat16", "float32", "float64"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetworkConfig(_Part):
+    """Which network, and where its weights come from."""
+
+    preset: str = "nava_6b"
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `NavaConfig` that differ from the preset."""
+    attention_backend: str = "auto"
+    weights: Path | None = None
+    """A checkpoint in any container (`nava-train convert`): the start of this stage. None initialises."""
+
+    def network(self) -> NavaConfig:
+        """The shape of the network."""
+        return NavaConfig.preset(self.preset, **self.changes)
+
+
+class EncodeConfig(_Part):
+    """How clips become latents, offline by `nava-train encode` or online ahead of the trainer."""
+
+    codecs: Path
+    """Folder of the frozen networks (docs/checkpoints.md)."""
+    max_frames: int = Field(default=121, ge=1)
+    """Longest window at 24 fps; 121 is the release's 5.04 s. Shorter clips keep 4n+1 of their own frames."""
+    min_frames: int = Field(default=33, ge=1)
+    """Shortest window worth training on, the release's limit; a shorter clip is left out and counted."""
+    max_windows: int = Field(default=1, ge=1)
+    """Windows taken of one clip, side by side from its beginning."""
+    resolution: Literal[256, 512, 640, 960] | None = None
+    """Column of the official bucket table; None takes the largest that does not upscale the clip."""
+    device: str = "cpu"
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    """Numbers that the frozen picture, sound and text networks compute in."""
+
+
+class DataConfig(_Part):
+    """Where samples come from and how they are read."""
+
+    shards: str
+    """Folder or fsspec URL of the latent shards; of curated shards when encoding online."""
+    index: str | None = None
+    """Folder or URL of their index; None: the `index` folder beside `shards`."""
+    split: str | None = "train"
+    num_workers: int = Field(default=4, ge=1)
+    prefetch_packs: int = Field(default=4, ge=1)
+    has_checksums: bool = True
+    online: EncodeConfig | None = None
+    """Encode on the fly with these settings, in processes ahead of the trainer, for those who cannot store latents."""
+    num_encoders: int = Field(default=1, ge=1)
+    """Encoder processes of each rank when encoding online."""
+
+    @property
+    def index_path(self) -> str:
+        """The index that belongs to the shards."""
+        return self.index or f"{self.shards.rstrip('/').rpartition('/')[0]}/index"
+
+
+class OptimConfig(_Part):
+    """AdamW, learning rate over time, clipping, average of the weights. Defaults: the paper's, where it states any."""
+
+    learning_rate: float = Field(default=5e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Of matrices and convolution kernels only."""
+    warmup_steps: int = Field(default=1000, ge=0)
+    final_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Learning rate at the last step over the peak, reached on a cosine; 1 keeps it constant after the warm-up."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1)
+    """0 keeps no average."""
+
+
+class ParallelConfig(_Part):
+    """What the network is wrapped in, and the numbers it computes with."""
+
+    recompute: Recompute = "attention_qkv"
+    compile: bool = True
+    compile_backend: str = "inductor"
+    num_replicas: int = Field(default=1, ge=1)
+    """Copies of the sharded states: ranks / num_replicas share one copy (hybrid sharding); 1 shards over all ranks."""
+    precision: Precision = "bfloat16"
+    """Numbers of the matrix products. Master weights, gradients and their sums are float32, or float64 throughout."""
+    sync_every_micro_step: bool = False
+    """True scatters gradients after every micro-step: more traffic, but no rank holds a whole gradient meanwhile."""
+
+
+class OutputConfig(_Part):
+    """What is written, and how often."""
+
+    log_every_steps: int = Field(default=10, ge=1)
+    checkpoint_every_steps: int = Field(default=500, ge=1)
+    num_checkpoints_kept: int = Field(default=3, ge=1)
+    is_asynchronous: bool = True
+    has_tensorboard: bool = True
+
+
+class TrainConfig(_Part):
+    """One stage of training."""
+
+    name: str
+    seed: int = 0
+    """Initial weights, noise, timesteps and modes; the sample order has its own seed in `plan`."""
+    num_steps: int = Field(ge=1)
+    network: NetworkConfig = NetworkConfig()
+    data: DataConfig
+    plan: PlanConfig
+    flow: FlowConfig = FlowConfig()
+    optim: OptimConfig = OptimConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    output: OutputConfig = OutputConfig()
+    hardware: Hardware = Hardware()
+    """The GPU that hours, memory and MFU are reckoned with."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        members, num_heads = self.plan.context_parallel, self.network.network().num_heads
+        if num_heads % members:
+            raise ValueError(
+                f"plan.context_parallel {members} must divide the network's {num_heads} attention heads: ranks that share "
+                "a sample share out its heads"
+            )
+        if members > 1 and not (self.flow.modes_per_sample and self.flow.drop_all_text):
+            raise ValueError(
+                "flow.modes_per_sample=false and drop_all_text=false decide per pack, but with plan.context_parallel > 1 "
+                "a sample may be in the packs of several ranks"
+            )
+        if self.flow.mean_over == "samples" and self.plan.num_packs > 1 and not self.flow.modes_per_sample:
+            raise ValueError("flow.modes_per_sample=false draws modes per pack and needs plan.num_packs 1 to repeat")
+        return self
+
+    @property
+    def shape(self) -> ModelShape:
+        """What the cost of a sample depends on."""
+        return ModelShape.from_config(self.network.network())
+
+    def with_absolute_paths(self) -> TrainConfig:
+        """The same stage from any working directory: local paths made absolute, URLs left alone."""
+
+        def absolute(path: str | None) -> str | None:
+            return path if path is None or "://" in path else str(Path(path).resolve())
+
+        content = self.model_dump(mode="json")
+        content["data"]["shards"] = absolute(content["data"]["shards"])
+        content["data"]["index"] = absolute(content["data"]["index"])
+        content["network"]["weights"] = absolute(content["network"]["weights"])
+        if content["data"]["online"] is not None:
+            content["data"]["online"]["codecs"] = absolute(content["data"]["online"]["codecs"])
+        return TrainConfig.model_validate(content)
+
+    def digest(self) -> str:
+        """Identity of the recipe, written into checkpoints."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def load_recipe(name: str, settings: Sequence[str] = ()) -> TrainConfig:
+    """The recipe of that name or path with `a.b=value` settings applied. Raises RecipeError, naming the key.
+
+    Values of settings are YAML. Relative paths in a recipe are relative to the working directory.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise RecipeError(f"no recipe at {path}.", remedy=f"Give a file, or one of {', '.join(packaged())}.")
+        text = path.read_text()
+    elif name in packaged():
+        text = (resources.files("model") / "recipes" / f"{name}.yaml").read_text()
+    else:
+        raise RecipeError(
+            f"there is no recipe {name!r}.", remedy=f"Use one of {', '.join(packaged())}, or a .yaml file."
+        )
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{name} holds no mapping of keys to values.")
+    for setting in settings:
+        _apply(content, setting)
+    return _validated(TrainConfig, content, f"recipe {name}")
+
+
+def _validated(kind: type[Config], content: dict[str, Any], what: str) -> Config:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or what}: {e['msg']}" for e in error.errors())
+        raise RecipeError(f"{what}: {wrong}.", remedy="docs/training.md lists the keys.") from error
+
+
+def read_encode_config(codecs: Path, settings: Sequence[str]) -> EncodeConfig:
+    """Encoding settings with `key=value` applied. Raises RecipeError, naming the key."""
+    content: dict[str, Any] = {"codecs": str(codecs)}
+    for setting in settings:
+        _apply(content, setting)
+    return _validated(EncodeConfig, content, "encode settings")
+
+
+def packaged() -> list[str]:
+    """Names of the recipes that ship with the project."""
+    folder = resources.files("model") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _apply(content: dict[str, Any], setting: str) -> None:
+    key, separator, value = setting.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"cannot read the setting {setting!r}.", remedy="Write --set section.key=value.")
+    *parents, last = key.split(".")
+    place = content
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"--set {setting}: {parent} is a value, not a section.")
+    place[last] = yaml.safe_load(value)

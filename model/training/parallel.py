@@ -1,0 +1,160 @@
+"""The network made ready for many GPUs: recomputation, then compilation, then sharding, in that order.
+
+1. Recomputation first, because it replaces what a block computes; the compiler must see the replacement.
+2. Compilation of each block's forward next: one graph per kind of block, reused by all of them.
+3. Sharding last, because its hooks gather weights before a block and free them after it; compiled in, they would break
+   the graph. The forward is compiled, not the module, so the hooks stay outside and parameter names do not change.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from model.network.context_parallel import Team
+from model.network.nava import Nava
+from model.training.config import NetworkConfig, ParallelConfig
+from model.training.recompute import set_recompute
+from model.weights.convert import open_weights
+from schemas.errors import PlanError
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among all: ranks, its device, and two groups for numbers in host memory beside those of training."""
+
+    rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup
+    """For the few numbers that ranks agree on in every step; they never wait for the device."""
+    background: dist.ProcessGroup
+    """For writing checkpoints in a thread, which may not interleave with anything else."""
+
+    @property
+    def is_first(self) -> bool:
+        """The one rank that writes what there is one of."""
+        return self.rank == 0
+
+
+@contextmanager
+def open_world() -> Iterator[World]:
+    """This process's place: as `torchrun` or Ray Train set it up, or alone. Leaves no process group behind that it made."""
+    has_gpu = torch.cuda.is_available()
+    is_ours = not dist.is_initialized()
+    if has_gpu:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    if is_ours:
+        backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        control, background = dist.new_group(backend="gloo"), dist.new_group(backend="gloo")
+        yield World(dist.get_rank(), dist.get_world_size(), device, control, background)
+    finally:
+        if is_ours:
+            dist.destroy_process_group()
+
+
+def make_mesh(world: World, config: ParallelConfig) -> DeviceMesh:
+    """One dimension to shard over, or (copies, shards). Raises PlanError when the ranks do not divide."""
+    if world.size % config.num_replicas:
+        raise PlanError(
+            f"{world.size} ranks cannot hold {config.num_replicas} equal copies of the states.",
+            remedy="Set parallel.num_replicas to a divisor of the number of ranks.",
+        )
+    num_shards = world.size // config.num_replicas
+    if config.num_replicas == 1:
+        return init_device_mesh(world.device.type, (num_shards,), mesh_dim_names=("shard",))
+    sizes = (config.num_replicas, num_shards)
+    return init_device_mesh(world.device.type, sizes, mesh_dim_names=("replicate", "shard"))
+
+
+def make_team(world: World, num_members: int) -> Team | None:
+    """This rank's team of neighbours that share long samples; None where ranks share none. Every rank calls it."""
+    if num_members == 1:
+        return None
+    sizes = (world.size // num_members, num_members)
+    mesh = init_device_mesh(world.device.type, sizes, mesh_dim_names=("team", "member"))
+    return Team(world.rank % num_members, num_members, mesh.get_group("member"))
+
+
+def parallelize(model: Nava, mesh: DeviceMesh, config: ParallelConfig) -> None:
+    """Wrap `model` in place; afterwards it is an `FSDPModule` whose gradients are sums, not means, over all ranks."""
+    # It warns that outputs are views, which only matters to callers that change them in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    set_recompute(model, config.recompute)
+    blocks = [*model.double_blocks, *model.single_blocks]
+    if config.compile:
+        for block in blocks:
+            block.forward = torch.compile(block.forward, dynamic=True, backend=config.compile_backend)
+    compute, reduce = compute_dtype(config), master_dtype(config)
+    # Inputs keep their dtype: positions and timesteps are float32, and every layer casts what it multiplies.
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce, cast_forward_inputs=False)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # The divisors of the loss are global already, so ranks add up; a plain sum also needs no special reduction
+            # that only one backend has.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def master_dtype(config: ParallelConfig) -> torch.dtype:
+    """Numbers of stored weights, gradients and optimiser states."""
+    return torch.float64 if config.precision == "float64" else torch.float32
+
+
+def compute_dtype(config: ParallelConfig) -> torch.dtype:
+    """Numbers of the gathered weights and matrix products."""
+    dtype: torch.dtype = getattr(torch, config.precision)
+    return dtype
+
+
+def build_model(network: NetworkConfig, config: ParallelConfig, mesh: DeviceMesh, world: World, seed: int) -> Nava:
+    """The sharded network with its weights: from a checkpoint, or initialised alike at every number of ranks.
+
+    A checkpoint is read by every rank, tensor by tensor, each keeping its shard; nothing is held whole. Initialisation
+    builds the whole network in rank 0's memory (25 GB for 6.3B) and hands out shards.
+    """
+    shape = network.network()
+    with torch.device("meta"):
+        model = Nava(shape, network.attention_backend)
+    model.to(master_dtype(config))
+    parallelize(model, mesh, config)
+    model.to_empty(device=world.device)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        if network.weights is not None:
+            for name, value in open_weights(network.weights, shape).read(parameters):
+                parameters[name].copy_(_shard_like(parameters[name], value, world.device, source_rank=None))
+        else:
+            whole = Nava(shape) if world.is_first else None
+            if whole is not None:
+                whole.init_weights(torch.Generator().manual_seed(seed))
+            for name, parameter in parameters.items():
+                value = torch.empty(parameter.shape) if whole is None else whole.get_parameter(name).detach()
+                parameter.copy_(_shard_like(parameter, value, world.device, source_rank=0))
+    return model
+
+
+def _shard_like(parameter: DTensor, value: torch.Tensor, device: torch.device, *, source_rank: int | None) -> DTensor:
+    """`value` laid out as `parameter`: scattered from one rank, or cut from the copy that every rank has (None)."""
+    value = value.to(device, parameter.dtype)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=source_rank)

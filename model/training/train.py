@@ -1,0 +1,222 @@
+"""Training: the loop, and one step of it.
+
+    plan -> feed -> agree on divisors -> forward and backward of each pack -> clip -> AdamW -> average -> report -> save
+
+The loss of a step is the mean over all tokens of all its packs. Ranks first add up what the errors are to be divided by
+(two numbers), so gradients of packs and ranks simply add up and it does not matter how samples fell on them.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+import yaml
+from torch import Tensor
+
+from model.data.batching import EpochPlan, merge_states
+from model.data.reader import SampleReader, open_shards
+from model.encoding.online import open_decoder, open_index
+from model.network.context_parallel import whole_errors
+from model.network.flow import LossTerms
+from model.training.config import TrainConfig
+from model.training.feed import Step, StepFeed
+from model.training.metrics import Metrics
+from model.training.optim import Ema, build_optimizer, build_schedule, clip_gradients
+from model.training.parallel import World, build_model, make_mesh, make_team, open_world
+from model.training.state import Checkpoints, load_tensors, read_notes, set_optimizer_step, state_tensors
+from schemas.errors import ShardError
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send some time before they kill (Slurm: --signal=USR1@120)."""
+
+
+def train(config: TrainConfig, folder: Path) -> int:
+    """Steps done in all. Starts in `folder`, or goes on from its newest checkpoint; every rank calls this."""
+    with open_world() as world, Training(config, folder, world) as training:
+        while training.has_more:
+            step = training.next_step()
+            losses = training.learn(step)
+            training.report(step, losses)
+            if training.is_save_due:
+                training.save(step)
+        return training.step
+
+
+class Training:
+    """Everything one rank holds while it trains."""
+
+    def __init__(self, config: TrainConfig, folder: Path, world: World) -> None:
+        self.config, self.folder, self.world = config, folder, world
+        self.step = 0
+        self.num_steps = config.num_steps
+        self._is_stopping = False
+        self._stop_requested = threading.Event()
+        self._handlers: dict[int, Any] = {}
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints",
+            world,
+            num_kept=config.output.num_checkpoints_kept,
+            is_asynchronous=config.output.is_asynchronous,
+        )
+        self.plan = EpochPlan(open_index(config), config.plan, config.shape)
+        self.plan.teams_of_rank(world.rank, world.size)
+        if config.plan.num_epochs is not None:
+            self.num_steps = min(self.num_steps, self.plan.num_steps())
+        self.team = make_team(world, config.plan.context_parallel)
+        mesh = make_mesh(world, config.parallel)
+        self.model: Any = build_model(config.network, config.parallel, mesh, world, config.seed)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.schedule = build_schedule(self.optimizer, config.optim, config.num_steps)
+        self.ema = Ema(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
+        notes = self._resume()
+        self.feed = self._open_feed(notes)
+        self.metrics = Metrics(folder, config, world, num_steps=self.num_steps, resumed_step=self.step)
+        if world.is_first:
+            recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            (folder / "recipe.yaml").write_text(recipe)
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            stop = self._stop_requested
+            self._handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self.feed.close()
+        self._close_decoder()
+        if kind is None:
+            self.checkpoints.finish()
+        self.metrics.close()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is another step to do."""
+        return self.step < self.num_steps and not self._is_stopping
+
+    @property
+    def is_save_due(self) -> bool:
+        """Whether the states after this step are kept; always after the last one."""
+        return self.step % self.config.output.checkpoint_every_steps == 0 or not self.has_more
+
+    def next_step(self) -> Step:
+        """This rank's packs of the next step."""
+        return next(self.feed)
+
+    def learn(self, step: Step) -> tuple[list[LossTerms], Tensor]:
+        """One optimiser step: (errors of every sample that counts here, pack by pack; gradient norm before clipping)."""
+        terms = self.accumulate(step)
+        norm = clip_gradients(self.model.parameters(), self.config.optim.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update()
+        self.step = step.number
+        return terms, norm
+
+    def accumulate(self, step: Step) -> list[LossTerms]:
+        """Gradients of the whole step, summed over packs and ranks, left in the parameters; errors as `learn` has them."""
+        divisors, objective = self._agree(step).to(self.world.device), self.feed.objective
+        errors: list[LossTerms] = []
+        for micro in step.micro_steps:
+            is_last = len(errors) == len(step.micro_steps) - 1
+            self.model.set_requires_gradient_sync(is_last or self.config.parallel.sync_every_micro_step)
+            terms = objective.loss(self.model(micro.packed, micro.noised.timesteps), micro.noised)
+            loss = objective.total(terms, divisors)
+            (loss * 0 if micro.is_idle else loss).backward()
+            errors.append(whole_errors(terms, micro.num_shared, self.team))
+        return errors
+
+    def report(self, step: Step, losses: tuple[list[LossTerms], Tensor]) -> None:
+        """Record the step, move the learning rate on, publish a checkpoint that has become whole."""
+        self.metrics.record(step, *losses, self.schedule.get_last_lr()[0])
+        self.schedule.step()
+        self.checkpoints.poll()
+
+    def save(self, step: Step) -> None:
+        """Write the states after `step`; with the samples seen until then, which lie on disk before it is published."""
+        self.metrics.write_samples()
+        self.checkpoints.save(
+            self.step,
+            state_tensors(self.model, self.optimizer, self.ema),
+            {
+                "step": self.step,
+                "schedule": self.schedule.state_dict(),
+                "num_ema_updates": self.ema.num_updates if self.ema is not None else 0,
+                "recipe": self.config.digest(),
+                "world_size": self.world.size,
+                **self._gathered(step.position),
+            },
+        )
+
+    def _agree(self, step: Step) -> Tensor:
+        """Divisors of the whole step, summed over ranks; the same message says whether any rank was asked to stop.
+
+        Raises ShardError on all ranks when a team's ranks read different shared samples, before they wait for each other.
+        """
+        flags = [float(self._stop_requested.is_set()), step.discord]
+        message = torch.cat([step.divisors, torch.tensor(flags, dtype=torch.float64)])
+        dist.all_reduce(message, group=self.world.control)
+        self._is_stopping = bool(message[2] > 0)
+        if message[3] != 0:
+            raise ShardError(
+                f"step {step.number}: ranks that share a sample read different ones.",
+                remedy="A sample is damaged for some ranks only: run `nava-curate verify` where each of them reads.",
+            )
+        return message[:2]
+
+    def _gathered(self, position: dict[str, Any]) -> dict[str, Any]:
+        """Position of all teams and damaged samples of all ranks, on rank 0; nothing elsewhere."""
+        mine = (position, dict(self.feed.loader.damaged))
+        everyone: list[Any] | None = [None] * self.world.size if self.world.is_first else None
+        dist.gather_object(mine, everyone, dst=0, group=self.world.control)
+        if everyone is None:
+            return {}
+        damaged = {clip_id: reason for _, theirs in everyone for clip_id, reason in theirs.items()}
+        return {"position": merge_states(position for position, _ in everyone), "damaged": damaged}
+
+    def _resume(self) -> dict[str, Any]:
+        """Notes of the newest checkpoint, its tensors being loaded; empty at the very start."""
+        newest = self.checkpoints.newest()
+        if newest is None:
+            return {}
+        began, notes = time.perf_counter(), read_notes(newest)
+        load_tensors(newest, state_tensors(self.model, self.optimizer, self.ema), self.world)
+        self.step = notes["step"]
+        set_optimizer_step(self.optimizer, self.step)
+        self.schedule.load_state_dict(notes["schedule"])
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        if self.ema is not None:
+            self.ema.num_updates = notes["num_ema_updates"]
+        if self.world.is_first:
+            print(f"resumed after step {self.step}; states read in {time.perf_counter() - began:.2f} s", flush=True)
+        return notes
+
+    def _open_feed(self, notes: dict[str, Any]) -> StepFeed:
+        data = self.config.data
+        began = time.perf_counter()
+        decode, self._close_decoder = open_decoder(self.config, self.plan.index)
+        feed = StepFeed(
+            self.plan,
+            SampleReader(self.plan.index, open_shards(data.shards), verify=data.has_checksums),
+            decode,
+            self.config,
+            world=self.world,
+            team=self.team,
+            position=notes.get("position"),
+            damaged=notes.get("damaged"),
+        )
+        if notes and self.world.is_first:
+            print(f"plan position taken up in {1e3 * (time.perf_counter() - began):.1f} ms", flush=True)
+        return feed

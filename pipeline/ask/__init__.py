@@ -1,0 +1,1 @@
+"""Questions to a run, answered from its ledger as plain data."""

@@ -1,0 +1,1 @@
+"""Answers as text and pictures for a terminal."""

@@ -1,0 +1,1 @@
+"""Captions: the stage and its engines."""

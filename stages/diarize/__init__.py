@@ -1,0 +1,1 @@
+"""Turns: the stage and its engines."""

@@ -1,0 +1,157 @@
+"""`diarize`: who speaks when on the whole asset, where several speak at once, and what each voice sounds like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from string import ascii_uppercase
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from schemas.errors import ItemError
+from schemas.fields import f, struct
+from schemas.records import SPEAKER, STRETCH, TURN, Row
+from stages.base import Context, Measure, Resources, StageConfig
+from stages.diarize.embedded import EmbeddedConfig, EmbeddedDiarizer, Turn
+from stages.diarize.pyannote import PyannoteDiarizer
+from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder
+from stages.engines.voice import RATE_HZ, Stretch, merge
+
+MAX_EMBEDDED_S = 60.0
+"""Speech per speaker that enters the embedding; beyond a minute it no longer changes."""
+
+
+class DiarizeConfig(StageConfig):
+    """Which engine, and its settings."""
+
+    engine: Literal["embedded", "pyannote"] = "embedded"
+    """embedded: weights inside installed packages. pyannote: a local pipeline folder given in `weights`."""
+    weights: str = ""
+    """Folder or config.yaml of a pyannote pipeline; read by engine pyannote only."""
+    device: str = "cpu"
+    """Torch device of engine pyannote."""
+    embedded: EmbeddedConfig = EmbeddedConfig()
+    """Settings of engine embedded."""
+
+
+class Engine(Protocol):
+    """What a diarizer must do."""
+
+    def turns(self, samples: NDArray[np.float32]) -> list[Turn]:
+        """Turns in mono `samples` at 16 kHz."""
+        ...
+
+
+class Diarize(Measure[DiarizeConfig]):
+    """Speaker turns of the whole asset, so that a speaker keeps one label across its clips."""
+
+    name = "diarize"
+    version = "2"
+    level = "asset"
+    reads = ("download.path", "probe.has_audio")
+    adds = struct(
+        f("engine", pa.string(), doc="engine that found the turns; null without sound"),
+        f(
+            "turns",
+            pa.list_(TURN),
+            doc="turns in order of start, on the asset clock; turns of two speakers may overlap",
+        ),
+        f("overlaps", pa.list_(STRETCH), doc="stretches in which two or more speak, on the asset clock"),
+        f("num_speakers", pa.int32(), unit="count", doc="distinct speakers"),
+        f("speakers", pa.list_(SPEAKER), doc="speakers in order of first appearance"),
+    )
+    Config = DiarizeConfig
+    resources = Resources(memory_gb=1.5, timeout_s=3600.0)
+
+    def setup(self, ctx: Context) -> None:
+        super().setup(ctx)
+        self.encoder = SpeakerEncoder.load()
+        self.engine: Engine
+        if self.config.engine == "pyannote":
+            self.engine = PyannoteDiarizer.load(self.config.weights, self.config.device)
+        else:
+            self.engine = EmbeddedDiarizer.load(self.config.embedded, self.encoder)
+
+    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
+        return [self._measure(row) for row in batch]
+
+    def _measure(self, row: Row) -> dict[str, Any]:
+        if not row["probe"]["has_audio"]:
+            return {"engine": None, "turns": [], "overlaps": [], "num_speakers": 0, "speakers": []}
+        sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=RATE_HZ, mono=True)
+        end_s = len(sound.samples) / RATE_HZ
+        turns = name_by_appearance([t._replace(end_s=min(t.end_s, end_s)) for t in self.engine.turns(sound.samples)])
+        start_s = float(sound.start)
+        return {
+            "engine": self.config.engine,
+            "turns": [t._replace(start_s=start_s + t.start_s, end_s=start_s + t.end_s)._asdict() for t in turns],
+            "overlaps": [{"start_s": start_s + o.start_s, "end_s": start_s + o.end_s} for o in overlaps_of(turns)],
+            "num_speakers": len({t.speaker for t in turns}),
+            "speakers": describe_speakers(turns, sound.samples, self.encoder),
+        }
+
+
+def name_by_appearance(turns: list[Turn]) -> list[Turn]:
+    """`turns` in order of start, speakers renamed A, B, ..., Z, AA, AB, ... by first appearance."""
+    ordered = sorted((t for t in turns if t.end_s > t.start_s), key=lambda t: (t.start_s, t.end_s))
+    names: dict[str, str] = {}
+    for turn in ordered:
+        names.setdefault(turn.speaker, _label(len(names)))
+    return [turn._replace(speaker=names[turn.speaker]) for turn in ordered]
+
+
+def _label(index: int) -> str:
+    tens, ones = divmod(index, len(ascii_uppercase))
+    return (_label(tens - 1) if tens else "") + ascii_uppercase[ones]
+
+
+def overlaps_of(turns: list[Turn]) -> list[Stretch]:
+    """Stretches in which turns of at least two speakers overlap, merged, in order."""
+    found = []
+    for index, one in enumerate(turns):
+        for other in turns[index + 1 :]:
+            if other.start_s >= one.end_s:
+                break
+            if other.speaker != one.speaker:
+                found.append(Stretch(other.start_s, min(one.end_s, other.end_s)))
+    return merge(found)
+
+
+def alone(turn: Stretch, overlaps: list[Stretch]) -> list[Stretch]:
+    """What is left of `turn` outside `overlaps`."""
+    left, here = [], turn.start_s
+    for start_s, end_s in overlaps:
+        if end_s <= here or start_s >= turn.end_s:
+            continue
+        if start_s > here:
+            left.append(Stretch(here, start_s))
+        here = max(here, end_s)
+    if here < turn.end_s:
+        left.append(Stretch(here, turn.end_s))
+    return left
+
+
+def describe_speakers(turns: list[Turn], samples: NDArray[np.float32], encoder: SpeakerEncoder) -> list[dict[str, Any]]:
+    """A SPEAKER struct per speaker, in order of first appearance; the embedding is null with too little clean speech."""
+    overlaps = overlaps_of(turns)
+    clean: dict[str, list[NDArray[np.float32]]] = {}
+    speech_s: dict[str, float] = {}
+    for turn in turns:
+        speech_s[turn.speaker] = speech_s.get(turn.speaker, 0.0) + turn.end_s - turn.start_s
+        pieces = clean.setdefault(turn.speaker, [])
+        for start_s, end_s in alone(Stretch(turn.start_s, turn.end_s), overlaps):
+            pieces.append(samples[round(start_s * RATE_HZ) : round(end_s * RATE_HZ)])
+    described = []
+    for speaker, pieces in clean.items():
+        speech = np.concatenate(pieces)[: int(MAX_EMBEDDED_S * RATE_HZ)] if pieces else np.zeros(0, np.float32)
+        embedding = encoder.embed(speech) if len(speech) >= MIN_SPEECH_S * RATE_HZ else None
+        described.append(
+            {
+                "speaker": speaker,
+                "speech_s": speech_s[speaker],
+                "embedding": None if embedding is None else embedding.tolist(),
+            }
+        )
+    return described

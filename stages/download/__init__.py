@@ -1,0 +1,1 @@
+"""Where sources come from, and how their bytes get here."""

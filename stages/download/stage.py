@@ -1,0 +1,258 @@
+"""`download`: a source's bytes, fetched, checked and named by their content."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pydantic import Field
+
+from schemas.errors import DownloadError, ItemError, RecipeError
+from schemas.fields import f, struct
+from schemas.ids import asset_id
+from schemas.records import Row
+from stages.base import Context, Measure, Resources, StageConfig
+from stages.download.fetch_http import Fetched, HttpLimits, checked_address, fetch_http
+from stages.download.sources import public_uri
+from stages.download.store import BLOCK_BYTES, AssetStore, sha256_of, suffix_of
+
+ADDS = struct(
+    f("asset_id", pa.string(), doc="id derived from the bytes"),
+    f("path", pa.string(), doc="local path or URL of the bytes: in the store, or where a referenced local file lies"),
+    f("sha256", pa.string(), doc="SHA-256 of the bytes, hexadecimal"),
+    f("bytes", pa.int64(), unit="bytes", doc="size"),
+    f("final_uri", pa.string(), doc="address the bytes came from after redirects, without credentials"),
+    f("attempts", pa.int32(), unit="count", doc="attempts the fetch took; 1 for local files"),
+)
+
+
+class Config(StageConfig):
+    """Where bytes may come from and how hard to try."""
+
+    engine: Literal["direct", "yt_dlp"] = Field(
+        default="direct",
+        description="direct: fetches what the URL names. yt_dlp: hands http(s) URLs to yt-dlp, for pages that contain a "
+        "video (pip install 'nava-engine[youtube]'); everything else still goes direct.",
+    )
+    mode: Literal["reference", "copy"] = Field(
+        default="reference",
+        description="What to do with local files. reference: they stay where they are and nothing is duplicated. copy: "
+        "the store gets them too (hard-linked where possible), for runs that must stand alone or whose workers lack "
+        "the folder.",
+    )
+    schemes: tuple[str, ...] = Field(
+        default=("file", "http", "https", "s3", "gs"),
+        description="Only these are fetched, redirects included. Any other than file and http(s) goes through fsspec.",
+    )
+    allow_private_hosts: bool = Field(
+        default=False, description="Allow http(s) to loopback, link-local and private addresses."
+    )
+    max_bytes: int = Field(default=50 * 2**30, gt=0, description="Larger sources are refused.")
+    attempts: int = Field(default=5, ge=1, description="Attempts per source before it settles as an error.")
+    backoff_s: float = Field(default=0.5, ge=0, description="Pause after the first failure; doubles, with jitter.")
+    max_backoff_s: float = Field(default=60.0, ge=0, description="Longest pause between attempts.")
+    timeout_s: float = Field(default=60.0, gt=0, description="Longest silence of a server.")
+    per_host: int = Field(default=2, ge=1, description="Connections to one host at a time, per machine.")
+    min_interval_s: float = Field(default=0.0, ge=0, description="Shortest time between requests to one host.")
+    max_redirects: int = Field(default=5, ge=0, description="Redirects followed per source.")
+    yt_dlp_format: str = Field(
+        default="b", description="yt-dlp's format selection; 'bv*+ba' is better but needs the ffmpeg program to join."
+    )
+
+
+class Download(Measure[Config]):
+    """The bytes of each source. Same content, same asset: what the store has already is not fetched into it twice."""
+
+    name: ClassVar[str] = "download"
+    version: ClassVar[str] = "1"
+    level: ClassVar = "asset"
+    reads: ClassVar[tuple[str, ...]] = ("source_id", "uri", "fetch_uri", "metadata")
+    adds: ClassVar[pa.StructType] = ADDS
+    Config: ClassVar[type[StageConfig]] = Config
+    resources: ClassVar[Resources] = Resources(cpus=1.0, memory_gb=0.1, timeout_s=7200.0)
+
+    def setup(self, ctx: Context) -> None:
+        """Opens the store. Raises RecipeError if yt-dlp is asked for and missing."""
+        super().setup(ctx)
+        self.store = AssetStore(ctx.store_dir or str(ctx.scratch_dir / "store"))
+        if self.config.engine == "yt_dlp":
+            _yt_dlp()
+
+    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
+        """One struct per source, or the DownloadError it ran into."""
+        return [self._one(row) for row in batch]
+
+    def _one(self, row: Row) -> dict[str, Any] | ItemError:
+        try:
+            return self._fetch(row.get("fetch_uri") or row["uri"], _stated_sha256(row))
+        except ItemError as error:
+            return error
+
+    def _fetch(self, uri: str, stated: str | None) -> dict[str, Any]:
+        scheme = urlsplit(uri).scheme.lower() if "://" in uri else "file"
+        if scheme not in self.config.schemes:
+            raise DownloadError(
+                f"{public_uri(uri)}: scheme '{scheme}' is not allowed here.",
+                reason="scheme_not_allowed",
+                remedy="Add it to download.schemes if it is wanted.",
+            )
+        if scheme == "file":
+            return self._local(Path(uri.removeprefix("file://")), stated)
+        fetched = self._remote(uri, scheme, stated)
+        sha256, size = sha256_of(fetched.path)
+        if stated and sha256 != stated:
+            fetched.path.unlink()
+            raise _mismatch(uri, stated, sha256)
+        suffix = suffix_of(fetched.path.name) if self.config.engine == "yt_dlp" else suffix_of(urlsplit(uri).path)
+        return _struct(self.store.put(fetched.path, sha256, suffix, keep=False), sha256, size, fetched)
+
+    def _local(self, path: Path, stated: str | None) -> dict[str, Any]:
+        try:
+            if not path.is_file():
+                raise DownloadError(f"There is no file '{path}'.", reason="not_found", remedy="Check the manifest.")
+            if path.stat().st_size > self.config.max_bytes:
+                raise _too_large(str(path), path.stat().st_size, self.config.max_bytes)
+            sha256, size = sha256_of(path)
+        except OSError as error:
+            raise DownloadError(f"'{path}' cannot be read: {error.strerror}.", reason="unreadable") from error
+        if stated and sha256 != stated:
+            raise _mismatch(str(path), stated, sha256)
+        kept = str(path.absolute())
+        if self.config.mode == "copy":
+            kept = self.store.put(path, sha256, suffix_of(path.name), keep=True)
+        return _struct(kept, sha256, size, Fetched(path, str(path.absolute()), 1))
+
+    def _remote(self, uri: str, scheme: str, stated: str | None) -> Fetched:
+        partial = self.store.partial_dir(self.ctx.scratch_dir)
+        if scheme not in ("http", "https"):
+            return fetch_object(uri, partial, self.config)
+        if self.config.engine == "yt_dlp":
+            return fetch_page(uri, partial, self.config)
+        return fetch_http(uri, partial, http_limits(self.config), is_checked=stated is not None)
+
+
+def http_limits(config: Config) -> HttpLimits:
+    """The part of the configuration that concerns http(s)."""
+    return HttpLimits(
+        schemes=frozenset(config.schemes),
+        max_bytes=config.max_bytes,
+        attempts=config.attempts,
+        backoff_s=config.backoff_s,
+        max_backoff_s=config.max_backoff_s,
+        timeout_s=config.timeout_s,
+        per_host=config.per_host,
+        min_interval_s=config.min_interval_s,
+        max_redirects=config.max_redirects,
+        allow_private_hosts=config.allow_private_hosts,
+    )
+
+
+def fetch_object(uri: str, partial_dir: Path, config: Config) -> Fetched:
+    """The object at an fsspec URL in a file below `partial_dir`; tried again from its beginning after a failure.
+
+    Credentials are those of the environment, as fsspec's own back ends look them up. Raises DownloadError.
+    """
+    import fsspec  # type: ignore[import-untyped]
+
+    target = partial_dir / f"object-{asset_id(uri.encode().hex())}-{random.getrandbits(32):08x}"
+    for attempt in range(1, config.attempts + 1):
+        try:
+            fs, place = fsspec.core.url_to_fs(uri)
+            size = fs.size(place)
+            if size is not None and size > config.max_bytes:
+                raise _too_large(uri, size, config.max_bytes)
+            with fs.open(place, "rb") as source, target.open("wb") as out:
+                shutil.copyfileobj(source, out, BLOCK_BYTES)
+            return Fetched(target, public_uri(uri), attempt)
+        except FileNotFoundError:
+            raise DownloadError(f"{public_uri(uri)} is not there.", reason="not_found") from None
+        except (ImportError, ValueError) as error:
+            raise DownloadError(
+                f"{public_uri(uri)}: {error}", reason="scheme_not_allowed", remedy="Install fsspec's back end for it."
+            ) from None
+        except OSError as error:
+            target.unlink(missing_ok=True)
+            if attempt == config.attempts:
+                raise DownloadError(f"{public_uri(uri)} could not be read: {error}", reason="network") from error
+            time.sleep(min(config.max_backoff_s, config.backoff_s * 2**attempt) * random.uniform(0.5, 1.5))
+    raise AssertionError("unreachable")
+
+
+def fetch_page(uri: str, partial_dir: Path, config: Config) -> Fetched:
+    """The video of a web page, found by yt-dlp. Raises DownloadError.
+
+    Only the page's own address is checked against private networks; yt-dlp follows what the page says.
+    """
+    checked_address(uri, http_limits(config))
+    module = _yt_dlp()
+    options = {
+        "outtmpl": str(partial_dir / "page-%(extractor)s-%(id)s.%(ext)s"),
+        "format": config.yt_dlp_format,
+        "noplaylist": True,
+        "quiet": True,
+        "no_warnings": True,
+        "noprogress": True,
+        "retries": config.attempts,
+        "socket_timeout": config.timeout_s,
+        "max_filesize": config.max_bytes,
+        "continuedl": True,
+    }
+    try:
+        with module.YoutubeDL(options) as downloader:
+            about = downloader.extract_info(uri, download=True)
+            path = Path(about["requested_downloads"][0]["filepath"])
+    except (module.utils.YoutubeDLError, KeyError, IndexError) as error:
+        raise DownloadError(f"{public_uri(uri)}: yt-dlp says {error}", reason="page_without_video") from None
+    if not path.is_file():
+        raise _too_large(uri, config.max_bytes, config.max_bytes)
+    return Fetched(path, public_uri(about.get("webpage_url") or uri), 1)
+
+
+def _yt_dlp() -> Any:
+    try:
+        import yt_dlp
+    except ImportError:
+        raise RecipeError(
+            "download.engine is yt_dlp, but yt-dlp is not installed.", remedy="Run: pip install 'nava-engine[youtube]'"
+        ) from None
+    return yt_dlp
+
+
+def _stated_sha256(row: Row) -> str | None:
+    """The checksum that the manifest states in a column `sha256`, lower case."""
+    stated = json.loads(row.get("metadata") or "{}").get("sha256")
+    return str(stated).lower() if stated else None
+
+
+def _struct(path: str, sha256: str, size: int, fetched: Fetched) -> dict[str, Any]:
+    return {
+        "asset_id": asset_id(sha256),
+        "path": path,
+        "sha256": sha256,
+        "bytes": size,
+        "final_uri": fetched.final_uri,
+        "attempts": fetched.attempts,
+    }
+
+
+def _mismatch(uri: str, stated: str, got: str) -> DownloadError:
+    return DownloadError(
+        f"{public_uri(uri)} is not what the manifest says: sha256 {stated[:12]}... expected, {got[:12]}... got.",
+        reason="checksum_mismatch",
+        remedy="Fetch it again or correct the manifest.",
+    )
+
+
+def _too_large(uri: str, size: int, limit: int) -> DownloadError:
+    return DownloadError(
+        f"{public_uri(uri)} has at least {size} bytes, more than the limit of {limit}.",
+        reason="too_large",
+        remedy="Raise download.max_bytes if it is wanted.",
+    )

@@ -1,0 +1,1 @@
+"""Everything that opens, decodes, cuts or writes media, behind one door: `decoder.py`."""

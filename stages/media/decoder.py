@@ -1,0 +1,424 @@
+"""Pictures and sound of a file, decoded in a child process that can be killed. The only place where media is read.
+
+A decoder is driven by untrusted bytes: it may crash, hang or ask for any amount of memory. It therefore runs in a
+child with an address-space limit and a time limit after which it is killed; a broken file costs itself and nothing
+else. Arrays come back through memory-mapped files in the worker's scratch folder.
+
+All times are on the asset clock: the container's own clock after edit lists, as exact fractions of a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from schemas.errors import MediaError
+from schemas.timing import sample_at
+
+Engine = Literal["pyav", "decord"]
+MAX_PIXELS = 7680 * 4320
+"""Largest frame accepted: 8K UHD."""
+RETIRE_GB = 1.2
+"""Memory a child may have touched before another takes over: libav gives back not all it took, and after half an hour
+of different files a child held 3.4 GB. One ordinary file needs 0.2 to 0.6 GB."""
+KEPT_REMOTE_FILES = 2
+"""Remote assets kept in scratch at a time."""
+TAIL_BYTES = 400
+
+
+@dataclass
+class Waveform:
+    """Sound on the asset clock. Holes between packets are silence, placed by timestamp."""
+
+    samples: np.ndarray
+    """float32 [n] if mono, else [n, channels]; a private memory map, may be written to."""
+    rate_hz: int
+    start: Fraction
+    """Instant of sample 0 on the asset clock."""
+    damaged_packets: int = 0
+
+    @property
+    def end(self) -> Fraction:
+        """Instant after the last sample."""
+        return self.start + Fraction(len(self.samples), self.rate_hz)
+
+    def cut(self, start: Fraction, end: Fraction) -> np.ndarray:
+        """float32 [sample_at(end) - sample_at(start)(, channels)] between two instants, zeros where there is no sound.
+
+        The first sample lies within half a sample of `start`.
+        """
+        first = sample_at(start - self.start, self.rate_hz)
+        count = sample_at(end, self.rate_hz) - sample_at(start, self.rate_hz)
+        out = np.zeros((count, *self.samples.shape[1:]), np.float32)
+        low, high = max(first, 0), min(first + count, len(self.samples))
+        if high > low:
+            out[low - first : high - first] = self.samples[low:high]
+        return out
+
+
+@dataclass
+class Frames:
+    """Upright pictures with square pixels, in display order."""
+
+    images: np.ndarray
+    """uint8 [n, height, width, 3] RGB, or [n, height, width] if gray; a private memory map, may be written to."""
+    pts: np.ndarray
+    """int64 [n], in units of num/den seconds."""
+    end_pts: int
+    """pts at which the frame after the last one begins."""
+    num: int
+    den: int
+    num_damaged: int = 0
+    """Frames known to come from damaged data, or after such a frame with no whole key frame in between."""
+
+    @property
+    def times_s(self) -> np.ndarray:
+        """float64 [n]: when each frame begins on the asset clock, for computing; the pts are exact."""
+        return self.pts * (self.num / self.den)
+
+
+class Decoder:
+    """Reads media files, each request in a child process with limits. One per worker; safe to use from one thread.
+
+    `engine` chooses who decodes frames. "pyav" (default) is exact on everything libav reads and salvages damaged
+    files. "decord" is faster on a forward pass and at picking frames far apart, but knows frame numbers only: its frames
+    get their timestamps from the container, damage goes unnoticed, and what it cannot do exactly (anything but MP4/MOV
+    and Matroska, turned or non-square pictures, a frame count other than the container's) is decoded by PyAV instead.
+    It is run in the same killable child, because some ordinary files make it spin for ever, and asked frame by frame,
+    never in batches, for the same reason.
+    """
+
+    def __init__(
+        self,
+        scratch_dir: Path | str,
+        memory_gb: float = 4.0,
+        timeout_s: float = 600.0,
+        max_pixels: int = MAX_PIXELS,
+        engine: Engine = "pyav",
+        retire_gb: float = RETIRE_GB,
+    ) -> None:
+        self.scratch_dir = Path(scratch_dir)
+        self.memory_gb, self.timeout_s, self.max_pixels, self.engine = memory_gb, timeout_s, max_pixels, engine
+        self.retire_gb = retire_gb
+        self.cpu_s = 0.0
+        """Processor time of the children so far."""
+        self._idle: list[_Child] = []
+        self._sounds: dict[tuple[object, ...], Waveform] = {}
+        self._sound_file: tuple[str, int, int] | None = None
+        self._remote: dict[str, Path] = {}
+        self._serial = 0
+        weakref.finalize(self, _kill_all, self._idle)
+
+    def close(self) -> None:
+        """Ends the idle child and forgets cached sound."""
+        _kill_all(self._idle)
+        self._sounds.clear()
+
+    def localise(self, path_or_url: str | Path) -> Path:
+        """A local path to `path_or_url`; object-store URLs are fetched into scratch, the last two are kept."""
+        text = str(path_or_url)
+        if "://" not in text:
+            return Path(text)
+        if text.startswith("file://"):
+            return Path(text.removeprefix("file://"))
+        if text in self._remote and self._remote[text].exists():
+            return self._remote[text]
+        import fsspec  # type: ignore[import-untyped]
+
+        name = hashlib.sha256(text.encode()).hexdigest()[:16] + Path(text.partition("?")[0]).suffix
+        target = self._scratch(f"remote-{name}")
+        try:
+            with fsspec.open(text, "rb") as source, target.open("wb") as out:
+                shutil.copyfileobj(source, out, 1 << 20)
+        except OSError as error:
+            target.unlink(missing_ok=True)
+            raise MediaError(f"'{text}' could not be read: {error}", reason="asset_unreachable") from error
+        self._remote[text] = target
+        while len(self._remote) > KEPT_REMOTE_FILES:
+            self._remote.pop(next(iter(self._remote))).unlink(missing_ok=True)
+        return target
+
+    def probe(self, path: Path | str, *, decode: bool = True) -> dict[str, Any]:
+        """The probe stage's struct for `path`; with `decode` False damage is only what the container admits."""
+        return self.ask("probe", path=str(path), decode=decode, max_pixels=self.max_pixels)
+
+    def audio(
+        self,
+        path: Path | str,
+        *,
+        rate_hz: int | None = 16000,
+        mono: bool = True,
+        channels: int | None = None,
+        stream: int | None = None,
+    ) -> Waveform:
+        """The whole sound of `path`, from `stream` or the one `probe` chooses; cached for the last asset.
+
+        Mono is mixed after ITU-R BS.775 with the centre in full; silent channels are left out and where channels
+        cancel each other the loudest stands alone. `mono=False` keeps the file's channels, `channels=2` makes stereo
+        of any layout; `rate_hz=None` keeps the file's rate. Raises MediaError("no_audio") if there is no sound.
+        """
+        channels = channels or (1 if mono else None)
+        stat = _stat(path)
+        file = (str(path), stat.st_size, stat.st_mtime_ns)
+        if file != self._sound_file:
+            self._sounds.clear()
+            self._sound_file = file
+        key = (rate_hz, channels, stream)
+        if key not in self._sounds:
+            self._sounds[key] = self._audio(path, rate_hz, channels, stream)
+        return self._sounds[key]
+
+    def _audio(self, path: Path | str, rate_hz: int | None, channels: int | None, stream: int | None) -> Waveform:
+        out = self._scratch("sound")
+        try:
+            told = self.ask("audio", path=str(path), out=str(out), stream=stream, rate_hz=rate_hz, channels=channels)
+            samples = _mapped(out, np.float32, told["shape"])
+        finally:
+            out.unlink(missing_ok=True)
+        if channels == 1:
+            samples = samples[:, 0]
+        return Waveform(samples, told["rate_hz"], Fraction(told["start"]), told["damaged_packets"])
+
+    def frames(
+        self,
+        path: Path | str,
+        *,
+        start: Fraction | None = None,
+        end: Fraction | None = None,
+        long_side_px: int | None = None,
+        size: tuple[int, int] | None = None,
+        gray: bool = False,
+        max_fps: float | None = None,
+    ) -> Frames:
+        """All frames with start <= time < end, as `iter_frames` gives them, in one array.
+
+        Raises MediaError("no_frames") if there are none and MediaError("too_many_frames") if they would need more
+        than half of the decoder's memory limit.
+        """
+        runs: list[Frames] = []
+        budget = int(self.memory_gb * 2**30 / 2)
+        for run in self.iter_frames(
+            path, start=start, end=end, long_side_px=long_side_px, size=size, gray=gray, max_fps=max_fps
+        ):
+            runs.append(run)
+            budget -= run.images.nbytes
+            if budget < 0:
+                raise MediaError(
+                    f"The frames of '{Path(path).name}' need more than {self.memory_gb / 2:.1f} GB at once.",
+                    reason="too_many_frames",
+                    remedy="Ask for a shorter stretch or smaller pictures, or use iter_frames.",
+                )
+        if not runs:
+            raise MediaError(f"No frame of '{Path(path).name}' lies in the stretch asked for.", reason="no_frames")
+        if len(runs) == 1:
+            return runs[0]
+        images = np.concatenate([run.images for run in runs])
+        pts = np.concatenate([run.pts for run in runs])
+        num_damaged = sum(run.num_damaged for run in runs)
+        return Frames(images, pts, runs[-1].end_pts, runs[0].num, runs[0].den, num_damaged)
+
+    def iter_frames(
+        self,
+        path: Path | str,
+        *,
+        start: Fraction | None = None,
+        end: Fraction | None = None,
+        long_side_px: int | None = None,
+        size: tuple[int, int] | None = None,
+        gray: bool = False,
+        max_fps: float | None = None,
+        chunk: int = 256,
+    ) -> Generator[Frames]:
+        """Runs of up to `chunk` frames; at most two runs exist at a time.
+
+        `start` and `end` are exact instants, half open; `size` is (width, height), `long_side_px` only ever shrinks.
+        Frames are turned and stretched as a viewer would show them, all to the first frame's size. `max_fps` leaves
+        frames out on a regular time grid.
+        """
+        out = self._scratch("frames")
+        view = {"size": size, "long_side_px": long_side_px, "is_gray": gray, "max_fps": max_fps}
+        request = {
+            "path": str(path),
+            "out": str(out),
+            "start": None if start is None else str(start),
+            "end": None if end is None else str(end),
+            "view": view,
+            "chunk": chunk,
+            "engine": self.engine,
+            "max_pixels": self.max_pixels,
+        }
+        for message in self._request("frames", request):
+            if "file" in message:
+                images = _mapped(Path(message["file"]), np.uint8, message["shape"])
+                os.unlink(message["file"])
+                num, _, den = message["time_base"].partition("/")
+                pts = np.array(message["pts"], np.int64)
+                yield Frames(images, pts, message["end_pts"], int(num), int(den), message["num_damaged"])
+
+    def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """The child's answer to one request that has no chunks. Raises MediaError."""
+        answers = list(self._request(operation, arguments))
+        return answers[-1]
+
+    def _request(self, operation: str, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Chunk messages as they come, then the final answer. The child is killed if the caller stops early."""
+        child = self._idle.pop() if self._idle else _Child(self.scratch_dir, self.memory_gb, self.retire_gb)
+        is_finished = is_spent = False
+        try:
+            deadline = _Deadline(self.timeout_s)
+            child.send({"operation": operation, **arguments})
+            while True:
+                answer = child.receive(deadline, arguments.get("path", ""))
+                if "chunk" in answer:
+                    child.send({})
+                    yield answer["chunk"]
+                    continue
+                is_finished = answer.get("reason") != "decode_memory"
+                is_spent = answer.get("is_spent", False)
+                self.cpu_s += child.cpu_since(answer.get("cpu_s", 0.0))
+                if "error" in answer:
+                    raise MediaError(answer["error"], reason=answer["reason"], remedy=answer["remedy"])
+                yield answer["done"]
+                return
+        finally:
+            if is_finished and not is_spent:
+                self._idle.append(child)
+            else:
+                child.kill()
+            if not is_finished:
+                for left in self.scratch_dir.glob(f"{Path(str(arguments.get('out', '?'))).name}*"):
+                    left.unlink(missing_ok=True)
+
+    def _scratch(self, name: str) -> Path:
+        self.scratch_dir.mkdir(parents=True, exist_ok=True)
+        self._serial += 1
+        return self.scratch_dir / f"{name}-{os.getpid()}-{self._serial}"
+
+
+class _Deadline:
+    """Counts only the time spent waiting for the child, not the time its caller takes between chunks."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = self.left_s = limit_s
+
+    def wait(self, descriptor: int) -> bool:
+        """Whether `descriptor` became readable before the time was up."""
+        before = time.monotonic()
+        waiting = select.poll()
+        waiting.register(descriptor, select.POLLIN | select.POLLHUP)
+        ready = waiting.poll(max(0.0, self.left_s) * 1000)
+        self.left_s -= time.monotonic() - before
+        return bool(ready)
+
+
+class _Child:
+    """One child process and its two pipes."""
+
+    def __init__(self, scratch_dir: Path, memory_gb: float, retire_gb: float) -> None:
+        scratch_dir.mkdir(parents=True, exist_ok=True)
+        root = str(Path(__file__).resolve().parents[2])
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+        self._complaints = tempfile.TemporaryFile(dir=scratch_dir)  # noqa: SIM115 lives as long as the child
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "stages.media.child",
+                *(str(int(gb * 2**30)) for gb in (memory_gb, retire_gb)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            env=environment,
+            start_new_session=True,
+        )
+        assert self._process.stdin
+        assert self._process.stdout
+        self._in, self._out = self._process.stdin, self._process.stdout
+        self._pending = b""
+        self._cpu_s = 0.0
+
+    def send(self, message: dict[str, Any]) -> None:
+        try:
+            self._in.write(json.dumps(message).encode() + b"\n")
+            self._in.flush()
+        except BrokenPipeError:
+            pass  # the next receive says why the child is gone
+
+    def receive(self, deadline: _Deadline, path: str) -> dict[str, Any]:
+        """The next message. Raises MediaError if the child hangs or dies."""
+        name = Path(path).name
+        while b"\n" not in self._pending:
+            if not deadline.wait(self._out.fileno()):
+                raise MediaError(
+                    f"Decoding '{name}' took longer than {deadline.limit_s:g} s and was stopped.",
+                    reason="decode_timeout",
+                    remedy="Raise `timeout_s` of the decoder if the file is that long.",
+                )
+            block = os.read(self._out.fileno(), 1 << 16)
+            if not block:
+                raise self._death(name)
+            self._pending += block
+        line, _, self._pending = self._pending.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _death(self, name: str) -> MediaError:
+        code = self._process.wait()
+        size = self._complaints.seek(0, os.SEEK_END)
+        self._complaints.seek(max(0, size - TAIL_BYTES))
+        tail = self._complaints.read().decode(errors="replace").strip()
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
+        last = f": {tail.splitlines()[-1]}" if tail else ""
+        return MediaError(f"The decoder {how} while working on '{name}'{last}.", reason="decoder_crashed")
+
+    def cpu_since(self, total_s: float) -> float:
+        """Processor seconds since the last call, given the child's total."""
+        used, self._cpu_s = max(0.0, total_s - self._cpu_s), total_s
+        return used
+
+    def kill(self) -> None:
+        """Ends the child at once."""
+        self._process.kill()
+        self._process.wait()
+        with suppress(BrokenPipeError):  # a request that never left is flushed here once more
+            self._in.close()
+        self._out.close()
+        self._complaints.close()
+
+
+def _kill_all(children: list[_Child]) -> None:
+    while children:
+        children.pop().kill()
+
+
+def _stat(path: Path | str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise MediaError(f"'{path}' cannot be read: {error.strerror}.", reason="file_missing") from error
+
+
+def _mapped(path: Path, kind: type, shape: list[int]) -> np.ndarray:
+    """The file's content as a private, writable memory map."""
+    if 0 in shape:
+        return np.zeros(shape, kind)
+    return np.memmap(path, dtype=kind, mode="c", shape=tuple(shape)).view(np.ndarray)

@@ -1,0 +1,84 @@
+"""Frames by decord instead of PyAV, where it can be exact. Runs inside the decoder's child process.
+
+decord 0.6 knows frame numbers, not timestamps, and ignores rotation and pixel aspect. Measured against PyAV: equal
+pixels, 1.3 to 1.5 times as fast on a forward pass. Its batch call spins for ever on some ordinary H.264 files
+(github.com/dmlc/decord, issue 375), so frames are fetched one by one; its sound reader leaks and is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from stages.media.open import clock_shift, geometry, open_media, pick
+from stages.media.picture import Chunk, Damage, View, last_duration, packets, pictures, target_size, wanted_slots
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""ITU-R BT.601 luma weights."""
+
+EXACT = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+"""Containers in which decord's seeks were seen to give the right frame; not so in MPEG-PS, MPEG-TS, AVI and ASF."""
+MIN_SIDE_PX = 16
+"""Smaller pictures come out of decord with a broken shape."""
+
+
+def decord_chunks(
+    path: str, start: Fraction | None, end: Fraction | None, view: View, size: int, max_pixels: int
+) -> tuple[Fraction, Iterator[Chunk]] | None:
+    """(time base, runs of frames), or None where decord would not give exactly the frames PyAV gives."""
+    import decord
+
+    damage = Damage()
+    with open_media(path) as container:
+        stream = pick(container, "video", None)
+        first = next(pictures(container, stream, damage, max_pixels), None)
+        if first is None or container.format.name not in EXACT or not geometry(first.frame, stream).is_plain:
+            return None
+        width, height = target_size(geometry(first.frame, stream).display_size, view)
+    if min(width, height) < MIN_SIDE_PX:
+        return None
+    with open_media(path) as container:
+        stream = pick(container, "video", None)
+        shift, base = clock_shift(container, stream), Fraction(stream.time_base)
+        found = [(p.pts, p) for p in packets(container, stream, damage) if p.size and not p.is_discard]
+        if damage.packets or not found or any(pts is None for pts, _ in found):
+            return None
+        times = sorted({pts + shift for pts, _ in found})
+        last = max(found, key=lambda item: item[0])[1]
+        end_pts = times[-1] + last_duration(last, times[-2] if len(times) > 1 else None, stream)
+    try:
+        reader = decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+    except decord.DECORDError:
+        return None
+    if len(reader) != len(times) or times[0] != first.pts:
+        return None
+    return base, _runs(reader, [*times, end_pts], base, start, end, view, size)
+
+
+def _runs(
+    reader: Any,
+    times: list[int],
+    base: Fraction,
+    start: Fraction | None,
+    end: Fraction | None,
+    view: View,
+    size: int,
+) -> Iterator[Chunk]:
+    inside = [
+        i
+        for i, pts in enumerate(times[:-1])
+        if (start is None or pts * base >= start) and (end is None or pts * base < end)
+    ]
+    after = inside[-1] + 1 if inside else 0
+    slots = wanted_slots([times[i] for i in inside], base, view.max_fps)
+    wanted = [i for i, keep in zip(inside, slots, strict=True) if keep]
+    for low in range(0, len(wanted), size):
+        numbers = wanted[low : low + size]
+        images = np.stack([reader[i].asnumpy() for i in numbers])
+        if view.is_gray:
+            images = np.rint(images @ LUMA).astype(np.uint8)
+        following = wanted[low + size] if low + size < len(wanted) else after
+        yield Chunk(images, [times[i] for i in numbers], times[following])

@@ -1,0 +1,237 @@
+"""What a file holds, measured by reading it. Runs inside the decoder's child process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+from schemas.errors import MediaError
+from schemas.timing import microseconds
+from stages.media.open import (
+    Geometry,
+    choose_audio,
+    choose_video,
+    clock_shift,
+    geometry,
+    is_hdr,
+    open_media,
+    pick,
+    transfer_name,
+)
+from stages.media.picture import Damage, Picture, last_duration, packets, pictures
+from stages.media.sound import FloatFrames, Placement, placed
+
+VIDEO_FIELDS = (
+    "video_stream", "video_codec", "width_px", "height_px", "coded_width_px", "coded_height_px", "sar", "rotation_deg",
+    "fps", "is_vfr", "num_frames", "video_start_pts", "video_end_pts", "tb_num", "tb_den", "video_start_s",
+    "is_interlaced", "is_hdr", "color_transfer",
+)  # fmt: skip
+AUDIO_FIELDS = (
+    "audio_stream", "audio_codec", "audio_rate_hz", "audio_channels", "audio_layout", "audio_start_s", "audio_end_s",
+    "audio_gap_s",
+)  # fmt: skip
+VFR_SHARE = Fraction(1, 5)
+"""Frame lengths that differ from the median by more than this share (and by more than clock rounding) vary."""
+VFR_ROUNDING_TICKS = 1
+
+
+@dataclass
+class Timeline:
+    """The frames of a video stream in display order."""
+
+    pts: list[int] = field(default_factory=list)
+    end_pts: int = 0
+    shape: Geometry | None = None
+    is_interlaced: bool = False
+    damage: Damage = field(default_factory=Damage)
+
+
+def probe(path: str, decode: bool, max_pixels: int) -> dict[str, Any]:
+    """The probe struct of `path`, see `stages.probe`.
+
+    With `decode` every packet is decoded: frame count, damage and times are facts. Without, packets are read but only
+    the first picture is decoded; then damage is what the container admits and undecodable frames are counted.
+    """
+    with open_media(path) as container:
+        video, audio = choose_video(container), choose_audio(container)
+        if video is None and audio is None:
+            raise MediaError("None of its streams can be decoded here.", reason="no_decoder")
+        about = {
+            "container": container.format.name.split(",")[0],
+            "num_video_streams": len(container.streams.video),
+            "num_audio_streams": len(container.streams.audio),
+        }
+        timeline = None if video is None else _watch(path, video.index, decode, max_pixels)
+        sound = None if audio is None else _listen(path, audio.index, decode)
+        if (timeline is None or not timeline.pts) and (sound is None or not sound["num_samples"]):
+            raise MediaError("Not a single frame or sample could be decoded.", reason="not_decodable")
+        about |= _video_fields(video, timeline) | _audio_fields(audio, sound)
+        about["damaged_packets"] = (timeline.damage.packets if timeline else 0) + (sound["damaged"] if sound else 0)
+        about["duration_us"] = _duration_us(about)
+        return about
+
+
+def _watch(path: str, index: int, decode: bool, max_pixels: int) -> Timeline:
+    if decode:
+        return _watch_frames(path, index, max_pixels)
+    timeline = _watch_first(path, index, max_pixels)
+    with open_media(path) as container:
+        stream = pick(container, "video", index)
+        shift = clock_shift(container, stream)
+        found = [
+            ((p.pts if p.pts is not None else p.dts) + shift, p.duration or 0)
+            for p in packets(container, stream, timeline.damage)
+            if not p.is_discard and (p.pts is not None or p.dts is not None)
+        ]
+        found = [(pts, length) for pts, length in sorted(found) if not timeline.pts or pts >= timeline.pts[0]]
+        if found:
+            timeline.pts = sorted({pts for pts, _ in found})
+            last = Picture(None, found[-1][0], found[-1][1])
+            timeline.end_pts = last.pts + last_duration(last, _second_last(timeline.pts), stream)
+    return timeline
+
+
+def _watch_first(path: str, index: int, max_pixels: int) -> Timeline:
+    """The timeline of only the first frame that can be decoded."""
+    timeline = Timeline()
+    with open_media(path) as container:
+        stream = pick(container, "video", index)
+        for picture in pictures(container, stream, Damage(), max_pixels):
+            timeline.pts, timeline.shape = [picture.pts], geometry(picture.frame, stream)
+            timeline.is_interlaced = bool(picture.frame.interlaced_frame)
+            break
+    return timeline
+
+
+def _watch_frames(path: str, index: int, max_pixels: int) -> Timeline:
+    timeline, last, num_interlaced = Timeline(), None, 0
+    with open_media(path) as container:
+        stream = pick(container, "video", index)
+        for picture in pictures(container, stream, timeline.damage, max_pixels):
+            if timeline.shape is None:
+                timeline.shape = geometry(picture.frame, stream)
+            timeline.pts.append(picture.pts)
+            num_interlaced += bool(picture.frame.interlaced_frame)
+            last = picture
+        if last is not None:
+            timeline.end_pts = last.pts + last_duration(last, _second_last(timeline.pts), stream)
+    timeline.is_interlaced = 2 * num_interlaced > len(timeline.pts)
+    if timeline.pts:
+        for _ in range(_packets_before(path, index, timeline.pts[0])):
+            timeline.damage.note("a packet before the first frame that could be decoded")
+    return timeline
+
+
+def _packets_before(path: str, index: int, first_pts: int) -> int:
+    """Packets stamped before the first decoded frame: a recording joined in the middle of a group of pictures."""
+    with open_media(path) as container:
+        stream = pick(container, "video", index)
+        first_pts -= clock_shift(container, stream)
+        count = 0
+        for packet in packets(container, stream, Damage()):
+            if packet.dts is not None and packet.dts > first_pts:
+                break
+            if packet.size and packet.pts is not None and packet.pts < first_pts and not packet.is_discard:
+                count += 1
+        return count
+
+
+def _second_last(pts: list[int]) -> int | None:
+    return pts[-2] if len(pts) > 1 else None
+
+
+def _listen(path: str, index: int, decode: bool) -> dict[str, Any]:
+    """Where sound begins and ends, by its samples (or by its packets), and what was wrong with it."""
+    damage, placement = Damage(), Placement()
+    with open_media(path) as container:
+        stream = pick(container, "audio", index)
+        frames = FloatFrames(container, stream, damage)
+        layout, start_s, end_s, num = None, None, None, 0
+        if decode:
+            for _ in placed(frames, placement):
+                pass
+            start_s, num = placement.start_s, placement.num_samples
+            if start_s is not None and frames.rate_hz:
+                end_s = start_s + Fraction(num, frames.rate_hz)
+        else:
+            for packet in packets(container, stream, damage):
+                if packet.pts is None or packet.is_discard:
+                    continue
+                start_s = packet.pts * packet.time_base if start_s is None else start_s
+                end_s = (packet.pts + (packet.duration or 0)) * packet.time_base
+                num += 1
+        layout = stream.layout.name if stream.layout else None
+    return {
+        "start_s": start_s,
+        "end_s": end_s,
+        "num_samples": num,
+        "layout": layout,
+        "gap_s": float(placement.gap_s),
+        "damaged": damage.packets,
+    }
+
+
+def _video_fields(stream: Any, timeline: Timeline | None) -> dict[str, Any]:
+    if stream is None or timeline is None or not timeline.pts or timeline.shape is None:
+        return {"has_video": False, **dict.fromkeys(VIDEO_FIELDS), "num_frames": 0}
+    shape, base = timeline.shape, Fraction(stream.time_base)
+    width, height = shape.display_size
+    return {
+        "has_video": True,
+        "video_stream": stream.index,
+        "video_codec": stream.codec_context.codec.canonical_name,
+        "width_px": width,
+        "height_px": height,
+        "coded_width_px": shape.coded_width,
+        "coded_height_px": shape.coded_height,
+        "sar": float(shape.sar),
+        "rotation_deg": -90 * shape.quarter_turns % 360,
+        "fps": len(timeline.pts) / float((timeline.end_pts - timeline.pts[0]) * base),
+        "is_vfr": is_variable(timeline.pts),
+        "num_frames": len(timeline.pts),
+        "video_start_pts": timeline.pts[0],
+        "video_end_pts": timeline.end_pts,
+        "tb_num": base.numerator,
+        "tb_den": base.denominator,
+        "video_start_s": float(timeline.pts[0] * base),
+        "is_interlaced": timeline.is_interlaced,
+        "is_hdr": is_hdr(stream),
+        "color_transfer": transfer_name(stream),
+    }
+
+
+def is_variable(pts: list[int]) -> bool:
+    """Whether the frame lengths vary by more than the rounding of the clock."""
+    lengths = sorted(b - a for a, b in pairwise(pts))
+    if not lengths:
+        return False
+    middle = lengths[len(lengths) // 2]
+    allowed = max(Fraction(VFR_ROUNDING_TICKS), VFR_SHARE * middle)
+    return lengths[-1] - middle > allowed or middle - lengths[0] > allowed
+
+
+def _audio_fields(stream: Any, sound: dict[str, Any] | None) -> dict[str, Any]:
+    if stream is None or sound is None or not sound["num_samples"]:
+        return {"has_audio": False, **dict.fromkeys(AUDIO_FIELDS)}
+    return {
+        "has_audio": True,
+        "audio_stream": stream.index,
+        "audio_codec": stream.codec_context.codec.canonical_name,
+        "audio_rate_hz": stream.rate,
+        "audio_channels": stream.channels,
+        "audio_layout": sound["layout"],
+        "audio_start_s": None if sound["start_s"] is None else float(sound["start_s"]),
+        "audio_end_s": None if sound["end_s"] is None else float(sound["end_s"]),
+        "audio_gap_s": sound["gap_s"],
+    }
+
+
+def _duration_us(about: dict[str, Any]) -> int:
+    """Length of the picture if there is any, else of the sound."""
+    if about["has_video"]:
+        base = Fraction(about["tb_num"], about["tb_den"])
+        return microseconds(about["video_end_pts"] * base) - microseconds(about["video_start_pts"] * base)
+    seconds: float = about["audio_end_s"] - about["audio_start_s"]
+    return round(seconds * 1_000_000)

@@ -1,0 +1,1 @@
+"""Shots: the stage and its engines."""

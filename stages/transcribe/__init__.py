@@ -1,0 +1,1 @@
+"""Words: the stage, its recognisers and aligners."""

@@ -1,0 +1,111 @@
+"""Words with times: what every transcriber returns, and the rules that remove words nobody said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from stages.engines.voice import Stretch, covered_s
+
+MIN_WORD_S = 0.02
+
+
+class Word(NamedTuple):
+    """A word as spoken, in seconds; confidence is null where the engine gives none."""
+
+    text: str
+    start_s: float
+    end_s: float
+    confidence: float | None
+
+
+@dataclass
+class Heard:
+    """What an engine heard in a sound, in seconds from its start."""
+
+    words: list[Word]
+    language: str | None
+    language_confidence: float | None
+    num_failed: int = 0
+    """Utterances on which the engine crashed or gave up."""
+
+
+@dataclass
+class Kept:
+    """Words that stand, and how many fell for which reason."""
+
+    words: list[Word]
+    num_on_silence: int
+    num_repeated: int
+    num_outside: int
+
+    @property
+    def num_dropped(self) -> int:
+        return self.num_on_silence + self.num_repeated + self.num_outside
+
+
+def keep_spoken(
+    words: list[Word], speech: list[Stretch], duration_s: float, min_share: float, max_repeats: int
+) -> Kept:
+    """`words` inside [0, duration_s], on speech, without loops; reasons are counted in this order.
+
+    outside     lies outside the sound; a word that only sticks out is clipped
+    on_silence  less than `min_share` of it lies on speech: text over silence, noise or music is invented
+    repeated    beyond `max_repeats` of the same one to four words in a row: recognisers fall into loops
+    """
+    inside = []
+    for word in sorted(words, key=lambda w: (w.start_s, w.end_s)):
+        start_s, end_s = max(0.0, word.start_s), min(duration_s, word.end_s)
+        if end_s - start_s >= MIN_WORD_S:
+            inside.append(word._replace(start_s=start_s, end_s=end_s))
+    spoken = [w for w in inside if covered_s(Stretch(w.start_s, w.end_s), speech) >= min_share * (w.end_s - w.start_s)]
+    kept = drop_loops(spoken, max_repeats)
+    return Kept(kept, len(inside) - len(spoken), len(spoken) - len(kept), len(words) - len(inside))
+
+
+def drop_loops(words: list[Word], max_repeats: int, longest: int = 4) -> list[Word]:
+    """`words` with runs of one to `longest` words that follow each other more than `max_repeats` times cut to one."""
+    kept = list(words)
+    for size in range(1, longest + 1):
+        index = 0
+        while index + size <= len(kept):
+            pattern = [_plain(w.text) for w in kept[index : index + size]]
+            end = index + size
+            while [_plain(w.text) for w in kept[end : end + size]] == pattern:
+                end += size
+            if (end - index) // size > max_repeats:
+                del kept[index + size : end]
+            index += 1
+    return kept
+
+
+def _plain(text: str) -> str:
+    return "".join(c for c in text.lower() if c.isalnum())
+
+
+def spread(texts: list[str], room: list[Stretch]) -> list[Word]:
+    """Words laid over `room` in proportion to their letters, for want of better times; confidence null.
+
+    A word that would fall on two stretches of `room` ends with the first one.
+    """
+    total_s = sum(r.duration_s for r in room)
+    letters = [max(1, len(text)) for text in texts]
+    if not total_s or not texts:
+        return []
+    per_letter = total_s / sum(letters)
+    words, done_s = [], 0.0
+    for text, count in zip(texts, letters, strict=True):
+        start_s, end_s = _place(room, done_s, False), _place(room, done_s + count * per_letter, True)
+        stretch = next(r for r in room if r.start_s <= start_s < r.end_s)
+        words.append(Word(text, start_s, min(end_s, stretch.end_s), None))
+        done_s += count * per_letter
+    return words
+
+
+def _place(room: list[Stretch], done_s: float, is_end: bool) -> float:
+    """The instant at which `done_s` seconds of `room` have passed."""
+    for stretch in room:
+        if done_s < stretch.duration_s - 1e-9 or (is_end and done_s <= stretch.duration_s + 1e-9):
+            return stretch.start_s + max(done_s, 0.0)
+        done_s -= stretch.duration_s
+    return room[-1].end_s - (0.0 if is_end else 1e-6)

@@ -1,0 +1,269 @@
+"""`nava-train` end to end on a tiny network and tiny codecs: what is written, and what is refused with a reason."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from model.cli import app
+from model.encoding.codec import open_codecs
+from model.encoding.tiny_codec import write_tiny_codecs
+from model.network.config import NavaConfig
+from model.network.nava import Nava
+from model.sampling.sample import (
+    Prompt,
+    Run,
+    audio_latents,
+    make_request,
+    read_config,
+    read_picture,
+    read_sound,
+    video_grid,
+    write_mp4,
+)
+from schemas.errors import ModelError
+
+CONFIG = NavaConfig.preset("nava_tiny", max_text_tokens=64)
+CAPTION = "two cats <S>hi<E> <S>ho<E>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model.json, weights.safetensors, codecs/, voice.wav, frame.png and text.safetensors."""
+    import soundfile
+
+    home = tmp_path_factory.mktemp("sample")
+    (home / "model.json").write_text(CONFIG.model_dump_json())
+    torch.manual_seed(0)
+    model = Nava(CONFIG)
+    model.init_weights()
+    torch.nn.init.normal_(model.head.head.weight, std=0.1)
+    save_file({f"backbone.{name}": value for name, value in model.state_dict().items()}, home / "weights.safetensors")
+    write_tiny_codecs(home / "codecs", CONFIG)
+    time_s = np.arange(44100) / 44100
+    soundfile.write(home / "voice.wav", np.stack([np.sin(2 * np.pi * f * time_s) * 0.5 for f in (220, 330)], 1), 44100)
+    ramp = np.linspace(0, 255, 120, dtype=np.uint8)
+    Image.fromarray(np.stack([np.tile(ramp, (80, 1))] * 3, -1)).save(home / "frame.png")
+    text = {"text": torch.randn(7, 48), "voice_rows": torch.tensor([2, 5]), "voices": torch.randn(2, 192)}
+    save_file(text, home / "text.safetensors")
+    return home
+
+
+def _run(folder: Path, out: Path, *options: str) -> Result:
+    fixed = [
+        "--model",
+        str(folder / "model.json"),
+        "--seconds",
+        "0.6",
+        "--height",
+        "32",
+        "--width",
+        "48",
+        "--steps",
+        "2",
+    ]
+    command = ["sample", str(folder / "weights.safetensors"), "--out", str(out), *fixed, *options]
+    return CliRunner().invoke(app, command, catch_exceptions=True)
+
+
+def _refusal(result: Result) -> str:
+    assert isinstance(result.exception, ModelError), result.output
+    return str(result.exception)
+
+
+def _streams(path: Path) -> dict[str, float]:
+    """Seconds of each stream, by decoding it."""
+    seconds = {}
+    with av.open(str(path)) as container:
+        for stream in container.streams:
+            container.seek(0)
+            last = max(container.decode(stream), key=lambda frame: frame.pts)
+            length = last.samples / last.sample_rate if stream.type == "audio" else 1 / stream.average_rate
+            seconds[stream.type] = float(last.pts * last.time_base + length)
+    return seconds
+
+
+def test_mp4_has_picture_and_sound_of_one_length(folder: Path, tmp_path: Path) -> None:
+    result = _run(folder, tmp_path / "clip", "--codecs", str(folder / "codecs"), "--caption", CAPTION)
+    assert result.exit_code == 0, result.output
+    written = tmp_path / "clip.mp4"
+    assert result.stdout.strip() == str(written)
+    with av.open(str(written)) as container:
+        frames = list(container.decode(video=0))
+        assert (len(frames), frames[0].width, frames[0].height) == (13, 48, 32)
+        assert container.streams.video[0].average_rate == 24
+        assert container.streams.audio[0].rate == 48000
+    seconds = _streams(written)
+    assert seconds["video"] == pytest.approx(13 / 24, abs=1e-3)
+    assert seconds["audio"] == pytest.approx(13 / 24, abs=1024 / 48000 + 1e-3)  # within one AAC frame
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_latents_are_written_without_codecs(folder: Path, tmp_path: Path) -> None:
+    result = _run(folder, tmp_path / "clip", "--text", str(folder / "text.safetensors"))
+    assert result.exit_code == 0, result.output
+    latents = load_file(tmp_path / "clip.safetensors")
+    assert {name: tuple(value.shape) for name, value in latents.items()} == {"video": (6, 4, 2, 3), "audio": (14, 10)}
+    again = _run(folder, tmp_path / "again.safetensors", "--text", str(folder / "text.safetensors"))
+    other = _run(folder, tmp_path / "other.safetensors", "--text", str(folder / "text.safetensors"), "--seed", "1")
+    assert again.exit_code == other.exit_code == 0
+    assert torch.equal(load_file(tmp_path / "again.safetensors")["video"], latents["video"])
+    assert not torch.allclose(load_file(tmp_path / "other.safetensors")["video"], latents["video"])
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [(["--mode", "audio"], {"audio"}), (["--mode", "video", "--solver", "euler"], {"video"})],
+)
+def test_single_modalities(folder: Path, tmp_path: Path, options: list[str], kinds: set[str]) -> None:
+    written = tmp_path / "one.mp4"
+    result = _run(folder, written, "--codecs", str(folder / "codecs"), "--caption", "rain", *options)
+    assert result.exit_code == 0, result.output
+    assert set(_streams(written)) == kinds
+
+
+def test_every_option_reaches_the_sampler(folder: Path, tmp_path: Path) -> None:
+    """Each option alone changes the latents; two that cannot matter here do not."""
+    voice = ["--voice", str(folder / "voice.wav"), "--voice", "none"]
+    base = ["--codecs", str(folder / "codecs"), "--caption", CAPTION, *voice]
+
+    def latents(*options: str) -> torch.Tensor:
+        result = _run(folder, tmp_path / "x.safetensors", *base, *options)
+        assert result.exit_code == 0, result.output
+        found = load_file(tmp_path / "x.safetensors")
+        return torch.cat([found["video"].flatten(), found["audio"].flatten()])
+
+    reference = latents()
+    for options in (
+        ["--text-scale-video", "4"],
+        ["--text-scale-audio", "4"],
+        ["--alignment-scale-video", "4"],
+        ["--alignment-scale-audio", "4"],
+        ["--timbre-scale", "4"],
+        ["--no-alignment"],
+        ["--no-timbre"],
+        ["--voiceless-alignment"],
+        ["--negative", "noise"],
+        ["--solver", "euler"],
+        ["--first-frame", str(folder / "frame.png")],
+        ["--dtype", "bfloat16"],
+    ):
+        assert not torch.equal(latents(*options), reference), options
+    assert torch.equal(latents("--text-scale-video", "3"), reference)
+
+
+def test_a_first_frame_is_cropped_not_squeezed(folder: Path) -> None:
+    pixels = read_picture(folder / "frame.png", 32, 32)
+    assert pixels.shape == (3, 1, 32, 32)
+    middle = 2 * np.array([20.0, 100.0]) / 120 - 1  # of 120 px the middle 80 remain
+    np.testing.assert_allclose(pixels[0, 0, 16, [0, -1]], middle, atol=0.05)
+    codecs = open_codecs(folder / "codecs", CONFIG, torch.device("cpu"), torch.float32)
+    prompt = Prompt(caption="rain", seconds=0.6, height_px=32, width_px=48, first_frame=folder / "frame.png")
+    request = make_request(prompt, Run(), CONFIG, codecs)
+    assert request.first_frame is not None
+    assert request.first_frame.shape == (6, 1, 2, 3)
+
+
+def test_sizes_are_the_release_s() -> None:
+    config = NavaConfig()
+    assert video_grid(config, 6.04, 704, 1280) == (36, 44, 80)
+    assert video_grid(config, 37 / 6, 704, 1280) == (37, 44, 80)
+    assert (audio_latents(config, 31, 0), audio_latents(config, 37, 0)) == (127, 152)
+    assert audio_latents(config, None, 5.0) == 125
+    with pytest.raises(ModelError, match="multiples of 16"):
+        video_grid(config, 1, 700, 1280)
+
+
+def test_sound_is_read_as_mono_at_the_asked_rate(folder: Path) -> None:
+    wave = read_sound(folder / "voice.wav", 16000)
+    assert abs(len(wave) - 16000) < 40
+    spectrum = np.abs(np.fft.rfft(wave.numpy()[:16000] * np.hanning(len(wave[:16000]))))
+    peaks = np.sort(np.argsort(spectrum)[-2:])
+    assert set(peaks) <= {219, 220, 221, 329, 330, 331}
+    with pytest.raises(ModelError, match="no readable sound"):
+        read_sound(folder / "frame.png", 16000)
+
+
+def test_mp4_carries_the_pixels_and_the_tone(tmp_path: Path) -> None:
+    pixels = torch.zeros(3, 9, 32, 48)
+    pixels[0], pixels[2] = 0.8, -0.8
+    time_s = torch.arange(48000) / 48000
+    wave = 0.2 * torch.sin(2 * torch.pi * 1000 * time_s)[None].repeat(2, 1)
+    write_mp4(tmp_path / "t.mp4", pixels, Fraction(24), wave, 48000)
+    with av.open(str(tmp_path / "t.mp4")) as container:
+        frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    np.testing.assert_allclose(frame.reshape(-1, 3).mean(0), [230, 128, 26], atol=8)
+    heard = read_sound(tmp_path / "t.mp4", 48000).numpy()
+    assert len(heard) / 48000 == pytest.approx(9 / 24, abs=0.03)
+    middle = heard[4096:12288]
+    assert np.argmax(np.abs(np.fft.rfft(middle))) == pytest.approx(1000 * len(middle) / 48000, abs=1)
+    assert np.abs(middle).max() == pytest.approx(0.95, abs=0.03)
+
+
+def test_mistakes_are_refused_before_the_network_runs(folder: Path, tmp_path: Path) -> None:
+    codecs = ["--codecs", str(folder / "codecs")]
+    speech = ["--caption", CAPTION]
+    assert "No text encoder" in _refusal(_run(folder, tmp_path / "x", *speech))
+    assert "1 voices for 2 spoken lines" in _refusal(_run(folder, tmp_path / "x", *codecs, *speech, "--voice", "none"))
+    assert "multiples of 16" in _refusal(_run(folder, tmp_path / "x", *codecs, *speech, "--height", "33"))
+    text = ["--text", str(folder / "text.safetensors")]
+    assert "needs video_vae/ and audio_vae/" in _refusal(_run(folder, tmp_path / "x.mp4", *text))
+    frame = ["--first-frame", str(folder / "frame.png")]
+    assert "No video VAE" in _refusal(_run(folder, tmp_path / "x", *text, *frame))
+    assert "A first frame needs a picture" in _refusal(_run(folder, tmp_path / "x", *codecs, *frame, "--mode", "audio"))
+    missing = ["--voice", str(folder / "gone.wav"), "--voice", "none"]
+    assert "no readable sound" in _refusal(_run(folder, tmp_path / "x", *codecs, *speech, *missing))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_are_named_by_preset_or_file(folder: Path, tmp_path: Path) -> None:
+    assert read_config(str(folder / "model.json")) == CONFIG
+    assert read_config("nava_6b") == NavaConfig()
+    official = {
+        "model_type": "ti2v",
+        "dim": 64,
+        "ffn_dim": 160,
+        "freq_dim": 32,
+        "num_heads": 2,
+        "patch_size": [1, 2, 2],
+    }
+    official |= {"num_double_layers": 2, "num_single_layers": 2, "vid_in_dim": 6, "vid_out_dim": 6, "audio_in_dim": 10}
+    official |= {"audio_out_dim": 10, "text_len": 16, "text_dim": 48, "eps": 1e-6, "temporal_rope_scaling_factor": 0.24}
+    (tmp_path / "official.json").write_text(json.dumps(official))
+    assert read_config(str(tmp_path / "official.json")) == NavaConfig.preset("nava_tiny")
+    (tmp_path / "odd.json").write_text('{"dims": 3}')
+    with pytest.raises(ModelError, match="dims"):
+        read_config(str(tmp_path / "odd.json"))
+
+
+def test_the_command_itself_reports_and_refuses(folder: Path, tmp_path: Path) -> None:
+    """The installed command's own process: results on stdout, a mistake as one sentence and exit code 2."""
+
+    def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "model.cli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+    options = ["--model", str(folder / "model.json"), "--dtype", "bfloat16"]
+    done = shell("convert", str(folder / "weights.safetensors"), str(tmp_path / "half.safetensors"), *options)
+    assert done.returncode == 0, done.stderr
+    num_tensors = len(load_file(folder / "weights.safetensors"))
+    assert done.stdout.startswith(f"{num_tensors} tensors, ")
+    assert all(value.dtype == torch.bfloat16 for value in load_file(tmp_path / "half.safetensors").values())
+    wrong = shell(
+        "convert", str(folder / "weights.safetensors"), str(tmp_path / "x.safetensors"), "--model", "nava_300m"
+    )
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: ")
+    assert "does not fit the network" in wrong.stderr
+    assert "Traceback" not in wrong.stderr

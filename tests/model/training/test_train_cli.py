@@ -1,0 +1,168 @@
+"""The commands: encode, plan and train from curated shards, under torchrun and Ray, and refusals people can act on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from model.cli import app
+from model.training.config import load_recipe
+from model.training.metrics import read_samples
+from model.training.plan_stage import check_parameters, stage_memory
+from schemas.errors import ModelError, PlanError
+from tests.model.curated_shards import KnownClip, write_run
+from tests.model.latent_shards import random_clip, recipe, write_latent_shards
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_from_curated_shards_to_a_falling_loss(tmp_path: Path) -> None:
+    speech = (("good morning", 0.2, 0.9),)
+    clips = [KnownClip(f"clip{i}", 1.5, spans=speech if i % 2 else ()) for i in range(4)]
+    write_run(tmp_path / "run", [clips, [KnownClip("last", 1.6), KnownClip("short", 0.4)]])
+    run("tiny-codecs", str(tmp_path / "codecs"))
+    encode = ["encode", str(tmp_path / "run"), "--out", str(tmp_path / "latents"), "--codecs", str(tmp_path / "codecs")]
+    said = run(*encode, "--recipe", "tiny", "--set", "resolution=256", "--set", "max_frames=33")
+    assert "6 clips -> 5 samples" in said
+    assert "left out: 1 too_short" in said
+    here = ["--set", f"data.shards={tmp_path / 'latents' / 'shards'}"]
+    page = run("plan", "tiny", *here, "--out", str(tmp_path / "train"))
+    assert "imbalance" in page
+    facts = json.loads((tmp_path / "train" / "plan.json").read_text())
+    assert facts["num_rows"] == 5
+    assert [row["num_gpus"] for row in facts["memory"]] == [8, 64, 128]
+    run(
+        "train",
+        "tiny",
+        *here,
+        "--set",
+        "num_steps=10",
+        "--set",
+        "output.log_every_steps=2",
+        "--set",
+        "plan.token_budget=1400",
+        "--out",
+        str(tmp_path / "train"),
+    )
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.9 * losses[0]
+    assert (tmp_path / "train" / "recipe.yaml").is_file()
+    assert load_recipe(str(tmp_path / "train" / "recipe.yaml")).num_steps == 10
+
+
+def test_nothing_encoded_is_an_error(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [[KnownClip("short", 0.4)]])
+    run("tiny-codecs", str(tmp_path / "codecs"))
+    encode = ["encode", str(tmp_path / "run"), "--out", str(tmp_path / "l"), "--codecs", str(tmp_path / "codecs")]
+    with pytest.raises(ModelError, match="video_vae channels is 6, the network expects 48"):
+        run(*encode)
+    with pytest.raises(ModelError, match="none of 1 clips could be encoded; short: too_short"):
+        run(*encode, "--recipe", "tiny")
+
+
+def test_the_release_fits_eight_gpus_and_not_one() -> None:
+    config = load_recipe("stage2_joint")
+    assert check_parameters(config) == 6_296_995_520
+    page = run("plan", "stage2_joint", "--memory-only")
+    assert [line.split()[-1] for line in page.splitlines()[-3:]] == ["yes"] * 3
+    with pytest.raises(PlanError, match="need about 210 GB per GPU on 1 GPUs"):
+        run("plan", "stage2_joint", "--memory-only", "--gpus", "1")
+    with pytest.raises(PlanError, match="sync_every_micro_step"):
+        run("plan", "stage2_joint", "--memory-only", "--gpus", "8", *settings(token_budget=110_000, sync=False))
+    run("plan", "stage2_joint", "--memory-only", "--gpus", "8", *settings(token_budget=110_000, sync=True))
+
+
+def settings(token_budget: int, sync: bool) -> list[str]:
+    return [
+        *("--set", f"plan.token_budget={token_budget}"),
+        *("--set", f"parallel.sync_every_micro_step={str(sync).lower()}"),
+    ]
+
+
+def test_memory_counts_copies_and_whole_gradients() -> None:
+    base = load_recipe("stage2_joint").model_dump(mode="json")
+
+    def states(**parallel: Any) -> tuple[int, int]:
+        config = load_recipe("stage2_joint").model_validate({**base, "parallel": {**base["parallel"], **parallel}})
+        (row,) = stage_memory(config, (64,))
+        return row["states_bytes"], row["whole_gradient_bytes"]
+
+    assert states() == (pytest.approx(6_296_995_520 * 20 / 64, abs=1), 0)
+    assert states(num_replicas=8)[0] == pytest.approx(6_296_995_520 * 20 / 8, abs=1)
+    assert states(sync_every_micro_step=False)[1] == 4 * 6_296_995_520
+
+
+def command(folder: Path, out: str, *more: str) -> list[str]:
+    return [*more, "-m", "model.cli", "train", str(folder / "recipe.yaml"), "--out", str(folder / out)]
+
+
+def test_torchrun_trains_on_the_samples_of_one_process(tmp_path: Path) -> None:
+    write_latent_shards(tmp_path / "data", [random_clip(i) for i in range(24)])
+    config = recipe(tmp_path / "data", num_steps=2)
+    (tmp_path / "recipe.yaml").write_text(config.model_dump_json())
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for attempt in (1, 2):
+        arguments = command(tmp_path, f"two-{attempt}", *torchrun)
+        done = subprocess.run(
+            [sys.executable, *arguments], check=False, cwd=ROOT, capture_output=True, text=True, timeout=280
+        )
+        if done.returncode == 0 or "SIGSEGV" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr[-2000:]
+    run(*command(tmp_path, "one")[2:])
+    columns = ["step", "clip_id", "timestep"]
+    two, one = (read_samples(tmp_path / name).select(columns) for name in (f"two-{attempt}", "one"))
+    assert two.equals(one)
+    assert "step 2/2" in done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ray_encodes_shards_and_trains_on_two_workers(tmp_path: Path) -> None:
+    import ray
+
+    write_run(
+        tmp_path / "run", [[KnownClip("a", 1.5), KnownClip("b", 1.5)], [KnownClip("c", 1.5), KnownClip("d", 1.6)]]
+    )
+    run("tiny-codecs", str(tmp_path / "codecs"))
+    os.environ["PYTHONPATH"] = str(ROOT)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+    try:
+        encode = ["encode", str(tmp_path / "run"), "--codecs", str(tmp_path / "codecs"), "--recipe", "tiny"]
+        tiny = ["--set", "resolution=256", "--set", "max_frames=33"]
+        run(*encode, *tiny, "--out", str(tmp_path / "ray"), "--ray", "--actors", "2")
+        run(*encode, *tiny, "--out", str(tmp_path / "plain"))
+        for path in sorted((tmp_path / "plain").rglob("*.tar")) + sorted((tmp_path / "plain").rglob("*.arrow")):
+            assert (tmp_path / "ray" / path.relative_to(tmp_path / "plain")).read_bytes() == path.read_bytes()
+        here = [
+            "--set",
+            f"data.shards={tmp_path / 'ray' / 'shards'}",
+            "--set",
+            "num_steps=2",
+            "--set",
+            "plan.token_budget=1400",
+        ]
+        run("train", "tiny", *here, "--out", str(tmp_path / "by-ray"), "--ray", "--workers", "2")
+    finally:
+        ray.shutdown()
+    run("train", "tiny", *here, "--out", str(tmp_path / "by-hand"))
+    columns = ["step", "clip_id", "timestep"]
+    by_ray, by_hand = (read_samples(tmp_path / name).select(columns) for name in ("by-ray", "by-hand"))
+    assert by_ray.num_rows > 0
+    assert by_ray.equals(by_hand)
