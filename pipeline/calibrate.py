@@ -117,7 +117,7 @@ def clips_of_folder(
     """
     from stages.engines.voice import RATE_HZ, VoiceActivity, VoiceConfig
 
-    files = [source["uri"] for source in expand_sources([folder])]
+    files = [source.uri for source in expand_sources([folder])]
     order = np.random.default_rng(options.seed).permutation(len(files))
     voice, kind = VoiceActivity.load(), stages.load("audio")(stages.load("audio").Config())
     kind.setup(context)

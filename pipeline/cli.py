@@ -36,8 +36,8 @@ CpusOption = Annotated[int | None, typer.Option(help="CPUs of the private Ray ru
 def plan(recipe: RecipeArgument, set_: SetOption = None, cpus: CpusOption = None) -> None:
     """Prints stages, columns with units, workers and gates; refuses what is miswired or cannot be scheduled."""
     from pipeline.config import load_recipe
+    from pipeline.execute.on_ray import local_cluster
     from pipeline.plan import make_plan, render
-    from pipeline.run import local_cluster
 
     cluster = local_cluster(cpus)
     print(render(make_plan(load_recipe(recipe, set_ or ()), cluster), cluster), end="")
@@ -63,20 +63,28 @@ def run(
             "--retry-errors", help="measure anew every source in which something ended as an error before packing"
         ),
     ] = False,
+    in_process: Annotated[
+        bool,
+        typer.Option("--here", help="without Ray: one unit at a time in this process, stage time limits not enforced"),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
 ) -> None:
     """Curates inputs into RUN; ends in the balance sheet of hours."""
+    from functools import partial
+
     from pipeline.ask.queries import Run, balance, hours_of
     from pipeline.config import load_recipe
+    from pipeline.execute.here import here
+    from pipeline.execute.on_ray import on_ray
+    from pipeline.run import Opener
     from pipeline.run import run as execute
     from pipeline.show.text import balance_lines
     from stages.download.sources import expand_sources
 
     chosen = load_recipe(recipe, set_ or ())
     sources = expand_sources(inputs)
-    result = execute(
-        chosen, sources[:limit], out, address=address, num_cpus=cpus, retry_errors=retry_errors, quiet=quiet
-    )
+    opener: Opener = here if in_process else partial(on_ray, address=address, num_cpus=cpus)
+    result = execute(chosen, sources[:limit], out, opener, retry_errors=retry_errors, quiet=quiet)
     sheet = balance(Run(out).ledger)
     print("\n".join(balance_lines(hours_of(sheet))))
     clips, assets = sheet.clips, sheet.assets
@@ -93,12 +101,13 @@ def status(
 ) -> None:
     """Settled sources, verdicts so far, rate and time left, read from the ledger from any terminal."""
     from pipeline.ask.queries import Run
-    from pipeline.ask.status import status_text
+    from pipeline.ask.status import status as ask
+    from pipeline.show.text import status_text
 
     while True:
-        text, is_settled = status_text(Run(run_uri))
-        print(text, flush=True)
-        if not watch or is_settled:
+        found = ask(Run(run_uri))
+        print(status_text(found), flush=True)
+        if not watch or found.packed is not None:
             return
         time.sleep(2)
 
@@ -106,8 +115,9 @@ def status(
 @app.command()
 def stats(run_uri: RunArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
     """Hours kept, rejected, in error and cut away, with distributions; with --set, what other gates would do."""
-    from pipeline.ask.queries import Run, what_if
+    from pipeline.ask.queries import Run
     from pipeline.ask.queries import stats as ask
+    from pipeline.ask.what_if import what_if
     from pipeline.show.text import stats_text, what_if_text
 
     opened = Run(run_uri)
@@ -130,7 +140,8 @@ def why(
     ] = None,
 ) -> None:
     """The chain from source to verdict, with what every stage measured."""
-    from pipeline.ask.queries import Run, find
+    from pipeline.ask.find import find
+    from pipeline.ask.queries import Run
     from pipeline.show.text import why_text
 
     opened = Run(run_uri)
@@ -138,12 +149,28 @@ def why(
     if figure is not None:
         from pipeline.show.figure import draw
 
-        draw(chain, figure)
+        draw(chain, opened.plan, figure)
     if as_json:
         print(json.dumps(chain, indent=1, default=str))
     else:
-        columns = ["download", "probe", "transcribe", "diarize", "shot", "clip", *opened.recipe.stages, "pack"]
-        print(why_text(chain, list(dict.fromkeys(columns))))
+        print(why_text(chain, opened.plan))
+
+
+@app.command()
+def replay(
+    run_uri: RunArgument,
+    stage: Annotated[str, typer.Option("--stage", help="stage to measure again with")],
+    clip: Annotated[str, typer.Option("--clip", help="clip, shot or source id, or its beginning")],
+) -> None:
+    """Measures rows of RUN again with one stage of its recipe and prints what differs from the ledger; writes nothing."""
+    from pipeline.ask.queries import Run
+    from pipeline.replay import replay as measure_again
+    from pipeline.show.text import replay_text
+
+    found = measure_again(Run(run_uri), stage, clip)
+    print(replay_text(stage, found))
+    if found.differences:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -15,22 +15,28 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.config import Recipe
-from pipeline.ledger import Ledger
+from pipeline.ledger import PACK_KIND, Ledger, asset_of, clip_of
+from pipeline.plan import Plan, make_plan
 from pipeline.repair import Remeasure, repair_of, with_moved_sound
 from pipeline.splits import likenesses, split_assets
 from pipeline.store import RunDir
 from schemas import budget
 from schemas.errors import ItemError
+from schemas.fields import is_in_shard, pruned, values_at
 from schemas.ids import digest
-from schemas.records import span_of
+from schemas.records import SOURCE, Clip, Level, Struct, Verdict
 from schemas.shard import CONTRACT_VERSION, INDEX, MEMBERS, SOUND_RATE_HZ
 from stages.base import Context
+
+if TYPE_CHECKING:
+    from stages.media.cutting import CutReport
 
 FLAC_BYTES_PER_S = 120_000
 """Planning estimate for 48 kHz stereo speech in FLAC; only decides where a shard ends."""
@@ -38,49 +44,56 @@ FLAC_BYTES_PER_S = 120_000
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to be written: its name and the ledger rows of its clips, in order."""
+    """One shard to be written: its name and its clips, in order."""
 
     name: str
     split: str
-    clips: list[dict[str, Any]]
+    clips: list[Clip]
     unit_id: str
 
 
 def plan_shards(ledger: Ledger, recipe: Recipe) -> list[ShardTask]:
-    """The shards of a settled run, the same for the same ledger and recipe."""
-    judged = ledger.settled("clip", packed=False).to_pylist()
-    clips = sorted((row for row in judged if row["verdict"]["status"] == "keep"), key=lambda row: row["row_id"])
-    assets = {row["asset_id"]: row for row in ledger.settled("asset").to_pylist() if row["verdict"]["status"] == "keep"}
-    sides = split_assets(assets, recipe.pack.validation_fraction, likenesses(assets, clips, recipe.pack))
+    """The shards of a settled run, the same for the same ledger and recipe. A clip of bytes given twice is packed once."""
+    assets = {
+        row["source_id"]: asset_of(row)
+        for row in ledger.settled(Level.ASSET).to_pylist()
+        if row["verdict"]["status"] == "keep"
+    }
+    judged = ledger.settled(Level.CLIP, packed=False).to_pylist()
+    clips: dict[str, Clip] = {}
+    for row in sorted(judged, key=lambda row: (row["row_id"], row["source_id"])):
+        if row["verdict"]["status"] == "keep":
+            clips.setdefault(row["row_id"], clip_of(row, assets[row["source_id"]]))
+    plan = make_plan(recipe)
+    known = {str(asset.asset_id) for asset in assets.values()}
+    sides = split_assets(known, recipe.pack.validation_fraction, likenesses(plan, assets.values(), clips.values()))
     tasks: list[ShardTask] = []
     for split in ("train", "validation"):
-        members = [clip for clip in clips if sides[clip["asset_id"]] == split]
-        batch: list[dict[str, Any]] = []
+        members = [clip for clip in clips.values() if sides[str(clip.asset.asset_id)] == split]
+        batch: list[Clip] = []
         size = 0.0
         for clip in members:
-            row = clip | {"asset": assets[clip["asset_id"]]}
-            estimate = _estimated_bytes(row)
+            estimate = _estimated_bytes(clip)
             if batch and size + estimate > recipe.pack.target_shard_mb * 1e6:
                 tasks.append(_task(len(tasks), split, batch, recipe))
                 batch, size = [], 0.0
-            batch.append(row)
+            batch.append(clip)
             size += estimate
         if batch:
             tasks.append(_task(len(tasks), split, batch, recipe))
     return tasks
 
 
-def _task(number: int, split: str, clips: list[dict[str, Any]], recipe: Recipe) -> ShardTask:
+def _task(number: int, split: str, clips: list[Clip], recipe: Recipe) -> ShardTask:
     config = json.dumps([recipe.pack.model_dump(), recipe.sync_repair.model_dump()], sort_keys=True)
     name = f"{number:05d}"
-    unit = f"pack:{name}:" + digest(CONTRACT_VERSION, *INDEX.names, config, *(clip["row_id"] for clip in clips))
+    unit = f"pack:{name}:" + digest(CONTRACT_VERSION, *INDEX.names, config, *(clip.clip_id for clip in clips))
     return ShardTask(name, split, clips, unit)
 
 
-def _estimated_bytes(clip: dict[str, Any]) -> float:
-    asset = clip["asset"]
-    rate = asset["download"]["bytes"] / max(asset["duration_us"] / 1e6, 1e-3)
-    return float((rate + FLAC_BYTES_PER_S) * clip["duration_us"] / 1e6)
+def _estimated_bytes(clip: Clip) -> float:
+    rate = clip.asset.num_bytes / max((clip.asset.duration_us or 0) / 1e6, 1e-3)
+    return (rate + FLAC_BYTES_PER_S) * clip.duration_us / 1e6
 
 
 def pack_shard(task: ShardTask, recipe: Recipe, run: RunDir) -> list[dict[str, Any]]:
@@ -88,6 +101,7 @@ def pack_shard(task: ShardTask, recipe: Recipe, run: RunDir) -> list[dict[str, A
 
     A clip that cannot be cut exactly settles as an error and is left out; nothing else is lost.
     """
+    plan = make_plan(recipe)
     rows: list[dict[str, Any]] = []
     index: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="nava-pack-") as folder:
@@ -97,11 +111,11 @@ def pack_shard(task: ShardTask, recipe: Recipe, run: RunDir) -> list[dict[str, A
         with open(path, "wb") as raw, tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for clip in task.clips:
                 try:
-                    sample = make_sample(clip, recipe, context, remeasure)
+                    sample = make_sample(clip, plan, context, remeasure)
                 except ItemError as error:
                     rows.append(_pack_row(clip, task, None, error))
                     continue
-                index.append(index_row(sample, task) | _append(tar, clip["row_id"], sample.members))
+                index.append(index_row(sample, task, plan) | _append(tar, clip.clip_id, sample.members))
                 rows.append(_pack_row(clip, task, sample, None))
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         size = path.stat().st_size
@@ -141,77 +155,81 @@ def read_index(run: RunDir, name: str) -> pa.Table:
 class Sample:
     """One clip, cut, verified and ready for the tar."""
 
-    clip: dict[str, Any]
-    """Its ledger row; after a repair that of what is heard now."""
+    clip: Clip
+    """After a repair that of what is heard now."""
     members: dict[str, bytes]
-    report: Any
-    """The verified `CutReport`."""
-    resync: dict[str, Any] | None
+    report: CutReport
+    """Verified."""
+    resync: Struct | None
     """Sync measured anew on the written file, if the sound was moved."""
 
 
-def make_sample(clip: dict[str, Any], recipe: Recipe, context: Context, remeasure: Remeasure) -> Sample:
+def make_sample(clip: Clip, plan: Plan, context: Context, remeasure: Remeasure) -> Sample:
     """One clip's payload, its cut verified and its repair measured. Raises ItemError."""
     import soundfile
 
     from stages.media.cutting import CutOptions, cut_clip, cut_sound, verify_clip
 
-    asset, media = clip["asset"], context.media
-    source = media.localise(asset["download"]["path"])
-    span = span_of(clip["clip"])
-    repair = repair_of(clip.get("sync"), recipe.sync_repair)
+    asset, media, recipe = clip.asset, context.media, plan.recipe
+    source = media.localise(asset.path)
+    span = clip.span
+    repair = repair_of(clip.structs.get("sync"), recipe.sync_repair)
     options = CutOptions(crf=recipe.pack.crf, allow_copy=recipe.pack.allow_copy)
     if repair is not None:
-        clip = with_moved_sound(clip, repair, recipe)
+        clip = replace(clip, structs=with_moved_sound(_row_of(clip), repair, recipe))
         options = replace(options, shift_ms=repair.shift_ms, drift_ppm=repair.drift_ms_per_s * 1e3)
-    out = context.scratch_dir / f"{clip['row_id']}.mp4"
+    out = context.scratch_dir / f"{clip.clip_id}.mp4"
     report = verify_clip(out, cut_clip(source, span, out, options=options, decoder=media), decoder=media)
-    resync = None if repair is None else remeasure(out, clip, repair)
+    resync = None if repair is None else remeasure(out, _row_of(clip), repair)
     sound = np.zeros((0, 2), np.float32)
-    if asset["probe"]["has_audio"]:
+    if asset.has_audio:
         sound = cut_sound(source, span, SOUND_RATE_HZ, options=options, decoder=media)
     flac = io.BytesIO()
     soundfile.write(flac, sound, SOUND_RATE_HZ, format="FLAC", subtype="PCM_16")
     vectors = io.BytesIO()
-    np.save(vectors, timbre_matrix(clip), allow_pickle=False)
-    told = annotation(clip, recipe) | _repair_columns(report, resync)
+    np.save(vectors, timbre_matrix(clip, plan), allow_pickle=False)
+    told = annotation(clip, plan) | _repair_columns(report, resync)
     record = json.dumps(told, sort_keys=True, ensure_ascii=False, allow_nan=False)
     members = {"mp4": out.read_bytes(), "flac": flac.getvalue(), "json": record.encode(), "npy": vectors.getvalue()}
     out.unlink()
     return Sample(clip, members, report, resync)
 
 
-def timbre_matrix(clip: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _row_of(clip: Clip) -> dict[str, Any]:
+    return {**clip.structs, "asset": clip.asset.structs, "row_id": clip.clip_id}
+
+
+def timbre_matrix(clip: Clip, plan: Plan) -> NDArray[np.float32]:
     """float32 [num_spans, dim]: the reference embedding of each span, zeros where there is none."""
-    references = (clip.get("timbre") or {}).get("references") or []
-    dim = max((len(item["embedding"] or ()) for item in references), default=0)
-    matrix = np.zeros((len(clip["clip"]["spans"] or ()), dim), np.float32)
+    references = [
+        item
+        for _, path in plan.meaning("timbre")
+        for item in values_at(clip.structs, path.rpartition(".")[0])
+        if item["embedding"]
+    ]
+    dim = max((len(item["embedding"]) for item in references), default=0)
+    matrix = np.zeros((len(clip.own["spans"] or ()), dim), np.float32)
     for item in references:
-        if item["embedding"]:
-            matrix[item["span_index"]] = item["embedding"]
+        matrix[item["span_index"]] = item["embedding"]
     return matrix
 
 
-def annotation(clip: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """The .json member: everything known about the clip, from source to measure; voices are in the .npy, faces nowhere."""
-    asset = clip["asset"]
-    measured: dict[str, Any] = {
-        name: clip[name]
-        for name in ("picture", "audio", "sync", "timbre", "caption")
-        if name in recipe.stages and clip.get(name) is not None
-    }
-    if "timbre" in measured:
-        measured["timbre"] = clip["timbre"] | {"references": _without_embedding(clip["timbre"]["references"])}
-    if "sync" in measured:
-        measured["sync"] = clip["sync"] | {"faces": _without_embedding(clip["sync"]["faces"] or [])}
+def annotation(clip: Clip, plan: Plan) -> dict[str, Any]:
+    """The .json member: all that was measured on the clip and its asset, as far as the fields' roles let it leave."""
+    asset, recipe = clip.asset, plan.recipe
+    measured: dict[str, Any] = {}
+    for level, structs in ((Level.ASSET, asset.structs), (Level.CLIP, clip.structs)):
+        for spec in plan.at_level(level):
+            found = structs.get(spec.column)
+            if found is not None and any(is_in_shard(field) for field in spec.cls.adds):
+                measured[spec.column] = pruned(found, spec.cls.adds, is_in_shard)
+    source = asset.source.row()
     return {
-        "contract_version": CONTRACT_VERSION,
-        "clip_id": clip["row_id"],
-        "source": asset["source"],
-        "asset_id": clip["asset_id"],
-        "clip": clip["clip"],
-        "probe": asset["probe"],
         **measured,
+        "contract_version": CONTRACT_VERSION,
+        "clip_id": clip.clip_id,
+        "source": {each.name: source[each.name] for each in SOURCE},
+        "asset_id": asset.asset_id,
         "provenance": {
             "recipe": recipe.name,
             "measure_hash": recipe.measure_hash(),
@@ -220,26 +238,27 @@ def annotation(clip: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _without_embedding(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k != "embedding"} for row in rows]
+def caption_of(clip: Clip, plan: Plan) -> str:
+    """The text the clip is trained with: its caption, or where it has none what is said in it."""
+    written = [text for _, path in plan.meaning("caption") for text in values_at(clip.structs, path) if text]
+    return written[0] if written else " ".join(span["text"] for span in clip.own["spans"] or ())
 
 
-def index_row(sample: Sample, task: ShardTask) -> dict[str, Any]:
+def index_row(sample: Sample, task: ShardTask, plan: Plan) -> dict[str, Any]:
     """The index columns of one sample except those that depend on its place in the tar."""
     clip = sample.clip
-    probe, own = clip["asset"]["probe"], clip["clip"]
-    duration_s = own["duration_us"] / 1e6
-    text = (clip.get("caption") or {}).get("text") or " ".join(span["text"] for span in own["spans"] or ())
+    probe, own = clip.asset.probe, clip.own
+    duration_s = clip.duration_us / 1e6
     cost = budget.clip_budget(
         duration_s=duration_s,
         height_px=probe["height_px"],
         width_px=probe["width_px"],
         has_audio=probe["has_audio"],
-        text_tokens=budget.estimated_text_tokens(text),
+        text_tokens=budget.estimated_text_tokens(caption_of(clip, plan)),
     )
     spans = own["spans"] or []
     return {
-        "clip_id": clip["row_id"],
+        "clip_id": clip.clip_id,
         "shard": f"{task.name}.tar",
         "duration_s": duration_s,
         "num_frames": own["num_frames"],
@@ -250,7 +269,7 @@ def index_row(sample: Sample, task: ShardTask) -> dict[str, Any]:
         "has_audio": probe["has_audio"],
         "has_speech": bool(own["has_speech"]),
         "num_speakers": own["num_speakers"],
-        "source": clip["source_id"],
+        "source": clip.asset.source_id,
         "language": spans[0]["language"] if spans else None,
         "split": task.split,
         "video_tokens": cost.video_tokens,
@@ -262,7 +281,7 @@ def index_row(sample: Sample, task: ShardTask) -> dict[str, Any]:
     }
 
 
-def _cut_columns(report: Any) -> dict[str, Any]:
+def _cut_columns(report: CutReport) -> dict[str, Any]:
     return {
         "cut_mode": report.mode,
         "cut_start_error_us": report.start_error_us,
@@ -271,7 +290,7 @@ def _cut_columns(report: Any) -> dict[str, Any]:
     }
 
 
-def _repair_columns(report: Any, resync: dict[str, Any] | None) -> dict[str, Any]:
+def _repair_columns(report: CutReport, resync: Struct | None) -> dict[str, Any]:
     found = resync or {}
     return {
         "applied_shift_ms": report.applied_shift_ms,
@@ -300,14 +319,15 @@ def _append(tar: tarfile.TarFile, clip_id: str, members: dict[str, bytes]) -> di
     return {**places, "sample_offset": start, "sample_bytes": tar.offset - start, "crc32": crc}
 
 
-def _pack_row(clip: dict[str, Any], task: ShardTask, sample: Sample | None, error: ItemError | None) -> dict[str, Any]:
-    verdict: dict[str, Any] = {"status": "keep" if error is None else "error", "reason": error and f"pack.{error.reason}",
-               "message": error and str(error), "stage": "pack", "failed_gates": [], "is_audit": False}  # fmt: skip
+def _pack_row(clip: Clip, task: ShardTask, sample: Sample | None, error: ItemError | None) -> dict[str, Any]:
+    verdict = Verdict("keep", stage=PACK_KIND)
+    if error is not None:
+        verdict = Verdict("error", f"{PACK_KIND}.{error.reason}", str(error), PACK_KIND)
     pack = {"shard": f"{task.name}.tar"}
     if sample is not None:
         pack |= _cut_columns(sample.report) | _repair_columns(sample.report, sample.resync)
-    return {"kind": "pack", "row_id": clip["row_id"], "parent_id": clip["row_id"], "source_id": clip["source_id"],
-            "asset_id": clip["asset_id"], "duration_us": clip["duration_us"], "verdict": verdict, "pack": pack}  # fmt: skip
+    return {"kind": PACK_KIND, "row_id": clip.clip_id, "parent_id": clip.clip_id, "source_id": clip.asset.source_id,
+            "asset_id": clip.asset.asset_id, "duration_us": clip.duration_us, "verdict": verdict.row(), "pack": pack}  # fmt: skip
 
 
 def _ipc(table: pa.Table) -> bytes:

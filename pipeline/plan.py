@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pyarrow as pa
 
 import stages
 from pipeline.config import Recipe
 from schemas.errors import PlanError
-from schemas.fields import describe, f, resolve
-from schemas.records import CLIP, COST, FETCH_URI, SHOT, SOURCE, VERDICT
+from schemas.fields import Meaning, describe, f, fields_below, resolve, roles_of
+from schemas.records import CLIP, COST, FETCH_URI, SHOT, SOURCE, VERDICT, Level
 from schemas.verdict import Check, checks_of
-from stages.base import Level, Resources, Split, Stage, StageConfig
+from stages.base import Collect, Resources, Split, Stage, StageConfig
 
-LEVELS: tuple[Level, ...] = ("asset", "shot", "clip")
+LEVELS = tuple(Level)
 WORKER_GB = 1.0
 """A worker before any model: interpreter, Ray, Arrow, and the decoder child with its pictures."""
 
@@ -39,9 +40,14 @@ class StageSpec:
         return issubclass(self.cls, Split)
 
     @property
+    def is_collect(self) -> bool:
+        """Whether the stage looks at all rows of the run at once."""
+        return issubclass(self.cls, Collect)
+
+    @property
     def adds_to(self) -> Level:
         """The rows that carry what the stage adds."""
-        return self.cls.children if issubclass(self.cls, Split) else self.cls.level  # type: ignore[attr-defined]
+        return Level(self.cls.children if issubclass(self.cls, Split) else self.cls.level)
 
     @property
     def column(self) -> str:
@@ -77,6 +83,21 @@ class WorkerGroup:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """A part of the chain that every unit goes through before any goes on: the Collect that begins it, then workers."""
+
+    collect: StageSpec | None
+    """None for the first pass, which begins with the sources."""
+    groups: tuple[WorkerGroup, ...]
+
+    @property
+    def stages(self) -> tuple[StageSpec, ...]:
+        """Its stages, in running order."""
+        first = () if self.collect is None else (self.collect,)
+        return (*first, *(spec for group in self.groups for spec in group.stages))
+
+
+@dataclass(frozen=True)
 class Cluster:
     """What a cluster offers: totals, and its largest node."""
 
@@ -93,14 +114,32 @@ class Plan:
 
     recipe: Recipe
     stages: tuple[StageSpec, ...]
-    groups: tuple[WorkerGroup, ...]
+    passes: tuple[Pass, ...]
     checks: tuple[Check, ...]
 
-    def at_level(self, level: Level) -> list[StageSpec]:
+    @property
+    def groups(self) -> tuple[WorkerGroup, ...]:
+        """The worker groups of all passes."""
+        return tuple(group for each in self.passes for group in each.groups)
+
+    def at_level(self, level: str) -> list[StageSpec]:
         """Stages whose column lives on rows of `level`."""
         return [spec for spec in self.stages if spec.adds_to == level]
 
-    def columns(self, level: Level) -> list[pa.Field]:
+    def fields(self, level: str) -> list[tuple[str, pa.Field]]:
+        """(dotted path, field) of everything measured on rows of `level`, at any depth."""
+        return list(fields_below(pa.field(spec.column, spec.cls.adds) for spec in self.at_level(level)))
+
+    def meaning(self, meaning: Meaning) -> list[tuple[Level, str]]:
+        """(level, path) of the fields that say they hold it (see `schemas.fields.MEANINGS`)."""
+        return [
+            (level, path.removesuffix("[]"))
+            for level in LEVELS
+            for path, field in self.fields(level)
+            if roles_of(field).get("means") == meaning
+        ]
+
+    def columns(self, level: str) -> list[pa.Field]:
         """The columns of rows of `level`, verdict included."""
         own = [f(spec.column, spec.cls.adds, doc=_first_line(spec.cls)) for spec in self.at_level(level)]
         return [*own, f("verdict", VERDICT, doc="how the row settled")]
@@ -111,9 +150,9 @@ class Plan:
             [
                 *SOURCE,
                 FETCH_URI,
-                *self.columns("asset"),
-                pa.field("shots", pa.list_(pa.struct(self.columns("shot")))),
-                pa.field("clips", pa.list_(pa.struct(self.columns("clip")))),
+                *self.columns(Level.ASSET),
+                pa.field("shots", pa.list_(pa.struct(self.columns(Level.SHOT)))),
+                pa.field("clips", pa.list_(pa.struct(self.columns(Level.CLIP)))),
                 pa.field("cost", pa.list_(COST)),
             ]
         )
@@ -129,10 +168,21 @@ def make_plan(recipe: Recipe, cluster: Cluster | None = None) -> Plan:
     _check_wiring(specs)
     checks = tuple(checks_of(recipe.ordered_gates()))
     _check_gates(specs, checks)
-    groups = _fuse(specs)
+    passes = _passes(specs)
     if cluster is not None:
-        check_capacity(groups, cluster)
-    return Plan(recipe, specs, groups, checks)
+        for each in passes:
+            check_capacity(each.groups, cluster)
+    return Plan(recipe, specs, passes, checks)
+
+
+def _passes(specs: Sequence[StageSpec]) -> tuple[Pass, ...]:
+    """The chain cut before every Collect."""
+    starts = [0, *(at for at, spec in enumerate(specs) if spec.is_collect), len(specs)]
+    passes = []
+    for start, end in pairwise(starts):
+        collect = specs[start] if start < len(specs) and specs[start].is_collect else None
+        passes.append(Pass(collect, _fuse(specs[start + (collect is not None) : end])))
+    return tuple(passes)
 
 
 def check_capacity(groups: Sequence[WorkerGroup], cluster: Cluster) -> None:
@@ -168,9 +218,14 @@ def _fuse(specs: Sequence[StageSpec]) -> tuple[WorkerGroup, ...]:
 
 def _check_wiring(specs: Sequence[StageSpec]) -> None:
     known: dict[str, pa.Field] = {field.name: field for field in (*SOURCE, FETCH_URI)}
-    level_of = dict.fromkeys(known, "asset")
-    made: set[str] = {"asset"}
+    level_of = dict.fromkeys(known, Level.ASSET)
+    made: set[str] = {Level.ASSET}
     for spec in specs:
+        if spec.is_collect and spec is specs[0]:
+            raise PlanError(
+                f"stage '{spec.name}' looks at all rows of the run, and no stage before it measures any.",
+                remedy="Put it behind the stages it reads.",
+            )
         if spec.cls.level not in made:
             raise PlanError(
                 f"stage '{spec.name}' works on {spec.cls.level}s, which no earlier stage makes.",
@@ -178,7 +233,7 @@ def _check_wiring(specs: Sequence[StageSpec]) -> None:
             )
         for path in spec.cls.reads:
             head = path.split(".")[0]
-            visible = head in known and LEVELS.index(level_of[head]) <= LEVELS.index(spec.cls.level)  # type: ignore[arg-type]
+            visible = head in known and LEVELS.index(level_of[head]) <= LEVELS.index(Level(spec.cls.level))
             if not visible:
                 later = [other.name for other in specs if other.column == head]
                 remedy = f"Move '{later[0]}' before '{spec.name}'." if later else f"Add stage '{head}' before it."
@@ -190,7 +245,7 @@ def _check_wiring(specs: Sequence[StageSpec]) -> None:
         made.add(spec.adds_to)
         known[spec.column] = pa.field(spec.column, spec.cls.adds)
         level_of[spec.column] = spec.adds_to
-    for level, struct in (("shot", SHOT), ("clip", CLIP)):
+    for level, struct in ((Level.SHOT, SHOT), (Level.CLIP, CLIP)):
         for spec in specs:
             if spec.is_split and spec.adds_to == level:
                 missing = [field.name for field in struct if spec.cls.adds.get_field_index(field.name) < 0]
@@ -226,14 +281,21 @@ def render(plan: Plan, cluster: Cluster | None = None) -> str:
     lines = [f"recipe {plan.recipe.name}  measure hash {plan.recipe.measure_hash()}", ""]
     if cluster is not None:
         lines += [f"cluster: {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs, {cluster.memory_gb:.0f} GB", ""]
-    lines.append("workers (each runs its stages in one process over one decode)")
-    for group in plan.groups:
-        need = f"{group.cpus:g} CPU, {group.gpus:g} GPU, {group.memory_gb:g} GB"
-        lines.append(f"  {group.name}  ({need})")
+    lines.append("workers (each runs its stages in one process)")
+    for each in plan.passes:
+        if each.collect is not None:
+            lines.append(f"  then {each.collect.name}, over all {each.collect.cls.level}s at once")
+        for group in each.groups:
+            need = f"{group.cpus:g} CPU, {group.gpus:g} GPU, {group.memory_gb:g} GB"
+            lines.append(f"  {group.name}  ({need})")
     for spec in plan.stages:
         engine = getattr(spec.config, "engine", None)
         version = f"v{spec.cls.version}" + (f", engine {engine}" if engine else "")
-        made = f"{spec.cls.level} -> {spec.adds_to}s" if spec.is_split else f"per {spec.cls.level}"
+        made = f"per {spec.cls.level}"
+        if spec.is_split:
+            made = f"{spec.cls.level} -> {spec.adds_to}s"
+        elif spec.is_collect:
+            made = f"over all {spec.cls.level}s"
         lines += ["", f"{spec.name}  {made}, {version}: {_first_line(spec.cls)}"]
         lines.append(f"  reads {', '.join(spec.cls.reads)}")
         for path, kind, unit, doc in describe(list(spec.cls.adds), f"{spec.column}."):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Packing
+from pipeline.plan import Plan
+from schemas.fields import Meaning, values_at
 from schemas.ids import fraction_of
+from schemas.records import Asset, Clip
 
 F32 = NDArray[np.float32]
 
@@ -26,18 +28,28 @@ class Likeness(NamedTuple):
     reach: float
 
 
-def likenesses(
-    assets: Mapping[str, Mapping[str, Any]], clips: Iterable[Mapping[str, Any]], pack: Packing
-) -> list[Likeness]:
-    """The voices of the assets and the faces of their clips, from settled rows, as far as `pack` compares them."""
-    found = []
-    if pack.same_voice is not None:
-        voices = [(a, s["embedding"]) for a in assets for s in (assets[a].get("diarize") or {}).get("speakers") or ()]
-        found.append(_likeness(voices, float(np.sqrt(2 - 2 * pack.same_voice))))
-    if pack.same_face is not None:
-        faces = [(c["asset_id"], f["embedding"]) for c in clips for f in (c.get("sync") or {}).get("faces") or ()]
-        found.append(_likeness(faces, pack.same_face))
-    return found
+def likenesses(plan: Plan, assets: Iterable[Asset], clips: Iterable[Clip]) -> list[Likeness]:
+    """The voices and faces on assets and clips, whoever measured them, as far as the recipe compares them."""
+    pack = plan.recipe.pack
+    owned = [(str(asset.asset_id), asset.structs) for asset in assets]
+    owned += [(str(clip.asset.asset_id), clip.structs) for clip in clips]
+    reaches: dict[Meaning, float | None] = {
+        "voice": None if pack.same_voice is None else float(np.sqrt(2 - 2 * pack.same_voice)),
+        "face": pack.same_face,
+    }
+    return [
+        _likeness(
+            [
+                (owner, e)
+                for _, path in plan.meaning(whose)
+                for owner, structs in owned
+                for e in values_at(structs, path)
+            ],
+            reach,
+        )
+        for whose, reach in reaches.items()
+        if reach is not None
+    ]
 
 
 def _likeness(found: Sequence[tuple[str, Sequence[float] | None]], reach: float) -> Likeness:

@@ -1,4 +1,4 @@
-"""Row types of a run, as documented Arrow structs.
+"""Row types of a run: documented Arrow structs, and frozen typed views of finished rows.
 
 A run's unit of work is one source. Its rows, all in one ledger table and told apart by `kind`:
 
@@ -8,20 +8,45 @@ A run's unit of work is one source. Its rows, all in one ledger table and told a
 
 Times named `asset_*_s` are on the asset clock, all others on the clip clock (see `schemas.timing`).
 A null struct means "not reached", a null field "reached, could not be measured".
+
+The base contract: every recipe has a `download` that names bytes by content, a `probe` that knows their length and
+streams, and stages that make shots and clips with at least the fields of `SHOT` and `CLIP`. The views rest on it; every
+other stage is known to the rest of the house only by the roles of its fields (see `schemas.fields`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any, Self
 
 import pyarrow as pa
 
 from schemas.fields import f, struct
 from schemas.timing import Span
+from schemas.verdict import Status
 
+Struct = Mapping[str, Any]
+"""What one stage measured of one row, as plain data: the Arrow border."""
 Row = Mapping[str, Any]
-"""A row as a stage sees it: stage name -> struct as a mapping (or None), ancestors' structs included."""
+"""A row as a stage sees it: stage name -> struct (or None), ancestors' structs included; a source's columns lie bare."""
+
+
+class Level(StrEnum):
+    """The kinds of rows that are measured, each made out of the one before."""
+
+    ASSET = "asset"
+    SHOT = "shot"
+    CLIP = "clip"
+
+    @property
+    def above(self) -> Level | None:
+        """The level this one is made out of."""
+        levels = list(Level)
+        at = levels.index(self)
+        return levels[at - 1] if at else None
+
 
 EXACT_SPAN = (
     f("start_pts", pa.int64(), unit="time base", doc="pts of the first frame"),
@@ -30,7 +55,7 @@ EXACT_SPAN = (
     f("tb_den", pa.int64(), unit="1/s", doc="time base, denominator"),
     f("asset_start_s", pa.float64(), unit="s", doc="start on the asset clock, rounded for reading; the pts are exact"),
     f("asset_end_s", pa.float64(), unit="s", doc="end on the asset clock, rounded for reading"),
-    f("duration_us", pa.int64(), unit="us", doc="length; adjoining spans add up exactly"),
+    f("duration_us", pa.int64(), unit="us", doc="length; adjoining spans add up exactly", show="histogram"),
 )
 
 
@@ -84,13 +109,19 @@ TURN = struct(
 SPEAKER = struct(
     f("speaker", pa.string(), doc="speaker label, unique within the asset"),
     f("speech_s", pa.float64(), unit="s", doc="speech of this speaker, overlaps included"),
-    f("embedding", pa.list_(pa.float32()), doc="mean speaker embedding over clean speech, unit length"),
+    f(
+        "embedding",
+        pa.list_(pa.float32()),
+        doc="mean speaker embedding over clean speech, unit length",
+        private=True,
+        means="voice",
+    ),
 )
 
 SPEECH_SPAN = struct(
     f("text", pa.string(), doc="what is said, words joined by spaces"),
     f("speaker", pa.string(), doc="speaker label within the asset; null where nobody could be named"),
-    f("language", pa.string(), doc="ISO 639-1 code"),
+    f("language", pa.string(), doc="ISO 639-1 code", show="label"),
     f("start_s", pa.float64(), unit="s", doc="start on the clip clock"),
     f("end_s", pa.float64(), unit="s", doc="end on the clip clock, never past the clip"),
     f("is_overlap", pa.bool_(), doc="somebody else speaks at the same time"),
@@ -107,7 +138,13 @@ FACE_TRACK = struct(
     f("width", pa.float64(), unit="ratio", doc="median width, share of the picture width"),
     f("height", pa.float64(), unit="ratio", doc="median height, share of the picture height"),
     f("confidence", pa.float64(), unit="ratio", doc="mean detector score"),
-    f("embedding", pa.list_(pa.float32()), doc="who it is, for Euclidean distances; null where not seen well"),
+    f(
+        "embedding",
+        pa.list_(pa.float32()),
+        doc="who it is, for Euclidean distances; null where not seen well",
+        private=True,
+        means="face",
+    ),
 )
 
 ACTIVE_FACE = struct(
@@ -133,7 +170,13 @@ TIMBRE = struct(
     f("asset_end_s", pa.float64(), unit="s", doc="reference end on the asset clock"),
     f("similarity", pa.float64(), unit="cosine", doc="reference embedding against the span's own"),
     f("cleanliness", pa.float64(), unit="ratio", doc="share of the reference free of silence, overlap and clipping"),
-    f("embedding", pa.list_(pa.float32()), doc="speaker embedding of the reference, unit length"),
+    f(
+        "embedding",
+        pa.list_(pa.float32()),
+        doc="speaker embedding of the reference, unit length",
+        in_shard=False,
+        means="timbre",
+    ),
 )
 
 SHOT = struct(
@@ -146,6 +189,7 @@ SHOT = struct(
     f("start_kind", pa.string(), doc="how it begins: start, hard or gradual; gradual next to a transition"),
     f("start_confidence", pa.float64(), unit="ratio", doc="confidence of that boundary; null at the asset's start"),
     f("end_kind", pa.string(), doc="how it ends: end, hard or gradual"),
+    in_shard=False,
 )
 
 CLIP = struct(
@@ -157,8 +201,8 @@ CLIP = struct(
     f("num_frames", pa.int32(), unit="count", doc="frames in the clip"),
     f("is_mid_utterance", pa.bool_(), doc="an end lies inside an utterance because no pause allowed otherwise"),
     f("has_speech", pa.bool_(), doc="at least one speech span"),
-    f("num_speakers", pa.int32(), unit="count", doc="distinct speakers of the spans"),
-    f("spans", pa.list_(SPEECH_SPAN), doc="speech spans in speaking order, on the clip clock"),
+    f("num_speakers", pa.int32(), unit="count", doc="distinct speakers of the spans", show="label"),
+    f("spans", pa.list_(SPEECH_SPAN), doc="speech spans in speaking order, on the clip clock", show="lane"),
 )
 
 VERDICT = struct(
@@ -176,3 +220,167 @@ COST = struct(
     f("cpu_s", pa.float64(), unit="s", doc="processor time of the worker and its decoder child"),
     f("rows", pa.int32(), unit="count", doc="rows processed"),
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What a run was given: one line of its input."""
+
+    source_id: str
+    uri: str
+    licence: str | None = None
+    metadata: str | None = None
+    fetch_uri: str | None = None
+    """Where to fetch from if not `uri`; never stored."""
+
+    @classmethod
+    def of(cls, row: Row) -> Self:
+        """The source in a row that holds its columns."""
+        return cls(
+            source_id=row["source_id"],
+            uri=row["uri"],
+            licence=row.get("licence"),
+            metadata=row.get("metadata"),
+            fetch_uri=row.get("fetch_uri"),
+        )
+
+    def row(self) -> dict[str, Any]:
+        """Its columns, those of `SOURCE` and `FETCH_URI`."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a row settled, and why; the columns of `VERDICT`."""
+
+    status: Status
+    reason: str | None = None
+    message: str | None = None
+    stage: str | None = None
+    failed_gates: tuple[str, ...] = ()
+    is_audit: bool = False
+
+    @classmethod
+    def of(cls, row: Struct) -> Self:
+        """The verdict in a `VERDICT` struct."""
+        known = {each.name: row[each.name] for each in fields(cls)}
+        return cls(**known | {"failed_gates": tuple(row["failed_gates"] or ())})
+
+    def row(self) -> dict[str, Any]:
+        """The `VERDICT` struct."""
+        return {each.name: getattr(self, each.name) for each in fields(self)} | {
+            "failed_gates": list(self.failed_gates)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one stage cost on one unit; the columns of `COST`."""
+
+    stage: str
+    wall_s: float
+    cpu_s: float
+    rows: int
+
+    @classmethod
+    def of(cls, row: Struct) -> Self:
+        """The cost in a `COST` struct."""
+        return cls(**{each.name: row[each.name] for each in fields(cls)})
+
+    def row(self) -> dict[str, Any]:
+        """The `COST` struct."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asset:
+    """A source's bytes, with what was measured on the whole of them."""
+
+    source: Source
+    asset_id: str | None
+    duration_us: int | None
+    verdict: Verdict
+    structs: Mapping[str, Struct | None]
+    """Column -> what its stage measured; null where it was not reached."""
+
+    @property
+    def source_id(self) -> str:
+        """The unit of work it belongs to."""
+        return self.source.source_id
+
+    @property
+    def path(self) -> str:
+        """Local path or URL of its bytes."""
+        return str(self._has("download")["path"])
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of its bytes."""
+        return int(self._has("download")["bytes"])
+
+    @property
+    def probe(self) -> Struct:
+        """Streams, timelines and geometry."""
+        return self._has("probe")
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether it has sound."""
+        return bool(self.probe["has_audio"])
+
+    def _has(self, column: str) -> Struct:
+        found = self.structs.get(column)
+        if found is None:
+            raise KeyError(f"{self.source.uri}: {column} was not reached")
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shot:
+    """An uninterrupted stretch of picture."""
+
+    shot_id: str
+    source_id: str
+    duration_us: int
+    verdict: Verdict
+    structs: Mapping[str, Struct | None]
+
+    @property
+    def span(self) -> Span:
+        """Where it lies, exactly."""
+        return span_of(_own(self.structs, Level.SHOT))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """A window inside a shot, with the asset it lies in."""
+
+    clip_id: str
+    shot_id: str
+    asset: Asset
+    duration_us: int
+    verdict: Verdict
+    structs: Mapping[str, Struct | None] = field(default_factory=dict)
+    """Column -> what its stage measured; its own columns under `clip`."""
+
+    @property
+    def own(self) -> Struct:
+        """The columns of `CLIP`."""
+        return _own(self.structs, Level.CLIP)
+
+    @property
+    def span(self) -> Span:
+        """Where it lies on the asset clock, exactly."""
+        return span_of(self.own)
+
+
+def identity_of(structs: Mapping[str, Struct | None]) -> tuple[str | None, int | None]:
+    """(asset id, length in microseconds) of a source from what was measured on it; null where it was not reached."""
+    download, probe = structs.get("download"), structs.get("probe")
+    return (download or {}).get("asset_id"), (probe or {}).get("duration_us")
+
+
+def _own(structs: Mapping[str, Struct | None], level: Level) -> Struct:
+    found = structs[level]
+    assert found is not None
+    return found

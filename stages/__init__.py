@@ -17,6 +17,7 @@ CATALOG: dict[str, str] = {
     "sync": "stages.sync.stage:Sync",
     "timbre": "stages.timbre:Timbre",
     "caption": "stages.caption.stage:Caption",
+    "duplicates": "stages.duplicates:Duplicates",
 }
 """Stage name -> `module:class`, in the order the stages run."""
 

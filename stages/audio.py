@@ -55,9 +55,10 @@ KIND_TONAL_SHARE = 0.1
 and engines less than 0.01 (speech up to 0.15, but that is known by its voice activity)."""
 
 AUDIO = struct(
-    f("loudness_lufs", pa.float64(), unit="lufs", doc="integrated (ITU-R BS.1770-4), -70 if gated away; null under 0.4 s"),
+    f("loudness_lufs", pa.float64(), unit="lufs", doc="integrated (ITU-R BS.1770-4), -70 if gated away; null under 0.4 s",
+      show="histogram"),
     f("peak_db", pa.float64(), unit="db", doc="highest sample, relative to full scale; -120 for digital silence"),
-    f("snr_db", pa.float64(), unit="db", doc="speech over pauses of this clip, -20 to 80; null without speech"),
+    f("snr_db", pa.float64(), unit="db", doc="speech over pauses of this clip, -20 to 80; null without speech", show="histogram"),
     f("is_snr_from_pauses", pa.bool_(), doc="noise was taken from pauses, not guessed from the quietest frames"),
     f("clipping_ratio", pa.float64(), unit="ratio", doc="share of samples in flat tops at the clip's peak; the worst channel"),
     f("silence_ratio", pa.float64(), unit="ratio", doc="share of 20 ms frames below -50 dB in every channel"),
@@ -69,7 +70,8 @@ AUDIO = struct(
     f("channel_correlation", pa.float64(), unit="ratio", doc="of the two loudest channels; -1 phase inverted, null for mono"),
     f("speech_ratio", pa.float64(), unit="ratio", doc="share of the clip in which voice activity was found"),
     f("tonality", pa.float64(), unit="ratio", doc="share of the spectrum's energy in tones held for 0.1 s; music is high"),
-    f("kind", pa.string(), doc="silence, speech, music or other; a plain heuristic, speech over music counts as speech"),
+    f("kind", pa.string(), doc="silence, speech, music or other; a plain heuristic, speech over music counts as speech",
+      show="label"),
 )  # fmt: skip
 
 

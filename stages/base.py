@@ -1,11 +1,16 @@
-"""The stage contract: `Measure` adds one struct to each row, `Split` turns a row into children. Nothing else exists.
+"""The stage contract. There are three kinds of stage and no fourth:
+
+    Measure   N rows in, one struct each
+    Split     one row in, its children out
+    Collect   all rows of one level of the whole run in, one struct each out: what only a look at the others can tell
 
 A stage is constructed from its own pydantic config, `setup` once per worker, then called row batch by row batch.
 It sees only the columns it `reads` (ancestors' structs included) and returns only what it `adds`; the adapter in
 `pipeline` checks both, isolates bad rows, keeps time and settles verdicts. A stage never drops a row and never
-applies a threshold: that is what gates are for.
+applies a threshold: that is what gates are for. What others must know about a field, it says in the field's roles
+(`schemas.fields`).
 
-    name == file == catalogue key == ledger column == gate path
+    name == file or folder == catalogue key == ledger column == gate path
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
@@ -23,9 +28,9 @@ from schemas.errors import ItemError
 from schemas.records import Row
 
 if TYPE_CHECKING:
-    from stages.media.decoder import Decoder
+    import polars as pl
 
-Level = Literal["asset", "shot", "clip"]
+    from stages.media.decoder import Decoder
 
 
 class StageConfig(BaseModel):
@@ -74,13 +79,13 @@ C = TypeVar("C", bound=StageConfig)
 
 
 class Stage(Generic[C]):
-    """What both kinds of stage share."""
+    """What all kinds of stage share."""
 
     name: ClassVar[str]
     version: ClassVar[str]
     """Raised whenever the same input may give another output; part of the recipe's resolved hash."""
-    level: ClassVar[Level]
-    """The rows this stage works on."""
+    level: ClassVar[str]
+    """The rows this stage works on: asset, shot or clip."""
     reads: ClassVar[tuple[str, ...]]
     """Dotted paths into other stages' structs, such as `probe.fps`; a bare stage name reads all of it."""
     adds: ClassVar[pa.StructType]
@@ -109,8 +114,24 @@ class Measure(Stage[C]):
 class Split(Stage[C]):
     """One row in, any number of children out. `adds` is the child's struct, carried as column `children`."""
 
-    children: ClassVar[Level]
+    children: ClassVar[str]
 
     def split(self, row: Row) -> Sequence[dict[str, Any]]:
         """The children of `row`, in order, each with `parent_id` and exactly the fields in `adds`."""
+        raise NotImplementedError
+
+
+class Collect(Stage[C]):
+    """All rows of one level of a run in, one struct each out. It ends a pass: stages after it see what it said.
+
+    It runs on the driver, lazily, over the columns it reads; `setup` is given a Context without a decoder's work to do.
+    The answer must not depend on the order of the rows, and it is asked again whenever the run has gained rows.
+    """
+
+    def collect(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        """`row_id` and one column per field of `adds`, for each of `rows`.
+
+        `rows` has `row_id` and `source_id`, and one column per path of `reads`, named by it (`download.asset_id`). It
+        holds the rows in which none of these is null, whatever their verdict.
+        """
         raise NotImplementedError

@@ -40,10 +40,11 @@ second at 3 frames per second), shorter than a viewer puts up with."""
 MOTION_STEP_S = 0.2
 
 PICTURE = struct(
-    f("sharpness", pa.float64(), unit="grey level^2", doc="median variance of the Laplacian at 384 px; blurred < 50"),
-    f("brightness", pa.float64(), unit="ratio", doc="mean luma, 0 black to 1 white"),
+    f("sharpness", pa.float64(), unit="grey level^2", doc="median variance of the Laplacian at 384 px; blurred < 50",
+      show="histogram"),
+    f("brightness", pa.float64(), unit="ratio", doc="mean luma, 0 black to 1 white", show="histogram"),
     f("contrast", pa.float64(), unit="ratio", doc="mean standard deviation of luma within a picture, of full scale"),
-    f("motion", pa.float64(), unit="ratio", doc="mean change of luma at 64 x 36 px over 0.2 s, of full scale"),
+    f("motion", pa.float64(), unit="ratio", doc="mean change of luma at 64 x 36 px over 0.2 s, of full scale", show="histogram"),
     f("flicker", pa.float64(), unit="ratio", doc="mean bend of the brightness curve from frame to frame, of full scale"),
     f("bar_left_px", pa.int32(), unit="px", doc="width of the black bar at the left, display pixels, to 1/384 of the size"),
     f("bar_right_px", pa.int32(), unit="px", doc="width of the black bar at the right"),

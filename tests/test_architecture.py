@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import stages
-from stages.base import Measure, Split, StageConfig
+from stages.base import Collect, Measure, Split, StageConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("schemas", "stages", "pipeline", "model", "benchmarks")
@@ -108,7 +108,7 @@ def test_broad_excepts_live_in_the_adapter_alone() -> None:
 @pytest.mark.parametrize("name", stages.CATALOG)
 def test_stage_obeys_the_contract(name: str) -> None:
     cls = stages.load(name)
-    assert issubclass(cls, Measure | Split)
+    assert issubclass(cls, Measure | Split | Collect)
     assert cls.name == name
     module = stages.CATALOG[name].partition(":")[0]
     assert module in (f"stages.{name}", f"stages.{name}.stage"), "name == file or folder == catalogue key"

@@ -13,27 +13,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Recipe, apply_overrides, parse_recipe
+from pipeline.config import Recipe, parse_recipe
 from pipeline.ledger import Ledger
-from pipeline.plan import make_plan
+from pipeline.plan import Plan, make_plan
 from pipeline.store import RunDir
 from schemas.errors import LedgerError
-from schemas.fields import resolve, unit_of
-from schemas.ids import fraction_of
-from schemas.verdict import Check, Outcome, column, evaluate, settle
+from schemas.fields import resolve, roles_of, unit_of, values_at
+from schemas.records import Level, Struct
+from schemas.verdict import Check, column, evaluate
 
 US_PER_HOUR = 3_600_000_000
-HISTOGRAMS = (
-    "clip.duration_us",
-    "sync.offset_ms",
-    "sync.confidence",
-    "audio.loudness_lufs",
-    "audio.snr_db",
-    "picture.sharpness",
-    "picture.motion",
-    "picture.brightness",
-)
-"""Measures shown by `stats`, where the run has them."""
 NUM_BINS = 20
 
 
@@ -75,6 +64,7 @@ class Run:
         self.dir = RunDir(uri)
         self.raw_recipe: dict[str, Any] = yaml.safe_load(self.dir.read("recipe.yaml"))
         self.recipe: Recipe = parse_recipe(self.raw_recipe, self.dir.url("recipe.yaml"))
+        self.plan = make_plan(self.recipe)
         self.ledger = Ledger(self.dir.url("ledger"))
 
     @property
@@ -88,7 +78,7 @@ def balance(ledger: Ledger) -> Balance:
     sheet = Balance()
     children: dict[str, int] = defaultdict(int)
     parents: set[str] = set()
-    for row in _brief(ledger, "asset"):
+    for row in _brief(ledger, Level.ASSET):
         sheet.assets[row["verdict"]["status"]] += 1
         duration = row["duration_us"] or 0
         sheet.in_us += duration
@@ -97,10 +87,10 @@ def balance(ledger: Ledger) -> Balance:
             children[row["source_id"]] += duration
         else:
             sheet.add(row["verdict"], duration)
-    for kind, counts in (("shot", sheet.shots), ("clip", sheet.clips)):
+    for kind, counts in ((Level.SHOT, sheet.shots), (Level.CLIP, sheet.clips)):
         for row in _brief(ledger, kind):
             counts[row["verdict"]["status"]] += 1
-            if row["source_id"] in parents and not (kind == "shot" and row["verdict"]["status"] == "keep"):
+            if row["source_id"] in parents and not (kind == Level.SHOT and row["verdict"]["status"] == "keep"):
                 sheet.add(row["verdict"], row["duration_us"])
                 children[row["source_id"]] -= row["duration_us"]
     too_long = [source for source, left in children.items() if left < 0]
@@ -118,10 +108,9 @@ def _brief(ledger: Ledger, kind: str) -> list[dict[str, Any]]:
 def stats(run: Run) -> dict[str, Any]:
     """Everything `stats --json` prints; documented in docs/stats.md, keys are stable."""
     sheet = balance(run.ledger)
-    clips = run.ledger.settled("clip")
+    clips = run.ledger.settled(Level.CLIP)
     kept = np.array([verdict["status"] == "keep" for verdict in clips["verdict"].to_pylist()], bool)
     hours = np.asarray(clips["duration_us"].to_numpy(), float) / US_PER_HOUR if clips.num_rows else np.zeros(0)
-    spans = [own["spans"] or [] for own in clips["clip"].to_pylist()] if clips.num_rows else []
     return {
         "run": run.dir.uri,
         "recipe": run.recipe.name,
@@ -131,11 +120,8 @@ def stats(run: Run) -> dict[str, Any]:
         "shots": {"total": sum(sheet.shots.values()), **_counts(sheet.shots)},
         "clips": {"total": sum(sheet.clips.values()), **_counts(sheet.clips)},
         "gates": gate_table(run, clips),
-        "languages": _hours_by([row[0]["language"] if row else "none" for row in spans], hours, kept),
-        "speakers": _hours_by([len({span["speaker"] for span in row}) for row in spans], hours, kept),
-        "sync_status": _hours_by(_values(clips, "sync.status"), hours, kept),
-        "audio_kind": _hours_by(_values(clips, "audio.kind"), hours, kept),
-        "histograms": {path: shown for path in HISTOGRAMS if (shown := histogram(clips, path, hours, kept))},
+        "labels": labels(run.plan, clips, hours, kept),
+        "histograms": histograms(run.plan, clips, hours, kept),
         "cost": cost(run.ledger),
     }
 
@@ -163,11 +149,23 @@ def _counts(counts: Mapping[str, int]) -> dict[str, int]:
     return {"kept": counts.get("keep", 0), "rejected": counts.get("reject", 0), "error": counts.get("error", 0)}
 
 
-def _values(clips: pa.Table, path: str) -> list[Any]:
-    try:
-        return list(column(clips, path).to_pylist())
-    except KeyError:
-        return []
+def labels(plan: Plan, clips: pa.Table, hours: Any, kept: Any) -> dict[str, dict[str, dict[str, float]]]:
+    """Hours by value of every field of clips that is shown as a label; of one inside a list, by its first item."""
+    out = {}
+    for path, shown in plan.fields(Level.CLIP):
+        if roles_of(shown).get("show") != "label" or not clips.num_rows:
+            continue
+        head, _, rest = path.partition(".")
+        structs = clips[head.removesuffix("[]")].to_pylist()
+        out[path] = _hours_by([_label(struct, rest) for struct in structs], hours, kept)
+    return out
+
+
+def _label(struct: Struct | None, path: str) -> Any:
+    """The value at `path` of a clip's struct; "none" where the list it lies in is empty, None where nobody looked."""
+    if struct is None:
+        return None
+    return next(iter(values_at(struct, path)), "none")
 
 
 def _hours_by(labels: Sequence[Any], hours: Any, kept: Any) -> dict[str, dict[str, float]]:
@@ -178,9 +176,16 @@ def _hours_by(labels: Sequence[Any], hours: Any, kept: Any) -> dict[str, dict[st
     return dict(sorted(out.items(), key=lambda item: -sum(item[1].values())))
 
 
+def histograms(plan: Plan, clips: pa.Table, hours: Any, kept: Any) -> dict[str, dict[str, Any]]:
+    """The histogram of every number of clips that is shown as one, where anything was measured."""
+    paths = [path for path, shown in plan.fields(Level.CLIP) if roles_of(shown).get("show") == "histogram"]
+    drawn = {path: histogram(clips, path, hours, kept) for path in paths if clips.num_rows}
+    return {path: shown for path, shown in drawn.items() if shown is not None}
+
+
 def histogram(clips: pa.Table, path: str, hours: Any, kept: Any) -> dict[str, Any] | None:
     """Hours per bin of one measure, kept and not kept apart, or None where nothing was measured."""
-    values = _values(clips, path)
+    values = column(clips, path).to_pylist()
     numbers = np.array([np.nan if value is None else float(value) for value in values])
     known = np.isfinite(numbers)
     if not known.any():
@@ -201,7 +206,7 @@ def histogram(clips: pa.Table, path: str, hours: Any, kept: Any) -> dict[str, An
 
 def gate_table(run: Run, clips: pa.Table) -> list[dict[str, Any]]:
     """Per clip gate: hours it fails (gross) and hours that only it removes (marginal)."""
-    checks = _clip_checks(run.recipe)
+    checks = clip_checks(run.plan)
     if not clips.num_rows or not checks:
         return []
     rejects = evaluate(clips, checks).rejects
@@ -216,7 +221,7 @@ def gate_table(run: Run, clips: pa.Table) -> list[dict[str, Any]]:
 
 def cost(ledger: Ledger) -> dict[str, dict[str, float]]:
     """Per stage: rows, wall and CPU seconds, and both per minute of video that went in."""
-    assets = ledger.table("asset", ["duration_us", "cost"])
+    assets = ledger.table(Level.ASSET, ["duration_us", "cost"])
     minutes = sum(duration or 0 for duration in assets["duration_us"].to_pylist()) / 60e6
     out: dict[str, dict[str, float]] = {}
     for entries in assets["cost"].to_pylist():
@@ -230,121 +235,7 @@ def cost(ledger: Ledger) -> dict[str, dict[str, float]]:
     return out
 
 
-def what_if(run: Run, overrides: Sequence[str]) -> dict[str, Any]:
-    """Kept hours under other gates, from the ledger alone.
-
-    Tightening is exact. Loosening brings back rows that later stages never measured: `kept` is then an interval
-    [low, high], and `estimate` uses the audit lane, clips measured to the end at random; null where it is empty.
-    Raises RecipeError if an override touches anything but gates.
-    """
-    raw = apply_overrides(run.raw_recipe, overrides)
-    changed = {key for key in raw if raw[key] != run.raw_recipe.get(key)} - {"gates"}
-    if changed:
-        msg = f"--set changes {', '.join(sorted(changed))}, but only gates can be asked about afterwards."
-        raise LedgerError(msg, remedy="Run the recipe again into a new --out for anything else.")
-    recipe = parse_recipe(raw, "what-if")
-    make_plan(recipe)
-    assets = run.ledger.settled("asset")
-    now = balance(run.ledger)
-    status = _new_status(assets, [check for check in _checks(recipe) if not _is_clip(check, run.recipe)])
-    old = [verdict["status"] for verdict in assets["verdict"].to_pylist()]
-    sources = assets["source_id"].to_pylist()
-    unmeasured = sum(
-        duration or 0
-        for before, after, duration in zip(old, status, assets["duration_us"].to_pylist(), strict=True)
-        if before == "reject" and after in ("keep", "open")
-    )
-    alive = {source for source, after in zip(sources, status, strict=True) if after in ("keep", "open")}
-    clips = run.ledger.settled("clip")
-    low, open_us, share = _clip_hours(clips, alive, recipe)
-    high = low + open_us + unmeasured
-    estimate = None if (open_us and share is None) or unmeasured else (low + open_us * (share or 0.0)) / US_PER_HOUR
-    return {
-        "set": list(overrides),
-        "kept_now": now.kept_us / US_PER_HOUR,
-        "kept": {"low": low / US_PER_HOUR, "high": high / US_PER_HOUR},
-        "is_exact": low == high,
-        "estimate": low / US_PER_HOUR if low == high else estimate,
-        "delta": {"low": (low - now.kept_us) / US_PER_HOUR, "high": (high - now.kept_us) / US_PER_HOUR},
-    }
-
-
-def _clip_hours(clips: pa.Table, alive: set[str], recipe: Recipe) -> tuple[int, int, float | None]:
-    """(kept us, undecided us, share of undecided time that the audit lane keeps) under the recipe's gates."""
-    if not clips.num_rows:
-        return 0, 0, None
-    checks = _clip_checks(recipe)
-    outcome = evaluate(clips, checks)
-    statuses = _final(clips, settle(outcome)[0])
-    durations = clips["duration_us"].to_pylist()
-    kept = undecided = audited = passed = 0
-    ids, verdicts = clips["row_id"].to_pylist(), clips["verdict"].to_pylist()
-    for at, (source, status) in enumerate(zip(clips["source_id"].to_pylist(), statuses, strict=True)):
-        if source not in alive:
-            continue
-        kept += durations[at] if status == "keep" else 0
-        undecided += durations[at] if status == "open" else 0
-        is_audited = fraction_of(ids[at]) < recipe.audit_fraction and verdicts[at]["status"] == "reject"
-        if is_audited and _passes_up_to(outcome, at, verdicts[at]["stage"]):
-            audited += durations[at]
-            passed += durations[at] if status == "keep" else 0
-    return kept, undecided, passed / audited if audited else None
-
-
-def _passes_up_to(outcome: Outcome, row: int, stage: str) -> bool:
-    """Whether a row passes every check up to and including those of `stage`."""
-    stages = [check.stage for check in outcome.checks]
-    last = max((at for at, name in enumerate(stages) if name == stage), default=-1)
-    return not outcome.rejects[: last + 1, row].any()
-
-
-def _new_status(table: pa.Table, checks: Sequence[Check]) -> list[str]:
-    return _final(table, list(settle(evaluate(table, checks))[0]))
-
-
-def _final(table: pa.Table, statuses: Sequence[str]) -> list[str]:
-    """New statuses, where errors of stages and duplicates stay what they are."""
-    return [
-        old["status"] if (old["status"] == "error" or old["reason"] in ("duplicate", "asset.no_clip")) else new
-        for old, new in zip(table["verdict"].to_pylist(), statuses, strict=True)
-    ]
-
-
-def _checks(recipe: Recipe) -> tuple[Check, ...]:
-    return make_plan(recipe).checks
-
-
-def _is_clip(check: Check, recipe: Recipe) -> bool:
-    return any(spec.name == check.stage and spec.adds_to == "clip" for spec in make_plan(recipe).stages)
-
-
-def _clip_checks(recipe: Recipe) -> list[Check]:
-    return [check for check in _checks(recipe) if _is_clip(check, recipe)]
-
-
-def find(run: Run, key: str) -> list[dict[str, Any]]:
-    """The chain of ledger rows from source down to the row whose id, id prefix or file name is `key`, then its packing.
-
-    A source or asset returns its asset row and all below it. Raises LedgerError with near misses.
-    """
-    rows = {kind: run.ledger.settled(kind).to_pylist() for kind in ("asset", "shot", "clip")}
-    for kind in ("clip", "shot"):
-        hits = [row for row in rows[kind] if row["row_id"].startswith(key)]
-        if len(hits) == 1:
-            chain = [row for row in run.ledger.table("pack").to_pylist() if row["row_id"] == hits[0]["row_id"]]
-            chain.append(hits[0])
-            if kind == "clip":
-                chain += [row for row in rows["shot"] if row["row_id"] == hits[0]["parent_id"]]
-            chain += [row for row in rows["asset"] if row["source_id"] == hits[0]["source_id"]]
-            return chain[::-1]
-        if len(hits) > 1:
-            raise LedgerError(f"'{key}' is the beginning of {len(hits)} {kind} ids.", remedy="Give more of it.")
-    assets = [
-        row for row in rows["asset"]
-        if row["row_id"].startswith(key) or (row["asset_id"] or "").startswith(key) or key in row["source"]["uri"]
-    ]  # fmt: skip
-    if len(assets) != 1:
-        what = "matches nothing" if not assets else f"matches {len(assets)} sources"
-        raise LedgerError(f"'{key}' {what} in {run.dir.uri}.", remedy="Give a clip, shot or asset id, or a file name.")
-    below = [row for kind in ("shot", "clip") for row in rows[kind] if row["source_id"] == assets[0]["source_id"]]
-    return [assets[0], *below]
+def clip_checks(plan: Plan) -> list[Check]:
+    """The checks that look at clips."""
+    of_clips = {spec.name for spec in plan.at_level(Level.CLIP)}
+    return [check for check in plan.checks if check.stage in of_clips]

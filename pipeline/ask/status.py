@@ -1,34 +1,45 @@
-"""How far a run is, read from its ledger alone: what `nava-curate status` prints."""
+"""How far a run is, read from its ledger alone."""
 
 from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 
-from pipeline.ask.queries import Run, balance, hours_of
-from pipeline.show.text import balance_lines
-
-STALL_S = 120.0
-"""A run that committed nothing for this long is called out; most sources take seconds to minutes."""
+from pipeline.ask.queries import Balance, Run, balance
 
 
-def status_text(run: Run) -> tuple[str, bool]:
-    """The screen, and whether every source is settled and packed."""
+@dataclass(frozen=True)
+class RunStatus:
+    """What `nava-curate status` shows."""
+
+    uri: str
+    num_sources: int
+    num_settled: int
+    sheet: Balance
+    units_per_s: float | None
+    """Rate of commits so far; None before the second one."""
+    quiet_s: float | None
+    """Time since the last commit; None before the first one."""
+    packed: tuple[int, int] | None
+    """(clips, shards) of a finished run."""
+
+
+def status(run: Run) -> RunStatus:
+    """The state of `run`. Costs a look at the whole ledger."""
     sheet = balance(run.ledger)
     settled, total = sum(sheet.assets.values()), run.num_sources
     times = run.ledger.commit_times()
-    lines = [
-        f"{run.dir.uri}: {settled} of {total} sources settled ({', '.join(f'{n} {s}' for s, n in sheet.assets.items())})"
-    ]
-    is_packed = run.dir.exists("index/manifest.json") and settled == total
-    if settled < total and len(times) > 1:
-        rate = (len(times) - 1) / max(times[-1] - times[0], 1e-3)
-        lines.append(f"{rate * 60:.1f} units a minute, about {(total - settled) / rate / 60:.1f} minutes left")
-        quiet = time.time() - times[-1]
-        if quiet > STALL_S:
-            lines.append(f"nothing was committed for {quiet:.0f} s: the run has stopped, or is busy with a long source")
-    if is_packed:
+    packed = None
+    if run.dir.exists("index/manifest.json") and settled == total:
         manifest = json.loads(run.dir.read("index/manifest.json"))
-        lines.append(f"packed: {manifest['num_samples']} clips in {len(manifest['shards'])} shards")
-    lines += ["", *balance_lines(hours_of(sheet))]
-    return "\n".join(lines), is_packed
+        packed = (manifest["num_samples"], len(manifest["shards"]))
+    return RunStatus(
+        uri=run.dir.uri,
+        num_sources=total,
+        num_settled=settled,
+        sheet=sheet,
+        units_per_s=(len(times) - 1) / max(times[-1] - times[0], 1e-3) if len(times) > 1 else None,
+        quiet_s=time.time() - times[-1] if times else None,
+        packed=packed,
+    )

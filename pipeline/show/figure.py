@@ -1,60 +1,85 @@
-"""One picture that explains a clip: frames, waveform, words, turns, faces and the sync curve."""
+"""One picture that explains a clip: frames, waveform, words, lanes of who and what when, and the curves behind figures."""
 
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from pipeline.ledger import PACK_KIND, asset_of, clip_of
+from pipeline.plan import Plan, StageSpec
 from schemas.errors import LedgerError
-from schemas.records import span_of
+from schemas.fields import Show, resolve, roles_of, unit_of
+from schemas.records import Clip, Level, Row, Struct
 
+LATENT_MS = 40
+"""NAVA's audio token; sound and picture that differ by less are together as far as it can tell."""
 NUM_FRAMES = 8
 RATE_HZ = 16_000
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's colours, told apart with any colour vision; every lane carries its letter as well."""
 
 
-def draw(chain: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Writes a PNG for the clip that `chain` leads to (see queries.find). Raises LedgerError if it is no clip."""
+def draw(chain: Sequence[Row], plan: Plan, out: Path) -> None:
+    """Writes a PNG for the clip that `chain` leads to (see ask.find). Raises LedgerError if it is no clip.
+
+    Lanes, remarks on spans and curves are drawn of every field whose role says so.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    clip = [row for row in chain if row["kind"] != "pack"][-1]
-    if clip["kind"] != "clip":
-        raise LedgerError(f"{clip['row_id']} is no clip.", remedy="Give a clip id; `why SOURCE` lists them.")
-    pictures, times, sound = _media(chain[0], clip)
-    figure, axes = plt.subplots(4, 1, figsize=(13, 9), height_ratios=[3, 1.6, 1.4, 1.6], constrained_layout=True)
-    duration = clip["duration_us"] / 1e6
+    last = [row for row in chain if row["kind"] != PACK_KIND][-1]
+    if last["kind"] != Level.CLIP:
+        raise LedgerError(f"{last['row_id']} is no clip.", remedy="Give a clip id; `why SOURCE` lists them.")
+    clip = clip_of(last, asset_of(chain[0]))
+    pictures, times, sound = _media(clip)
+    curves = _shown(clip, plan, "curve")
+    heights = [3.0, 1.6, 1.4, *(1.6 for _ in curves)]
+    size = (13, 1.2 * sum(heights))
+    figure, axes = plt.subplots(len(heights), 1, figsize=size, height_ratios=heights, constrained_layout=True)
+    duration = clip.duration_us / 1e6
     _frames(axes[0], pictures, times, duration)
     _waveform(axes[1], sound, clip, duration)
-    _lanes(axes[2], clip, duration)
-    _sync(axes[3], clip.get("sync") or {})
-    verdict = clip["verdict"]
-    reason = f": {verdict['message']}" if verdict["message"] else ""
-    figure.suptitle(
-        f"{clip['row_id']}  {verdict['status']}{reason}\n{Path(chain[0]['source']['uri']).name}", fontsize=11
-    )
+    _lanes(axes[2], clip, plan, duration)
+    for axis, curve in zip(axes[3:], curves, strict=True):
+        _curve(axis, *curve)
+    reason = f": {clip.verdict.message}" if clip.verdict.message else ""
+    figure.suptitle(f"{clip.clip_id}  {clip.verdict.status}{reason}\n{Path(clip.asset.source.uri).name}", fontsize=11)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=100)
     plt.close(figure)
 
 
-def _media(asset: Mapping[str, Any], clip: Mapping[str, Any]) -> tuple[list[Any], list[float], Any]:
+def _shown(clip: Clip, plan: Plan, how: Show) -> list[tuple[StageSpec, pa.Field, Struct]]:
+    """(stage, field, the stage's struct) of every measured field of clips that is shown in this way."""
+    found = []
+    for spec in plan.at_level(Level.CLIP):
+        struct = clip.structs.get(spec.column)
+        found += [
+            (spec, field, struct)
+            for field in spec.cls.adds
+            if struct is not None and roles_of(field).get("show") == how and struct[field.name] is not None
+        ]
+    return found
+
+
+def _media(clip: Clip) -> tuple[list[Any], list[float], Any]:
     from stages.base import Context
 
-    span = span_of(clip["clip"])
+    span = clip.span
     with tempfile.TemporaryDirectory(prefix="nava-figure-") as folder:
         media = Context(Path(folder)).media
-        path = media.localise(asset["download"]["path"])
+        path = media.localise(clip.asset.path)
         frames = media.frames(path, start=span.start, end=span.end, long_side_px=320)
         picks = np.unique(np.linspace(0, len(frames.images) - 1, NUM_FRAMES).round().astype(int))
-        sound = media.audio(path, rate_hz=RATE_HZ).cut(span.start, span.end) if asset["probe"]["has_audio"] else None
+        sound = media.audio(path, rate_hz=RATE_HZ).cut(span.start, span.end) if clip.asset.has_audio else None
         return (
             [np.array(frames.images[at]) for at in picks],
             [frames.times_s[at] - float(span.start) for at in picks],
@@ -70,7 +95,7 @@ def _frames(axis: Any, pictures: Sequence[Any], times: Sequence[float], duration
     axis.set_title(f"frames, {duration:.2f} s", loc="left", fontsize=9)
 
 
-def _waveform(axis: Any, sound: Any, clip: Mapping[str, Any], duration: float) -> None:
+def _waveform(axis: Any, sound: Any, clip: Clip, duration: float) -> None:
     axis.set_xlim(0, duration)
     axis.set_title("sound and words (colour = speaker)", loc="left", fontsize=9)
     if sound is None or not len(sound):
@@ -79,7 +104,7 @@ def _waveform(axis: Any, sound: Any, clip: Mapping[str, Any], duration: float) -
     axis.plot(np.arange(len(sound)) / RATE_HZ, sound, linewidth=0.4, color="#666666")
     top = max(float(np.abs(sound).max()), 1e-3)
     axis.set_ylim(-top * 1.2, top * 1.9)
-    for span in clip["clip"]["spans"] or []:
+    for span in clip.own["spans"] or []:
         colour = _colour(span["speaker"])
         for at, word in enumerate(span["words"] or []):
             axis.axvspan(word["start_s"], word["end_s"], color=colour, alpha=0.15)
@@ -89,52 +114,63 @@ def _waveform(axis: Any, sound: Any, clip: Mapping[str, Any], duration: float) -
             )
 
 
-def _lanes(axis: Any, clip: Mapping[str, Any], duration: float) -> None:
-    sync = clip.get("sync") or {}
-    spans = clip["clip"]["spans"] or []
-    speakers = sorted({str(span["speaker"]) for span in spans})
-    faces = sync.get("faces") or []
-    names = [*(f"speaker {name}" for name in speakers), *(f"face {face['track']}" for face in faces)]
-    active = {item["span_index"]: item for item in sync.get("active") or []}
-    for at, span in enumerate(spans):
-        row = speakers.index(str(span["speaker"]))
-        axis.barh(
-            row, span["end_s"] - span["start_s"], left=span["start_s"], color=_colour(span["speaker"]), height=0.7
-        )
-        status = active.get(at, {}).get("status", "")
-        label = (
-            status
-            + (f" face {active[at]['track']}" if status == "on_screen" else "")
-            + (" overlap" if span["is_overlap"] else "")
-        )
-        axis.text(span["start_s"], row, label, fontsize=7, va="center", color="white")
-    for at, face in enumerate(faces):
-        axis.barh(
-            len(speakers) + at, face["end_s"] - face["start_s"], left=face["start_s"], color="#999999", height=0.5
-        )
-    axis.set_yticks(range(len(names)), names, fontsize=8)
+def _lanes(axis: Any, clip: Clip, plan: Plan, duration: float) -> None:
+    """A lane per speaker with the remarks on its spans, then a lane per other stretch."""
+    remarks: dict[int, list[str]] = defaultdict(list)
+    for _, field, struct in _shown(clip, plan, "span"):
+        for item in struct[field.name]:
+            remarks[item["span_index"]].append(_words(item, without={"span_index"}))
+    lanes: list[str] = []
+
+    def bar(lane: str, item: Mapping[str, Any], colour: str, text: str) -> None:
+        if lane not in lanes:
+            lanes.append(lane)
+        row = lanes.index(lane)
+        axis.barh(row, item["end_s"] - item["start_s"], left=item["start_s"], color=colour, height=0.7)
+        axis.text(item["start_s"], row, text, fontsize=7, va="center", color="white")
+
+    for at, span in enumerate(clip.own["spans"] or ()):
+        text = " ".join([*remarks[at], *(["overlap"] if span["is_overlap"] else [])])
+        bar(f"speaker {span['speaker']}", span, _colour(span["speaker"]), text)
+    for spec, field, struct in _shown(clip, plan, "lane"):
+        if spec.column != Level.CLIP:
+            for at, item in enumerate(struct[field.name]):
+                bar(f"{field.name} {at}", item, "#999999", "")
+    axis.set_yticks(range(len(lanes)), lanes, fontsize=8)
     axis.set_xlim(0, duration)
     axis.invert_yaxis()
-    axis.set_title("turns and faces", loc="left", fontsize=9)
+    axis.set_title("who and what when", loc="left", fontsize=9)
     axis.set_xlabel("s on the clip clock", fontsize=8)
 
 
-def _sync(axis: Any, sync: Mapping[str, Any]) -> None:
-    lags, curve = sync.get("curve_lags_ms") or [], sync.get("curve") or []
-    offset, spread = sync.get("offset_ms"), sync.get("offset_std_ms")
-    if len(lags):
-        axis.plot(lags, curve, color="#0072B2")
-    if offset is not None:
-        axis.axvline(offset, color="#D55E00")
-        axis.axvspan(offset - (spread or 0), offset + (spread or 0), color="#D55E00", alpha=0.2)
-    axis.axvspan(-40, 40, color="#009E73", alpha=0.12)
-    known = (
-        f"offset {offset:+.0f} ms, confidence {sync.get('confidence') or 0:.1f}"
-        if offset is not None
-        else sync.get("status", "not reached")
+def _words(item: Mapping[str, Any], without: set[str]) -> str:
+    """The known names and numbers of a remark; scores are left to `why`."""
+    return " ".join(
+        str(value) if isinstance(value, str) else f"{name} {value}"
+        for name, value in item.items()
+        if name not in without and isinstance(value, str | int)
     )
-    axis.set_title(f"sync: {known} (positive = sound late; green = within one audio latent)", loc="left", fontsize=9)
-    axis.set_xlabel("lag, ms", fontsize=8)
+
+
+def _curve(axis: Any, spec: StageSpec, field: pa.Field, struct: Struct) -> None:
+    """A curve over its x values; numbers of the same struct in the unit of x are marked, with their deviation."""
+    over = resolve(spec.cls.adds, roles_of(field)["over"])
+    unit = unit_of(over)
+    axis.plot(struct[over.name] or [], struct[field.name], color="#0072B2")
+    told = []
+    for other in spec.cls.adds:
+        value = struct[other.name]
+        if unit_of(other) == unit and roles_of(other).get("show") == "histogram" and value is not None:
+            spread = struct.get(other.name.replace(f"_{unit}", f"_std_{unit}")) or 0.0
+            axis.axvline(value, color="#D55E00")
+            axis.axvspan(value - spread, value + spread, color="#D55E00", alpha=0.2)
+            told.append(f"{other.name} {value:+.4g}")
+        elif roles_of(other).get("show") in ("histogram", "label") and value is not None:
+            told.append(f"{other.name} {value:.4g}" if isinstance(value, float) else f"{other.name} {value}")
+    if unit == "ms":
+        axis.axvspan(-LATENT_MS, LATENT_MS, color="#009E73", alpha=0.12)
+    axis.set_title(f"{spec.name}: {', '.join(told)} (green: within one audio latent)", loc="left", fontsize=9)
+    axis.set_xlabel(f"{over.name.removesuffix(f'_{unit}')}, {unit}", fontsize=8)
 
 
 def _colour(speaker: str | None) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+from schemas.records import Verdict
 
 PLAIN_EVERY_S = 10.0
 
@@ -19,7 +22,7 @@ class Progress:
         self._console = Console(stderr=True, quiet=quiet)
         self._num_sources, self._done, self._before = num_sources, num_before, num_before
         self._started = self._last_line = time.monotonic()
-        self._statuses: dict[str, int] = {}
+        self._statuses: Counter[str] = Counter()
         self._shards: tuple[int, int] | None = None
         self._live = Live(console=self._console, refresh_per_second=2, transient=True)
         self._snapshot: dict[str, Any] = {"stages": {}, "in_flight": [], "nodes": {}}
@@ -35,13 +38,21 @@ class Progress:
         self._live.stop()
         self._console.print(self._headline(), soft_wrap=True)
 
-    def unit_done(self, unit: dict[str, Any]) -> None:
-        """A source settled and was committed."""
+    def unit_done(self, verdict: Verdict) -> None:
+        """A source settled with `verdict` and was committed."""
         self._done += 1
-        status = unit["verdict"]["status"]
-        self._statuses[status] = self._statuses.get(status, 0) + 1
-        if status == "error":
-            self._console.print(f"[red]error[/] {unit['verdict']['message']}", soft_wrap=True, highlight=False)
+        self._statuses[verdict.status] += 1
+        if verdict.status == "error":
+            self._console.print(f"[red]error[/] {verdict.message}", soft_wrap=True, highlight=False)
+
+    def collecting(self, stage: str) -> None:
+        """A stage looks at all rows of the run."""
+        self._console.print(f"{stage} looks at the whole run", highlight=False)
+
+    def unit_replaced(self, before: Verdict, after: Verdict) -> None:
+        """A later pass carried a source on that had settled as `before`."""
+        self._statuses[before.status] -= 1
+        self._statuses[after.status] += 1
 
     def packing(self, total: int, done: int) -> None:
         """Packing begins, `done` shards being there already."""
@@ -66,7 +77,7 @@ class Progress:
     def _headline(self) -> str:
         elapsed = time.monotonic() - self._started
         fresh = self._done - self._before
-        counts = ", ".join(f"{count} {status}" for status, count in sorted(self._statuses.items()))
+        counts = ", ".join(f"{count} {status}" for status, count in sorted(self._statuses.items()) if count > 0)
         text = f"{self._done}/{self._num_sources} sources in {elapsed:.0f} s"
         if fresh and self._done < self._num_sources:
             text += f", about {(self._num_sources - self._done) * elapsed / fresh:.0f} s left"

@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.ask.queries import hours_of
+from pipeline.ask.status import RunStatus
+from pipeline.ledger import PACK, PACK_COLUMN, PACK_KIND
+from pipeline.plan import Plan
+from pipeline.replay import Replayed
+from schemas.fields import is_private, pruned
+from schemas.records import Level, Row, Struct
+
 BARS = " ▁▂▃▄▅▆▇█"
 BAR_WIDTH = 36
+LONGEST_VALUE = 60
+STALL_S = 120.0
+"""A run that committed nothing for this long is called out; most sources take seconds to minutes."""
 
 
 def stats_text(answer: Mapping[str, Any]) -> str:
@@ -27,13 +38,9 @@ def stats_text(answer: Mapping[str, Any]) -> str:
         for gate in answer["gates"]:
             label = f"{gate['gate']} {_plain(gate['bound'])}"
             lines.append(f"{label:<34}{_hms(gate['gross_hours']):>10}{_hms(gate['marginal_hours']):>11}")
-    for title in ("languages", "speakers", "audio_kind", "sync_status"):
-        if answer[title]:
-            parts = [
-                f"{name} {_hms(hours['kept'])} kept of {_hms(sum(hours.values()))}"
-                for name, hours in answer[title].items()
-            ]
-            lines += ["", f"{title.replace('_', ' ')}: " + "; ".join(parts)]
+    for path, shares in answer["labels"].items():
+        parts = [f"{name} {_hms(hours['kept'])} kept of {_hms(sum(hours.values()))}" for name, hours in shares.items()]
+        lines += ["", f"{path}: " + "; ".join(parts)]
     if answer["histograms"]:
         lines += ["", f"{'measure':<22}{'low':>9}  {'hours: kept above, not kept below':<22}{'high':>9}"]
         for path, shown in answer["histograms"].items():
@@ -66,6 +73,38 @@ def balance_lines(hours: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def status_text(found: RunStatus) -> str:
+    """How far a run is: sources, rate, time left, and the balance so far."""
+    counts = ", ".join(f"{number} {name}" for name, number in found.sheet.assets.items())
+    lines = [f"{found.uri}: {found.num_settled} of {found.num_sources} sources settled ({counts})"]
+    left = found.num_sources - found.num_settled
+    if left and found.units_per_s:
+        lines.append(
+            f"{found.units_per_s * 60:.1f} units a minute, about {left / found.units_per_s / 60:.1f} minutes left"
+        )
+    if left and found.quiet_s is not None and found.quiet_s > STALL_S:
+        lines.append(
+            f"nothing was committed for {found.quiet_s:.0f} s: the run has stopped, or is busy with a long source"
+        )
+    if found.packed is not None:
+        lines.append(f"packed: {found.packed[0]} clips in {found.packed[1]} shards")
+    return "\n".join([*lines, "", *balance_lines(hours_of(found.sheet))])
+
+
+def replay_text(stage: str, found: Replayed) -> str:
+    """What measuring again changed, a line per value."""
+    lines = [f"{stage} measured {found.num_rows} rows again: {len(found.differences)} values differ"]
+    lines += [
+        f"  {each.row_id}  {each.path}: {_short(each.before)} -> {_short(each.now)}" for each in found.differences
+    ]
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
+
+
 def what_if_text(answer: Mapping[str, Any]) -> str:
     """Kept hours now and under other gates."""
     kept = answer["kept"]
@@ -80,23 +119,21 @@ def what_if_text(answer: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def why_text(chain: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> str:
-    """The chain from source to verdict with what every stage measured."""
+def why_text(chain: Sequence[Row], plan: Plan) -> str:
+    """The chain from source to verdict with what every stage measured, private fields aside."""
     lines: list[str] = []
-    measures = [name for name in stages if name not in ("shot", "clip")]
     for row in chain:
         verdict = row["verdict"]
         outcome = verdict["status"] + (f" ({verdict['reason']}: {verdict['message']})" if verdict["reason"] else "")
         length = "length unknown" if row["duration_us"] is None else f"{row['duration_us'] / 1e6:.3f} s"
         lines.append(f"{row['kind']} {row['row_id']}  {length}  {outcome}")
-        if row["kind"] == "asset":
+        if row["kind"] == Level.ASSET:
             lines += [f"  source    {row['source']['uri']}", f"  licence   {row['source']['licence'] or 'not stated'}"]
         if len(verdict["failed_gates"] or ()) > 1:
             lines.append(f"  also fails {', '.join(verdict['failed_gates'][1:])}")
-        for name in stages:
-            if row.get(name) is not None and name in (row["kind"], *measures):
-                lines.append(f"  {name:<12}" + "  ".join(_facts(row[name])))
-        for span in (row.get("clip") or {}).get("spans") or []:
+        for name, told in told_of(row, plan).items():
+            lines.append(f"  {name:<12}" + "  ".join(_facts(told)))
+        for span in (row.get(Level.CLIP) or {}).get("spans") or []:
             flag = " overlap" if span["is_overlap"] else ""
             lines.append(
                 f"    {span['start_s']:6.2f}-{span['end_s']:6.2f} s  {span['speaker'] or '?'}{flag}: {span['text']}"
@@ -104,15 +141,26 @@ def why_text(chain: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _facts(struct: Mapping[str, Any]) -> list[str]:
+def told_of(row: Row, plan: Plan) -> dict[str, Struct]:
+    """Column -> what was measured on a ledger row, in running order, without what never leaves the ledger."""
+    own = {PACK_COLUMN.name: PACK} if row["kind"] == PACK_KIND else {}
+    own |= {spec.column: spec.cls.adds for spec in plan.at_level(row["kind"])}
+    return {
+        name: pruned(row[name], kind, lambda field: not is_private(field))
+        for name, kind in own.items()
+        if row.get(name) is not None
+    }
+
+
+def _facts(struct: Struct) -> list[str]:
     shown = []
     for name, value in struct.items():
         if isinstance(value, list):
             shown.append(f"{name}=[{len(value)}]")
         elif isinstance(value, float):
             shown.append(f"{name}={value:.4g}")
-        elif isinstance(value, str) and len(value) > 60:
-            shown.append(f"{name}={value[:57]!r}...")
+        elif isinstance(value, str) and len(value) > LONGEST_VALUE:
+            shown.append(f"{name}={value[: LONGEST_VALUE - 3]!r}...")
         elif value is not None:
             shown.append(f"{name}={value}")
     return shown

@@ -61,6 +61,7 @@ class Diarize(Measure[DiarizeConfig]):
         f("overlaps", pa.list_(STRETCH), doc="stretches in which two or more speak, on the asset clock"),
         f("num_speakers", pa.int32(), unit="count", doc="distinct speakers"),
         f("speakers", pa.list_(SPEAKER), doc="speakers in order of first appearance"),
+        in_shard=False,
     )
     Config = DiarizeConfig
     resources = Resources(memory_gb=1.5, timeout_s=3600.0)

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from schemas.errors import RecipeError
 from schemas.ids import source_id
+from schemas.records import Source
 
 SIDECARS = frozenset(
     {
@@ -33,30 +34,29 @@ SECRET_PARAMETERS = frozenset(
 SECRET_PREFIXES = ("x-amz-", "x-goog-")
 
 
-def expand_sources(inputs: Sequence[str]) -> list[dict[str, Any]]:
-    """SOURCE rows of everything `inputs` names, sorted within each input, without repeats.
+def expand_sources(inputs: Sequence[str]) -> list[Source]:
+    """The sources of everything `inputs` names, sorted within each input, without repeats.
 
     A folder is searched recursively; every file counts unless it is hidden or a known sidecar, for media comes under
     wrong names. A manifest (.jsonl .csv .parquet) has a column `uri`, relative to the manifest; `licence` (or
-    `license`) and all other columns travel along. Credentials never enter the columns of SOURCE: where a URL holds any,
-    the row has the URL to fetch as an extra key `fetch_uri`, which is to stay in memory.
+    `license`) and all other columns travel along. Credentials never enter `uri`: where a URL holds
+    any, the source has the URL to fetch as `fetch_uri`, which is to stay in memory.
 
     Raises RecipeError for an input that does not exist or a manifest that cannot be read.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    found: dict[str, Source] = {}
     for item in inputs:
         for uri, licence, metadata in _expand(item):
             public = public_uri(uri)
-            name = source_id(public)
-            row: dict[str, Any] = {
-                "source_id": name,
-                "uri": public,
-                "licence": licence,
-                "metadata": json.dumps(metadata, sort_keys=True, ensure_ascii=False, default=str),
-            }
-            if name not in rows:
-                rows[name] = row | ({"fetch_uri": uri} if public != uri else {})
-    return list(rows.values())
+            source = Source(
+                source_id=source_id(public),
+                uri=public,
+                licence=licence,
+                metadata=json.dumps(metadata, sort_keys=True, ensure_ascii=False, default=str),
+                fetch_uri=uri if public != uri else None,
+            )
+            found.setdefault(source.source_id, source)
+    return list(found.values())
 
 
 Found = tuple[str, str | None, dict[str, Any]]

@@ -30,6 +30,7 @@ ADDS = struct(
     f("bytes", pa.int64(), unit="bytes", doc="size"),
     f("final_uri", pa.string(), doc="address the bytes came from after redirects, without credentials"),
     f("attempts", pa.int32(), unit="count", doc="attempts the fetch took; 1 for local files"),
+    in_shard=False,
 )
 
 

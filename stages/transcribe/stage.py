@@ -70,6 +70,7 @@ class Transcribe(Measure[TranscribeConfig]):
             unit="ratio",
             doc="words shared with the second engine, in order, of all words of both",
         ),
+        in_shard=False,
     )
     Config = TranscribeConfig
     resources = Resources(memory_gb=0.4, timeout_s=7200.0)

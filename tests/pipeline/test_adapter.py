@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,42 +19,60 @@ from hypothesis import strategies as st
 from pipeline.ask.queries import balance
 from pipeline.config import parse_recipe
 from pipeline.execute.adapter import Worker
+from pipeline.execute.here import here
 from pipeline.execute.monitor import Monitor
-from pipeline.ledger import Ledger, ledger_schema, rows_of
+from pipeline.execute.unit import Node, Unit
+from pipeline.ledger import Ledger, ledger_schema
 from pipeline.plan import make_plan
+from pipeline.run import measure, write_facts
+from pipeline.show.progress import Progress
+from pipeline.store import RunDir
 from schemas.errors import EngineError, PlanError
 from schemas.ids import source_id
+from schemas.records import Level, Source
 
 FAULTS = st.sampled_from(["item", "bug", "returned", "keys", "nan", "type", "unmeasured"])
 
 
-def unit(name: str, **facts: Any) -> dict[str, Any]:
+def unit(name: str, **facts: Any) -> Source:
     metadata = json.dumps({"frames": 500, "shot": 100, "clip": 40} | facts)
-    return {"source_id": source_id(name), "uri": name, "licence": None, "metadata": metadata}
+    return Source(source_id=source_id(name), uri=name, metadata=metadata)
 
 
-def advance(recipe: dict[str, Any], source: dict[str, Any], monitor: Monitor | None = None) -> dict[str, Any]:
-    """The unit after all worker groups, through the Arrow schema between them as on a cluster."""
-    import pyarrow as pa
-
+def advance(recipe: dict[str, Any], source: Source, monitor: Monitor | None = None) -> Unit:
+    """The unit after all worker groups of the first pass, through the Arrow schema between them as on a cluster."""
     monitor = monitor or Monitor()
     plan = make_plan(parse_recipe(recipe))
-    table = pa.Table.from_pylist([source], schema=plan.unit_schema())
-    for group in range(len(plan.groups)):
-        table = Worker(plan.recipe.model_dump(mode="json"), group, "", monitor)(table)
-    return table.to_pylist()[0]  # type: ignore[no-any-return]
+    table = pa.Table.from_pylist([Unit.of_source(source).row()], schema=plan.unit_schema())
+    for group in range(len(plan.passes[0].groups)):
+        table = Worker(plan, (0, group), "", monitor)(table)
+    (row,) = table.to_pylist()
+    return Unit.of(row)
 
 
-def statuses(done: dict[str, Any], level: str) -> list[tuple[str, str | None]]:
-    return [(row["verdict"]["status"], row["verdict"]["reason"]) for row in done[level]]
+@contextmanager
+def settled(recipe: dict[str, Any], sources: list[Source], folder: Path) -> Iterator[Ledger]:
+    """The ledger of a whole run in this process, up to packing."""
+    plan, directory = make_plan(parse_recipe(recipe)), RunDir(folder)
+    ledger = Ledger(directory.url("ledger"), ledger_schema(plan))
+    ledger.create(plan.recipe.measure_hash())
+    write_facts(directory, plan, sources)
+    todo = [source for source in sources if not ledger.passes(source.source_id)]
+    with here(plan, directory) as executor, Progress(len(sources), 0, quiet=True) as progress:
+        measure(plan, todo, executor, ledger, progress)
+    yield ledger
+
+
+def statuses(nodes: list[Node]) -> list[tuple[str, str | None]]:
+    return [(node.verdict.status, node.verdict.reason) for node in nodes]
 
 
 def test_without_faults_gates_decide(toy_recipe: dict[str, Any]) -> None:
     done = advance(toy_recipe, unit("a"))
-    assert done["verdict"]["status"] == "keep"
-    assert statuses(done, "clips") == [("keep", None), ("reject", "audio.value.min")] * 5
-    assert done["clips"][1]["sync"] is None, "a rejected clip is not measured further"
-    assert done["clips"][1]["verdict"]["message"] == "audio.value 0 < 0.5"
+    assert done.asset.verdict.status == "keep"
+    assert statuses(done.clips) == [("keep", None), ("reject", "audio.value.min")] * 5
+    assert done.clips[1].structs["sync"] is None, "a rejected clip is not measured further"
+    assert done.clips[1].verdict.message == "audio.value 0 < 0.5"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +82,7 @@ def test_without_faults_gates_decide(toy_recipe: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_one_bad_clip_in_a_batch_costs_only_itself(toy_recipe: dict[str, Any], kind: str, reason: str) -> None:
     done = advance(toy_recipe, unit("a", shot=500, faults={"audio:4": kind}))
-    found = statuses(done, "clips")
+    found = statuses(done.clips)
     assert found[4] == ("error", reason)
     assert [status for at, (status, _) in enumerate(found) if at != 4] == ["keep", "reject"] * 2 + [
         "reject",
@@ -86,32 +108,32 @@ def test_a_stage_that_cannot_start_ends_the_run_and_settles_nothing(
 
 def test_an_error_of_the_asset_settles_it_and_its_children(toy_recipe: dict[str, Any]) -> None:
     done = advance(toy_recipe, unit("a", faults={"probe": "media"}))
-    assert (done["verdict"]["status"], done["verdict"]["reason"], done["clips"]) == ("error", "not_decodable", [])
-    assert "no picture in here" in done["verdict"]["message"]
+    assert (done.asset.verdict.status, done.asset.verdict.reason, done.clips) == ("error", "not_decodable", [])
+    assert "no picture in here" in done.asset.verdict.message
 
 
 def test_a_missing_measurement_is_an_error_not_a_score(toy_recipe: dict[str, Any]) -> None:
     done = advance(toy_recipe, unit("a", faults={"sync:0": "unmeasured"}))
-    assert ("error", "sync.offset_ms.missing") in statuses(done, "clips")
+    assert ("error", "sync.offset_ms.missing") in statuses(done.clips)
 
 
 def test_audited_clips_are_measured_to_the_end_but_never_kept(toy_recipe: dict[str, Any]) -> None:
     done = advance(toy_recipe | {"audit_fraction": 1.0}, unit("a"))
-    rejected = [row for row in done["clips"] if row["verdict"]["status"] == "reject"]
+    rejected = [node for node in done.clips if node.verdict.status == "reject"]
     assert len(rejected) == 5
-    assert all(row["sync"] is not None and row["verdict"]["is_audit"] for row in rejected)
+    assert all(node.structs["sync"] is not None and node.verdict.is_audit for node in rejected)
 
 
 def test_a_row_found_in_flight_after_two_worker_deaths_settles_as_error(toy_recipe: dict[str, Any]) -> None:
     source = unit("a", shot=500)
-    clip = advance(toy_recipe, dict(source))["clips"][0]["clip"]["clip_id"]
+    clip = advance(toy_recipe, source).clips[0].row_id
     monitor = Monitor()
     for _ in range(2):
-        monitor.begin(source["source_id"])
-        monitor.enter(source["source_id"], "audio", [clip])
-    done = advance(toy_recipe, dict(source), monitor)
-    assert statuses(done, "clips")[0] == ("error", "worker_crash")
-    assert statuses(done, "clips")[2] == ("keep", None)
+        monitor.begin(source.source_id)
+        monitor.enter(source.source_id, "audio", [clip])
+    done = advance(toy_recipe, source, monitor)
+    assert statuses(done.clips)[0] == ("error", "worker_crash")
+    assert statuses(done.clips)[2] == ("keep", None)
 
 
 def test_a_hanging_row_ends_its_worker_and_is_not_tried_again(toy_recipe: dict[str, Any]) -> None:
@@ -123,15 +145,15 @@ def test_a_hanging_row_ends_its_worker_and_is_not_tried_again(toy_recipe: dict[s
         child = os.fork()
         if child == 0:
             monitor.expire = lambda *call, out=write: os.write(out, json.dumps(call).encode()) and None  # type: ignore
-            advance(toy_recipe, dict(source), monitor)
+            advance(toy_recipe, source, monitor)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 70
         unit_id, stage, rows = json.loads(os.read(read, 65536))
         monitor.expire(unit_id, stage, rows)
     assert len(rows) == 1, "a batch that hangs is tried row by row before anyone is blamed"
-    done = advance(toy_recipe, dict(source), monitor)
-    assert [status for status, _ in statuses(done, "clips")].count("error") == 1
-    assert ("error", "timeout") in statuses(done, "clips")
+    done = advance(toy_recipe, source, monitor)
+    assert [status for status, _ in statuses(done.clips)].count("error") == 1
+    assert ("error", "timeout") in statuses(done.clips)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -157,60 +179,79 @@ def test_hours_add_up_under_random_faults(
             )
         )  # fmt: skip
     if data.draw(st.booleans()):
-        sources.append(sources[0] | {"uri": "copy", "source_id": source_id("copy")})
-    plan = make_plan(parse_recipe(toy_recipe))
-    ledger = Ledger(str(tmp_path_factory.mktemp("ledger")), ledger_schema(plan))
-    ledger.create("hash")
-    for source in sources:
-        done = advance(toy_recipe, dict(source))
-        assert all(
-            row["verdict"]["status"] in ("keep", "reject", "error") for row in [done, *done["shots"], *done["clips"]]
-        )
-        assert ledger.commit(done["source_id"], rows_of(done))
-        assert not ledger.commit(done["source_id"], rows_of(done)), "a second commit of a unit is a no-op"
-    sheet = balance(ledger)
-    assert sheet.difference_us == 0
-    assert sum(sheet.assets.values()) == len(sources)
-    known = {row["source_id"]: row["duration_us"] or 0 for row in ledger.table("asset").to_pylist()}
-    assert sheet.in_us == sum(known.values())
-    assert min([sheet.kept_us, sheet.cut_away_us, *sheet.rejected_us.values(), *sheet.errors_us.values()]) >= 0
+        sources.append(replace(sources[0], uri="copy", source_id=source_id("copy")))
+    with settled(toy_recipe, sources, tmp_path_factory.mktemp("run")) as ledger:
+        for unit_ in ledger.units(ledger.source_ids()):
+            assert not ledger.commit(unit_.source.source_id, unit_.ledger_rows()), "a second commit is a no-op"
+        for level in Level:
+            found = ledger.settled(level)["verdict"].to_pylist()
+            assert all(verdict["status"] in ("keep", "reject", "error") for verdict in found)
+        sheet = balance(ledger)
+        assert sheet.difference_us == 0
+        assert sum(sheet.assets.values()) == len(sources)
+        known = {row["source_id"]: row["duration_us"] or 0 for row in ledger.table("asset").to_pylist()}
+        assert sheet.in_us == sum(known.values())
+        parts = [sheet.kept_us, sheet.cut_away_us, *sheet.rejected_us.values(), *sheet.errors_us.values()]
+        assert min(parts) >= 0
 
 
 def test_ledger_reads_do_not_depend_on_commit_order(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    plan = make_plan(parse_recipe(toy_recipe))
-    done = [advance(toy_recipe, unit(name)) for name in ("a", "b", "c")]
+    sources = [unit(name) for name in ("a", "b", "c")]
     sheets = []
-    for folder, order in (("x", done), ("y", done[::-1])):
-        ledger = Ledger(str(tmp_path / folder), ledger_schema(plan))
-        ledger.create("hash")
-        for item in order:
-            ledger.commit(item["source_id"], rows_of(item))
-        sheets.append((balance(ledger), [row["source_id"] for row in ledger.settled("clip").to_pylist()]))
+    for folder, order in (("x", sources), ("y", sources[::-1])):
+        with settled(toy_recipe, order, tmp_path / folder) as ledger:
+            kept = [row for row in ledger.settled("clip").to_pylist() if row["verdict"]["status"] == "keep"]
+            sheets.append((balance(ledger), [row["source_id"] for row in kept]))
     assert sheets[0] == sheets[1]
-    assert sheets[0][0].rejected_us["duplicate"] == 2 * 20_000_000
+    assert sheets[0][0].rejected_us["duplicates.is_first.equals"] == 2 * 20_000_000
+
+
+def test_what_a_collect_says_is_asked_again_when_the_run_grows(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    """The source that stands for the others may change: the one turned away comes back, and later stages follow."""
+    names = sorted(("a", "b", "c"), key=source_id)
+    with settled(toy_recipe, [unit(names[1])], tmp_path) as ledger:
+        assert [row["verdict"]["status"] for row in ledger.settled("asset").to_pylist()] == ["keep"]
+    with settled(toy_recipe, [unit(name) for name in names], tmp_path) as ledger:
+        assets = {row["source_id"]: row for row in ledger.settled("asset").to_pylist()}
+        found = [assets[source_id(name)]["verdict"]["status"] for name in names]
+        assert found == ["keep", "reject", "reject"]
+        clips = ledger.settled("clip").to_pylist()
+        kept = {row["source_id"] for row in clips if row["verdict"]["status"] == "keep"}
+        assert kept == {source_id(names[0])}
+        assert {row["late"]["of"] for row in clips if row["source_id"] in kept and row["late"]} == kept
+        before = ledger.commit_times()
+    with settled(toy_recipe, [unit(name) for name in names], tmp_path) as ledger:
+        assert ledger.commit_times() == before, "nothing changed, so nothing is measured or written again"
+    ledger.reopen([source_id(names[0])])
+    with settled(toy_recipe, [unit(names[1]), unit(names[2])], tmp_path) as ledger:
+        assets = {row["source_id"]: row["verdict"]["status"] for row in ledger.settled("asset").to_pylist()}
+        assert assets == {source_id(names[1]): "keep", source_id(names[2]): "reject"}
+
+
+def test_an_error_behind_a_collect_costs_its_row(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    with settled(toy_recipe, [unit("a", faults={"late:0": "bug"})], tmp_path) as ledger:
+        found = [(row["verdict"]["status"], row["verdict"]["reason"]) for row in ledger.settled("clip").to_pylist()]
+        assert sorted(found, key=str).count(("error", "unexpected")) == 5, "clip 0 of every shot"
+        assert balance(ledger).difference_us == 0
 
 
 def test_reopened_units_are_measured_anew_and_others_stay(tmp_path: Path, toy_recipe: dict[str, Any]) -> None:
-    plan = make_plan(parse_recipe(toy_recipe))
-    ledger = Ledger(str(tmp_path), ledger_schema(plan))
-    ledger.create("hash")
     faulty = {"a": {"probe": "media"}, "b": {"audio:1": "item"}, "c": {}}
     units = {name: unit(name, faults=faults) for name, faults in faulty.items()}
-    for source in units.values():
-        ledger.commit(source["source_id"], rows_of(advance(toy_recipe, dict(source))))
-    whole = ledger.table("clip").filter(pc.field("source_id") == units["c"]["source_id"])
-    assert ledger.with_errors() == sorted(units[name]["source_id"] for name in "ab")
+    with settled(toy_recipe, list(units.values()), tmp_path) as ledger:
+        whole = ledger.table("clip").filter(pc.field("source_id") == units["c"].source_id)
+    assert ledger.with_errors() == sorted(units[name].source_id for name in "ab")
     ledger.reopen(ledger.with_errors())
-    assert [ledger.has(source["source_id"]) for source in units.values()] == [False, False, True]
+    assert [bool(ledger.passes(source.source_id)) for source in units.values()] == [False, False, True]
     assert ledger.table("clip").equals(whole)
-    assert Ledger(str(tmp_path)).with_errors() == []
-    mended = unit("a")
-    assert ledger.commit(mended["source_id"], rows_of(advance(toy_recipe, dict(mended))))
-    assert not ledger.commit(mended["source_id"], rows_of(advance(toy_recipe, dict(mended))))
-    assert balance(ledger).assets["keep"] == 2
+    assert Ledger(ledger.uri).with_errors() == []
+    with settled(toy_recipe, [unit("a"), units["c"]], tmp_path) as ledger:
+        assert balance(ledger).assets["keep"] == 2
 
 
 def test_credentials_reach_the_download_and_nothing_else(toy_recipe: dict[str, Any]) -> None:
-    done = advance(toy_recipe, unit("https://host/v.mp4") | {"fetch_uri": "https://user:secret@host/v.mp4?sig=secret"})
-    assert done["fetch_uri"].endswith("sig=secret"), "it travels with the unit"
-    assert "secret" not in json.dumps(rows_of(done))
+    done = advance(
+        toy_recipe, replace(unit("https://host/v.mp4"), fetch_uri="https://user:secret@host/v.mp4?sig=secret")
+    )
+    assert done.source.fetch_uri.endswith("sig=secret"), "it travels with the unit"
+    assert "secret" not in json.dumps(done.ledger_rows())

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -177,23 +175,21 @@ RECIPE: dict[str, Any] = {
 def curate(media: Path, out: Path) -> None:
     """A run's ledger as `nava-curate run` leaves it, its workers called one after the other without Ray."""
     from pipeline.config import parse_recipe
-    from pipeline.execute.adapter import Worker
-    from pipeline.execute.monitor import Monitor
-    from pipeline.ledger import Ledger, ledger_schema, rows_of
+    from pipeline.execute.here import here
+    from pipeline.ledger import Ledger, ledger_schema
     from pipeline.plan import make_plan
+    from pipeline.run import measure, write_facts
+    from pipeline.show.progress import Progress
     from pipeline.store import RunDir
     from stages.download.sources import expand_sources
 
     plan, directory = make_plan(parse_recipe(RECIPE)), RunDir(out)
-    raw = plan.recipe.model_dump(mode="json")
-    directory.write("recipe.yaml", yaml.safe_dump(raw, sort_keys=False).encode())
+    sources = expand_sources([str(media)])
     ledger = Ledger(directory.url("ledger"), ledger_schema(plan))
     ledger.create(plan.recipe.measure_hash())
-    for source in expand_sources([str(media)]):
-        table = pa.Table.from_pylist([source], schema=plan.unit_schema())
-        for group in range(len(plan.groups)):
-            table = Worker(raw, group, directory.url("assets"), Monitor())(table)
-        ledger.commit(source["source_id"], rows_of(table.to_pylist()[0]))
+    write_facts(directory, plan, sources)
+    with here(plan, directory) as executor, Progress(len(sources), 0, quiet=True) as progress:
+        measure(plan, sources, executor, ledger, progress)
 
 
 @pytest.mark.slow

@@ -6,36 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-import yaml
-from test_adapter import advance, unit
+from test_adapter import settled, unit
 
-from pipeline.ask.queries import Run, find, stats, what_if
+from pipeline.ask.find import find
+from pipeline.ask.queries import Run, stats
+from pipeline.ask.what_if import what_if
 from pipeline.config import parse_recipe
-from pipeline.ledger import Ledger, ledger_schema, rows_of
+from pipeline.ledger import Ledger, ledger_schema
 from pipeline.plan import make_plan
 from pipeline.show.text import stats_text, what_if_text, why_text
-from pipeline.store import RunDir
 from schemas.errors import LedgerError
-from schemas.records import SOURCE
+from schemas.records import Source
 
 
-def make_run(folder: Path, recipe: dict[str, Any], sources: list[dict[str, Any]]) -> Run:
-    """A run directory as `run` leaves it before packing."""
-    plan = make_plan(parse_recipe(recipe))
-    directory = RunDir(folder)
-    directory.write("recipe.yaml", yaml.safe_dump(plan.recipe.model_dump(mode="json"), sort_keys=False).encode())
-    table = pa.Table.from_pylist(sources, schema=pa.schema(list(SOURCE)))
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    directory.write("sources.arrow", sink.getvalue().to_pybytes())
-    ledger = Ledger(directory.url("ledger"), ledger_schema(plan))
-    ledger.create(plan.recipe.measure_hash())
-    for source in sources:
-        ledger.commit(source["source_id"], rows_of(advance(recipe, dict(source))))
-    return Run(str(folder))
+def make_run(folder: Path, recipe: dict[str, Any], sources: list[Source]) -> Run:
+    """A finished run without shards: toy clips have no media to be cut from."""
+    with settled(recipe, sources, folder):
+        return Run(str(folder))
 
 
 @pytest.fixture
@@ -96,7 +84,7 @@ def test_why_tells_the_chain_from_source_to_verdict(run: Run) -> None:
     clip = run.ledger.settled("clip").to_pylist()[1]
     chain = find(run, clip["row_id"][:12])
     assert [row["kind"] for row in chain] == ["asset", "shot", "clip"]
-    text = why_text(chain, list(run.recipe.stages))
+    text = why_text(chain, run.plan)
     assert "good.mp4" in text
     assert clip["row_id"] in text
     assert len(find(run, "good.mp4")) == 1 + 5 + 10

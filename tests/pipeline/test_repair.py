@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import correlate
 
-from pipeline.ask.queries import Run, find
+from pipeline.ask.find import find
+from pipeline.ask.queries import Run
 from pipeline.config import Recipe, SyncRepair, parse_recipe
 from pipeline.demo import swapped_clip, talking_clip
 from pipeline.pack import make_sample, read_index

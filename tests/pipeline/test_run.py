@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,7 @@ def test_the_same_recipe_runs_on_a_separately_started_cluster(tmp_path: Path) ->
     from ray.cluster_utils import Cluster
 
     from pipeline.config import load_recipe
+    from pipeline.execute.on_ray import on_ray
     from pipeline.run import run
     from stages.download.sources import expand_sources
 
@@ -301,7 +303,7 @@ def test_the_same_recipe_runs_on_a_separately_started_cluster(tmp_path: Path) ->
         cluster.wait_for_nodes()
         done = run(
             load_recipe(str(recipe)), expand_sources([str(media)]), str(tmp_path / "run"),
-            address=cluster.address, quiet=True,
+            partial(on_ray, address=cluster.address), quiet=True,
         )  # fmt: skip
     finally:
         cluster.shutdown()

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.config import Packing
+from pipeline.config import Packing, load_recipe
+from pipeline.plan import make_plan
 from pipeline.splits import likenesses, split_assets
+from schemas.records import Asset, Clip, Source, Verdict
+
+PLAN = make_plan(load_recipe("quickstart"))
+((_, VOICES),) = PLAN.meaning("voice")
+((_, FACES),) = PLAN.meaning("face")
+Kept = dict[str, Any]
 
 
-def recordings(casts: list[list[int]], seed: int = 0) -> dict[str, dict[str, Any]]:
+def measured(path: str, embeddings: list[list[float] | None]) -> Kept:
+    """Structs that hold `embeddings` at a path like `diarize.speakers[].embedding`."""
+    column, items, leaf = path.replace("[]", "").split(".")
+    return {column: {items: [{leaf: embedding} for embedding in embeddings]}}
+
+
+def asset(name: str, structs: Kept) -> Asset:
+    source = Source(source_id=f"s{name}", uri=name)
+    return Asset(source=source, asset_id=name, duration_us=1, verdict=Verdict("keep"), structs=structs)
+
+
+def recordings(casts: list[list[int]], seed: int = 0) -> dict[str, Asset]:
     """Assets by id; the same number in two casts is one person, heard with some noise."""
     rng = np.random.default_rng(seed)
     people = rng.normal(size=(1 + max(max(cast, default=0) for cast in casts), 64))
@@ -20,15 +39,23 @@ def recordings(casts: list[list[int]], seed: int = 0) -> dict[str, dict[str, Any
         voice = people[person] + 0.3 * rng.normal(size=64)
         return [float(x) for x in voice / np.linalg.norm(voice)]
 
+    names = [f"a{number:04d}" for number in range(len(casts))]
     return {
-        f"a{number:04d}": {"diarize": {"speakers": [{"embedding": heard(person)} for person in cast]}}
-        for number, cast in enumerate(casts)
+        name: asset(name, measured(VOICES, [heard(person) for person in cast]))
+        for name, cast in zip(names, casts, strict=True)
     }
 
 
-def split(assets: dict[str, dict[str, Any]], fraction: float, same_voice: float | None) -> dict[str, str]:
-    pack = Packing(same_voice=same_voice, same_face=None)
-    return split_assets(assets, fraction, likenesses(assets, [], pack))
+def split(
+    assets: dict[str, Asset],
+    fraction: float,
+    same_voice: float | None,
+    same_face: float | None = None,
+    clips: list[Clip] | None = None,
+) -> dict[str, str]:
+    pack = Packing(same_voice=same_voice, same_face=same_face)
+    plan = replace(PLAN, recipe=PLAN.recipe.model_copy(update={"pack": pack}))
+    return split_assets(assets, fraction, likenesses(plan, assets.values(), clips or []))
 
 
 def sides(assets: dict[str, Any], casts: list[list[int]], chosen: dict[str, str]) -> dict[int, set[str]]:
@@ -73,18 +100,17 @@ def test_a_face_keeps_recordings_together_where_voices_differ() -> None:
     assets = recordings([[number] for number in range(40)])
     rng = np.random.default_rng(3)
     people = rng.normal(scale=0.1, size=(20, 128))
-    clips = [
-        {
-            "asset_id": name,
-            "sync": {"faces": [{"embedding": (people[n % 20] + rng.normal(scale=0.01, size=128)).tolist()}]},
-        }
-        for n, name in enumerate(assets)
+    faces: list[list[float] | None] = [
+        (people[n % 20] + rng.normal(scale=0.01, size=128)).tolist() for n in range(len(assets))
     ]
-    clips[21]["sync"] = {"faces": [{"embedding": None}]}
-    clips.append({"asset_id": "a0000", "sync": None})
+    faces[21] = None
+    shown = [measured(FACES, [face]) for face in faces] + [{FACES.split(".")[0]: None}]
+    clips = [
+        Clip(clip_id=f"c{n}", shot_id="h", asset=of, duration_us=1, verdict=Verdict("keep"), structs=structs)
+        for n, (of, structs) in enumerate(zip([*assets.values(), assets["a0000"]], shown, strict=True))
+    ]
     for same_face in (0.45, None):
-        pack = Packing(same_voice=0.7, same_face=same_face)
-        split_of = split_assets(assets, 0.3, likenesses(assets, clips, pack))
+        split_of = split(assets, 0.3, 0.7, same_face, clips)
         chosen = [split_of[name] for name in sorted(assets)]
         apart = [n for n in range(20) if chosen[n] != chosen[n + 20]]
         assert "validation" in chosen

@@ -18,7 +18,7 @@ from schemas.errors import EngineError, ItemError, MediaError
 from schemas.fields import f, struct
 from schemas.records import CLIP, SHOT, Row, span_fields
 from schemas.timing import Span
-from stages.base import Measure, Resources, Split, StageConfig
+from stages.base import Collect, Measure, Resources, Split, StageConfig
 
 
 def fault(row: Row, stage: str, index: int | str = "") -> str | None:
@@ -149,6 +149,37 @@ class Sync(Measure[StageConfig]):
         ]
 
 
+class Duplicates(Collect[StageConfig]):
+    """Sources whose metadata are the same."""
+
+    name, version, level, reads = "duplicates", "1", "asset", ("download.asset_id",)
+    adds = struct(
+        f("first", pa.string(), doc="smallest source id with this asset"), f("is_first", pa.bool_(), doc="it")
+    )
+    Config = StageConfig
+
+    def collect(self, rows: Any) -> Any:
+        """One group-by."""
+        import polars as pl
+
+        known = rows.filter(pl.col("download.asset_id").is_not_null())
+        first = pl.col("source_id").min().over("download.asset_id")
+        return known.select("row_id", first=first, is_first=pl.col("source_id") == first)
+
+
+class Late(Measure[StageConfig]):
+    """A stage behind the Collect: how often it ran on a clip cannot be seen, that it ran can."""
+
+    name, version, level, reads = "late", "1", "clip", ("metadata", "clip", "duplicates.first")
+    adds = struct(f("of", pa.string(), doc="what the Collect said"))
+    Config = StageConfig
+
+    def process(self, batch: Sequence[Row]) -> list[dict[str, Any]]:
+        """One struct per row."""
+        misbehave(fault(batch[0], "late", batch[0]["clip"]["index"]))
+        return [{"of": row["duplicates"]["first"]} for row in batch]
+
+
 CATALOG = {
     "download": "toy_stages:Download",
     "probe": "toy_stages:Probe",
@@ -156,6 +187,8 @@ CATALOG = {
     "clip": "toy_stages:Clip",
     "audio": "toy_stages:Audio",
     "sync": "toy_stages:Sync",
+    "duplicates": "toy_stages:Duplicates",
+    "late": "toy_stages:Late",
 }
 RECIPE = {
     "name": "toy",
@@ -165,5 +198,6 @@ RECIPE = {
         "probe": {"has_video": {"equals": True}},
         "audio": {"value": {"min": 0.5}},
         "sync": {"offset_ms": {"abs_max": 80}},
+        "duplicates": {"is_first": {"equals": True}},
     },
 }

@@ -11,7 +11,7 @@ import pytest
 
 from schemas.errors import RecipeError
 from schemas.ids import source_id
-from schemas.records import SOURCE
+from schemas.records import FETCH_URI, SOURCE
 from stages.download.sources import expand_sources, public_uri
 
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(inputs: list[str], root: Path) -> list[str]:
-    return [str(Path(row["uri"]).relative_to(root)) for row in expand_sources(inputs)]
+    return [str(Path(row.uri).relative_to(root)) for row in expand_sources(inputs)]
 
 
 def test_a_folder_gives_every_file_that_is_no_sidecar(folder: Path) -> None:
@@ -45,9 +45,9 @@ def test_files_globs_and_repeats(folder: Path) -> None:
 
 def test_rows_are_complete_and_stable(folder: Path) -> None:
     (row,) = expand_sources([str(folder / "a" / "one.mp4")])
-    assert set(row) == {field.name for field in SOURCE}
-    assert row["source_id"] == source_id(str(folder / "a" / "one.mp4"))
-    assert (row["licence"], row["metadata"]) == (None, "{}")
+    assert set(row.row()) == {field.name for field in (*SOURCE, FETCH_URI)}
+    assert row.source_id == source_id(str(folder / "a" / "one.mp4"))
+    assert (row.licence, row.metadata) == (None, "{}")
     assert expand_sources([str(folder)]) == expand_sources([str(folder)])
 
 
@@ -65,10 +65,10 @@ def test_manifests_carry_licence_and_all_other_columns(folder: Path, kind: str) 
     else:
         pq.write_table(pa.Table.from_pylist(records), path)
     first, second = expand_sources([str(path)])
-    assert first["uri"] == str(folder / "a" / "one.mp4")
-    assert first["licence"] == "CC BY 4.0"
-    assert json.loads(first["metadata"]) == {"sha256": "00", "speaker": "Ada"}
-    assert (second["uri"], second["licence"], second["metadata"]) == ("https://example.org/x.mp4", None, "{}")
+    assert first.uri == str(folder / "a" / "one.mp4")
+    assert first.licence == "CC BY 4.0"
+    assert json.loads(first.metadata) == {"sha256": "00", "speaker": "Ada"}
+    assert (second.uri, second.licence, second.metadata) == ("https://example.org/x.mp4", None, "{}")
 
 
 def test_a_manifest_on_an_object_store() -> None:
@@ -76,19 +76,19 @@ def test_a_manifest_on_an_object_store() -> None:
 
     fsspec.filesystem("memory").pipe_file("/lists/set.jsonl", b'{"uri": "videos/a.mp4", "license": "CC0"}\n')
     (row,) = expand_sources(["memory://lists/set.jsonl"])
-    assert (row["uri"], row["licence"]) == ("memory://lists/videos/a.mp4", "CC0")
+    assert (row.uri, row.licence) == ("memory://lists/videos/a.mp4", "CC0")
 
 
 def test_credentials_stay_out_of_the_row() -> None:
     uri = "https://user:secret@cdn.example.org/v/a.mp4?id=7&X-Amz-Signature=abc&X-Amz-Expires=60&token=t#frag"
     (row,) = expand_sources([uri])
-    assert row["uri"] == "https://cdn.example.org/v/a.mp4?id=7#frag"
-    assert row["fetch_uri"] == uri
-    assert row["source_id"] == source_id(row["uri"])
-    assert "secret" not in json.dumps({key: value for key, value in row.items() if key != "fetch_uri"})
+    assert row.uri == "https://cdn.example.org/v/a.mp4?id=7#frag"
+    assert row.fetch_uri == uri
+    assert row.source_id == source_id(row.uri)
+    assert "secret" not in json.dumps({key: value for key, value in row.row().items() if key != "fetch_uri"})
     (plain,) = expand_sources(["https://example.org/watch?v=a%20b&list=2"])
-    assert plain["uri"] == "https://example.org/watch?v=a%20b&list=2"
-    assert "fetch_uri" not in plain
+    assert plain.uri == "https://example.org/watch?v=a%20b&list=2"
+    assert plain.fetch_uri is None
     assert public_uri("/data/a@b?token=1.mp4") == "/data/a@b?token=1.mp4"
 
 
