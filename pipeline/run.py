@@ -24,6 +24,7 @@ from pipeline.ledger import Ledger, ledger_schema, rows_of
 from pipeline.plan import Cluster, Plan, make_plan, render
 from pipeline.show.progress import Progress
 from pipeline.store import RunDir
+from schemas.arrow_file import table_bytes
 from schemas.errors import PlanError, RecipeError
 from schemas.records import SOURCE
 
@@ -123,10 +124,7 @@ def _write_facts(directory: RunDir, plan: Plan, sources: Sequence[dict[str, Any]
     import yaml
 
     table = pa.Table.from_pylist([_source_row(source) for source in sources], schema=pa.schema(list(SOURCE)))
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    directory.write("sources.arrow", sink.getvalue().to_pybytes())
+    directory.write("sources.arrow", table_bytes(table))
     directory.write("recipe.yaml", yaml.safe_dump(plan.recipe.model_dump(mode="json"), sort_keys=False).encode())
     directory.write("plan.txt", render(plan).encode())
 

@@ -17,6 +17,7 @@ from pipeline.ledger import Ledger, ledger_schema, rows_of
 from pipeline.plan import make_plan
 from pipeline.show.text import stats_text, what_if_text, why_text
 from pipeline.store import RunDir
+from schemas.arrow_file import table_bytes
 from schemas.errors import LedgerError
 from schemas.records import SOURCE
 
@@ -27,10 +28,7 @@ def make_run(folder: Path, recipe: dict[str, Any], sources: list[dict[str, Any]]
     directory = RunDir(folder)
     directory.write("recipe.yaml", yaml.safe_dump(plan.recipe.model_dump(mode="json"), sort_keys=False).encode())
     table = pa.Table.from_pylist(sources, schema=pa.schema(list(SOURCE)))
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    directory.write("sources.arrow", sink.getvalue().to_pybytes())
+    directory.write("sources.arrow", table_bytes(table))
     ledger = Ledger(directory.url("ledger"), ledger_schema(plan))
     ledger.create(plan.recipe.measure_hash())
     for source in sources:
