@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 from pipeline.ask.queries import Run, balance, hours_of
+from pipeline.pack import MANIFEST, read_manifest
 from pipeline.show.text import balance_lines
 
 STALL_S = 120.0
@@ -20,7 +20,7 @@ def status_text(run: Run) -> tuple[str, bool]:
     lines = [
         f"{run.dir.uri}: {settled} of {total} sources settled ({', '.join(f'{n} {s}' for s, n in sheet.assets.items())})"
     ]
-    is_packed = run.dir.exists("index/manifest.json") and settled == total
+    is_packed = run.dir.exists(MANIFEST) and settled == total
     if settled < total and len(times) > 1:
         rate = (len(times) - 1) / max(times[-1] - times[0], 1e-3)
         lines.append(f"{rate * 60:.1f} units a minute, about {(total - settled) / rate / 60:.1f} minutes left")
@@ -28,7 +28,7 @@ def status_text(run: Run) -> tuple[str, bool]:
         if quiet > STALL_S:
             lines.append(f"nothing was committed for {quiet:.0f} s: the run has stopped, or is busy with a long source")
     if is_packed:
-        manifest = json.loads(run.dir.read("index/manifest.json"))
-        lines.append(f"packed: {manifest['num_samples']} clips in {len(manifest['shards'])} shards")
+        manifest = read_manifest(run.dir)
+        lines.append(f"packed: {manifest.num_samples} clips in {len(manifest.shards)} shards")
     lines += ["", *balance_lines(hours_of(sheet))]
     return "\n".join(lines), is_packed
