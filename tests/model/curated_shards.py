@@ -15,9 +15,9 @@ import pyarrow as pa
 import soundfile
 
 from schemas import budget
-from schemas.arrow_file import table_bytes
+from schemas.arrow_file import table_bytes, with_facts
 from schemas.shard import INDEX, MEMBERS, SOUND_RATE_HZ
-from schemas.shard_file import ShardWriter
+from schemas.shard_file import ShardFacts, ShardWriter
 
 BASE_LEVEL, LEVELS_PER_FRAME = 30, 1.5
 
@@ -110,7 +110,8 @@ def write_run(folder: Path, shards: list[list[KnownClip]]) -> None:
                 _facts(clip) | {"shard": path.name} | shard.add(clip.clip_id, _members(clip)).columns()
                 for clip in clips
             ]
-        table = pa.Table.from_pylist(rows, schema=INDEX)
+        facts = ShardFacts(shard.sha256, shard.num_bytes, "train")
+        table = pa.Table.from_pylist(rows, schema=with_facts(INDEX, facts.to_metadata()))
         (folder / "index" / f"{number:05d}.arrow").write_bytes(table_bytes(table))
 
 
