@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
-import io
 import json
 import mmap
 import os
@@ -28,7 +27,6 @@ import platform
 import random
 import resource
 import sys
-import tarfile
 import tempfile
 import time
 import types
@@ -46,8 +44,10 @@ import pyarrow as pa
 from model.data.batching import EpochPlan, PlanConfig
 from model.data.index import ShardIndex
 from model.data.reader import LocalShards, PackLoader, SampleReader
+from schemas.arrow_file import table_bytes
 from schemas.budget import NAVA_6B
 from schemas.shard import MEMBERS
+from schemas.shard_file import ShardWriter
 
 NUM_PARTS = 16
 Mode = Literal["warm", "cold"]
@@ -83,9 +83,8 @@ def write_corpus(folder: Path, num_samples: int) -> list[Path]:
     for part, path in enumerate(parts):
         numbers = range(part * num_samples // NUM_PARTS, (part + 1) * num_samples // NUM_PARTS)
         (path / "tar").mkdir(parents=True)
-        table = pa.Table.from_pylist(_write_shard(path / "tar" / "00000.tar", numbers))
-        with pa.ipc.new_file(path / "index.arrow", table.schema) as writer:
-            writer.write_table(table)
+        rows = _write_shard(path / "tar" / "00000.tar", numbers)
+        (path / "index.arrow").write_bytes(table_bytes(pa.Table.from_pylist(rows)))
         if _import_streaming():
             from streaming import MDSWriter
 
@@ -97,21 +96,11 @@ def write_corpus(folder: Path, num_samples: int) -> list[Path]:
 
 
 def _write_shard(path: Path, numbers: range) -> list[dict[str, Any]]:
-    rows = []
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for number in numbers:
-            row: dict[str, Any] = {"clip_id": f"{number:08d}", "shard": path.name, "sample_offset": tar.offset}
-            for extension, data in make_sample(number).items():
-                member = tarfile.TarInfo(f"{number:08d}.{extension}")
-                member.size = len(data)
-                row |= {f"{extension}_offset": tar.offset + tarfile.BLOCKSIZE, f"{extension}_bytes": len(data)}
-                tar.addfile(member, io.BytesIO(data))
-            row |= {"sample_bytes": tar.offset - row["sample_offset"], "has_video": True, "has_audio": True}
-            rows.append(row | {"source": "random", "video_tokens": 27_280, "audio_tokens": 127, "text_tokens": 100})
-    with path.open("rb") as file:
-        for row in rows:
-            row["crc32"] = zlib.crc32(os.pread(file.fileno(), row["sample_bytes"], row["sample_offset"]))
-    return rows
+    facts = {"has_video": True, "has_audio": True, "source": "random"}
+    tokens = {"video_tokens": 27_280, "audio_tokens": 127, "text_tokens": 100}
+    with path.open("wb") as file, ShardWriter(file, path.name, MEMBERS) as shard:
+        places = [shard.add(f"{number:08d}", make_sample(number)) for number in numbers]
+    return [{"clip_id": place.clip_id, "shard": place.shard, **facts, **tokens, **place.columns()} for place in places]
 
 
 # --------------------------------------------------------------------------------------------------------- readers

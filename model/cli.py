@@ -187,8 +187,8 @@ def encode(
     manifest = encode_shards(
         run, out, config, network, num_actors=actors if ray else 0, num_gpus_per_actor=gpus_per_actor
     )
-    reasons = ", ".join(f"{count} {reason}" for reason, count in manifest["num_left_out_by_reason"].items()) or "none"
-    print(f"{manifest['num_clips']} clips -> {manifest['num_samples']} samples in {out}; left out: {reasons}")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.num_left_out_by_reason.items()) or "none"
+    print(f"{manifest.num_clips} clips -> {manifest.num_samples} samples in {out}; left out: {reasons}")
 
 
 RecipeArgument = Annotated[str, typer.Argument(help="a packaged recipe by name, or a .yaml file")]

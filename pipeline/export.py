@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ask.queries import Run
-from pipeline.pack import read_index
+from pipeline.pack import MANIFEST, read_index, read_manifest
 from schemas.errors import LedgerError
+from schemas.shard import MEMBERS, IndexRow, index_rows
+from schemas.shard_file import ShardReader, locations
 
 SPEECH_MARK = re.compile(r"<S>.*?<E>", re.DOTALL)
 
@@ -18,46 +20,46 @@ def export_nava(run: Run, out: Path, split: str = "train") -> dict[str, Any]:
     """Writes the official NAVA trainer's input: media/*.mp4, data.jsonl, data.list, data.weight.
 
     One record per clip, with one speech_start/speech_end pair per `<S>...<E>` of its caption (design of the release:
-    counts must match). Returns {records, hours}. Raises LedgerError if nothing is packed or a caption does not match.
+    counts must match). Returns {records, hours}. Raises LedgerError if nothing is packed or a caption does not match,
+    DamagedSampleError if a clip's bytes are not those that were packed.
     """
-    if not run.dir.exists("index/manifest.json"):
+    if not run.dir.exists(MANIFEST):
         raise LedgerError(f"{run.dir.uri} has no shards yet.", remedy="Finish `nava-curate run` first.")
-    manifest = json.loads(run.dir.read("index/manifest.json"))
     media = out / "media"
     media.mkdir(parents=True, exist_ok=True)
     num_records, duration_s = 0, 0.0
     with open(out / "data.jsonl", "w", encoding="utf-8") as lines:
-        for shard in manifest["shards"]:
-            if shard["split"] != split:
+        for shard in read_manifest(run.dir).shards:
+            if shard.split != split:
                 continue
-            with run.dir.open(f"shards/{shard['name']}") as tar:
-                for row in read_index(run.dir, shard["name"].removesuffix(".tar")).to_pylist():
-                    tar.seek(row["json_offset"])
-                    note = json.loads(tar.read(row["json_bytes"]))
-                    tar.seek(row["mp4_offset"])
-                    path = media / f"{row['clip_id']}.mp4"
-                    path.write_bytes(tar.read(row["mp4_bytes"]))
-                    lines.write(json.dumps(nava_record(note, row, str(path.resolve())), ensure_ascii=False) + "\n")
+            index = read_index(run.dir, shard.index.removesuffix(".arrow"))
+            with ShardReader(run.dir.open(f"shards/{shard.name}")) as reader:
+                for row, place in zip(index_rows(index), locations(index, MEMBERS), strict=True):
+                    members = reader.sample(place)
+                    path = media / f"{row.clip_id}.mp4"
+                    path.write_bytes(members["mp4"])
+                    record = nava_record(json.loads(bytes(members["json"])), row, str(path.resolve()))
+                    lines.write(json.dumps(record, ensure_ascii=False) + "\n")
                     num_records += 1
-                    duration_s += row["duration_s"]
+                    duration_s += row.duration_s
     key = "curated"
     (out / "data.list").write_text(f"0\t{key}\t{(out / 'data.jsonl').resolve()}\n")
     (out / "data.weight").write_text(f"{key}\t1.0\ttext_to_av\n")
     return {"records": num_records, "hours": duration_s / 3600}
 
 
-def nava_record(note: dict[str, Any], row: dict[str, Any], path: str) -> dict[str, Any]:
+def nava_record(note: dict[str, Any], row: IndexRow, path: str) -> dict[str, Any]:
     """One JSONL record of the official data contract (docs/shards.md lists its fields)."""
     spans = note["clip"]["spans"] or []
     text = (note.get("caption") or {}).get("text") or " ".join(f"<S>{span['text']}<E>" for span in spans)
     marks = len(SPEECH_MARK.findall(text))
     if marks != len(spans):
-        raise LedgerError(f"{row['clip_id']}: its caption has {marks} <S>...<E> for {len(spans)} speech spans.")
+        raise LedgerError(f"{row.clip_id}: its caption has {marks} <S>...<E> for {len(spans)} speech spans.")
     return {
-        "data_id": row["clip_id"],
+        "data_id": row.clip_id,
         "video_info": [
-            {"data_path": path, "fps": row["fps"], "duration": row["duration_s"],
-             "image_width": row["width_px"], "image_height": row["height_px"], "is_valid": True}
+            {"data_path": path, "fps": row.fps, "duration": row.duration_s,
+             "image_width": row.width_px, "image_height": row.height_px, "is_valid": True}
         ],
         "text_list": [
             {"text": text, "text_type": "caption", "is_valid": True,

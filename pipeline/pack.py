@@ -6,14 +6,11 @@ One shard is one unit of work with one ledger commit; the same clips give the sa
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import tarfile
 import tempfile
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +25,13 @@ from pipeline.repair import Remeasure, repair_of, with_moved_sound
 from pipeline.splits import likenesses, split_assets
 from pipeline.store import RunDir
 from schemas import budget
+from schemas.arrow_file import table_bytes, with_facts
 from schemas.errors import ItemError
 from schemas.fields import is_in_shard, pruned, values_at
 from schemas.ids import digest
 from schemas.records import SOURCE, Clip, Level, Struct, Verdict
-from schemas.shard import CONTRACT_VERSION, INDEX, MEMBERS, SOUND_RATE_HZ
+from schemas.shard import CONTRACT_VERSION, INDEX, MEMBERS, SOUND_RATE_HZ, IndexRow
+from schemas.shard_file import Manifest, ShardEntry, ShardFacts, ShardWriter, parse_index
 from stages.base import Context
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
 
 FLAC_BYTES_PER_S = 120_000
 """Planning estimate for 48 kHz stereo speech in FLAC; only decides where a shard ends."""
+MANIFEST = "index/manifest.json"
 
 
 @dataclass(frozen=True)
@@ -108,36 +108,29 @@ def pack_shard(task: ShardTask, recipe: Recipe, run: RunDir) -> list[dict[str, A
         context = Context(Path(folder), settings=recipe.decoder.model_dump())
         remeasure = Remeasure(recipe, context)
         path = Path(folder, f"{task.name}.tar")
-        with open(path, "wb") as raw, tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        with open(path, "wb") as file, ShardWriter(file, path.name, MEMBERS) as shard:
             for clip in task.clips:
                 try:
                     sample = make_sample(clip, plan, context, remeasure)
                 except ItemError as error:
                     rows.append(_pack_row(clip, task, None, error))
                     continue
-                index.append(index_row(sample, task, plan) | _append(tar, clip.clip_id, sample.members))
+                place = shard.add(clip.clip_id, sample.members)
+                index.append(asdict(index_row(sample, task, plan)) | _measured(sample) | place.columns())
                 rows.append(_pack_row(clip, task, sample, None))
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        size = path.stat().st_size
         run.publish(path, f"shards/{task.name}.tar")
-    facts = {b"sha256": sha256.encode(), b"bytes": str(size).encode(), b"split": task.split.encode()}
-    table = pa.Table.from_pylist(index, schema=INDEX.with_metadata({**(INDEX.metadata or {}), **facts}))
-    run.write(f"index/{task.name}.arrow", _ipc(table))
+    facts = ShardFacts(shard.sha256, shard.num_bytes, task.split)
+    table = pa.Table.from_pylist(index, schema=with_facts(INDEX, facts.to_metadata()))
+    run.write(f"index/{task.name}.arrow", table_bytes(table))
     return rows
 
 
-def write_manifest(run: RunDir, tasks: Sequence[ShardTask], recipe: Recipe) -> dict[str, Any]:
+def write_manifest(run: RunDir, tasks: Sequence[ShardTask], recipe: Recipe) -> Manifest:
     """Publishes index/manifest.json over all shards and removes files of an earlier, larger plan."""
-    shards = []
-    for task in tasks:
-        table = read_index(run, task.name)
-        facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
-        shards.append({"name": f"{task.name}.tar", "index": f"{task.name}.arrow", "sha256": facts["sha256"],
-                       "bytes": int(facts["bytes"]), "split": task.split, "num_samples": table.num_rows,
-                       "duration_s": float(np.sum(table["duration_s"].to_numpy()))})  # fmt: skip
-    manifest = {"contract_version": CONTRACT_VERSION, "recipe": recipe.name, "measure_hash": recipe.measure_hash(),
-                "num_samples": sum(shard["num_samples"] for shard in shards), "shards": shards}  # fmt: skip
-    run.write("index/manifest.json", json.dumps(manifest, indent=1).encode())
+    shards = tuple(_entry(read_index(run, task.name), task.name) for task in tasks)
+    num_samples = sum(shard.num_samples for shard in shards)
+    manifest = Manifest(CONTRACT_VERSION, recipe.name, recipe.measure_hash(), num_samples, shards)
+    run.write(MANIFEST, manifest.to_json())
     names = {task.name for task in tasks}
     for folder, suffix in (("shards", ".tar"), ("index", ".arrow")):
         for entry in run.names(folder):
@@ -146,9 +139,22 @@ def write_manifest(run: RunDir, tasks: Sequence[ShardTask], recipe: Recipe) -> d
     return manifest
 
 
+def _entry(index: pa.Table, name: str) -> ShardEntry:
+    facts = ShardFacts.of(index, f"index/{name}.arrow")
+    duration_s = float(np.sum(index["duration_s"].to_numpy()))
+    return ShardEntry(
+        f"{name}.tar", f"{name}.arrow", facts.sha256, facts.num_bytes, facts.split, index.num_rows, duration_s
+    )
+
+
+def read_manifest(run: RunDir) -> Manifest:
+    """The manifest of a run's shards. Raises LedgerError when it is not there, ShardError when it cannot be read."""
+    return Manifest.from_json(run.read(MANIFEST))
+
+
 def read_index(run: RunDir, name: str) -> pa.Table:
-    """The Arrow index of one shard."""
-    return pa.ipc.open_file(pa.BufferReader(run.read(f"index/{name}.arrow"))).read_all()
+    """The Arrow index of one shard. Raises LedgerError when it is not there, ShardError when it cannot be read."""
+    return parse_index(run.read(f"index/{name}.arrow"), f"index/{name}.arrow")
 
 
 @dataclass(frozen=True)
@@ -244,8 +250,8 @@ def caption_of(clip: Clip, plan: Plan) -> str:
     return written[0] if written else " ".join(span["text"] for span in clip.own["spans"] or ())
 
 
-def index_row(sample: Sample, task: ShardTask, plan: Plan) -> dict[str, Any]:
-    """The index columns of one sample except those that depend on its place in the tar."""
+def index_row(sample: Sample, task: ShardTask, plan: Plan) -> IndexRow:
+    """What the index says of one sample itself."""
     clip = sample.clip
     probe, own = clip.asset.probe, clip.own
     duration_s = clip.duration_us / 1e6
@@ -257,28 +263,31 @@ def index_row(sample: Sample, task: ShardTask, plan: Plan) -> dict[str, Any]:
         text_tokens=budget.estimated_text_tokens(caption_of(clip, plan)),
     )
     spans = own["spans"] or []
-    return {
-        "clip_id": clip.clip_id,
-        "shard": f"{task.name}.tar",
-        "duration_s": duration_s,
-        "num_frames": own["num_frames"],
-        "fps": own["num_frames"] / duration_s,
-        "width_px": probe["width_px"],
-        "height_px": probe["height_px"],
-        "has_video": probe["has_video"],
-        "has_audio": probe["has_audio"],
-        "has_speech": bool(own["has_speech"]),
-        "num_speakers": own["num_speakers"],
-        "source": clip.asset.source_id,
-        "language": spans[0]["language"] if spans else None,
-        "split": task.split,
-        "video_tokens": cost.video_tokens,
-        "audio_tokens": cost.audio_tokens,
-        "text_tokens": cost.text_tokens,
-        "train_flops": cost.train_flops,
-        **_cut_columns(sample.report),
-        **_repair_columns(sample.report, sample.resync),
-    }
+    return IndexRow(
+        clip_id=clip.clip_id,
+        shard=f"{task.name}.tar",
+        duration_s=duration_s,
+        num_frames=own["num_frames"],
+        fps=own["num_frames"] / duration_s,
+        width_px=probe["width_px"],
+        height_px=probe["height_px"],
+        has_video=probe["has_video"],
+        has_audio=probe["has_audio"],
+        has_speech=bool(own["has_speech"]),
+        num_speakers=own["num_speakers"],
+        source=clip.asset.source_id,
+        language=spans[0]["language"] if spans else None,
+        split=task.split,
+        video_tokens=cost.video_tokens,
+        audio_tokens=cost.audio_tokens,
+        text_tokens=cost.text_tokens,
+        train_flops=cost.train_flops,
+    )
+
+
+def _measured(sample: Sample) -> dict[str, Any]:
+    """The columns `CUT` of a written clip."""
+    return _cut_columns(sample.report) | _repair_columns(sample.report, sample.resync)
 
 
 def _cut_columns(report: CutReport) -> dict[str, Any]:
@@ -302,36 +311,10 @@ def _repair_columns(report: CutReport, resync: Struct | None) -> dict[str, Any]:
     }
 
 
-def _append(tar: tarfile.TarFile, clip_id: str, members: dict[str, bytes]) -> dict[str, int]:
-    """Appends one sample; returns its offsets and the CRC-32 of its bytes including headers and padding."""
-    start, crc = tar.offset, 0
-    places: dict[str, int] = {}
-    for member in MEMBERS:
-        payload = members[member]
-        info = tarfile.TarInfo(f"{clip_id}.{member}")
-        info.size, info.mode = len(payload), 0o644
-        header = info.tobuf(tarfile.USTAR_FORMAT)
-        padding = bytes(-len(payload) % tarfile.BLOCKSIZE)
-        places |= {f"{member}_offset": tar.offset + len(header), f"{member}_bytes": len(payload)}
-        for part in (header, payload, padding):
-            crc = zlib.crc32(part, crc)
-        tar.addfile(info, io.BytesIO(payload))
-    return {**places, "sample_offset": start, "sample_bytes": tar.offset - start, "crc32": crc}
-
-
 def _pack_row(clip: Clip, task: ShardTask, sample: Sample | None, error: ItemError | None) -> dict[str, Any]:
     verdict = Verdict("keep", stage=PACK_KIND)
     if error is not None:
         verdict = Verdict("error", f"{PACK_KIND}.{error.reason}", str(error), PACK_KIND)
-    pack = {"shard": f"{task.name}.tar"}
-    if sample is not None:
-        pack |= _cut_columns(sample.report) | _repair_columns(sample.report, sample.resync)
+    pack = {"shard": f"{task.name}.tar"} | ({} if sample is None else _measured(sample))
     return {"kind": PACK_KIND, "row_id": clip.clip_id, "parent_id": clip.clip_id, "source_id": clip.asset.source_id,
             "asset_id": clip.asset.asset_id, "duration_us": clip.duration_us, "verdict": verdict.row(), "pack": pack}  # fmt: skip
-
-
-def _ipc(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()

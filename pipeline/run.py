@@ -21,6 +21,7 @@ from pipeline.ledger import Ledger, ledger_schema
 from pipeline.plan import Plan, StageSpec, make_plan, render
 from pipeline.show.progress import Progress
 from pipeline.store import RunDir
+from schemas.arrow_file import table_bytes
 from schemas.errors import RecipeError
 from schemas.records import SOURCE, Source, Struct, Verdict
 
@@ -167,9 +168,6 @@ def write_facts(directory: RunDir, plan: Plan, sources: Sequence[Source]) -> Non
 
     rows = [{each.name: getattr(source, each.name) for each in SOURCE} for source in sources]
     table = pa.Table.from_pylist(rows, schema=pa.schema(list(SOURCE)))
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    directory.write("sources.arrow", sink.getvalue().to_pybytes())
+    directory.write("sources.arrow", table_bytes(table))
     directory.write("recipe.yaml", yaml.safe_dump(plan.recipe.model_dump(mode="json"), sort_keys=False).encode())
     directory.write("plan.txt", render(plan).encode())

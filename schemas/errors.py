@@ -11,6 +11,7 @@ NavaError                    anything this project raises on purpose; printed wi
 |-- ContractError            a stage returned something other than it declared
 |-- LedgerError              the ledger is missing, of another version or inconsistent
 |-- ShardError               a shard or its index is damaged or breaks the shard contract
+|   `-- DamagedSampleError   the bytes of one sample are not those that were written; it can be replaced
 `-- ModelError               a checkpoint, a sample or a training configuration does not fit the network
 """
 
@@ -91,6 +92,10 @@ class LedgerError(NavaError):
 
 class ShardError(NavaError):
     """A shard or its index is damaged or breaks the shard contract."""
+
+
+class DamagedSampleError(ShardError):
+    """The bytes of one sample are not what the index says; it can be replaced."""
 
 
 class ModelError(NavaError):

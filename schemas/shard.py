@@ -8,10 +8,15 @@
     index/00000.arrow     one row per sample (`INDEX`), Arrow IPC
     index/manifest.json   every shard with sha256, sizes and the contract version
 
+`schemas.shard_file` writes and reads these files.
+
 Offsets point at the member's payload inside the uncompressed tar, so one `pread` fetches it without a tar library.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import pyarrow as pa
 
@@ -78,3 +83,36 @@ INDEX: pa.Schema = pa.schema(
     ],
     metadata={"contract_version": str(CONTRACT_VERSION)},
 )
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """What the index says of a sample itself; its fields are columns of `INDEX` and mean what they say there.
+
+    Where the bytes are is a `schemas.shard_file.SampleLocation`, how the clip was cut is in the columns `CUT`.
+    """
+
+    clip_id: str
+    shard: str
+    duration_s: float
+    num_frames: int
+    fps: float
+    width_px: int
+    height_px: int
+    has_video: bool
+    has_audio: bool
+    has_speech: bool
+    num_speakers: int
+    source: str
+    language: str | None
+    split: str
+    video_tokens: int
+    audio_tokens: int
+    text_tokens: int
+    train_flops: float
+
+
+def index_rows(index: pa.Table) -> Iterator[IndexRow]:
+    """The rows of a curated shard's index."""
+    for row in index.select([field.name for field in fields(IndexRow)]).to_pylist():
+        yield IndexRow(**row)

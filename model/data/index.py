@@ -12,14 +12,16 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from schemas.arrow_file import read_table
 from schemas.errors import ShardError
+from schemas.shard_file import SampleLocation
 
 REQUIRED = (
     "clip_id",
@@ -34,17 +36,6 @@ REQUIRED = (
     "sample_bytes",
     "crc32",
 )
-
-
-class SampleLocation(NamedTuple):
-    """Where the bytes of one sample are. `members` maps an extension to (offset, size) inside the shard."""
-
-    clip_id: str
-    shard: str
-    offset: int
-    num_bytes: int
-    crc32: int
-    members: dict[str, tuple[int, int]]
 
 
 class ShardIndex:
@@ -75,7 +66,7 @@ class ShardIndex:
         for name, source in _arrow_sources([path] if isinstance(path, (str, Path)) else list(path)):
             digest.update(hashlib.sha256(source).digest())
             try:
-                tables.append(pa.ipc.open_file(source).read_all())
+                tables.append(read_table(source))
             except pa.ArrowInvalid as error:
                 raise ShardError(
                     f"{name} is not an Arrow IPC file: {error}", remedy="Pack the shards again."

@@ -25,10 +25,11 @@ import torch
 from isal.isal_zlib import crc32  # ten times zlib's speed, which would cost more than the reading
 
 from model.data.batching import PlanStream, SampleRef
-from model.data.index import SampleLocation, ShardIndex
+from model.data.index import ShardIndex
 from model.data.packing import Item, Pack
-from schemas.errors import ShardError
+from schemas.errors import DamagedSampleError, ShardError
 from schemas.shard import LATENT_MEMBER
+from schemas.shard_file import SampleLocation, members_of
 
 T = TypeVar("T")
 MAX_OPEN_SHARDS = 64
@@ -128,10 +129,6 @@ def open_shards(where: str | Path) -> Shards:
     )
 
 
-class DamagedSampleError(ShardError):
-    """The bytes of one sample are not what the index says; it can be replaced."""
-
-
 class RawSample(NamedTuple):
     """One sample's members by extension, as slices of a single read."""
 
@@ -144,7 +141,7 @@ class SampleReader:
     """Samples by row number: one read each, members sliced without a copy, checksum verified unless switched off."""
 
     def __init__(self, index: ShardIndex, shards: Shards, *, verify: bool = True) -> None:
-        self.index, self._shards, self._verify = index, shards, verify
+        self.index, self._shards, self._checksum = index, shards, crc32 if verify else None
 
     def expect(self, row: int) -> None:
         """A hint that this sample will be read next."""
@@ -158,27 +155,11 @@ class SampleReader:
 
     def check(self, row: int, place: SampleLocation, data: bytes | memoryview) -> RawSample:
         """The sample of these bytes. Raises DamagedSampleError when they are too short or fail the checksum."""
-        clip_id, _, first, num_bytes, expected, places = place
-        if len(data) != num_bytes:
-            raise _damaged(place, f"expected {num_bytes} bytes, got {len(data)}.")
-        if self._verify and (crc := crc32(data)) != expected:
-            raise _damaged(place, f"expected CRC-32 {expected:08x}, got {crc:08x}.")
-        view = memoryview(data)
-        members = {}
-        for name, (offset, size) in places.items():
-            start = offset - first
-            if start < 0 or start + size > num_bytes:
-                raise _damaged(place, f"member {name} lies outside the sample.")
-            members[name] = view[start : start + size]
-        return RawSample(clip_id, row, members)
+        return RawSample(place.clip_id, row, members_of(place, data, self._checksum))
 
     def read(self, row: int) -> RawSample:
         """One sample. Raises DamagedSampleError when its bytes are wrong, ShardError when its shard is missing."""
         return self.check(row, *self.fetch(row))
-
-
-def _damaged(place: SampleLocation, what: str) -> DamagedSampleError:
-    return DamagedSampleError(f"{place.clip_id} in {place.shard} at byte {place.offset}: {what}")
 
 
 def decode_latents(raw: RawSample) -> dict[str, Any]:

@@ -10,31 +10,30 @@ A clip that cannot be encoded is left out and named; it never becomes zeros.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
-import tarfile
 import time
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from model.data.index import ShardIndex
-from model.data.reader import DamagedSampleError, SampleReader, open_shards
+from model.data.reader import SampleReader, open_shards
 from model.encoding.encode import ClipEncoder, EncodedWindow
 from model.encoding.latents import num_tokens, write_latents
 from model.network.config import NavaConfig
 from model.training.config import EncodeConfig
+from schemas.arrow_file import read_facts, with_facts, write_table
 from schemas.budget import FRAME_RATE_HZ, ModelShape, training_flops
-from schemas.errors import ItemError, ModelError
+from schemas.errors import DamagedSampleError, ItemError, ModelError
 from schemas.fields import f
+from schemas.files import open_whole, write_whole
 from schemas.shard import CONTRACT_VERSION, INDEX, LATENT_MEMBER, MEMBERS
+from schemas.shard_file import ShardWriter
 
 SAY_EVERY_S = 5.0
 _CURATED_MEMBERS = {f"{member}_{end}" for member in MEMBERS for end in ("offset", "bytes")}
@@ -60,36 +59,88 @@ LATENT_INDEX: pa.Schema = pa.schema(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedShard:
+    """One shard as far as it has become latents. `left_out`: clip id -> why it is not there."""
+
+    shard: str
+    num_clips: int
+    num_samples: int
+    left_out: dict[str, str]
+    is_reused: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LatentManifest:
+    """index/manifest.json of latent shards: totals, what was left out and why, and the settings that made them."""
+
+    contract_version: int
+    num_clips: int
+    num_samples: int
+    num_left_out_by_reason: dict[str, int]
+    left_out: dict[str, str]
+    shards: list[dict[str, str | int]]
+    encode: dict[str, Any]
+    network: dict[str, Any]
+
+    @classmethod
+    def over(cls, done: Sequence[EncodedShard], config: EncodeConfig, network: NavaConfig) -> LatentManifest:
+        """That of these shards, in their order."""
+        left_out = {clip_id: reason for result in done for clip_id, reason in result.left_out.items()}
+        return cls(
+            contract_version=CONTRACT_VERSION,
+            num_clips=sum(result.num_clips for result in done),
+            num_samples=sum(result.num_samples for result in done),
+            num_left_out_by_reason=dict(Counter(reason.partition(":")[0] for reason in left_out.values())),
+            left_out=left_out,
+            shards=[{"name": result.shard, "num_samples": result.num_samples} for result in done],
+            encode=config.model_dump(mode="json"),
+            network=network.model_dump(mode="json"),
+        )
+
+    def to_json(self) -> bytes:
+        """As it is written."""
+        return json.dumps(asdict(self), indent=1).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a `ShardEncoder` is made of; `shards` and `index` are folders or fsspec URLs of the curated run."""
+
+    shards: str
+    index: str
+    out: Path
+    config: EncodeConfig
+    network: NavaConfig
+
+
 class ShardEncoder:
     """Encodes one shard after another; the frozen networks are opened with the first that needs work."""
 
     say: Callable[[str], None] | None = None
     """Told every few seconds how far a shard is."""
 
-    def __init__(self, shards: str, index: str, out: Path, config: EncodeConfig, network: NavaConfig) -> None:
-        self._index = ShardIndex.open(index)
-        self._reader = SampleReader(self._index, open_shards(shards))
-        self._out, self._config, self._network = out, config, network
+    def __init__(self, settings: Settings) -> None:
+        self._index = ShardIndex.open(settings.index)
+        self._reader = SampleReader(self._index, open_shards(settings.shards))
+        self._out, self._config, self._network = settings.out, settings.config, settings.network
         self._encoder: ClipEncoder | None = None
 
-    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
-        """{shard, num_clips, num_samples, left_out (JSON), seconds, is_reused} of the shard named in the task."""
-        began, shard = time.perf_counter(), str(task["shard"])
+    def __call__(self, shard: str) -> EncodedShard:
+        """Makes the latent shard of this name, unless it is there and depends on the same bytes and settings."""
+        began = time.perf_counter()
         rows = self._rows_of(shard)
         identity = self._identity(rows)
         path = self._out / "index" / f"{Path(shard).stem}.arrow"
-        facts = read_facts(path)
+        facts = read_facts(path) if path.is_file() else {}
         is_reused = facts.get("identity") == identity and (self._out / "shards" / shard).is_file()
         if not is_reused:
             facts = self._encode(shard, rows, path, identity)
-        return {
-            "shard": shard,
-            "num_clips": len(rows),
-            "num_samples": int(facts["num_samples"]),
-            "left_out": facts["left_out"],
-            "is_reused": is_reused,
-            "seconds": time.perf_counter() - began,
-        }
+        left_out = json.loads(facts["left_out"])
+        return EncodedShard(
+            shard, len(rows), int(facts["num_samples"]), left_out, is_reused, time.perf_counter() - began
+        )
 
     def _rows_of(self, shard: str) -> list[int]:
         names, codes = self._index.shards
@@ -107,9 +158,8 @@ class ShardEncoder:
         shape = ModelShape.from_config(self._network)
         entries: list[dict[str, Any]] = []
         left_out: dict[str, str] = {}
-        path = self._out / "shards" / shard
         said = time.perf_counter()
-        with _whole(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        with open_whole(self._out / "shards" / shard) as file, ShardWriter(file, shard, (LATENT_MEMBER,)) as out:
             for num_done, row in enumerate(rows):
                 if self.say is not None and time.perf_counter() - said > SAY_EVERY_S:
                     self.say(f"{shard}: {num_done} of {len(rows)} clips")
@@ -117,14 +167,13 @@ class ShardEncoder:
                 values = self._index.values(row)
                 try:
                     for encoded in self._encoder.encode(self._reader.read(row), values):
-                        placed = _append(tar, encoded.sample.clip_id, write_latents(encoded.sample))
-                        entries.append({**_entry(values, encoded, self._network, shape), **placed})
+                        place = out.add(encoded.sample.clip_id, {LATENT_MEMBER: write_latents(encoded.sample)})
+                        entries.append(_entry(values, encoded, self._network, shape) | place.columns())
                 except (ItemError, ModelError, DamagedSampleError) as error:
                     left_out[values["clip_id"]] = f"{getattr(error, 'reason', 'unusable')}: {error}"
         facts = {"identity": identity, "num_samples": str(len(entries)), "left_out": json.dumps(left_out)}
-        table = pa.Table.from_pylist(entries, schema=LATENT_INDEX.with_metadata({**LATENT_INDEX.metadata, **facts}))
-        with _whole(index_path) as file, pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
+        with open_whole(index_path) as file:
+            write_table(file, pa.Table.from_pylist(entries, schema=with_facts(LATENT_INDEX, facts)))
         return facts
 
 
@@ -137,89 +186,74 @@ def encode_shards(
     num_actors: int = 0,
     num_gpus_per_actor: float = 0.0,
     say: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> LatentManifest:
     """The manifest of all latent shards under `out`, made from the curated shards under `run` (folder or fsspec URL).
 
     `num_actors` > 0 spreads shards over that many Ray actors; 0 works in this process. Shards that are there already
     and depend on the same bytes and settings are not made again. Raises ShardError without an index.
     """
-    shards, index_path = f"{run.rstrip('/')}/shards", f"{run.rstrip('/')}/index"
-    index = ShardIndex.open(index_path)
-    names = index.shards[0]
-    for folder in ("shards", "index"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    arguments = (shards, index_path, out, config, network)
-    tasks = [{"shard": name} for name in names]
-    results: Iterator[dict[str, Any]]
+    settings = Settings(f"{run.rstrip('/')}/shards", f"{run.rstrip('/')}/index", out, config, network)
+    names = ShardIndex.open(settings.index).shards[0]
+    results: Iterator[EncodedShard]
     if num_actors:
-        results = _on_ray(tasks, arguments, num_actors, num_gpus_per_actor)
+        results = _on_ray(names, settings, num_actors, num_gpus_per_actor)
     else:
-        encoder = ShardEncoder(*arguments)
+        encoder = ShardEncoder(settings)
         encoder.say = say
-        results = map(encoder, tasks)
-    done: list[dict[str, Any]] = []
+        results = map(encoder, names)
+    done: list[EncodedShard] = []
     began = time.perf_counter()
     for result in results:
         done.append(result)
         left_s = (time.perf_counter() - began) / len(done) * (len(names) - len(done))
-        how = "there already" if result["is_reused"] else f"{result['seconds']:.1f} s"
+        how = "there already" if result.is_reused else f"{result.seconds:.1f} s"
         say(
-            f"{len(done)}/{len(names)}  {result['shard']}: {result['num_clips']} clips -> {result['num_samples']} samples, "
-            f"{len(json.loads(result['left_out']))} left out ({how}), {left_s:.0f} s left"
+            f"{len(done)}/{len(names)}  {result.shard}: {result.num_clips} clips -> {result.num_samples} samples, "
+            f"{len(result.left_out)} left out ({how}), {left_s:.0f} s left"
         )
-    manifest = _write_manifest(out, sorted(done, key=lambda result: str(result["shard"])), config, network)
-    if not manifest["num_samples"]:
-        clip_id, reason = next(iter(manifest["left_out"].items()), ("", "there are no clips"))
-        raise ModelError(f"none of {manifest['num_clips']} clips could be encoded; {clip_id}: {reason}")
+    manifest = LatentManifest.over(sorted(done, key=lambda result: result.shard), config, network)
+    write_whole(out / "index" / "manifest.json", manifest.to_json())
+    _remove_others(out, {Path(name).stem for name in names})
+    if not manifest.num_samples:
+        clip_id, reason = next(iter(manifest.left_out.items()), ("", "there are no clips"))
+        raise ModelError(f"none of {manifest.num_clips} clips could be encoded; {clip_id}: {reason}")
     return manifest
 
 
-def _on_ray(
-    tasks: list[dict[str, Any]], arguments: tuple[Any, ...], num_actors: int, num_gpus: float
-) -> Iterator[dict[str, Any]]:
+class RayShardEncoder:
+    """A `ShardEncoder` in a Ray actor, between rows {shard} and {result: JSON of an `EncodedShard`}."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._encoder = ShardEncoder(settings)
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        """The result of the shard that the row names."""
+        return {"result": json.dumps(asdict(self._encoder(row["shard"])))}
+
+
+def _on_ray(names: Sequence[str], settings: Settings, num_actors: int, num_gpus: float) -> Iterator[EncodedShard]:
     """Results as actors finish them."""
     import ray.data
 
-    shards, index, out, *rest = arguments
-    local = [path if "://" in path else str(Path(path).resolve()) for path in (shards, index)]
-    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
-        ShardEncoder,
-        fn_constructor_args=(*local, out.resolve(), *rest),
-        concurrency=min(num_actors, len(tasks)),
+    local = [path if "://" in path else str(Path(path).resolve()) for path in (settings.shards, settings.index)]
+    elsewhere = replace(settings, shards=local[0], index=local[1], out=settings.out.resolve())
+    dataset = ray.data.from_items([{"shard": name} for name in names], override_num_blocks=len(names)).map(
+        RayShardEncoder,
+        fn_constructor_args=(elsewhere,),
+        concurrency=min(num_actors, len(names)),
         num_cpus=1,
         num_gpus=num_gpus,
     )
-    yield from dataset.iter_rows()
+    for row in dataset.iter_rows():
+        yield EncodedShard(**json.loads(row["result"]))
 
 
-def _write_manifest(out: Path, done: list[dict[str, Any]], config: EncodeConfig, network: NavaConfig) -> dict[str, Any]:
-    left_out = {clip_id: reason for result in done for clip_id, reason in json.loads(result["left_out"]).items()}
-    manifest = {
-        "contract_version": CONTRACT_VERSION,
-        "num_clips": sum(result["num_clips"] for result in done),
-        "num_samples": sum(result["num_samples"] for result in done),
-        "num_left_out_by_reason": Counter(reason.partition(":")[0] for reason in left_out.values()),
-        "left_out": left_out,
-        "shards": [{"name": r["shard"], "num_samples": r["num_samples"]} for r in done],
-        "encode": config.model_dump(mode="json"),
-        "network": network.model_dump(mode="json"),
-    }
-    with _whole(out / "index" / "manifest.json") as file:
-        file.write(json.dumps(manifest, indent=1).encode())
-    names = {Path(result["shard"]).stem for result in done}
-    for stale in [*(out / "index").glob("*.arrow"), *(out / "shards").glob("*.tar")]:
-        if stale.stem not in names:
-            stale.unlink()
-    return manifest
-
-
-def read_facts(path: Path) -> dict[str, str]:
-    """Metadata of a latent shard's index: identity, num_samples, left_out; empty when it is not there."""
-    if not path.is_file():
-        return {}
-    with pa.memory_map(str(path)) as source:
-        metadata = pa.ipc.open_file(source).schema.metadata or {}
-    return {key.decode(): value.decode() for key, value in metadata.items()}
+def _remove_others(out: Path, names: set[str]) -> None:
+    """Removes shards that the run has no more, and what a killed encoder left half written."""
+    for folder, suffix in (("index", ".arrow"), ("shards", ".tar")):
+        for path in (out / folder).glob("*"):
+            if path.suffix == ".partial" or (path.suffix == suffix and path.stem not in names):
+                path.unlink()
 
 
 def _entry(values: dict[str, Any], encoded: EncodedWindow, network: NavaConfig, shape: ModelShape) -> dict[str, Any]:
@@ -245,29 +279,3 @@ def _entry(values: dict[str, Any], encoded: EncodedWindow, network: NavaConfig, 
         "text_tokens": text,
         "train_flops": float(training_flops(shape, video, audio, text)),
     }
-
-
-def _append(tar: tarfile.TarFile, key: str, data: bytes) -> dict[str, Any]:
-    """Appends one sample; returns its place and the CRC-32 of its bytes with header and padding."""
-    info = tarfile.TarInfo(f"{key}.{LATENT_MEMBER}")
-    info.size, info.mode = len(data), 0o644
-    header, padding, start = info.tobuf(tarfile.USTAR_FORMAT), bytes(-len(data) % tarfile.BLOCKSIZE), tar.offset
-    tar.addfile(info, io.BytesIO(data))
-    return {
-        "sample_offset": start,
-        "sample_bytes": tar.offset - start,
-        f"{LATENT_MEMBER}_offset": start + len(header),
-        f"{LATENT_MEMBER}_bytes": len(data),
-        "crc32": zlib.crc32(padding, zlib.crc32(data, zlib.crc32(header))),
-    }
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which gets its name when everything has been written."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -17,10 +17,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from model.data.reader import DamagedSampleError, RawSample, decode_latents
+from model.data.reader import RawSample, decode_latents
 from model.network.tokens import Sample
 from schemas.budget import Modality
-from schemas.errors import ModelError
+from schemas.errors import DamagedSampleError, ModelError
 
 STORED = {
     "video_latents": (torch.float16, 4),

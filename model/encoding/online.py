@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from model.data.index import ShardIndex
-from model.data.reader import DamagedSampleError, RawSample
+from model.data.reader import RawSample
 from model.encoding.encode import ClipEncoder, bucket_of, windows_of
 from model.encoding.latents import read_latents, write_latents
 from model.network.config import NavaConfig
 from model.network.tokens import Sample
 from model.training.config import EncodeConfig, TrainConfig
 from schemas.budget import FRAME_RATE_HZ, audio_tokens, paired_audio_tokens, video_tokens
-from schemas.errors import ItemError, ModelError
+from schemas.errors import DamagedSampleError, ItemError, ModelError
 
 _encoder: ClipEncoder | None = None
 """The frozen networks of an encoder process; nothing outside such a process sets it."""

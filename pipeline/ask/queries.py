@@ -17,6 +17,7 @@ from pipeline.config import Recipe, parse_recipe
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, make_plan
 from pipeline.store import RunDir
+from schemas.arrow_file import read_table
 from schemas.errors import LedgerError
 from schemas.fields import resolve, roles_of, unit_of, values_at
 from schemas.records import Level, Struct
@@ -70,7 +71,7 @@ class Run:
     @property
     def num_sources(self) -> int:
         """Sources the run was given."""
-        return int(pa.ipc.open_file(pa.BufferReader(self.dir.read("sources.arrow"))).read_all().num_rows)
+        return int(read_table(self.dir.read("sources.arrow")).num_rows)
 
 
 def balance(ledger: Ledger) -> Balance:

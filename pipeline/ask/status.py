@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 
 from pipeline.ask.queries import Balance, Run, balance
+from pipeline.pack import MANIFEST, read_manifest
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ def status(run: Run) -> RunStatus:
     settled, total = sum(sheet.assets.values()), run.num_sources
     times = run.ledger.commit_times()
     packed = None
-    if run.dir.exists("index/manifest.json") and settled == total:
-        manifest = json.loads(run.dir.read("index/manifest.json"))
-        packed = (manifest["num_samples"], len(manifest["shards"]))
+    if run.dir.exists(MANIFEST) and settled == total:
+        manifest = read_manifest(run.dir)
+        packed = (manifest.num_samples, len(manifest.shards))
     return RunStatus(
         uri=run.dir.uri,
         num_sources=total,

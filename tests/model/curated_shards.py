@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
-import zlib
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +15,9 @@ import pyarrow as pa
 import soundfile
 
 from schemas import budget
+from schemas.arrow_file import table_bytes, with_facts
 from schemas.shard import INDEX, MEMBERS, SOUND_RATE_HZ
+from schemas.shard_file import ShardFacts, ShardWriter
 
 BASE_LEVEL, LEVELS_PER_FRAME = 30, 1.5
 
@@ -105,37 +105,32 @@ def write_run(folder: Path, shards: list[list[KnownClip]]) -> None:
     (folder / "index").mkdir()
     for number, clips in enumerate(shards):
         path = folder / "shards" / f"{number:05d}.tar"
-        rows = []
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            rows = [_append(tar, path.name, clip) for clip in clips]
-        content = path.read_bytes()
-        for row in rows:
-            row["crc32"] = zlib.crc32(content[row["sample_offset"] :][: row["sample_bytes"]])
-        with pa.ipc.new_file(folder / "index" / f"{number:05d}.arrow", INDEX) as writer:
-            writer.write_table(pa.Table.from_pylist(rows, schema=INDEX))
+        with path.open("wb") as file, ShardWriter(file, path.name, MEMBERS) as shard:
+            rows = [
+                _facts(clip) | {"shard": path.name} | shard.add(clip.clip_id, _members(clip)).columns()
+                for clip in clips
+            ]
+        facts = ShardFacts(shard.sha256, shard.num_bytes, "train")
+        table = pa.Table.from_pylist(rows, schema=with_facts(INDEX, facts.to_metadata()))
+        (folder / "index" / f"{number:05d}.arrow").write_bytes(table_bytes(table))
 
 
-def _append(tar: tarfile.TarFile, shard: str, clip: KnownClip) -> dict[str, Any]:
+def _members(clip: KnownClip) -> dict[str, bytes]:
     vectors = io.BytesIO()
     np.save(vectors, np.stack([np.full(192, i + 1, np.float32) for i in range(len(clip.spans))] or [np.zeros(0)]))
-    members = {
+    return {
         "mp4": mp4_of(clip) if clip.has_video else b"",
         "flac": flac_of(clip) if clip.has_audio else b"",
         "json": json.dumps(annotation(clip)).encode(),
         "npy": vectors.getvalue(),
     }
-    start = tar.offset
-    places: dict[str, int] = {}
-    for member in MEMBERS:
-        info = tarfile.TarInfo(f"{clip.clip_id}.{member}")
-        info.size = len(members[member])
-        places |= {f"{member}_offset": tar.offset + tarfile.BLOCKSIZE, f"{member}_bytes": info.size}
-        tar.addfile(info, io.BytesIO(members[member]))
+
+
+def _facts(clip: KnownClip) -> dict[str, Any]:
     size = {"height_px": clip.height_px, "width_px": clip.width_px} if clip.has_video else {}
     cost = budget.clip_budget(duration_s=clip.duration_s, has_audio=clip.has_audio, **size)
     return {
         "clip_id": clip.clip_id,
-        "shard": shard,
         "duration_s": clip.duration_s,
         "num_frames": round(clip.duration_s * clip.fps),
         "fps": float(clip.fps),
@@ -151,7 +146,4 @@ def _append(tar: tarfile.TarFile, shard: str, clip: KnownClip) -> dict[str, Any]
         "audio_tokens": cost.audio_tokens,
         "text_tokens": 20,
         "train_flops": cost.train_flops,
-        **places,
-        "sample_offset": start,
-        "sample_bytes": tar.offset - start,
     }

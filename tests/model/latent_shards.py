@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import tarfile
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,9 @@ from model.network.flow import NUM_STEPS
 from model.network.nava import Nava, pack
 from model.network.tokens import Sample
 from model.training.config import TrainConfig
+from schemas.arrow_file import table_bytes
+from schemas.shard import LATENT_MEMBER
+from schemas.shard_file import ShardWriter
 
 TINY = NavaConfig.preset("nava_tiny")
 
@@ -53,12 +53,9 @@ def write_latent_shards(folder: Path, samples: list[Sample], num_shards: int = 2
     for shard in range(num_shards):
         rows = []
         path = folder / "shards" / f"{shard:05d}.tar"
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with path.open("wb") as file, ShardWriter(file, path.name, (LATENT_MEMBER,)) as out:
             for sample in samples[shard::num_shards]:
-                data, start = write_latents(sample), tar.offset
-                info = tarfile.TarInfo(f"{sample.clip_id}.safetensors")
-                info.size = len(data)
-                tar.addfile(info, BytesIO(data))
+                place = out.add(sample.clip_id, {LATENT_MEMBER: write_latents(sample)})
                 video, audio, text = num_tokens(sample, (2, 2))
                 rows.append(
                     {
@@ -74,18 +71,10 @@ def write_latent_shards(folder: Path, samples: list[Sample], num_shards: int = 2
                         "video_tokens": video,
                         "audio_tokens": audio,
                         "text_tokens": text,
-                        "safetensors_offset": start + tarfile.BLOCKSIZE,
-                        "safetensors_bytes": len(data),
-                        "sample_offset": start,
-                        "sample_bytes": tar.offset - start,
+                        **place.columns(),
                     }
                 )
-        content = path.read_bytes()
-        for row in rows:
-            row["crc32"] = zlib.crc32(content[row["sample_offset"] :][: row["sample_bytes"]])
-        table = pa.Table.from_pylist(rows)
-        with pa.ipc.new_file(folder / "index" / f"{shard:05d}.arrow", table.schema) as writer:
-            writer.write_table(table)
+        (folder / "index" / f"{shard:05d}.arrow").write_bytes(table_bytes(pa.Table.from_pylist(rows)))
 
 
 def recipe(folder: Path, /, **changes: Any) -> TrainConfig:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import tarfile
 import threading
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +23,6 @@ from safetensors.torch import save
 from model.data.batching import EpochPlan, PlanConfig
 from model.data.index import ShardIndex
 from model.data.reader import (
-    DamagedSampleError,
     LocalShards,
     PackLoader,
     RawSample,
@@ -33,9 +30,11 @@ from model.data.reader import (
     decode_latents,
     open_shards,
 )
+from schemas.arrow_file import table_bytes
 from schemas.budget import NAVA_6B
-from schemas.errors import ShardError
+from schemas.errors import DamagedSampleError, ShardError
 from schemas.shard import INDEX
+from schemas.shard_file import ShardWriter
 
 NUM_SHARDS, PER_SHARD = 3, 12
 
@@ -45,24 +44,15 @@ def write_shards(folder: Path, member: str = "safetensors") -> ShardIndex:
     rows: list[dict[str, Any]] = []
     for shard in range(NUM_SHARDS):
         name = f"{shard:05d}.tar"
-        with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with open(folder / name, "wb") as file, ShardWriter(file, name, (member, "json")) as out:
             for i in range(PER_SHARD):
                 clip_id = f"clip{shard}-{i:02d}"
                 rng = np.random.default_rng([shard, i])
                 latents = {"video_latents": torch.from_numpy(rng.standard_normal((2 + i % 4, 4, 4, 6), np.float32))}
-                row: dict[str, Any] = {"clip_id": clip_id, "shard": name, "sample_offset": tar.offset}
-                for extension, data in ((member, save(latents)), ("json", json.dumps({"id": clip_id}).encode())):
-                    info = tarfile.TarInfo(f"{clip_id}.{extension}")
-                    info.size = len(data)
-                    row[f"{extension}_offset"] = tar.offset + tarfile.BLOCKSIZE
-                    row[f"{extension}_bytes"] = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-                row["sample_bytes"] = tar.offset - row["sample_offset"]
-                row |= {"has_video": True, "has_audio": True, "source": "s", "video_tokens": 400 * (1 + i % 4)}
-                rows.append(row | {"audio_tokens": 30, "text_tokens": 10})
-        data = (folder / name).read_bytes()
-        for row in rows[-PER_SHARD:]:
-            row["crc32"] = zlib.crc32(data[row["sample_offset"] : row["sample_offset"] + row["sample_bytes"]])
+                place = out.add(clip_id, {member: save(latents), "json": json.dumps({"id": clip_id}).encode()})
+                tokens = {"video_tokens": 400 * (1 + i % 4), "audio_tokens": 30, "text_tokens": 10}
+                facts = {"clip_id": clip_id, "shard": name, "has_video": True, "has_audio": True, "source": "s"}
+                rows.append({**facts, **tokens, **place.columns()})
     return ShardIndex.from_table(pa.Table.from_pylist(rows))
 
 
@@ -102,8 +92,7 @@ def test_the_shard_contract_has_every_column_that_is_needed(tmp_path: Path) -> N
         row | {"mp4_offset": 512, "mp4_bytes": 0, "split": "train"} for row in write_shards(tmp_path).table.to_pylist()
     ]
     rows[0]["split"] = "validation"
-    with pa.ipc.new_file(tmp_path / "00000.arrow", INDEX) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, schema=INDEX))
+    (tmp_path / "00000.arrow").write_bytes(table_bytes(pa.Table.from_pylist(rows, schema=INDEX)))
     index = ShardIndex.open(tmp_path, split="train")
     assert len(index) == len(rows) - 1
     assert set(SampleReader(index, LocalShards(tmp_path)).read(0).members) == {"json"}

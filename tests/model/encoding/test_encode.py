@@ -113,9 +113,9 @@ def test_windows_lie_side_by_side_and_are_never_padded() -> None:
 def test_shards_become_latent_shards_once(home: Path, tmp_path: Path) -> None:
     said: list[str] = []
     manifest = encode_shards(str(home / "run"), tmp_path, settings(home), TINY, say=said.append)
-    assert (manifest["num_clips"], manifest["num_samples"]) == (5, 4)
-    assert list(manifest["left_out"]) == ["cc"]
-    assert manifest["num_left_out_by_reason"] == {"too_short": 1}
+    assert (manifest.num_clips, manifest.num_samples) == (5, 4)
+    assert list(manifest.left_out) == ["cc"]
+    assert manifest.num_left_out_by_reason == {"too_short": 1}
     index = ShardIndex.open(tmp_path / "index", split="train")
     rows = {index.clip_id(row): index.values(row) for row in range(len(index))}
     samples = {
@@ -149,7 +149,7 @@ def test_other_settings_are_encoded_anew_with_more_windows(home: Path, tmp_path:
     manifest = encode_shards(str(home / "run"), tmp_path, config, TINY, say=lambda _: None)
     names = [row["clip_id"] for row in ShardIndex.open(tmp_path / "index").table.to_pylist()]
     assert names[:5] == ["aa", "aa-w01", "aa-w02", "bb", "bb-w01"]
-    assert manifest["left_out"].keys() == {"cc"} - set(names)
+    assert manifest.left_out.keys() == {"cc"} - set(names)
     entry = ShardIndex.open(tmp_path / "index").values(1)
     assert (entry["source_clip_id"], entry["num_frames"]) == ("aa", 17)
     assert entry["window_start_s"] == pytest.approx(17 / 24)
@@ -227,8 +227,8 @@ def test_a_caption_that_does_not_pair_is_left_out_and_named(home: Path, tmp_path
     bad = replace(good, clip_id="bad", spans=SPEECH[:1], caption="Someone says <S>one<E> and <S>two<E>.")
     write_run(tmp_path / "run", [[bad, good]])
     manifest = encode_shards(str(tmp_path / "run"), tmp_path / "out", settings(home), TINY, say=lambda _: None)
-    assert manifest["num_samples"] == 1
-    assert "2 spoken lines but 1 speech spans" in manifest["left_out"]["bad"]
+    assert manifest.num_samples == 1
+    assert "2 spoken lines but 1 speech spans" in manifest.left_out["bad"]
 
 
 def test_online_encoding_trains_on_the_same_latents_as_stored_ones(home: Path, tmp_path: Path) -> None:
