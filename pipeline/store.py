@@ -6,13 +6,13 @@ run/  recipe.yaml  plan.txt  sources.arrow  ledger/ (Delta)  assets/  shards/  i
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from schemas.errors import LedgerError
+from schemas.files import publish_file, write_whole
 
 
 class RunDir:
@@ -62,14 +62,7 @@ class RunDir:
         if not self.is_local:
             self.fs.pipe_file(f"{self.root}/{name}", data)
             return
-        target = Path(self.root, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        write_whole(Path(self.root, name), data)
 
     def publish(self, local: Path, name: str) -> None:
         """Moves a finished local file to an entry, whole or not at all."""
@@ -77,11 +70,7 @@ class RunDir:
             self.fs.put_file(str(local), f"{self.root}/{name}")
             local.unlink()
             return
-        target = Path(self.root, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        shutil.move(local, temporary)
-        os.replace(temporary, target)
+        publish_file(local, Path(self.root, name))
 
     def remove(self, name: str) -> None:
         """Removes an entry if it is there."""

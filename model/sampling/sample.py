@@ -23,6 +23,7 @@ from model.network.nava import Nava
 from model.sampling.sampler import Guidance, Latents, SampleRequest, sample
 from model.weights.convert import load_weights
 from schemas.errors import ModelError
+from schemas.files import whole_path
 
 NEGATIVE_SOUND = "机械音、闷糊、回音、失真、电流声、爆音、杂音"
 NEGATIVE_PICTURE = (
@@ -280,7 +281,8 @@ def _write_latents(path: Path, latents: Latents, seed: int) -> None:
 
     named = {"video": latents.video, "audio": latents.audio}
     tensors = {name: value.cpu().contiguous() for name, value in named.items() if value is not None}
-    save_file(tensors, path, metadata={"seed": str(seed), "layout": "video [C, T, H, W], audio [L, C], normalised"})
+    with whole_path(path) as partial:
+        save_file(tensors, partial, {"seed": str(seed), "layout": "video [C, T, H, W], audio [L, C], normalised"})
 
 
 def _decode(path: Path, latents: Latents, codecs: Codecs, config: NavaConfig) -> None:
@@ -301,8 +303,7 @@ def write_mp4(path: Path, pixels_CTHW: Tensor | None, fps: Fraction, wave_CS: Te
     """
     import av
 
-    partial = path.with_name(f".{path.name}.partial")
-    with av.open(str(partial), "w", format="mp4") as container:
+    with whole_path(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         picture = sound = None
         if pixels_CTHW is not None:
             _, T, H, W = pixels_CTHW.shape
@@ -326,4 +327,3 @@ def write_mp4(path: Path, pixels_CTHW: Tensor | None, fps: Fraction, wave_CS: Te
             block.pts = 0
             container.mux(sound.encode(block))
             container.mux(sound.encode())
-    partial.replace(path)

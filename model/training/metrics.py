@@ -27,6 +27,7 @@ from model.training.config import TrainConfig
 from model.training.feed import MicroStep, Step
 from model.training.parallel import World
 from schemas.fields import f
+from schemas.files import whole_path, write_whole
 
 NUM_NOISE_LEVELS = 10
 """Losses are shown for tenths of sigma: 0-0.1 is nearly clean, 0.9-1 nearly noise."""
@@ -115,9 +116,8 @@ class Metrics:
         last = self._unwritten[-1].step
         table = pa.concat_tables([_sample_rows(seen) for seen in self._unwritten])
         path = self._folder / "samples" / f"{self._first_unwritten:08d}-{last:08d}-{self._world.rank:05d}.parquet"
-        path.parent.mkdir(exist_ok=True)
-        pq.write_table(table, path.with_suffix(".partial"))
-        path.with_suffix(".partial").replace(path)
+        with whole_path(path) as partial:
+            pq.write_table(table, partial)
         self._first_unwritten, self._unwritten = last + 1, []
 
     def close(self) -> None:
@@ -305,7 +305,7 @@ def _forget_after(folder: Path, step: int) -> None:
     lines = folder / "metrics.jsonl"
     if lines.exists():
         kept = [line for line in lines.read_text().splitlines() if line and json.loads(line)["step"] <= step]
-        lines.write_text("".join(line + "\n" for line in kept))
+        write_whole(lines, "".join(line + "\n" for line in kept).encode())
     for path in (folder / "samples").glob("*.parquet"):
         if int(path.name.split("-")[1]) > step:
             path.unlink()

@@ -16,6 +16,7 @@ from model.network.nava import Nava
 from model.training.config import TrainConfig
 from schemas.budget import num_parameters
 from schemas.errors import PlanError
+from schemas.files import write_whole
 
 MAX_PREVIEWED_PACKS = 4096
 """The preview plans this many packs at most, seconds of work at any number of GPUs."""
@@ -44,8 +45,8 @@ def plan_stage(
         )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "plan.json").write_text(json.dumps(facts, indent=1))
-        (out / "plan.txt").write_text(text + "\n")
+        write_whole(out / "plan.json", json.dumps(facts, indent=1).encode())
+        write_whole(out / "plan.txt", f"{text}\n".encode())
     if not any(row["fits"] for row in facts["memory"]):
         num_shards = max(num_gpus) // config.parallel.num_replicas
         budget, hardware = config.plan.token_budget, config.hardware

@@ -12,7 +12,6 @@ The folder must be one file system that all ranks see.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from concurrent.futures import Future
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch.optim import AdamW
 from model.training.optim import Ema
 from model.training.parallel import World
 from schemas.errors import ModelError
+from schemas.files import publish_dir, write_whole
 
 NAME = "step-{:08d}"
 PARTIAL = ".partial-{:08d}"
@@ -62,7 +62,7 @@ class Checkpoints:
         partial = self._folder / PARTIAL.format(step)
         if self._world.is_first:
             partial.mkdir()
-            (partial / NOTES).write_text(json.dumps(notes))
+            write_whole(partial / NOTES, json.dumps(notes).encode())
         dist.barrier(group=self._world.background)
         if self._is_asynchronous:
             written = dcp.async_save(tensors, checkpoint_id=partial, process_group=self._world.background)
@@ -88,10 +88,7 @@ class Checkpoints:
         """Only rank 0 moves anything, and its save returns last, after it wrote the metadata of all ranks."""
         if not self._world.is_first:
             return
-        target = self._folder / NAME.format(step)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(self._folder / PARTIAL.format(step), target)
+        publish_dir(self._folder / PARTIAL.format(step), self._folder / NAME.format(step))
         for old in sorted(complete(self._folder))[: -self._num_kept]:
             shutil.rmtree(old)
 

@@ -32,6 +32,7 @@ from model.training.optim import Ema, build_optimizer, build_schedule, clip_grad
 from model.training.parallel import World, build_model, make_mesh, make_team, open_world
 from model.training.state import Checkpoints, load_tensors, read_notes, set_optimizer_step, state_tensors
 from schemas.errors import ShardError
+from schemas.files import write_whole
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send some time before they kill (Slurm: --signal=USR1@120)."""
@@ -80,7 +81,7 @@ class Training:
         self.metrics = Metrics(folder, config, world, num_steps=self.num_steps, resumed_step=self.step)
         if world.is_first:
             recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-            (folder / "recipe.yaml").write_text(recipe)
+            write_whole(folder / "recipe.yaml", recipe.encode())
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

@@ -7,9 +7,7 @@ from agreeing shapes and the paper's "corresponding layers"; the release names a
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ from model.weights.formats import (
     without_prefix,
 )
 from schemas.errors import ModelError
+from schemas.files import open_whole, whole_dir, write_whole
 
 WAN_SHARED = ("patch_embedding.", "text_embedding.", "time_embedding.", "time_projection.", "head.")
 Layout = Literal["nava", "ema", "wan"]
@@ -193,15 +192,13 @@ def write_safetensors(
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with open_whole(path) as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for (name, spec), (arrived, tensor) in zip(specs.items(), tensors, strict=True):
             if arrived != name or TensorSpec(tensor.dtype, tuple(tensor.shape)) != spec:
                 raise ModelError(f"{path}: expected {name} {spec}, got {arrived} {tensor.dtype} {list(tensor.shape)}.")
             file.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
-    os.replace(partial, path)
     return path
 
 
@@ -218,18 +215,15 @@ def _write_shards(directory: Path, specs: Mapping[str, TensorSpec], source: Sour
         if shards[-1] and held + spec.num_bytes > max_shard_bytes:
             shards.append({})
         shards[-1][name] = spec
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(partial / file_name, shard, _cast(source, shard, specs))
-        weight_map |= {RELEASE_PREFIX + name: file_name for name in shard}
-    total = sum(spec.num_bytes for spec in specs.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-    os.replace(partial, directory)
+    with whole_dir(directory) as partial:
+        for number, shard in enumerate(shards, start=1):
+            file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            write_safetensors(partial / file_name, shard, _cast(source, shard, specs))
+            weight_map |= {RELEASE_PREFIX + name: file_name for name in shard}
+        total = sum(spec.num_bytes for spec in specs.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_whole(partial / "model.safetensors.index.json", json.dumps(index, indent=1).encode())
     return [directory / file_name for file_name in sorted(set(weight_map.values()))]
 
 
@@ -250,9 +244,7 @@ def _write_dcp(directory: Path, specs: Mapping[str, TensorSpec], source: Source)
             return tensor
 
     planned = {WEIGHTS + n: torch.empty(s.shape, dtype=s.dtype, device="meta") for n, s in specs.items()}
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    writer = dcp.FileSystemWriter(partial, single_file_per_rank=False)
-    dcp.save(planned, storage_writer=writer, planner=StreamingPlanner(), no_dist=True)
-    os.replace(partial, directory)
+    with whole_dir(directory) as partial:
+        writer = dcp.FileSystemWriter(partial, single_file_per_rank=False)
+        dcp.save(planned, storage_writer=writer, planner=StreamingPlanner(), no_dist=True)
     return directory

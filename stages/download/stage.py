@@ -16,12 +16,13 @@ from pydantic import Field
 
 from schemas.errors import DownloadError, ItemError, RecipeError
 from schemas.fields import f, struct
+from schemas.files import BLOCK_BYTES, sha256_of
 from schemas.ids import asset_id
 from schemas.records import Row
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.download.fetch_http import Fetched, HttpLimits, checked_address, fetch_http
 from stages.download.sources import public_uri
-from stages.download.store import BLOCK_BYTES, AssetStore, sha256_of, suffix_of
+from stages.download.store import AssetStore, suffix_of
 
 ADDS = struct(
     f("asset_id", pa.string(), doc="id derived from the bytes"),

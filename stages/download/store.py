@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
-BLOCK_BYTES = 1 << 20
-
-
-def sha256_of(path: Path) -> tuple[str, int]:
-    """(hexadecimal sha256, bytes) of a file; reads it once."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-            size += len(block)
-    return digest.hexdigest(), size
+from schemas.files import publish_file
 
 
 def suffix_of(name: str) -> str:
@@ -51,21 +38,12 @@ class AssetStore:
 
     def _put_local(self, path: Path, place: str, suffix: str, keep: bool) -> str:
         target = Path(self.root, place + suffix).absolute()
-        target.parent.mkdir(parents=True, exist_ok=True)
         there = next(iter(sorted(target.parent.glob(f"{Path(place).name}*"))), None)
         if there is not None and there.stat().st_size == path.stat().st_size:
             if not keep:
                 path.unlink()
             return str(there)
-        temporary = target.parent / f".{target.name}.{os.getpid()}"
-        if keep:
-            try:
-                os.link(path, temporary)
-            except OSError:
-                shutil.copyfile(path, temporary)
-        else:
-            shutil.move(path, temporary)
-        os.replace(temporary, target)
+        publish_file(path, target, keep=keep)
         return str(target)
 
     def _put_remote(self, path: Path, place: str, suffix: str) -> str:
