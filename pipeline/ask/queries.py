@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Recipe, apply_overrides, parse_recipe
+from pipeline.config import Recipe, parse_recipe
 from pipeline.ledger import Ledger
 from pipeline.plan import make_plan
 from pipeline.store import RunDir
 from schemas.errors import LedgerError
 from schemas.fields import resolve, unit_of
 from schemas.ids import fraction_of
+from schemas.recipe import apply_overrides
 from schemas.verdict import Check, Outcome, column, evaluate, settle
 
 US_PER_HOUR = 3_600_000_000
