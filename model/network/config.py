@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -136,6 +138,23 @@ class NavaConfig(BaseModel):
             video_fps=float(audio_per_video * release.video_stride_frames),
             reference_numerics=reference_numerics,
         )
+
+
+def read_config(name: str) -> NavaConfig:
+    """The network's shape: a preset by name, or a json file of NavaConfig's fields or of the release. Raises ModelError."""
+    path = Path(name)
+    if path.suffix != ".json":
+        return NavaConfig.preset(name)
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path} is not a readable json file: {error}") from error
+    if "vid_in_dim" in fields:
+        return NavaConfig.from_official(fields)
+    try:
+        return NavaConfig(**fields)
+    except ValueError as error:
+        raise ModelError(f"{path} does not describe a network: {error}") from error
 
 
 PRESETS: dict[str, dict[str, Any]] = {
