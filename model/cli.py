@@ -131,8 +131,9 @@ def encode(
     gpus_per_actor: Annotated[float, typer.Option(min=0, help="GPUs of each actor")] = 0.0,
 ) -> None:
     """Turns curated shards into latent shards; goes on where it was stopped, shard by shard."""
+    from model.encoding.config import read_encode_config
     from model.encoding.encode_shards import encode_shards
-    from model.training.config import load_recipe, read_encode_config
+    from model.training.config import load_recipe
 
     config, network = read_encode_config(codecs, settings or []), load_recipe(recipe).network.network()
     manifest = encode_shards(

@@ -27,10 +27,10 @@ import pyarrow as pa
 
 from model.data.index import ShardIndex
 from model.data.reader import DamagedSampleError, SampleReader, open_shards
+from model.encoding.config import EncodeConfig
 from model.encoding.encode import ClipEncoder, EncodedWindow
 from model.encoding.latents import num_tokens, write_latents
 from model.network.config import NavaConfig
-from model.training.config import EncodeConfig
 from schemas.budget import FRAME_RATE_HZ, ModelShape, training_flops
 from schemas.errors import ItemError, ModelError
 from schemas.fields import f

@@ -7,20 +7,19 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from schemas.errors import ModelError
+from schemas.recipe import RecipePart
 
 
-class NavaConfig(BaseModel):
+class NavaConfig(RecipePart):
     """The network. Defaults are the official 6.3B release (`NAVA_6B.json` with `add_spk_emb` and `no_split_norm_ffn`).
 
     The three groups of rates at the end belong to the frozen codecs. They are here because RoPE needs them: the ratio
     between video and audio positions is computed from them (`rope_ratio`), so that another frame rate or codec cannot
     silently keep the old ratio.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dim: int = 3072
     ffn_dim: int = 14336

@@ -15,10 +15,11 @@ from pydantic import Field, field_validator, model_validator
 
 from model.data.batching import PlanConfig
 from model.data.preview import Hardware
+from model.encoding.config import DataConfig
 from model.network.config import NavaConfig
 from model.network.flow import FlowConfig
 from schemas.budget import ModelShape, Recompute
-from schemas.recipe import RecipePart, apply_overrides, nearest, read_recipe, validated
+from schemas.recipe import RecipePart, nearest, read_recipe, validated
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 Precision = Literal["bfloat16", "float32", "float64"]
@@ -45,46 +46,6 @@ class NetworkConfig(RecipePart):
     def network(self) -> NavaConfig:
         """The shape of the network."""
         return NavaConfig.preset(self.preset, **self.changes)
-
-
-class EncodeConfig(RecipePart):
-    """How clips become latents, offline by `nava-train encode` or online ahead of the trainer."""
-
-    codecs: Path
-    """Folder of the frozen networks (docs/checkpoints.md)."""
-    max_frames: int = Field(default=121, ge=1)
-    """Longest window at 24 fps; 121 is the release's 5.04 s. Shorter clips keep 4n+1 of their own frames."""
-    min_frames: int = Field(default=33, ge=1)
-    """Shortest window worth training on, the release's limit; a shorter clip is left out and counted."""
-    max_windows: int = Field(default=1, ge=1)
-    """Windows taken of one clip, side by side from its beginning."""
-    resolution: Literal[256, 512, 640, 960] | None = None
-    """Column of the official bucket table; None takes the largest that does not upscale the clip."""
-    device: str = "cpu"
-    dtype: Literal["bfloat16", "float32"] = "float32"
-    """Numbers that the frozen picture, sound and text networks compute in."""
-
-
-class DataConfig(RecipePart):
-    """Where samples come from and how they are read."""
-
-    shards: str
-    """Folder or fsspec URL of the latent shards; of curated shards when encoding online."""
-    index: str | None = None
-    """Folder or URL of their index; None: the `index` folder beside `shards`."""
-    split: str | None = "train"
-    num_workers: int = Field(default=4, ge=1)
-    prefetch_packs: int = Field(default=4, ge=1)
-    has_checksums: bool = True
-    online: EncodeConfig | None = None
-    """Encode on the fly with these settings, in processes ahead of the trainer, for those who cannot store latents."""
-    num_encoders: int = Field(default=1, ge=1)
-    """Encoder processes of each rank when encoding online."""
-
-    @property
-    def index_path(self) -> str:
-        """The index that belongs to the shards."""
-        return self.index or f"{self.shards.rstrip('/').rpartition('/')[0]}/index"
 
 
 class OptimConfig(RecipePart):
@@ -191,8 +152,3 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig
     Relative paths in a recipe are relative to the working directory. Raises RecipeError naming file, key and remedy.
     """
     return validated(TrainConfig, read_recipe(name_or_path, RECIPES, overrides), name_or_path)
-
-
-def read_encode_config(codecs: Path, overrides: Sequence[str]) -> EncodeConfig:
-    """Encoding settings with `key=value` applied. Raises RecipeError, naming the key."""
-    return validated(EncodeConfig, apply_overrides({"codecs": str(codecs)}, overrides), "encode settings")
