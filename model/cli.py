@@ -42,21 +42,7 @@ class Number(StrEnum):
     FLOAT16 = "float16"
 
 
-class Mode(StrEnum):
-    """What a sample has."""
-
-    JOINT = "joint"
-    VIDEO = "video"
-    AUDIO = "audio"
-
-
-class SolverName(StrEnum):
-    """ODE solvers."""
-
-    UNIPC = "unipc"
-    EULER = "euler"
-
-
+SettingOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, as often as needed")]
 ModelOption = Annotated[str, typer.Option("--model", help="preset, or a json file of the network's shape")]
 
 
@@ -76,7 +62,7 @@ def convert(
     """Writes a checkpoint in another container, tensor by tensor; names and shapes must be exactly the network's."""
     import torch
 
-    from model.sampling.sample import read_config
+    from model.network.config import read_config
     from model.weights import convert as conversion
 
     done = conversion.convert(
@@ -108,62 +94,27 @@ def sample(
     out: Annotated[
         Path, typer.Option("--out", "-o", help=".mp4, .safetensors, or without suffix: what can be written")
     ],
-    caption: Annotated[str, typer.Option(help="prompt; spoken lines as <S>line<E>")] = "",
-    model: ModelOption = "nava_6b",
-    codecs: Annotated[Path | None, typer.Option(help="folder of frozen codecs (docs/checkpoints.md)")] = None,
-    text: Annotated[Path | None, typer.Option(help="encoded text instead of --caption (.safetensors)")] = None,
-    mode: Annotated[Mode, typer.Option(help="what to generate")] = Mode.JOINT,
-    seconds: Annotated[float, typer.Option(help="length, rounded to whole latents")] = 6.0,
-    height: Annotated[int, typer.Option(help="px, a multiple of 16")] = 704,
-    width: Annotated[int, typer.Option(help="px, a multiple of 16")] = 1280,
+    caption: Annotated[str | None, typer.Option(help="prompt; spoken lines as <S>line<E>")] = None,
     voice: Annotated[
         list[str] | None, typer.Option(help="reference sound, one per spoken line; none: no voice")
     ] = None,
     first_frame: Annotated[Path | None, typer.Option(help="picture to start from")] = None,
-    negative: Annotated[str | None, typer.Option(help="negative prompt (default: the release's)")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="solver steps")] = 50,
-    solver: Annotated[SolverName, typer.Option()] = SolverName.UNIPC,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    text_scale_video: Annotated[float, typer.Option()] = 3.0,
-    text_scale_audio: Annotated[float, typer.Option()] = 2.0,
-    alignment_scale_video: Annotated[float, typer.Option()] = 3.0,
-    alignment_scale_audio: Annotated[float, typer.Option()] = 2.0,
-    timbre_scale: Annotated[float, typer.Option()] = 3.0,
-    alignment: Annotated[bool, typer.Option(help="guide towards sound and picture that fit")] = True,
-    timbre: Annotated[bool, typer.Option(help="guide towards the given voices")] = True,
-    voiceless_alignment: Annotated[bool, typer.Option(help="drop voices from that pass, as the release does")] = False,
-    device: Annotated[str, typer.Option(help="torch device")] = "cpu",
-    dtype: Annotated[Number, typer.Option(help="weights and frozen codecs")] = Number.FLOAT32,
+    codecs: Annotated[Path | None, typer.Option(help="folder of frozen codecs (docs/checkpoints.md)")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="another seed gives another clip")] = None,
+    recipe: Annotated[str, typer.Option(help="a packaged sample recipe by name, or a .yaml file")] = "release",
+    settings: SettingOption = None,
 ) -> None:
-    """Generates one clip: an mp4 with sound where the codecs allow it, latents otherwise. Scales are the release's."""
-    import torch
+    """Generates one clip: an mp4 with sound where the codecs allow it, latents otherwise."""
+    from model.sampling.config import load_recipe
+    from model.sampling.sample import generate
 
-    from model.sampling.sample import Prompt, Run, generate, read_config
-    from model.sampling.sampler import Guidance
-
-    prompt = Prompt(
-        caption=caption,
-        mode=mode.value,
-        seconds=seconds,
-        height_px=height,
-        width_px=width,
-        voices=[None if name == "none" else Path(name) for name in voice or ()],
-        first_frame=first_frame,
-        text_file=text,
-        negative=negative,
-    )
-    guidance = Guidance(
-        video_text=text_scale_video,
-        audio_text=text_scale_audio,
-        video_alignment=alignment_scale_video,
-        audio_alignment=alignment_scale_audio,
-        timbre=timbre_scale,
-        has_alignment=alignment,
-        has_timbre=timbre,
-        is_alignment_voiceless=voiceless_alignment,
-    )
-    run = Run(steps, solver.value, seed=seed, guidance=guidance, device=device, dtype=getattr(torch, dtype))
-    print(generate(weights, read_config(model), prompt, out, codecs_folder=codecs, run=run, on_step=_show_step))
+    config = load_recipe(recipe, settings or [])
+    voices = tuple(None if name == "none" else Path(name) for name in voice) if voice else None
+    prompt = {"caption": caption, "voices": voices, "first_frame": first_frame}
+    config = config.with_prompt(**{key: value for key, value in prompt.items() if value is not None})
+    direct = {"codecs": codecs, "seed": seed}
+    config = config.model_copy(update={key: value for key, value in direct.items() if value is not None})
+    print(generate(weights, config, out, _show_step))
 
 
 @app.command()
@@ -180,8 +131,9 @@ def encode(
     gpus_per_actor: Annotated[float, typer.Option(min=0, help="GPUs of each actor")] = 0.0,
 ) -> None:
     """Turns curated shards into latent shards; goes on where it was stopped, shard by shard."""
+    from model.encoding.config import read_encode_config
     from model.encoding.encode_shards import encode_shards
-    from model.training.config import load_recipe, read_encode_config
+    from model.training.config import load_recipe
 
     config, network = read_encode_config(codecs, settings or []), load_recipe(recipe).network.network()
     manifest = encode_shards(
@@ -192,7 +144,6 @@ def encode(
 
 
 RecipeArgument = Annotated[str, typer.Argument(help="a packaged recipe by name, or a .yaml file")]
-SettingOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, as often as needed")]
 
 
 @app.command()

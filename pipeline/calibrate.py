@@ -19,10 +19,11 @@ import numpy as np
 
 import stages
 from pipeline.ask.queries import Run
-from pipeline.config import Recipe, apply_overrides, load_recipe, parse_recipe
+from pipeline.config import Recipe, load_recipe, parse_recipe
 from pipeline.store import RunDir
 from pipeline.thresholds import Case, by_class, rates_of
 from schemas.errors import ItemError, RecipeError
+from schemas.recipe import apply_overrides
 from schemas.records import span_fields, span_of
 from schemas.timing import Span
 from stages.base import Context

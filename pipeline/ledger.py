@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.execute.unit import Unit
 from pipeline.plan import Plan
+from pipeline.unit import Unit
 from schemas.errors import LedgerError
 from schemas.fields import f, struct
 from schemas.records import COST, SOURCE, VERDICT, Asset, Clip, Level, Row, Shot, Source, Verdict

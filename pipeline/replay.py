@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.ask.queries import Run
 from pipeline.execute.here import here
-from pipeline.execute.unit import Node, Unit
+from pipeline.unit import Node, Unit
 from schemas.errors import ItemError, LedgerError, RecipeError
 from schemas.records import Level
 

@@ -16,11 +16,12 @@ from pipeline import pack
 from pipeline.config import Recipe
 from pipeline.execute.collect import Collected, collect
 from pipeline.execute.gates import begin, settle_rest
-from pipeline.execute.unit import Unit
+from pipeline.execute.monitor import Snapshot
 from pipeline.ledger import Ledger, ledger_schema
 from pipeline.plan import Plan, StageSpec, make_plan, render
 from pipeline.show.progress import Progress
 from pipeline.store import RunDir
+from pipeline.unit import Unit
 from schemas.arrow_file import table_bytes
 from schemas.errors import RecipeError
 from schemas.records import SOURCE, Source, Struct, Verdict
@@ -41,8 +42,8 @@ class Executor(Protocol):
         """Node -> workers started there."""
         ...
 
-    def watched(self, progress: Progress) -> AbstractContextManager[None]:
-        """Feeds the display while the body runs."""
+    def watched(self, show: Callable[[Snapshot], None]) -> AbstractContextManager[None]:
+        """Shows what the workers are at while the body runs."""
         ...
 
 
@@ -87,7 +88,7 @@ def run(
     todo = [source for source in sources if not ledger.passes(source.source_id)]
     done_before = len(sources) - len(todo)
     with opener(plan, directory) as executor, Progress(len(sources), done_before, quiet) as progress:
-        with executor.watched(progress):
+        with executor.watched(progress.show):
             measure(plan, todo, executor, ledger, progress)
             tasks = pack.plan_shards(ledger, recipe)
             _pack(executor, tasks, directory, ledger, progress)

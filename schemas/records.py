@@ -273,6 +273,13 @@ class Verdict:
         }
 
 
+NO_CHILD = {
+    Level.SHOT: Verdict("reject", "shot.no_clip", "no window of the wanted length fits into the shot"),
+    Level.ASSET: Verdict("reject", "asset.no_clip", "no shot gave a clip"),
+}
+"""How a row settles that passed every gate and has no clip below it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """What one stage cost on one unit; the columns of `COST`."""

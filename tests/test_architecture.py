@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,54 @@ def test_stage_obeys_the_contract(name: str) -> None:
     assert cls.version
     assert cls.level in ("asset", "shot", "clip")
     assert list((ROOT / "tests" / "stages").rglob(f"test_{name}.py"))
+
+
+def imported_modules(path: Path, known: set[str]) -> set[str]:
+    """Modules of this project that a module imports: at import, inside functions, and for type checking alike."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names} & known
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & known or {node.module} & known
+    return found
+
+
+def graphs(root: Path) -> dict[str, dict[str, set[str]]]:
+    """Imports as graphs: all modules, and of every package its files and folders, each folder as one."""
+    paths = sorted(path for package in PACKAGES for path in (root / package).rglob("*.py"))
+    by_name = {".".join(path.relative_to(root).with_suffix("").parts): path for path in paths}
+    by_name = {name.removesuffix(".__init__"): path for name, path in by_name.items()}
+    arrows = {name: imported_modules(path, set(by_name)) - {name} for name, path in by_name.items()}
+    all_graphs: dict[str, dict[str, set[str]]] = {"modules": arrows}
+    for package in PACKAGES:
+        rooms = all_graphs.setdefault(package, {})
+        for name, targets in arrows.items():
+            if name.startswith(f"{package}."):
+                room = name.split(".")[1]
+                inside = {target.split(".")[1] for target in targets if target.startswith(f"{package}.")}
+                rooms.setdefault(room, set()).update(inside - {room})
+    return all_graphs
+
+
+@pytest.mark.parametrize("name", ["modules", *PACKAGES])
+def test_imports_make_no_circles(name: str) -> None:
+    try:
+        TopologicalSorter(graphs(ROOT)[name]).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle in {name}: {' <- '.join(error.args[1])}")
+
+
+def test_a_hidden_circle_is_found(tmp_path: Path) -> None:
+    for name, line in {"a/one": "def f():\n    from model.b import two", "b/two": "import model.a.three"}.items():
+        path = tmp_path / "model" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(line)
+    (tmp_path / "model" / "a" / "three.py").write_text("")
+    TopologicalSorter(graphs(tmp_path)["modules"]).prepare()
+    with pytest.raises(CycleError):
+        TopologicalSorter(graphs(tmp_path)["model"]).prepare()
+    (tmp_path / "model" / "a" / "three.py").write_text("if TYPE_CHECKING:\n    from model.a.one import f")
+    with pytest.raises(CycleError):
+        TopologicalSorter(graphs(tmp_path)["modules"]).prepare()

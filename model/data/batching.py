@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from model.data.index import ShardIndex
 from model.data.order import EpochShare, EpochStream, Part, epoch_share, key_of, mix, split_runs
@@ -27,6 +27,7 @@ from model.data.packing import Item, Limits, Pack, Packer
 from model.data.target import TargetTrial, derived_target
 from schemas.budget import Modality, ModelShape, training_flops
 from schemas.errors import PlanError
+from schemas.recipe import RecipePart
 
 CHUNK_ROWS = 1 << 20
 MAX_SKIPPED_EPOCHS = 1000
@@ -34,10 +35,8 @@ KEPT_EPOCHS = 8
 """Epoch orders kept at a time; streams of a small index drift a few epochs apart, of a large one by at most one."""
 
 
-class MixPart(BaseModel):
+class MixPart(RecipePart):
     """One ingredient of the mixture: the rows it takes and its share of the drawn samples."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     weight: float = Field(gt=0)
@@ -47,10 +46,8 @@ class MixPart(BaseModel):
     """Train on less than the row has: "audio" turns audio-visual rows into audio-only samples."""
 
 
-class PlanConfig(BaseModel):
+class PlanConfig(RecipePart):
     """How an epoch is planned. Everything here is part of the plan's digest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = 0
     num_packs: int = Field(default=8, ge=1)

@@ -22,10 +22,10 @@ from torch import Tensor
 from model.data.reader import RawSample
 from model.encoding.clip_media import read_frames, read_sound
 from model.encoding.codec import open_codecs
+from model.encoding.config import EncodeConfig
 from model.network.conditioning import cut_spans
 from model.network.config import NavaConfig
 from model.network.tokens import Sample, check_sample
-from model.training.config import EncodeConfig
 from schemas.budget import FRAME_RATE_HZ, native_resolution, paired_audio_tokens, pixel_bucket, snap_frames
 from schemas.errors import ItemError, MediaError, ModelError
 

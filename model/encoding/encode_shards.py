@@ -23,10 +23,10 @@ import pyarrow as pa
 
 from model.data.index import ShardIndex
 from model.data.reader import SampleReader, open_shards
+from model.encoding.config import EncodeConfig
 from model.encoding.encode import ClipEncoder, EncodedWindow
 from model.encoding.latents import num_tokens, write_latents
 from model.network.config import NavaConfig
-from model.training.config import EncodeConfig
 from schemas.arrow_file import read_facts, with_facts, write_table
 from schemas.budget import FRAME_RATE_HZ, ModelShape, training_flops
 from schemas.errors import DamagedSampleError, ItemError, ModelError

@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from model.data.index import ShardIndex
 from model.data.reader import RawSample
+from model.encoding.config import DataConfig, EncodeConfig
 from model.encoding.encode import ClipEncoder, bucket_of, windows_of
 from model.encoding.latents import read_latents, write_latents
 from model.network.config import NavaConfig
 from model.network.tokens import Sample
-from model.training.config import EncodeConfig, TrainConfig
 from schemas.budget import FRAME_RATE_HZ, audio_tokens, paired_audio_tokens, video_tokens
 from schemas.errors import DamagedSampleError, ItemError, ModelError
 
@@ -28,10 +28,10 @@ _encoder: ClipEncoder | None = None
 """The frozen networks of an encoder process; nothing outside such a process sets it."""
 
 
-def open_index(config: TrainConfig) -> ShardIndex:
+def open_index(data: DataConfig) -> ShardIndex:
     """The index a stage is planned from: that of its latent shards, or the curated one as encoding will shape it."""
-    index = ShardIndex.open(config.data.index_path, split=config.data.split)
-    return index if config.data.online is None else planned_index(index, config.data.online)
+    index = ShardIndex.open(data.index_path, split=data.split)
+    return index if data.online is None else planned_index(index, data.online)
 
 
 def planned_index(index: ShardIndex, config: EncodeConfig) -> ShardIndex:
@@ -77,11 +77,13 @@ class OnlineEncoder:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def open_decoder(config: TrainConfig, index: ShardIndex) -> tuple[Callable[[RawSample], Sample], Callable[[], None]]:
+def open_decoder(
+    data: DataConfig, network: NavaConfig, index: ShardIndex
+) -> tuple[Callable[[RawSample], Sample], Callable[[], None]]:
     """(what turns a shard's sample into latents, what to call when done): reading them, or encoding in processes."""
-    if config.data.online is None:
+    if data.online is None:
         return read_latents, lambda: None
-    encoder = OnlineEncoder(config.data.online, config.network.network(), index, config.data.num_encoders)
+    encoder = OnlineEncoder(data.online, network, index, data.num_encoders)
     return encoder, encoder.close
 
 

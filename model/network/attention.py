@@ -102,6 +102,29 @@ class Segments:
         return replace(self, block_mask=mask)
 
 
+@dataclass(frozen=True)
+class Share:
+    """How the tokens of a pack's shared samples lie on the team's ranks, in by-sample order one run after the other."""
+
+    group: str
+    member: int
+    run_lengths: tuple[int, ...]  # tokens of every member's run; they differ by one at most
+    segments: Segments  # over all S shared tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of this rank's run; these are its first tokens in by-sample order."""
+        return self.run_lengths[self.member]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Share:
+        """The same on `device`."""
+        return replace(self, segments=self.segments.to(device, non_blocking=non_blocking))
+
+    def prepare(self, backend: str) -> Share:
+        """The same with the attention backend's work per pack done."""
+        return replace(self, segments=self.segments.prepare(backend))
+
+
 def resolve_backend(backend: str, device_type: str, dtype: torch.dtype, num_segments: int) -> str:
     """The backend that `auto` means here, or `backend` itself. Raises ModelError for one that cannot run here."""
     if backend not in BACKENDS:

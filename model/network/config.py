@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from schemas.errors import ModelError
+from schemas.recipe import RecipePart
 
 
-class NavaConfig(BaseModel):
+class NavaConfig(RecipePart):
     """The network. Defaults are the official 6.3B release (`NAVA_6B.json` with `add_spk_emb` and `no_split_norm_ffn`).
 
     The three groups of rates at the end belong to the frozen codecs. They are here because RoPE needs them: the ratio
     between video and audio positions is computed from them (`rope_ratio`), so that another frame rate or codec cannot
     silently keep the old ratio.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dim: int = 3072
     ffn_dim: int = 14336
@@ -136,6 +137,23 @@ class NavaConfig(BaseModel):
             video_fps=float(audio_per_video * release.video_stride_frames),
             reference_numerics=reference_numerics,
         )
+
+
+def read_config(name: str) -> NavaConfig:
+    """The network's shape: a preset by name, or a json file of NavaConfig's fields or of the release. Raises ModelError."""
+    path = Path(name)
+    if path.suffix != ".json":
+        return NavaConfig.preset(name)
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path} is not a readable json file: {error}") from error
+    if "vid_in_dim" in fields:
+        return NavaConfig.from_official(fields)
+    try:
+        return NavaConfig(**fields)
+    except ValueError as error:
+        raise ModelError(f"{path} does not describe a network: {error}") from error
 
 
 PRESETS: dict[str, dict[str, Any]] = {

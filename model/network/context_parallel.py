@@ -16,18 +16,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._functional_collectives import all_to_all_single_autograd, wait_tensor
 
-from model.network.attention import Segments, attend
-
-if TYPE_CHECKING:
-    from model.network.flow import LossTerms, Noised
-    from model.network.tokens import Layout, Packed
+from model.network.attention import Segments, Share, attend
+from model.network.flow import LossTerms, Noised
+from model.network.tokens import Layout, Packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +39,6 @@ class Team:
     def is_first(self) -> bool:
         """The rank that counts and reports what is shared."""
         return self.member == 0
-
-
-@dataclass(frozen=True)
-class Share:
-    """How the tokens of a pack's shared samples lie on the team's ranks, in by-sample order one run after the other."""
-
-    group: str
-    member: int
-    run_lengths: tuple[int, ...]  # tokens of every member's run; they differ by one at most
-    segments: Segments  # over all S shared tokens
-
-    @property
-    def num_tokens(self) -> int:
-        """Length of this rank's run; these are its first tokens in by-sample order."""
-        return self.run_lengths[self.member]
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Share:
-        """The same on `device`."""
-        return replace(self, segments=self.segments.to(device, non_blocking=non_blocking))
-
-    def prepare(self, backend: str) -> Share:
-        """The same with the attention backend's work per pack done."""
-        return replace(self, segments=self.segments.prepare(backend))
 
 
 def attend_self(q_LHE: Tensor, k_LHE: Tensor, v_LHE: Tensor, layout: Layout, backend: str) -> Tensor:

@@ -17,21 +17,19 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from model.network.nava import Velocity
-from model.network.tokens import Sample
+from model.network.tokens import Sample, Velocity
+from schemas.recipe import RecipePart
 
 NUM_STEPS = 1000
 SIGMA_MIN = 0.003 / 1.002
 """Last grid point before the shift (it is left out itself), the constant of the release's scheduler."""
 
 
-class FlowConfig(BaseModel):
+class FlowConfig(RecipePart):
     """The objective. Probabilities are per sample; every field below `corrections` turns one of them off or on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     shift: float = 5.0
     video_weight: float = 1.0

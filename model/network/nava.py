@@ -13,8 +13,6 @@ is decided per sample. Parameter names are those of the official checkpoint with
 # mypy: disallow-subclassing-any=False, disallow-untyped-decorators=False
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -37,17 +35,10 @@ from model.network.layers import (
     timestep_embedding,
 )
 from model.network.rope import rotate
-from model.network.tokens import Layout, Packed, Sample, pack
+from model.network.tokens import Layout, Packed, Sample, Velocity, pack
 from schemas.errors import ModelError
 
 __all__ = ["AlignBlock", "FusionBlock", "Nava", "Packed", "Sample", "Velocity", "pack"]
-
-
-class Velocity(NamedTuple):
-    """Predicted noise - x0 per sample; None where the sample lacks the modality."""
-
-    video: list[Tensor | None]  # [C, T, H, W]
-    audio: list[Tensor | None]  # [L, C]
 
 
 class Nava(nn.Module):

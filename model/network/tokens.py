@@ -12,17 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model.network import rope
-from model.network.attention import Segments
+from model.network.attention import Segments, Share
 from model.network.conditioning import check_binding
 from model.network.config import NavaConfig
-from model.network.context_parallel import Share
 from schemas.errors import ModelError
 
 Shape = tuple[int, int, int, int]
@@ -123,6 +122,13 @@ class Packed:
         tokens_MC = _spread(tokens_MC, self.audio_rows, sum(self.audio_lengths))
         pieces = iter(tokens_MC.split([n for n in self.audio_lengths if n]))
         return [next(pieces) if n else None for n in self.audio_lengths]
+
+
+class Velocity(NamedTuple):
+    """Predicted noise - x0 per sample; None where the sample lacks the modality."""
+
+    video: list[Tensor | None]  # [C, T, H, W]
+    audio: list[Tensor | None]  # [L, C]
 
 
 def pack(samples: Sequence[Sample], config: NavaConfig) -> Packed:

@@ -6,21 +6,19 @@ C channels, T frames, H and W pixels, S sound samples.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from model.encoding.codec import Codecs, EncodedText, open_codecs
-from model.network.config import NavaConfig
+from model.network.config import NavaConfig, read_config
 from model.network.nava import Nava
-from model.sampling.sampler import Guidance, Latents, SampleRequest, sample
+from model.sampling.config import Mode, Prompt, SampleConfig
+from model.sampling.sampler import Latents, SampleRequest, sample
 from model.weights.convert import load_weights
 from schemas.errors import ModelError
 from schemas.files import whole_path
@@ -36,56 +34,6 @@ NEGATIVE_PICTURE = (
 PEAK = 0.95
 """Sound is scaled to this peak, as in the release."""
 PX_PER_LATENT = 16
-Mode = Literal["joint", "video", "audio"]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What to generate. Sizes in pixels and seconds; seconds are rounded to whole latents (4n + 1 frames).
-
-    voices are sound files, one per spoken line `<S>...<E>` of the caption in order, None for a line without reference;
-    an empty list gives no line a reference. text_file replaces caption and voices by encoded ones (`read_text_file`).
-    """
-
-    caption: str = ""
-    mode: Mode = "joint"
-    seconds: float = 5.0
-    height_px: int = 704
-    width_px: int = 1280
-    voices: Sequence[Path | None] = ()
-    first_frame: Path | None = None
-    text_file: Path | None = None
-    negative: str | None = None
-
-
-@dataclass(frozen=True)
-class Run:
-    """How to generate it."""
-
-    num_steps: int = 50
-    solver: Literal["unipc", "euler"] = "unipc"
-    shift: float = 5.0
-    seed: int = 0
-    guidance: Guidance = field(default_factory=Guidance)
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-
-
-def read_config(name: str) -> NavaConfig:
-    """The network's shape: a preset by name, or a json file of NavaConfig's fields or of the release. Raises ModelError."""
-    path = Path(name)
-    if path.suffix != ".json":
-        return NavaConfig.preset(name)
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} is not a readable json file: {error}") from error
-    if "vid_in_dim" in fields:
-        return NavaConfig.from_official(fields)
-    try:
-        return NavaConfig(**fields)
-    except ValueError as error:
-        raise ModelError(f"{path} does not describe a network: {error}") from error
 
 
 def load_model(weights: Path, config: NavaConfig, device: str, dtype: torch.dtype) -> Nava:
@@ -98,44 +46,34 @@ def load_model(weights: Path, config: NavaConfig, device: str, dtype: torch.dtyp
     return model
 
 
-def generate(
-    weights: Path,
-    config: NavaConfig,
-    prompt: Prompt,
-    out: Path,
-    *,
-    codecs_folder: Path | None = None,
-    run: Run | None = None,
-    on_step: Callable[[int, int], None] | None = None,
-) -> Path:
+def generate(weights: Path, config: SampleConfig, out: Path, on_step: Callable[[int, int], None] | None = None) -> Path:
     """The file written: `out` with .mp4 or .safetensors. Everything that can be refused is refused before the network runs.
 
     Raises ModelError for a prompt, codecs or weights that do not fit each other.
     """
-    run = run or Run()
-    device = torch.device(run.device)
-    codecs = open_codecs(codecs_folder, config, device, run.dtype) if codecs_folder else Codecs()
-    target = _target(out, prompt.mode, codecs)
+    network, dtype = read_config(config.network), getattr(torch, config.dtype)
+    codecs = open_codecs(config.codecs, network, torch.device(config.device), dtype) if config.codecs else Codecs()
+    target = _target(out, config.prompt.mode, codecs)
     with torch.no_grad():
-        request = make_request(prompt, run, config, codecs)
-    latents = sample(load_model(weights, config, run.device, run.dtype), request, on_step)
-    target.parent.mkdir(parents=True, exist_ok=True)
+        request = make_request(config, network, codecs)
+    latents = sample(load_model(weights, network, config.device, dtype), request, on_step)
     if target.suffix == ".safetensors":
-        _write_latents(target, latents, run.seed)
+        _write_latents(target, latents, config.seed)
     else:
-        _decode(target, latents, codecs, config)
+        _decode(target, latents, codecs, network)
     return target
 
 
-def make_request(prompt: Prompt, run: Run, config: NavaConfig, codecs: Codecs) -> SampleRequest:
+def make_request(config: SampleConfig, network: NavaConfig, codecs: Codecs) -> SampleRequest:
     """The request behind a prompt: sizes in latents, text and voices encoded, the first frame encoded."""
-    grid = None if prompt.mode == "audio" else video_grid(config, prompt.seconds, prompt.height_px, prompt.width_px)
-    num_audio = 0 if prompt.mode == "video" else audio_latents(config, grid[0] if grid else None, prompt.seconds)
+    prompt = config.prompt
+    grid = None if prompt.mode == "audio" else video_grid(network, prompt.seconds, prompt.height_px, prompt.width_px)
+    num_audio = 0 if prompt.mode == "video" else audio_latents(network, grid[0] if grid else None, prompt.seconds)
     if prompt.text_file is not None:
-        text, negative_text, speakers = read_text_file(prompt.text_file, config)
+        text, negative_text, speakers = read_text_file(prompt.text_file, network)
     else:
         text, negative_text = _encode_text(prompt, codecs)
-        speakers = _encode_voices(prompt, text, config, codecs)
+        speakers = _encode_voices(prompt, text, network, codecs)
     return SampleRequest(
         text=text.rows,
         negative_text=negative_text,
@@ -144,11 +82,11 @@ def make_request(prompt: Prompt, run: Run, config: NavaConfig, codecs: Codecs) -
         video_grid=grid,
         num_audio_latents=num_audio,
         first_frame=_encode_first_frame(prompt, codecs),
-        num_steps=run.num_steps,
-        shift=run.shift,
-        solver=run.solver,
-        seed=run.seed,
-        guidance=run.guidance,
+        num_steps=config.num_steps,
+        shift=config.shift,
+        solver=config.solver,
+        seed=config.seed,
+        guidance=config.guidance,
     )
 
 
@@ -196,7 +134,7 @@ def _encode_text(prompt: Prompt, codecs: Codecs) -> tuple[EncodedText, Tensor]:
     if codecs.text is None:
         raise ModelError(
             "No text encoder to read the caption with.",
-            remedy="Give --codecs with text_encoder/ and tokenizer/, or --text with encoded text.",
+            remedy="Give --codecs with text_encoder/ and tokenizer/, or encoded text as --set prompt.text_file=FILE.",
         )
     default = NEGATIVE_SOUND if prompt.mode == "audio" else NEGATIVE_PICTURE
     negative = default if prompt.negative is None else prompt.negative
@@ -222,7 +160,7 @@ def _encode_first_frame(prompt: Prompt, codecs: Codecs) -> Tensor | None:
     if prompt.first_frame is None:
         return None
     if prompt.mode == "audio":
-        raise ModelError("A first frame needs a picture.", remedy="Use --mode joint or video.")
+        raise ModelError("A first frame needs a picture.", remedy="Set prompt.mode to joint or video.")
     if codecs.video is None:
         raise ModelError("No video VAE for --first-frame.", remedy="Add video_vae/ to --codecs (docs/checkpoints.md).")
     return codecs.video.encode(read_picture(prompt.first_frame, prompt.height_px, prompt.width_px))

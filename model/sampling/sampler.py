@@ -19,6 +19,7 @@ from torch import Tensor
 
 from model.network.flow import NUM_STEPS, SIGMA_MIN
 from model.network.nava import Nava, Sample, pack
+from model.sampling.config import Guidance
 
 
 class Solver(Protocol):
@@ -141,26 +142,6 @@ def _corrector_weights(ratio: float, h: float, phi_1: float) -> tuple[float, flo
     b_1, b_2 = phi_2 / phi_1, 2 * phi_3 / phi_1
     weight_slope = (b_1 - b_2) / (1 - ratio)
     return weight_slope, b_1 - weight_slope
-
-
-@dataclass(frozen=True, slots=True)
-class Guidance:
-    """How strongly each condition is exaggerated. Defaults are the release's (configs/nava.yaml).
-
-    A pass that is off is not computed. Switching alignment off also changes what a text scale means, by one unit, because
-    the release has two conventions (`guide_video`).
-    """
-
-    video_text: float = 3.0
-    audio_text: float = 2.0
-    video_alignment: float = 3.0
-    audio_alignment: float = 2.0
-    timbre: float = 3.0
-    has_alignment: bool = True
-    has_timbre: bool = True
-    is_alignment_voiceless: bool = False
-    """True drops the voices from the pass without cross-modal attention, as the release does by accident: its alignment
-    direction then also contains the timbre."""
 
 
 def guide_video(conditional: Tensor, negative: Tensor, masked: Tensor | None, guidance: Guidance) -> Tensor:

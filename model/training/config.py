@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.data.batching import PlanConfig
 from model.data.preview import Hardware
+from model.encoding.config import DataConfig
 from model.network.config import NavaConfig
 from model.network.flow import FlowConfig
 from schemas.budget import ModelShape, Recompute
-from schemas.errors import RecipeError
+from schemas.recipe import RecipePart, nearest, read_recipe, validated
 
-Config = TypeVar("Config", bound=BaseModel)
+RECIPES = Path(__file__).parents[1] / "recipes"
 Precision = Literal["bfloat16", "float32", "float64"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NetworkConfig(_Part):
+class NetworkConfig(RecipePart):
     """Which network, and where its weights come from."""
 
     preset: str = "nava_6b"
@@ -40,52 +35,20 @@ class NetworkConfig(_Part):
     weights: Path | None = None
     """A checkpoint in any container (`nava-train convert`): the start of this stage. None initialises."""
 
+    @field_validator("changes")
+    @classmethod
+    def _check(cls, changes: dict[str, Any]) -> dict[str, Any]:
+        for key in changes:
+            if key not in NavaConfig.model_fields:
+                raise ValueError(f"'{key}' is no key of the network. {nearest(key, NavaConfig.model_fields)}")
+        return changes
+
     def network(self) -> NavaConfig:
         """The shape of the network."""
         return NavaConfig.preset(self.preset, **self.changes)
 
 
-class EncodeConfig(_Part):
-    """How clips become latents, offline by `nava-train encode` or online ahead of the trainer."""
-
-    codecs: Path
-    """Folder of the frozen networks (docs/checkpoints.md)."""
-    max_frames: int = Field(default=121, ge=1)
-    """Longest window at 24 fps; 121 is the release's 5.04 s. Shorter clips keep 4n+1 of their own frames."""
-    min_frames: int = Field(default=33, ge=1)
-    """Shortest window worth training on, the release's limit; a shorter clip is left out and counted."""
-    max_windows: int = Field(default=1, ge=1)
-    """Windows taken of one clip, side by side from its beginning."""
-    resolution: Literal[256, 512, 640, 960] | None = None
-    """Column of the official bucket table; None takes the largest that does not upscale the clip."""
-    device: str = "cpu"
-    dtype: Literal["bfloat16", "float32"] = "float32"
-    """Numbers that the frozen picture, sound and text networks compute in."""
-
-
-class DataConfig(_Part):
-    """Where samples come from and how they are read."""
-
-    shards: str
-    """Folder or fsspec URL of the latent shards; of curated shards when encoding online."""
-    index: str | None = None
-    """Folder or URL of their index; None: the `index` folder beside `shards`."""
-    split: str | None = "train"
-    num_workers: int = Field(default=4, ge=1)
-    prefetch_packs: int = Field(default=4, ge=1)
-    has_checksums: bool = True
-    online: EncodeConfig | None = None
-    """Encode on the fly with these settings, in processes ahead of the trainer, for those who cannot store latents."""
-    num_encoders: int = Field(default=1, ge=1)
-    """Encoder processes of each rank when encoding online."""
-
-    @property
-    def index_path(self) -> str:
-        """The index that belongs to the shards."""
-        return self.index or f"{self.shards.rstrip('/').rpartition('/')[0]}/index"
-
-
-class OptimConfig(_Part):
+class OptimConfig(RecipePart):
     """AdamW, learning rate over time, clipping, average of the weights. Defaults: the paper's, where it states any."""
 
     learning_rate: float = Field(default=5e-5, gt=0)
@@ -101,7 +64,7 @@ class OptimConfig(_Part):
     """0 keeps no average."""
 
 
-class ParallelConfig(_Part):
+class ParallelConfig(RecipePart):
     """What the network is wrapped in, and the numbers it computes with."""
 
     recompute: Recompute = "attention_qkv"
@@ -115,7 +78,7 @@ class ParallelConfig(_Part):
     """True scatters gradients after every micro-step: more traffic, but no rank holds a whole gradient meanwhile."""
 
 
-class OutputConfig(_Part):
+class OutputConfig(RecipePart):
     """What is written, and how often."""
 
     log_every_steps: int = Field(default=10, ge=1)
@@ -125,7 +88,7 @@ class OutputConfig(_Part):
     has_tensorboard: bool = True
 
 
-class TrainConfig(_Part):
+class TrainConfig(RecipePart):
     """One stage of training."""
 
     name: str
@@ -183,63 +146,9 @@ class TrainConfig(_Part):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
-def load_recipe(name: str, settings: Sequence[str] = ()) -> TrainConfig:
-    """The recipe of that name or path with `a.b=value` settings applied. Raises RecipeError, naming the key.
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The stage in a YAML file, or the one shipped under that name, with `--set a.b=c` overrides applied.
 
-    Values of settings are YAML. Relative paths in a recipe are relative to the working directory.
+    Relative paths in a recipe are relative to the working directory. Raises RecipeError naming file, key and remedy.
     """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise RecipeError(f"no recipe at {path}.", remedy=f"Give a file, or one of {', '.join(packaged())}.")
-        text = path.read_text()
-    elif name in packaged():
-        text = (resources.files("model") / "recipes" / f"{name}.yaml").read_text()
-    else:
-        raise RecipeError(
-            f"there is no recipe {name!r}.", remedy=f"Use one of {', '.join(packaged())}, or a .yaml file."
-        )
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{name} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"{name} holds no mapping of keys to values.")
-    for setting in settings:
-        _apply(content, setting)
-    return _validated(TrainConfig, content, f"recipe {name}")
-
-
-def _validated(kind: type[Config], content: dict[str, Any], what: str) -> Config:
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or what}: {e['msg']}" for e in error.errors())
-        raise RecipeError(f"{what}: {wrong}.", remedy="docs/training.md lists the keys.") from error
-
-
-def read_encode_config(codecs: Path, settings: Sequence[str]) -> EncodeConfig:
-    """Encoding settings with `key=value` applied. Raises RecipeError, naming the key."""
-    content: dict[str, Any] = {"codecs": str(codecs)}
-    for setting in settings:
-        _apply(content, setting)
-    return _validated(EncodeConfig, content, "encode settings")
-
-
-def packaged() -> list[str]:
-    """Names of the recipes that ship with the project."""
-    folder = resources.files("model") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def _apply(content: dict[str, Any], setting: str) -> None:
-    key, separator, value = setting.partition("=")
-    if not separator or not key:
-        raise RecipeError(f"cannot read the setting {setting!r}.", remedy="Write --set section.key=value.")
-    *parents, last = key.split(".")
-    place = content
-    for parent in parents:
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
-            raise RecipeError(f"--set {setting}: {parent} is a value, not a section.")
-    place[last] = yaml.safe_load(value)
+    return validated(TrainConfig, read_recipe(name_or_path, RECIPES, overrides), name_or_path)

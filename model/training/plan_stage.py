@@ -34,7 +34,7 @@ def plan_stage(
     if memory_only:
         text = memory_text(config, num_gpus)
     else:
-        facts |= preview_facts(config, open_index(config), num_gpus)
+        facts |= preview_facts(config, open_index(config.data), num_gpus)
     facts["memory"] = stage_memory(config, num_gpus)
     if not memory_only:
         text = preview_text(facts)

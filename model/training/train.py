@@ -66,7 +66,7 @@ class Training:
             num_kept=config.output.num_checkpoints_kept,
             is_asynchronous=config.output.is_asynchronous,
         )
-        self.plan = EpochPlan(open_index(config), config.plan, config.shape)
+        self.plan = EpochPlan(open_index(config.data), config.plan, config.shape)
         self.plan.teams_of_rank(world.rank, world.size)
         if config.plan.num_epochs is not None:
             self.num_steps = min(self.num_steps, self.plan.num_steps())
@@ -207,7 +207,7 @@ class Training:
     def _open_feed(self, notes: dict[str, Any]) -> StepFeed:
         data = self.config.data
         began = time.perf_counter()
-        decode, self._close_decoder = open_decoder(self.config, self.plan.index)
+        decode, self._close_decoder = open_decoder(data, self.config.network.network(), self.plan.index)
         feed = StepFeed(
             self.plan,
             SampleReader(self.plan.index, open_shards(data.shards), verify=data.has_checksums),

@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.ask.queries import US_PER_HOUR, Run, balance, clip_checks
-from pipeline.config import apply_overrides, parse_recipe
-from pipeline.execute.gates import NO_CHILD
+from pipeline.config import parse_recipe
 from pipeline.plan import Plan, make_plan
 from schemas.errors import LedgerError
 from schemas.ids import fraction_of
-from schemas.records import Level
+from schemas.recipe import apply_overrides
+from schemas.records import NO_CHILD, Level
 from schemas.verdict import Check, Outcome, evaluate, settle
 
 

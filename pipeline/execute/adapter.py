@@ -23,8 +23,8 @@ import pyarrow as pa
 
 from pipeline.execute.gates import apply_gates, settle_error, settle_rest
 from pipeline.execute.monitor import MonitorLike, Poison, StageTally
-from pipeline.execute.unit import Node, Unit
 from pipeline.plan import Plan, StageSpec
+from pipeline.unit import Node, Unit
 from schemas.errors import ContractError, ItemError, NavaError, PlanError, StageTimeoutError
 from schemas.records import Cost, Struct
 from stages.base import Context, Measure, Split

@@ -7,18 +7,12 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from pipeline.execute.unit import Node, Unit
 from pipeline.plan import Plan, StageSpec
+from pipeline.unit import Node, Unit
 from schemas.errors import ItemError
 from schemas.ids import fraction_of
-from schemas.records import Level, Struct, Verdict
+from schemas.records import NO_CHILD, Level, Struct, Verdict
 from schemas.verdict import Check, Status, column, evaluate, settle
-
-NO_CHILD = {
-    Level.SHOT: Verdict("reject", "shot.no_clip", "no window of the wanted length fits into the shot"),
-    Level.ASSET: Verdict("reject", "asset.no_clip", "no shot gave a clip"),
-}
-"""How a row settles that passed every gate and has no clip below it."""
 
 
 def settle_error(node: Node, stage: str, error: ItemError) -> None:

@@ -5,17 +5,16 @@ Time limits of stages are not enforced: there is nobody to end a process and sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from pipeline import pack
 from pipeline.execute.adapter import Worker
-from pipeline.execute.monitor import Monitor
-from pipeline.execute.unit import Unit
+from pipeline.execute.monitor import Monitor, Snapshot
 from pipeline.plan import Plan
-from pipeline.show.progress import Progress
 from pipeline.store import RunDir
+from pipeline.unit import Unit
 
 
 class Here:
@@ -54,10 +53,10 @@ class Here:
         return {"here": 1}
 
     @contextmanager
-    def watched(self, progress: Progress) -> Iterator[None]:
+    def watched(self, show: Callable[[Snapshot], None]) -> Iterator[None]:
         """The display is fed when a unit is finished; nothing runs beside it."""
         yield
-        progress.show(self._monitor.snapshot())
+        show(self._monitor.snapshot())
 
     def close(self) -> None:
         """Ends the decoders' children."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 MAX_CRASHES = 2
@@ -24,6 +24,19 @@ class StageTally:
     rejects: int = 0
     wall_s: float = 0.0
     cpu_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the workers have done and are at."""
+
+    stages: dict[str, StageTally] = field(default_factory=dict)
+    in_flight: list[tuple[str, str, float]] = field(default_factory=list)
+    """(unit, stage, seconds since it was taken up)."""
+    nodes: dict[str, int] = field(default_factory=dict)
+    """Node -> workers started there."""
+    refusal: str | None = None
+    """Why a stage could not start, if one could not."""
 
 
 @dataclass
@@ -97,15 +110,15 @@ class Monitor:
         """A worker started on `node`."""
         self.nodes[node] += 1
 
-    def snapshot(self) -> dict[str, Any]:
-        """Plain data: `stages` -> tally, `in_flight` -> (unit, stage, seconds), `nodes` -> workers, `refusal`."""
+    def snapshot(self) -> Snapshot:
+        """What is known now."""
         now = time.monotonic()
-        return {
-            "stages": {name: dict(vars(tally)) for name, tally in self.tallies.items()},
-            "in_flight": [(unit, stage, now - since) for unit, (stage, _, since) in self.in_flight.items()],
-            "nodes": dict(self.nodes),
-            "refusal": self.refusal,
-        }
+        return Snapshot(
+            stages={name: replace(tally) for name, tally in self.tallies.items()},
+            in_flight=[(unit, stage, now - since) for unit, (stage, _, since) in self.in_flight.items()],
+            nodes=dict(self.nodes),
+            refusal=self.refusal,
+        )
 
 
 class RemoteMonitor:

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,11 +14,10 @@ import pyarrow as pa
 
 from pipeline import pack
 from pipeline.config import Recipe
-from pipeline.execute.monitor import Monitor, RemoteMonitor
-from pipeline.execute.unit import Unit
+from pipeline.execute.monitor import Monitor, RemoteMonitor, Snapshot
 from pipeline.plan import Cluster, Plan, WorkerGroup, make_plan
-from pipeline.show.progress import Progress
 from pipeline.store import RunDir
+from pipeline.unit import Unit
 from schemas.errors import PlanError
 
 RAY_ENVIRONMENT = {
@@ -87,18 +86,21 @@ class OnRay:
 
     def nodes(self) -> dict[str, int]:
         """Node -> workers started there."""
-        found: dict[str, int] = self._ray.get(self._monitor.snapshot.remote())["nodes"]
+        return self._snapshot().nodes
+
+    def _snapshot(self, timeout_s: float | None = None) -> Snapshot:
+        found: Snapshot = self._ray.get(self._monitor.snapshot.remote(), timeout=timeout_s)
         return found
 
     @contextmanager
-    def watched(self, progress: Progress) -> Iterator[None]:
+    def watched(self, show: Callable[[Snapshot], None]) -> Iterator[None]:
         """Feeds the display twice a second, and tells a worker's own reason where Ray's account has lost it."""
         stop = threading.Event()
 
         def watch() -> None:
             while not stop.wait(0.5):
                 try:
-                    progress.show(self._ray.get(self._monitor.snapshot.remote(), timeout=5))
+                    show(self._snapshot(timeout_s=5))
                 except (self._ray.exceptions.RayError, TimeoutError):
                     time.sleep(1)
 
@@ -107,7 +109,7 @@ class OnRay:
         try:
             yield
         except self._ray.exceptions.RayError as error:
-            refusal = self._ray.get(self._monitor.snapshot.remote())["refusal"]
+            refusal = self._snapshot().refusal
             if refusal is None:
                 raise
             raise PlanError(refusal) from error

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from pipeline.execute.monitor import Snapshot
 from schemas.records import Verdict
 
 PLAIN_EVERY_S = 10.0
@@ -25,7 +25,7 @@ class Progress:
         self._statuses: Counter[str] = Counter()
         self._shards: tuple[int, int] | None = None
         self._live = Live(console=self._console, refresh_per_second=2, transient=True)
-        self._snapshot: dict[str, Any] = {"stages": {}, "in_flight": [], "nodes": {}}
+        self._snapshot = Snapshot()
 
     def __enter__(self) -> Progress:
         if self._before:
@@ -64,14 +64,14 @@ class Progress:
         self._shards = (self._shards[0] + 1, self._shards[1])
         self._console.print(f"packed shard {name} ({num_clips} clips)", highlight=False)
 
-    def show(self, snapshot: dict[str, Any]) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Refreshes the display from the monitor's snapshot."""
         self._snapshot = snapshot
         if self._live.is_started:
             self._live.update(self._table())
         elif time.monotonic() - self._last_line > PLAIN_EVERY_S:
             self._last_line = time.monotonic()
-            busy = ", ".join(f"{stage} {seconds:.0f} s" for _, stage, seconds in snapshot["in_flight"])
+            busy = ", ".join(f"{stage} {seconds:.0f} s" for _, stage, seconds in snapshot.in_flight
             self._console.print(f"{self._headline()}{'; now ' + busy if busy else ''}", soft_wrap=True, highlight=False)
 
     def _headline(self) -> str:
@@ -93,16 +93,16 @@ class Progress:
             table.add_column(name, justify="left" if name == "stage" else "right")
         elapsed = max(time.monotonic() - self._started, 1e-3)
         fresh = max(self._done - self._before, 1)
-        workers = max(sum(self._snapshot["nodes"].values()), 1)
+        workers = max(sum(self._snapshot.nodes.values()), 1)
         remaining = self._num_sources - self._done
-        for stage, tally in self._snapshot["stages"].items():
-            per_row = tally["wall_s"] / max(tally["rows"], 1)
-            left = tally["wall_s"] / fresh * remaining / workers
+        for stage, tally in self._snapshot.stages.items():
+            per_row = tally.wall_s / max(tally.rows, 1)
+            left = tally.wall_s / fresh * remaining / workers
             table.add_row(
-                stage, str(tally["rows"]), str(tally["rejects"]), str(tally["errors"]),
-                f"{tally['rows'] / elapsed:.2f}", f"{tally['wall_s']:.0f} s", f"{per_row:.2f}", f"{left:.0f} s",
+                stage, str(tally.rows), str(tally.rejects), str(tally.errors),
+                f"{tally.rows / elapsed:.2f}", f"{tally.wall_s:.0f} s", f"{per_row:.2f}", f"{left:.0f} s",
             )  # fmt: skip
-        for unit, stage, seconds in self._snapshot["in_flight"]:
+        for unit, stage, seconds in self._snapshot.in_flight:
             if seconds > PLAIN_EVERY_S:
                 table.add_row(f"[dim]{stage} on {unit} for {seconds:.0f} s[/]")
         return table

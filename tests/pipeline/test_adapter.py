@@ -21,12 +21,12 @@ from pipeline.config import parse_recipe
 from pipeline.execute.adapter import Worker
 from pipeline.execute.here import here
 from pipeline.execute.monitor import Monitor
-from pipeline.execute.unit import Node, Unit
 from pipeline.ledger import Ledger, ledger_schema
 from pipeline.plan import make_plan
 from pipeline.run import measure, write_facts
 from pipeline.show.progress import Progress
 from pipeline.store import RunDir
+from pipeline.unit import Node, Unit
 from schemas.errors import EngineError, PlanError
 from schemas.ids import source_id
 from schemas.records import Level, Source
@@ -103,7 +103,7 @@ def test_a_stage_that_cannot_start_ends_the_run_and_settles_nothing(
     monitor = Monitor()
     with pytest.raises(PlanError, match="stage audio cannot start"):
         advance(toy_recipe, unit("a"), monitor)
-    assert str(cause) in monitor.snapshot()["refusal"]
+    assert str(cause) in monitor.snapshot().refusal
 
 
 def test_an_error_of_the_asset_settles_it_and_its_children(toy_recipe: dict[str, Any]) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import RECIPES, apply_overrides, load_recipe, parse_recipe
+from pipeline.config import RECIPES, load_recipe, parse_recipe
 from schemas.errors import RecipeError
+from schemas.recipe import apply_overrides
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 

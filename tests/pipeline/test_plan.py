@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.config import apply_overrides, load_recipe, parse_recipe
+from pipeline.config import load_recipe, parse_recipe
 from pipeline.plan import Cluster, make_plan, render
 from schemas.errors import PlanError
 from schemas.fields import describe
+from schemas.recipe import apply_overrides
 
 LAPTOP = Cluster(cpus=2, gpus=0, memory_gb=16, node_cpus=2, node_gpus=0)
 

@@ -21,13 +21,13 @@ import torch
 
 from model.data.index import ShardIndex
 from model.data.reader import SampleReader, open_shards
+from model.encoding.config import EncodeConfig
 from model.encoding.encode_shards import encode_shards
 from model.encoding.latents import read_latents
 from model.encoding.tiny_codec import write_tiny_codecs
 from model.network.config import NavaConfig
 from model.network.nava import Nava
 from model.network.tokens import Sample
-from model.training.config import EncodeConfig
 from model.training.parallel import open_world
 from model.training.train import Training
 from pipeline.ask.queries import Run, balance, stats

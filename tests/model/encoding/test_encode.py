@@ -16,13 +16,13 @@ from model.data.index import ShardIndex
 from model.data.reader import SampleReader, open_shards
 from model.encoding.clip_media import read_frames, read_sound
 from model.encoding.codec import TextEncoder, open_codecs
+from model.encoding.config import EncodeConfig
 from model.encoding.encode import ClipEncoder, EncodedWindow, Window, windows_of
 from model.encoding.encode_shards import encode_shards
 from model.encoding.latents import read_latents
 from model.encoding.online import open_index
 from model.encoding.tiny_codec import write_tiny_codecs
 from model.network.config import NavaConfig
-from model.training.config import EncodeConfig
 from model.training.metrics import read_samples
 from model.training.train import train
 from schemas.budget import clip_budget
@@ -237,7 +237,7 @@ def test_online_encoding_trains_on_the_same_latents_as_stored_ones(home: Path, t
     changes: dict[str, Any] = {"plan": {"num_packs": 1, "token_budget": 4096}, "num_steps": 1}
     stored = recipe(tmp_path / "latents", **changes)
     online = recipe(home / "run", **changes, data={"online": json.loads(config.model_dump_json())})
-    planned, real = open_index(online), open_index(stored)
+    planned, real = open_index(online.data), open_index(stored.data)
     assert planned.table["clip_id"].to_pylist() == real.table["clip_id"].to_pylist()
     for name in ("video_tokens", "audio_tokens"):
         assert planned.table[name].to_pylist() == real.table[name].to_pylist()

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
@@ -19,20 +20,18 @@ from typer.testing import CliRunner, Result
 from model.cli import app
 from model.encoding.codec import open_codecs
 from model.encoding.tiny_codec import write_tiny_codecs
-from model.network.config import NavaConfig
+from model.network.config import NavaConfig, read_config
 from model.network.nava import Nava
+from model.sampling.config import RECIPES, Prompt, SampleConfig, load_recipe
 from model.sampling.sample import (
-    Prompt,
-    Run,
     audio_latents,
     make_request,
-    read_config,
     read_picture,
     read_sound,
     video_grid,
     write_mp4,
 )
-from schemas.errors import ModelError
+from schemas.errors import ModelError, RecipeError
 
 CONFIG = NavaConfig.preset("nava_tiny", max_text_tokens=64)
 CAPTION = "two cats <S>hi<E> <S>ho<E>"
@@ -60,19 +59,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+def _set(*settings: str) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
+
+
 def _run(folder: Path, out: Path, *options: str) -> Result:
-    fixed = [
-        "--model",
-        str(folder / "model.json"),
-        "--seconds",
-        "0.6",
-        "--height",
-        "32",
-        "--width",
-        "48",
-        "--steps",
-        "2",
-    ]
+    fixed = _set(f"network={folder / 'model.json'}", "num_steps=2")
+    fixed += _set("prompt.seconds=0.6", "prompt.height_px=32", "prompt.width_px=48")
     command = ["sample", str(folder / "weights.safetensors"), "--out", str(out), *fixed, *options]
     return CliRunner().invoke(app, command, catch_exceptions=True)
 
@@ -111,12 +104,14 @@ def test_mp4_has_picture_and_sound_of_one_length(folder: Path, tmp_path: Path) -
 
 
 def test_latents_are_written_without_codecs(folder: Path, tmp_path: Path) -> None:
-    result = _run(folder, tmp_path / "clip", "--text", str(folder / "text.safetensors"))
+    result = _run(folder, tmp_path / "clip", *_set(f"prompt.text_file={folder / 'text.safetensors'}"))
     assert result.exit_code == 0, result.output
     latents = load_file(tmp_path / "clip.safetensors")
     assert {name: tuple(value.shape) for name, value in latents.items()} == {"video": (6, 4, 2, 3), "audio": (14, 10)}
-    again = _run(folder, tmp_path / "again.safetensors", "--text", str(folder / "text.safetensors"))
-    other = _run(folder, tmp_path / "other.safetensors", "--text", str(folder / "text.safetensors"), "--seed", "1")
+    again = _run(folder, tmp_path / "again.safetensors", *_set(f"prompt.text_file={folder / 'text.safetensors'}"))
+    other = _run(
+        folder, tmp_path / "other.safetensors", *_set(f"prompt.text_file={folder / 'text.safetensors'}"), "--seed", "1"
+    )
     assert again.exit_code == other.exit_code == 0
     assert torch.equal(load_file(tmp_path / "again.safetensors")["video"], latents["video"])
     assert not torch.allclose(load_file(tmp_path / "other.safetensors")["video"], latents["video"])
@@ -124,7 +119,7 @@ def test_latents_are_written_without_codecs(folder: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("options", "kinds"),
-    [(["--mode", "audio"], {"audio"}), (["--mode", "video", "--solver", "euler"], {"video"})],
+    [(_set("prompt.mode=audio"), {"audio"}), (_set("prompt.mode=video", "solver=euler"), {"video"})],
 )
 def test_single_modalities(folder: Path, tmp_path: Path, options: list[str], kinds: set[str]) -> None:
     written = tmp_path / "one.mp4"
@@ -146,21 +141,30 @@ def test_every_option_reaches_the_sampler(folder: Path, tmp_path: Path) -> None:
 
     reference = latents()
     for options in (
-        ["--text-scale-video", "4"],
-        ["--text-scale-audio", "4"],
-        ["--alignment-scale-video", "4"],
-        ["--alignment-scale-audio", "4"],
-        ["--timbre-scale", "4"],
-        ["--no-alignment"],
-        ["--no-timbre"],
-        ["--voiceless-alignment"],
-        ["--negative", "noise"],
-        ["--solver", "euler"],
+        _set("guidance.video_text=4"),
+        _set("guidance.audio_text=4"),
+        _set("guidance.video_alignment=4"),
+        _set("guidance.audio_alignment=4"),
+        _set("guidance.timbre=4"),
+        _set("guidance.has_alignment=false"),
+        _set("guidance.has_timbre=false"),
+        _set("guidance.is_alignment_voiceless=true"),
+        _set("prompt.negative=noise"),
+        _set("solver=euler"),
+        _set("shift=4"),
+        _set("dtype=bfloat16"),
         ["--first-frame", str(folder / "frame.png")],
-        ["--dtype", "bfloat16"],
+        ["--seed", "1"],
     ):
         assert not torch.equal(latents(*options), reference), options
-    assert torch.equal(latents("--text-scale-video", "3"), reference)
+    assert torch.equal(latents(*_set("guidance.video_text=3")), reference)
+
+
+def test_the_shipped_recipe_shows_every_key_with_its_default() -> None:
+    shown = yaml.safe_load((RECIPES / "release.yaml").read_text())
+    assert shown == SampleConfig().model_dump(mode="json")
+    with pytest.raises(RecipeError, match=r"guidance\.timber: unknown key\. Did you mean 'timbre'"):
+        load_recipe("release", ["guidance.timber=2"])
 
 
 def test_a_first_frame_is_cropped_not_squeezed(folder: Path) -> None:
@@ -170,7 +174,7 @@ def test_a_first_frame_is_cropped_not_squeezed(folder: Path) -> None:
     np.testing.assert_allclose(pixels[0, 0, 16, [0, -1]], middle, atol=0.05)
     codecs = open_codecs(folder / "codecs", CONFIG, torch.device("cpu"), torch.float32)
     prompt = Prompt(caption="rain", seconds=0.6, height_px=32, width_px=48, first_frame=folder / "frame.png")
-    request = make_request(prompt, Run(), CONFIG, codecs)
+    request = make_request(SampleConfig(prompt=prompt), CONFIG, codecs)
     assert request.first_frame is not None
     assert request.first_frame.shape == (6, 1, 2, 3)
 
@@ -216,12 +220,14 @@ def test_mistakes_are_refused_before_the_network_runs(folder: Path, tmp_path: Pa
     speech = ["--caption", CAPTION]
     assert "No text encoder" in _refusal(_run(folder, tmp_path / "x", *speech))
     assert "1 voices for 2 spoken lines" in _refusal(_run(folder, tmp_path / "x", *codecs, *speech, "--voice", "none"))
-    assert "multiples of 16" in _refusal(_run(folder, tmp_path / "x", *codecs, *speech, "--height", "33"))
-    text = ["--text", str(folder / "text.safetensors")]
+    assert "multiples of 16" in _refusal(_run(folder, tmp_path / "x", *codecs, *speech, *_set("prompt.height_px=33")))
+    text = [*_set(f"prompt.text_file={folder / 'text.safetensors'}")]
     assert "needs video_vae/ and audio_vae/" in _refusal(_run(folder, tmp_path / "x.mp4", *text))
     frame = ["--first-frame", str(folder / "frame.png")]
     assert "No video VAE" in _refusal(_run(folder, tmp_path / "x", *text, *frame))
-    assert "A first frame needs a picture" in _refusal(_run(folder, tmp_path / "x", *codecs, *frame, "--mode", "audio"))
+    assert "A first frame needs a picture" in _refusal(
+        _run(folder, tmp_path / "x", *codecs, *frame, *_set("prompt.mode=audio"))
+    )
     missing = ["--voice", str(folder / "gone.wav"), "--voice", "none"]
     assert "no readable sound" in _refusal(_run(folder, tmp_path / "x", *codecs, *speech, *missing))
     assert list(tmp_path.iterdir()) == []

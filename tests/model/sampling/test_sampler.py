@@ -12,7 +12,8 @@ from torch import Tensor
 
 from model.network.config import NavaConfig
 from model.network.nava import Nava, Sample, pack
-from model.sampling.sampler import Euler, Guidance, SampleRequest, UniPC, euler_sigmas, guide_audio, guide_video, sample
+from model.sampling.config import Guidance
+from model.sampling.sampler import Euler, SampleRequest, UniPC, euler_sigmas, guide_audio, guide_video, sample
 from schemas.errors import ModelError
 
 

@@ -13,13 +13,14 @@ import torch
 
 from model.data.batching import EpochPlan
 from model.data.index import ShardIndex
-from model.training.config import TrainConfig, load_recipe, packaged
+from model.training.config import RECIPES, TrainConfig, load_recipe
 from model.training.metrics import NUM_NOISE_LEVELS, losses, read_samples
 from model.training.parallel import open_world
 from model.training.state import complete
 from model.training.train import Training, train
 from schemas.budget import NAVA_6B
-from schemas.errors import PlanError, RecipeError
+from schemas.errors import NavaError, PlanError, RecipeError
+from schemas.recipe import packaged
 from tests.model.latent_shards import random_clip, recipe, write_latent_shards
 
 
@@ -130,7 +131,7 @@ def test_a_world_size_that_does_not_divide_is_refused_before_the_network_is_buil
         plan.teams_of_rank(0, 3)
 
 
-@pytest.mark.parametrize("name", packaged())
+@pytest.mark.parametrize("name", packaged(RECIPES))
 def test_packaged_recipes_are_valid(name: str) -> None:
     config = load_recipe(name)
     assert config.name == name
@@ -142,15 +143,20 @@ def test_recipes_are_changed_by_key_and_refuse_what_they_do_not_know(tmp_path: P
     assert (config.optim.learning_rate, config.seed) == (0.5, 3)
     assert config.data.index_path == "s3://bucket/latents/index"
     for setting, message in (
-        ("optim.learning_rat=1", r"optim\.learning_rat: Extra inputs"),
-        ("optim", "cannot read the setting"),
-        ("name.x=1", "name is a value"),
+        ("optim.learning_rat=1", r"tiny: optim\.learning_rat: unknown key\. Did you mean 'learning_rate'\?"),
+        ("plan.mixture=[{name: a, wieght: 1}]", r"plan\.mixture\.0\.wieght: .* Did you mean 'weight'"),
+        ("data.online.codec=x", r"Did you mean 'codecs'"),
+        ("network.changes.text_dims=48", r"Did you mean 'text_dim'"),
+        ("network.preset=nava_5b", "Use one of nava_6b"),
+        ("optim.eps=0", r"optim\.eps: Input should be greater than 0 \(got 0\)"),
+        ("optim", "expected KEY.KEY=VALUE"),
+        ("name.x=1", "'name' holds a value"),
         ("plan={num_packs: 4, token_budget: 60, context_parallel: 4}", "must divide the network.s 2 attention heads"),
     ):
-        with pytest.raises(RecipeError, match=message):
+        with pytest.raises(NavaError, match=message):
             load_recipe("tiny", [setting])
-    with pytest.raises(RecipeError, match="Use one of stage1_audio"):
-        load_recipe("stage9")
+    with pytest.raises(RecipeError, match="Did you mean 'stage2_joint'"):
+        load_recipe("stage2")
     path = tmp_path / "own.yaml"
     path.write_text(config.model_dump_json())
     assert load_recipe(str(path)) == config
