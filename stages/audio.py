@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.errors import ItemError
 from schemas.fields import f, struct
 from schemas.records import Row, span_of
 from stages.base import Measure, Resources, StageConfig
@@ -95,17 +94,8 @@ class Audio(Measure[AudioConfig]):
     Config = AudioConfig
     resources = Resources(cpus=1.0, memory_gb=0.3, timeout_s=300.0)
 
-    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
-        """One struct per clip; all fields null where the asset has no sound."""
-        results: list[dict[str, Any] | ItemError] = []
-        for row in batch:
-            try:
-                results.append(self._measure(row))
-            except ItemError as error:
-                results.append(error)
-        return results
-
-    def _measure(self, row: Row) -> dict[str, Any]:
+    def measure(self, row: Row) -> dict[str, Any]:
+        """The struct of one clip; all fields null where the asset has no sound."""
         if not row["probe"]["has_audio"]:
             return dict.fromkeys((field.name for field in AUDIO), None)
         span = span_of(row["clip"])

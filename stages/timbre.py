@@ -16,7 +16,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from schemas.errors import ItemError
 from schemas.fields import f, struct
 from schemas.records import TIMBRE, Row
 from stages.base import Context, Measure, Resources, StageConfig
@@ -77,10 +76,7 @@ class Timbre(Measure[TimbreConfig]):
         super().setup(ctx)
         self.encoder = SpeakerEncoder.load()
 
-    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
-        return [self._measure(row) for row in batch]
-
-    def _measure(self, row: Row) -> dict[str, Any]:
+    def measure(self, row: Row) -> dict[str, Any]:
         spans = row["clip"]["spans"] or []
         references: list[dict[str, Any]] = []
         if spans and row["probe"]["has_audio"]:

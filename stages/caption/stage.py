@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.errors import ItemError, RecipeError
+from schemas.errors import RecipeError
 from schemas.fields import f, struct
 from schemas.records import Row
 from stages.base import Context, Measure, Resources, StageConfig
@@ -74,10 +74,7 @@ class Caption(Measure[CaptionConfig]):
                 )
             self.engine = OpenaiEngine(self.config.openai, os.environ.get(name, "") if name else "")
 
-    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
-        return [self._write(row) for row in batch]
-
-    def _write(self, row: Row) -> dict[str, Any]:
+    def measure(self, row: Row) -> dict[str, Any]:
         spans = row["clip"]["spans"] or []
         draft = describe(spans, measures_in_words(row, self.config), faces_of(row, len(spans)))
         if self.config.engine == "template":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any, Literal, Protocol
 
@@ -10,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.errors import ItemError
 from schemas.fields import f, struct
 from schemas.records import SPEAKER, STRETCH, TURN, Row
 from stages.base import Context, Measure, Resources, StageConfig
@@ -75,10 +73,7 @@ class Diarize(Measure[DiarizeConfig]):
         else:
             self.engine = EmbeddedDiarizer.load(self.config.embedded, self.encoder)
 
-    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
-        return [self._measure(row) for row in batch]
-
-    def _measure(self, row: Row) -> dict[str, Any]:
+    def measure(self, row: Row) -> dict[str, Any]:
         if not row["probe"]["has_audio"]:
             return {"engine": None, "turns": [], "overlaps": [], "num_speakers": 0, "speakers": []}
         sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=RATE_HZ, mono=True)

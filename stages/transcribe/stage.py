@@ -87,10 +87,7 @@ class Transcribe(Measure[TranscribeConfig]):
             return WhisperxEngine.load(self.config.whisperx, self.voice, self.config.voice, self.ctx.scratch_dir)
         return PocketsphinxEngine(self.ctx.scratch_dir, self.config.states)
 
-    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
-        return [self._measure(row) for row in batch]
-
-    def _measure(self, row: Row) -> dict[str, Any]:
+    def measure(self, row: Row) -> dict[str, Any]:
         if not row["probe"]["has_audio"]:
             return {**_struct(None, Heard([], None, None), [], [], (0, 0, 0), 0.0), "agreement": None}
         config = self.config

@@ -37,7 +37,7 @@ def row_of(spans: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
 def written(row: dict[str, Any], context: Any, **config: Any) -> Any:
     stage = Caption(CaptionConfig(**config))
     stage.setup(context)
-    return stage.process([row])[0]
+    return stage.measure(row)
 
 
 def test_a_dialogue_reads_well(context: Any) -> None:

@@ -70,8 +70,7 @@ def row_for(path: Path, metadata: dict[str, Any] | None = None, has_audio: bool 
 def run_stage(context: Any, config: TranscribeConfig, row: dict[str, Any]) -> dict[str, Any]:
     stage = Transcribe(config)
     stage.setup(context)
-    (result,) = stage.process([row])
-    assert isinstance(result, dict)
+    result = stage.measure(row)
     assert set(result) == {field.name for field in Transcribe.adds}
     return result
 
