@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from schemas.spans import SPEECH_RATE_HZ
 from stages.base import Context
 from stages.diarize.embedded import EmbeddedConfig, EmbeddedDiarizer
 from stages.engines.speakers import SpeakerEncoder
-from stages.engines.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig, merge
+from stages.engines.voice import Stretch, VoiceActivity, VoiceConfig, merge
 from stages.timbre import TimbreConfig, choose_reference
 
 SHORTEST_LINE_S = 0.8
@@ -41,7 +42,7 @@ def score_timbre(media_dir: Path | str) -> dict[str, Any]:
         for item in items:
             truth = item["ground_truth"].get("speaker_turns") or []
             if len({turn["speaker"] for turn in truth}) > 1:
-                sound = context.media.audio(media_dir / item["path"], rate_hz=RATE_HZ, mono=True)
+                sound = context.media.audio(media_dir / item["path"], rate_hz=SPEECH_RATE_HZ, mono=True)
                 rows += [{"file": item["path"], **row} for row in _references(truth, sound, engine, voice)]
         context.media.close()
     clean = {row["file"] for row in rows} - {row["file"] for row in rows if row["is_leak"]}

@@ -18,10 +18,11 @@ from pydantic import Field, model_validator
 
 from schemas.fields import f, struct
 from schemas.records import TIMBRE, Row
+from schemas.spans import SPEECH_RATE_HZ
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.diarize.stage import alone
 from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder, similarity
-from stages.engines.voice import RATE_HZ, Stretch, covered_s, merge
+from stages.engines.voice import Stretch, covered_s, merge
 
 CLIPPED_AT = 0.999
 """Absolute sample value, full scale 1, from which a sample counts as clipped."""
@@ -80,7 +81,7 @@ class Timbre(Measure[TimbreConfig]):
         spans = row["clip"]["spans"] or []
         references: list[dict[str, Any]] = []
         if spans and row["probe"]["has_audio"]:
-            sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=RATE_HZ, mono=True)
+            sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=SPEECH_RATE_HZ, mono=True)
             turns = (row["diarize"] or {}).get("turns") or []
             speech = merge(Stretch(s["start_s"], s["end_s"]) for s in (row["transcribe"] or {}).get("speech") or [])
             clip = Stretch(row["clip"]["asset_start_s"], row["clip"]["asset_end_s"])
@@ -191,7 +192,7 @@ def utterances(pieces: list[Stretch], speech: list[Stretch], inside: Stretch, co
 
 def cleanliness(where: Stretch, speech: list[Stretch], samples: F32) -> float:
     """Share of `where` that is speech, times the share of its 10 ms frames without a clipped sample."""
-    frame = RATE_HZ // 100
+    frame = SPEECH_RATE_HZ // 100
     whole = np.abs(samples[: len(samples) // frame * frame]).reshape(-1, frame)
     unclipped = float((whole.max(axis=1) < CLIPPED_AT).mean()) if len(whole) else 0.0
     return unclipped * min(1.0, covered_s(where, speech) / max(where.duration_s, 1e-9))

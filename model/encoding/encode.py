@@ -28,8 +28,8 @@ from model.network.tokens import Sample, check_sample
 from model.training.config import EncodeConfig
 from schemas.budget import FRAME_RATE_HZ, native_resolution, paired_audio_tokens, pixel_bucket, snap_frames
 from schemas.errors import ItemError, MediaError, ModelError
+from schemas.spans import SPEECH_RATE_HZ
 
-SPEAKER_RATE_HZ = 16_000
 SHORTEST_VOICE_S = 0.5
 """Speaker networks are trained on seconds of speech; less says little about a voice."""
 
@@ -205,8 +205,8 @@ class ClipEncoder:
         origin_s = clip["start_pts"] * clip["tb_num"] / clip["tb_den"] + annotation.get("applied_shift_ms", 0.0) / 1000
         mono_S, vectors = wave_CS.mean(0), {}
         for reference in usable:
-            start = round((reference["asset_start_s"] - origin_s) * SPEAKER_RATE_HZ)
-            end = round((reference["asset_end_s"] - origin_s) * SPEAKER_RATE_HZ)
-            if start >= -1 and end <= len(mono_S) + 1 and end - start >= SHORTEST_VOICE_S * SPEAKER_RATE_HZ:
+            start = round((reference["asset_start_s"] - origin_s) * SPEECH_RATE_HZ)
+            end = round((reference["asset_end_s"] - origin_s) * SPEECH_RATE_HZ)
+            if start >= -1 and end <= len(mono_S) + 1 and end - start >= SHORTEST_VOICE_S * SPEECH_RATE_HZ:
                 vectors[reference["span_index"]] = self._codecs.speaker.embed(mono_S[max(0, start) : end]).cpu()
         return vectors

@@ -18,8 +18,8 @@ from pydantic import Field
 
 from schemas.errors import EngineError
 from schemas.records import Row, span_of
+from schemas.spans import SPEECH_RATE_HZ
 from stages.base import Context, StageConfig
-from stages.engines.voice import RATE_HZ
 
 PROMPT = (
     "Describe this video clip in one dense paragraph of plain English for training a video-and-sound generator: people, "
@@ -136,7 +136,7 @@ class OpenaiEngine:
         for image in frames.images[: self.config.num_frames]:
             content.append({"type": "image_url", "image_url": {"url": jpeg_data_url(image)}})
         if self.config.send_audio and row["probe"]["has_audio"]:
-            sound = ctx.media.audio(path, rate_hz=RATE_HZ, mono=True).cut(span.start, span.end)
+            sound = ctx.media.audio(path, rate_hz=SPEECH_RATE_HZ, mono=True).cut(span.start, span.end)
             data = base64.b64encode(wav_bytes(sound)).decode()
             content.append({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
         request = {
@@ -174,6 +174,6 @@ def wav_bytes(samples: NDArray[np.float32]) -> bytes:
     with wave.open(out, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(RATE_HZ)
+        file.setframerate(SPEECH_RATE_HZ)
         file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
     return out.getvalue()

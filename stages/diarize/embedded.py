@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from schemas.spans import SPEECH_RATE_HZ
 from stages.base import StageConfig
 from stages.diarize.cluster import Bonds, Cluster, Unit, cluster_of, join
 from stages.engines.packaged import packaged
 from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder, unit
-from stages.engines.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig
+from stages.engines.voice import Stretch, VoiceActivity, VoiceConfig
 
 F32 = NDArray[np.float32]
 
@@ -97,7 +98,7 @@ def segment(network: Any, samples: F32, step_s: float, batch: int = 16) -> Windo
     """Windows over mono `samples` at 16 kHz, placed so that every frame is covered equally often."""
     import torch
 
-    size, step = int(WINDOW_S * RATE_HZ), int(step_s * RATE_HZ)
+    size, step = int(WINDOW_S * SPEECH_RATE_HZ), int(step_s * SPEECH_RATE_HZ)
     lead = size - step
     num_windows = -(-(len(samples) + lead) // step)
     padded = np.zeros((num_windows - 1) * step + size, np.float32)
@@ -108,8 +109,8 @@ def segment(network: Any, samples: F32, step_s: float, batch: int = 16) -> Windo
         for low in range(0, num_windows, batch):
             block = torch.from_numpy(pieces[low : low + batch].copy())[:, None]
             parts.append(network(block).numpy())
-    first = np.round((np.arange(num_windows) * step - lead) / RATE_HZ / FRAME_S).astype(np.int64)
-    return Windows(np.concatenate(parts), first, -(-len(samples) // int(RATE_HZ * FRAME_S)))
+    first = np.round((np.arange(num_windows) * step - lead) / SPEECH_RATE_HZ / FRAME_S).astype(np.int64)
+    return Windows(np.concatenate(parts), first, -(-len(samples) // int(SPEECH_RATE_HZ * FRAME_S)))
 
 
 def stitch(windows: Windows, accept: float = 0.4, min_active_s: float = 0.1) -> F32:
@@ -185,10 +186,10 @@ def embed_units(units: list[Unit], tracks_TK: F32, samples: F32, encoder: Speake
     for u in units:
         others = np.delete(tracks_TK[u.low : u.high], u.track, axis=1)
         clean = ~(others > 0.3).any(axis=1)
-        edges = np.round(np.arange(u.low, u.high + 1) * FRAME_S * RATE_HZ).astype(int)
+        edges = np.round(np.arange(u.low, u.high + 1) * FRAME_S * SPEECH_RATE_HZ).astype(int)
         parts = [samples[edges[i] : edges[i + 1]] for i in np.flatnonzero(clean)]
         piece = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-        u.clean_s = len(piece) / RATE_HZ
+        u.clean_s = len(piece) / SPEECH_RATE_HZ
         if u.clean_s < MIN_SPEECH_S and u.duration_s >= MIN_MIXED_S:
             piece = samples[edges[0] : edges[-1]]
             u.clean_s = 0.3 * u.duration_s
@@ -357,8 +358,8 @@ class EmbeddedDiarizer:
             return []
         parts: list[tuple[float, F32, list[Cluster]]] = []
         for low, high in blocks(pauses, len(samples), self.config.block_s):
-            inside = [Stretch(a - low / RATE_HZ, b - low / RATE_HZ) for a, b in pauses]
-            parts.append((low / RATE_HZ, *group(self.listen(samples[low:high], inside), self.config)))
+            inside = [Stretch(a - low / SPEECH_RATE_HZ, b - low / SPEECH_RATE_HZ) for a, b in pauses]
+            parts.append((low / SPEECH_RATE_HZ, *group(self.listen(samples[low:high], inside), self.config)))
         if not any(clusters for _, _, clusters in parts):
             return []
         names = name_across([clusters for _, _, clusters in parts], self.config.threshold)
@@ -380,11 +381,11 @@ class EmbeddedDiarizer:
 def blocks(speech: list[Stretch], num_samples: int, block_s: float) -> list[tuple[int, int]]:
     """Sample ranges of about `block_s` that cover the sound, each ending in the middle of the last pause before its limit."""
     edges = [0]
-    while (num_samples - edges[-1]) / RATE_HZ > 1.25 * block_s:
-        limit_s = edges[-1] / RATE_HZ + block_s
+    while (num_samples - edges[-1]) / SPEECH_RATE_HZ > 1.25 * block_s:
+        limit_s = edges[-1] / SPEECH_RATE_HZ + block_s
         middles = [(a.end_s + b.start_s) / 2 for a, b in pairwise(speech)]
         usable = [m for m in middles if limit_s - 0.5 * block_s <= m <= limit_s]
-        edges.append(round((usable[-1] if usable else limit_s) * RATE_HZ))
+        edges.append(round((usable[-1] if usable else limit_s) * SPEECH_RATE_HZ))
     return list(pairwise([*edges, num_samples]))
 
 

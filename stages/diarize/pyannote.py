@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import EngineError
+from schemas.spans import SPEECH_RATE_HZ
 from stages.diarize.embedded import Turn
-from stages.engines.voice import RATE_HZ
 
 
 @dataclass
@@ -58,7 +58,7 @@ class PyannoteDiarizer:
         """Turns in mono `samples` at 16 kHz, in order of start; the pipeline gives no confidence."""
         import torch
 
-        answer = self.pipeline({"waveform": torch.from_numpy(np.array(samples))[None], "sample_rate": RATE_HZ})
+        answer = self.pipeline({"waveform": torch.from_numpy(np.array(samples))[None], "sample_rate": SPEECH_RATE_HZ})
         annotation = getattr(answer, "speaker_diarization", answer)
         return [
             Turn(str(label), float(segment.start), float(segment.end), None)

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from schemas.fields import f, struct
 from schemas.records import SPEAKER, STRETCH, TURN, Row
+from schemas.spans import SPEECH_RATE_HZ
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.diarize.embedded import EmbeddedConfig, EmbeddedDiarizer, Turn
 from stages.diarize.pyannote import PyannoteDiarizer
 from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder
-from stages.engines.voice import RATE_HZ, Stretch, merge
+from stages.engines.voice import Stretch, merge
 
 MAX_EMBEDDED_S = 60.0
 """Speech per speaker that enters the embedding; beyond a minute it no longer changes."""
@@ -76,8 +77,8 @@ class Diarize(Measure[DiarizeConfig]):
     def measure(self, row: Row) -> dict[str, Any]:
         if not row["probe"]["has_audio"]:
             return {"engine": None, "turns": [], "overlaps": [], "num_speakers": 0, "speakers": []}
-        sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=RATE_HZ, mono=True)
-        end_s = len(sound.samples) / RATE_HZ
+        sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=SPEECH_RATE_HZ, mono=True)
+        end_s = len(sound.samples) / SPEECH_RATE_HZ
         turns = name_by_appearance([t._replace(end_s=min(t.end_s, end_s)) for t in self.engine.turns(sound.samples)])
         start_s = float(sound.start)
         return {
@@ -138,11 +139,11 @@ def describe_speakers(turns: list[Turn], samples: NDArray[np.float32], encoder: 
         speech_s[turn.speaker] = speech_s.get(turn.speaker, 0.0) + turn.end_s - turn.start_s
         pieces = clean.setdefault(turn.speaker, [])
         for start_s, end_s in alone(Stretch(turn.start_s, turn.end_s), overlaps):
-            pieces.append(samples[round(start_s * RATE_HZ) : round(end_s * RATE_HZ)])
+            pieces.append(samples[round(start_s * SPEECH_RATE_HZ) : round(end_s * SPEECH_RATE_HZ)])
     described = []
     for speaker, pieces in clean.items():
-        speech = np.concatenate(pieces)[: int(MAX_EMBEDDED_S * RATE_HZ)] if pieces else np.zeros(0, np.float32)
-        embedding = encoder.embed(speech) if len(speech) >= MIN_SPEECH_S * RATE_HZ else None
+        speech = np.concatenate(pieces)[: int(MAX_EMBEDDED_S * SPEECH_RATE_HZ)] if pieces else np.zeros(0, np.float32)
+        embedding = encoder.embed(speech) if len(speech) >= MIN_SPEECH_S * SPEECH_RATE_HZ else None
         described.append(
             {
                 "speaker": speaker,

@@ -16,14 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import EngineError
+from schemas.spans import SPEECH_RATE_HZ
 from stages.base import StageConfig
-
-RATE_HZ = 16_000
-"""Rate of all speech sound here: what Silero, the diarizer, pocketsphinx and whisper were trained on."""
 
 _HOP = 512
 _CONTEXT = 64
-HOP_S = _HOP / RATE_HZ
+HOP_S = _HOP / SPEECH_RATE_HZ
 """32 ms: Silero's step at 16 kHz. Each step also sees the 64 samples before it (silero_vad/sequence_vad.py)."""
 
 _BLOCK = 4096
@@ -97,7 +95,7 @@ class VoiceActivity:
 
     def stretches(self, samples: NDArray[np.float32], config: VoiceConfig) -> list[Stretch]:
         """Speech in mono `samples` at 16 kHz, in seconds from their start."""
-        return draw_stretches(self.probabilities(samples), config, len(samples) / RATE_HZ)
+        return draw_stretches(self.probabilities(samples), config, len(samples) / SPEECH_RATE_HZ)
 
 
 def draw_stretches(probabilities: NDArray[np.float32], config: VoiceConfig, duration_s: float) -> list[Stretch]:

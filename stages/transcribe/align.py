@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import EngineError
-from stages.engines.voice import RATE_HZ, Stretch
+from schemas.spans import SPEECH_RATE_HZ
+from stages.engines.voice import Stretch
 from stages.transcribe.pocketsphinx import FRAME_S, Recogniser, recogniser
 from stages.transcribe.words import Heard, Word, spread
 
@@ -161,7 +162,7 @@ class AlignEngine:
 
         `start_s` is that start on the asset clock, which cue times refer to. Raises EngineError when nothing fits.
         """
-        duration_s = len(samples) / RATE_HZ
+        duration_s = len(samples) / SPEECH_RATE_HZ
         spoken = {w: spoken_form(w) for w in transcript.words}
         with recogniser("align", samples, self.scratch_dir) as worker:
             extra = self._pronunciations(set(spoken.values()), samples)
@@ -225,8 +226,8 @@ def align_cue(
     if not alignable or window.duration_s <= 0:
         return None
     job = {
-        "low": round(window.start_s * RATE_HZ),
-        "high": round(window.end_s * RATE_HZ),
+        "low": round(window.start_s * SPEECH_RATE_HZ),
+        "high": round(window.end_s * SPEECH_RATE_HZ),
         "text": " ".join(forms[i] for i in alignable),
         "extra": {forms[i]: extra[forms[i]] for i in alignable if forms[i] in extra},
     }

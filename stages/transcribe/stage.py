@@ -13,8 +13,9 @@ from pydantic import Field
 from schemas.errors import ItemError
 from schemas.fields import f, struct
 from schemas.records import STRETCH, WORD, Row
+from schemas.spans import SPEECH_RATE_HZ
 from stages.base import Context, Measure, Resources, StageConfig
-from stages.engines.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig
+from stages.engines.voice import Stretch, VoiceActivity, VoiceConfig
 from stages.transcribe.align import AlignEngine, Transcript, find_transcript, spoken_form
 from stages.transcribe.pocketsphinx import PocketsphinxEngine
 from stages.transcribe.whisperx import WhisperxConfig, WhisperxEngine
@@ -91,8 +92,8 @@ class Transcribe(Measure[TranscribeConfig]):
         if not row["probe"]["has_audio"]:
             return {**_struct(None, Heard([], None, None), [], [], (0, 0, 0), 0.0), "agreement": None}
         config = self.config
-        sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=RATE_HZ, mono=True)
-        start_s, duration_s = float(sound.start), len(sound.samples) / RATE_HZ
+        sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=SPEECH_RATE_HZ, mono=True)
+        start_s, duration_s = float(sound.start), len(sound.samples) / SPEECH_RATE_HZ
         speech = self.voice.stretches(sound.samples, config.voice)
         given = self._given(row)
         if given is not None:

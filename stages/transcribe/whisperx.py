@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from schemas.errors import EngineError
+from schemas.spans import SPEECH_RATE_HZ
 from stages.base import StageConfig
-from stages.engines.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig
+from stages.engines.voice import Stretch, VoiceActivity, VoiceConfig
 from stages.transcribe.words import Heard, Word, spread
 
 
@@ -97,7 +98,7 @@ class WhisperxEngine:
     def _language(self, samples: NDArray[np.float32], speech: list[Stretch]) -> tuple[str, float | None]:
         if self.config.language:
             return self.config.language, None
-        first = int(speech[0].start_s * RATE_HZ)
+        first = int(speech[0].start_s * SPEECH_RATE_HZ)
         language, probability, _ = self.pipeline.model.detect_language(audio=np.array(samples[first:]))
         return language, float(probability)
 

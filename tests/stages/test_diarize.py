@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.quality_speech import compare_turns
 from schemas.errors import EngineError
+from schemas.spans import SPEECH_RATE_HZ
 from stages.diarize.cluster import Bonds, Unit, cluster_of, corrected_similarity, join
 from stages.diarize.embedded import (
     FRAME_S,
@@ -31,7 +32,7 @@ from stages.diarize.embedded import (
 from stages.diarize.pyannote import PyannoteDiarizer
 from stages.diarize.stage import Diarize, DiarizeConfig, alone, name_by_appearance, overlaps_of
 from stages.engines.speakers import SpeakerEncoder, similarity, unit
-from stages.engines.voice import RATE_HZ, Stretch, covered_s
+from stages.engines.voice import Stretch, covered_s
 
 RANDOM = np.random.default_rng(11)
 
@@ -77,7 +78,7 @@ def test_one_voice_stays_one(engine: EmbeddedDiarizer, tmp_path: Path) -> None:
     assert {t.speaker for t in engine.turns(samples)} == {"0"}
 
 
-@pytest.mark.parametrize("num_samples", [0, 100, RATE_HZ])
+@pytest.mark.parametrize("num_samples", [0, 100, SPEECH_RATE_HZ])
 def test_silence_and_next_to_nothing(engine: EmbeddedDiarizer, num_samples: int) -> None:
     assert engine.turns(np.zeros(num_samples, np.float32)) == []
 
@@ -103,9 +104,9 @@ def test_real_two_speaker_recordings(media_dir: Path, engine: EmbeddedDiarizer, 
 
     items = {i["path"]: i for i in json.loads((media_dir / "manifest.json").read_text())["items"]}
     for name in ("multishot/dialog_with_silent_reaction_cutaway.mp4", "multispeaker/stereo_one_reader_per_channel.wav"):
-        sound = context.media.audio(media_dir / name, rate_hz=RATE_HZ)
+        sound = context.media.audio(media_dir / name, rate_hz=SPEECH_RATE_HZ)
         turns = engine.turns(np.array(sound.samples))
-        score = compare_turns(true_turns(items[name]["ground_truth"]), turns, (0, len(sound.samples) / RATE_HZ))
+        score = compare_turns(true_turns(items[name]["ground_truth"]), turns, (0, len(sound.samples) / SPEECH_RATE_HZ))
         assert (score["speakers_found"], score["der_0.25"] < 0.15) == (2, True), name
     context.media.close()
 
@@ -279,11 +280,14 @@ def test_runs_reach_from_onset_down_to_the_offset(given: list[float]) -> None:
 
 def test_blocks_cover_everything_and_end_in_pauses() -> None:
     speech = [Stretch(i * 10 + 1, i * 10 + 9) for i in range(30)]
-    found = blocks(speech, 300 * RATE_HZ, 60.0)
+    found = blocks(speech, 300 * SPEECH_RATE_HZ, 60.0)
     assert found[0][0] == 0
-    assert found[-1][1] == 300 * RATE_HZ
+    assert found[-1][1] == 300 * SPEECH_RATE_HZ
     assert all(a[1] == b[0] for a, b in pairwise(found))
-    assert all(covered_s(Stretch(high / RATE_HZ - 0.01, high / RATE_HZ + 0.01), speech) == 0 for _, high in found[:-1])
+    assert all(
+        covered_s(Stretch(high / SPEECH_RATE_HZ - 0.01, high / SPEECH_RATE_HZ + 0.01), speech) == 0
+        for _, high in found[:-1]
+    )
 
 
 # --- voices ----------------------------------------------------------------------------------------------------------
@@ -300,8 +304,8 @@ def test_embedding_agrees_with_its_package(encoder: SpeakerEncoder, tmp_path: Pa
     assert ours is not None
     assert similarity(unit(ours[:256]), theirs) > 0.995
     assert np.linalg.norm(ours[256:]) == pytest.approx(np.sqrt(0.5), abs=1e-3)
-    assert encoder.embed(samples[: RATE_HZ // 4]) is None
-    assert encoder.embed(np.zeros(RATE_HZ, np.float32)) is None
+    assert encoder.embed(samples[: SPEECH_RATE_HZ // 4]) is None
+    assert encoder.embed(np.zeros(SPEECH_RATE_HZ, np.float32)) is None
 
 
 def test_embedding_ignores_loudness(encoder: SpeakerEncoder, tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.engines.voice import RATE_HZ, Stretch, covered_s
+from schemas.spans import SPEECH_RATE_HZ
+from stages.engines.voice import Stretch, covered_s
 from stages.media.decoder import Waveform
 from stages.timbre import Timbre, TimbreConfig, choose_reference, cleanliness, on_asset
 
 CLIP = Stretch(10.0, 20.0)
-SOUND = Waveform(np.full(40 * RATE_HZ, 0.1, np.float32), RATE_HZ, Fraction(0))
+SOUND = Waveform(np.full(40 * SPEECH_RATE_HZ, 0.1, np.float32), SPEECH_RATE_HZ, Fraction(0))
 
 
 def span(speaker: str | None, start_s: float, end_s: float) -> dict[str, Any]:
@@ -56,8 +57,8 @@ def test_no_reference_where_the_speaker_is_unknown_or_never_alone() -> None:
 
 
 def test_long_and_clean_beats_short_and_dirty() -> None:
-    sound = Waveform(SOUND.samples.copy(), RATE_HZ, Fraction(0))
-    sound.samples[30 * RATE_HZ : 36 * RATE_HZ : 100] = 1.0
+    sound = Waveform(SOUND.samples.copy(), SPEECH_RATE_HZ, Fraction(0))
+    sound.samples[30 * SPEECH_RATE_HZ : 36 * SPEECH_RATE_HZ : 100] = 1.0
     turns = [turn("A", 2, 4), turn("A", 5, 9), turn("A", 11, 13), turn("A", 30, 36)]
     where, _, _ = choose_reference(  # type: ignore[misc]
         span("A", 1, 3), CLIP, turns, [Stretch(0, 4), Stretch(5, 40)], sound, TimbreConfig()
@@ -74,9 +75,9 @@ def test_limits_are_kept() -> None:
 
 
 def test_cleanliness_counts_silence_and_clipping() -> None:
-    samples = np.full(RATE_HZ, 0.1, np.float32)
+    samples = np.full(SPEECH_RATE_HZ, 0.1, np.float32)
     assert cleanliness(Stretch(0, 1), [Stretch(0.5, 2)], samples) == pytest.approx(0.5)
-    samples[: RATE_HZ // 4] = 1.0
+    samples[: SPEECH_RATE_HZ // 4] = 1.0
     assert cleanliness(Stretch(0, 1), [Stretch(0, 2)], samples) == pytest.approx(0.75)
 
 
