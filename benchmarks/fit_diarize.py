@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality_speech import Sounds, compare_turns
-from schemas.spans import SPEECH_RATE_HZ
+from schemas.spans import SPEECH_RATE_HZ, Turn
 from stages.base import Context
-from stages.diarize.embedded import PAUSES, EmbeddedConfig, EmbeddedDiarizer, Turn, draw_turns, group
+from stages.diarize.embedded import PAUSES, EmbeddedConfig, EmbeddedDiarizer, draw_turns, group
 from stages.engines.speakers import SpeakerEncoder
 from stages.engines.voice import VoiceActivity, VoiceConfig
 
@@ -57,10 +57,10 @@ def single_voices(media_dir: Path, voice: VoiceActivity) -> dict[str, list[F32]]
             if len(names) != 1 or None in names:
                 continue
             samples, _ = sounds.of(item)
-            for a, b in voice.stretches(samples, VoiceConfig()):
-                if b - a > 0.8:
+            for said in voice.stretches(samples, VoiceConfig()):
+                if said.duration_s > 0.8:
                     voices.setdefault(str(*names), []).append(
-                        samples[int(a * SPEECH_RATE_HZ) : int(b * SPEECH_RATE_HZ)]
+                        samples[int(said.start_s * SPEECH_RATE_HZ) : int(said.end_s * SPEECH_RATE_HZ)]
                     )
         context.media.close()
     return {name: p for name, p in voices.items() if sum(map(len, p)) >= MIN_VOICE_S * SPEECH_RATE_HZ}

@@ -28,7 +28,8 @@ from model.network.tokens import Sample, check_sample
 from model.training.config import EncodeConfig
 from schemas.budget import FRAME_RATE_HZ, native_resolution, paired_audio_tokens, pixel_bucket, snap_frames
 from schemas.errors import ItemError, MediaError, ModelError
-from schemas.spans import SPEECH_RATE_HZ
+from schemas.lines import caption_or_lines
+from schemas.spans import SPEECH_RATE_HZ, SpeechSpan
 
 SHORTEST_VOICE_S = 0.5
 """Speaker networks are trained on seconds of speech; less says little about a voice."""
@@ -180,8 +181,9 @@ class ClipEncoder:
     ) -> tuple[Tensor, tuple[int, ...], list[Tensor | None]]:
         """(text rows, placeholder rows, one voice or None per line) of what is said in the window."""
         assert self._codecs.text is not None, "checked when opened"
-        spans = annotation["clip"].get("spans") or []
-        caption = (annotation.get("caption") or {}).get("text") or " ".join(f"<S>{s['text']}<E>" for s in spans)
+        spans = SpeechSpan.all_of(annotation["clip"].get("spans"))
+        written = (annotation.get("caption") or {}).get("text")
+        caption = caption_or_lines(written, (span.text for span in spans))
         caption, _, kept = cut_spans(caption, spans, window.start_s, window.end_s)
         (encoded,) = self._codecs.text.encode([caption])
         return encoded.rows.cpu(), encoded.voice_rows, [voices.get(i) for i in kept]

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import EngineError
-from schemas.spans import SPEECH_RATE_HZ
-from stages.diarize.embedded import Turn
+from schemas.spans import SPEECH_RATE_HZ, Turn
 
 
 @dataclass

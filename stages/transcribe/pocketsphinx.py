@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import EngineError
-from schemas.spans import SPEECH_RATE_HZ
-from stages.engines.voice import Stretch, merge, pad
-from stages.transcribe.words import Heard, Word
+from schemas.spans import SPEECH_RATE_HZ, Word
+from schemas.stretches import Stretch, merge, pad
+from stages.transcribe.words import Heard
 
 FRAME_S = 0.01
 """pocketsphinx's frame step."""
@@ -108,8 +108,9 @@ class PocketsphinxEngine:
         num_failed = 0
         duration_s = len(samples) / SPEECH_RATE_HZ
         with recogniser("decode", samples, self.scratch_dir) as worker:
-            for start_s, end_s in pad(merge(speech, self.min_gap_s), 0.15, duration_s):
-                low, high = round(start_s * SPEECH_RATE_HZ), round(end_s * SPEECH_RATE_HZ)
+            for utterance in pad(merge(speech, self.min_gap_s), 0.15, duration_s):
+                start_s = utterance.start_s
+                low, high = round(start_s * SPEECH_RATE_HZ), round(utterance.end_s * SPEECH_RATE_HZ)
                 answer = worker.ask({"low": low, "high": high, "states": self.states})
                 if answer is None:
                     num_failed += 1

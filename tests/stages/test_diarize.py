@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from benchmarks.quality_speech import compare_turns
 from schemas.errors import EngineError
-from schemas.spans import SPEECH_RATE_HZ
+from schemas.spans import SPEECH_RATE_HZ, Turn, overlaps
+from schemas.stretches import Stretch, covered_s
 from stages.diarize.cluster import Bonds, Unit, cluster_of, corrected_similarity, join
 from stages.diarize.embedded import (
     FRAME_S,
     WINDOW_FRAMES,
     EmbeddedConfig,
     EmbeddedDiarizer,
-    Turn,
     Windows,
     active_runs,
     blocks,
@@ -30,9 +30,8 @@ from stages.diarize.embedded import (
     stitch,
 )
 from stages.diarize.pyannote import PyannoteDiarizer
-from stages.diarize.stage import Diarize, DiarizeConfig, alone, name_by_appearance, overlaps_of
+from stages.diarize.stage import Diarize, DiarizeConfig, name_by_appearance
 from stages.engines.speakers import SpeakerEncoder, similarity, unit
-from stages.engines.voice import Stretch, covered_s
 
 RANDOM = np.random.default_rng(11)
 
@@ -130,9 +129,8 @@ def test_a_local_pyannote_pipeline_runs(tmp_path: Path) -> None:
         "  clustering: {method: complete, min_cluster_size: 1, threshold: 0.45}\n"
     )
     turns = PyannoteDiarizer.load(str(tmp_path), "cpu").turns(samples)
-    found = [Stretch(t.start_s, t.end_s) for t in turns]
     missed = sum(t["end"] - t["start"] for t in truth["speaker_turns"]) - sum(
-        covered_s(Stretch(t["start"], t["end"]), [f]) for t in truth["speaker_turns"] for f in found
+        covered_s(Stretch(t["start"], t["end"]), [f]) for t in truth["speaker_turns"] for f in turns
     )
     assert turns
     assert abs(missed) < 0.25 * sum(t["end"] - t["start"] for t in truth["speaker_turns"])
@@ -183,8 +181,8 @@ def test_regrouping_splits_two_people_held_for_one() -> None:
 
 def test_overlap_is_kept() -> None:
     turns = draw_turns(two_people(), EmbeddedConfig())
-    (overlap,) = overlaps_of(turns)
-    assert overlap == pytest.approx((130 * FRAME_S, 160 * FRAME_S))
+    (overlap,) = overlaps(turns)
+    assert (overlap.start_s, overlap.end_s) == pytest.approx((130 * FRAME_S, 160 * FRAME_S))
 
 
 def voice_like(centre: np.ndarray, scatter: float) -> np.ndarray:
@@ -243,21 +241,9 @@ def test_names_follow_first_appearance(given_turns: list[tuple[str, float, float
     seen = list(dict.fromkeys(t.speaker for t in turns))
     assert seen == ["A", "B", "C"][: len(seen)]
     assert [t.start_s for t in turns] == sorted(t.start_s for t in turns)
-    for overlap in overlaps_of(turns):
+    for overlap in overlaps(turns):
         middle = (overlap.start_s + overlap.end_s) / 2
         assert len({t.speaker for t in turns if t.start_s <= middle <= t.end_s}) >= 2
-
-
-@given(st.lists(st.floats(0, 10), min_size=2, max_size=12))
-def test_alone_and_overlap_make_the_whole(edges: list[float]) -> None:
-    from stages.engines.voice import merge
-
-    pairs = sorted(edges)[: len(edges) // 2 * 2]
-    others = merge(Stretch(a, b) for a, b in zip(pairs[::2], pairs[1::2], strict=True))
-    whole = Stretch(2.0, 8.0)
-    left = alone(whole, others)
-    assert sum(s.duration_s for s in left) + covered_s(whole, others) == pytest.approx(6.0, abs=1e-6)
-    assert all(covered_s(s, others) == pytest.approx(0, abs=1e-9) for s in left)
 
 
 @given(st.lists(st.floats(0, 1), max_size=80))

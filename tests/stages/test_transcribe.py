@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import EngineError, ItemError
-from schemas.spans import SPEECH_RATE_HZ
-from stages.engines.voice import Stretch, VoiceActivity, VoiceConfig
+from schemas.spans import SPEECH_RATE_HZ, Word
+from schemas.stretches import Stretch
+from stages.engines.voice import VoiceActivity, VoiceConfig
 from stages.transcribe.align import (
     AlignEngine,
     Cue,
@@ -34,7 +35,7 @@ from stages.transcribe.align import (
 from stages.transcribe.pocketsphinx import recogniser
 from stages.transcribe.stage import Transcribe, TranscribeConfig, agreement
 from stages.transcribe.whisperx import WhisperxConfig, WhisperxEngine
-from stages.transcribe.words import Word, drop_loops, keep_spoken, spread
+from stages.transcribe.words import drop_loops, keep_spoken, spread
 
 
 @pytest.fixture(scope="module")

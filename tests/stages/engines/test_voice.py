@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.spans import SPEECH_RATE_HZ
-from stages.engines.voice import Stretch, VoiceActivity, VoiceConfig, covered_s, draw_stretches, merge, pad
+from schemas.stretches import Stretch, covered_s, merge, pad
+from stages.engines.voice import VoiceActivity, VoiceConfig, draw_stretches
 
 RANDOM = np.random.default_rng(3)
 
@@ -72,7 +73,7 @@ def test_any_length_is_accepted(voice: VoiceActivity, num_samples: int) -> None:
 def test_drawn_stretches_lie_inside_and_apart(probabilities: list[float], pad_s: float) -> None:
     duration_s = len(probabilities) * 512 / SPEECH_RATE_HZ
     found = draw_stretches(np.array(probabilities, np.float32), VoiceConfig(pad_s=pad_s), duration_s)
-    edges = [edge for stretch in found for edge in stretch]
+    edges = [edge for stretch in found for edge in (stretch.start_s, stretch.end_s)]
     assert edges == sorted(edges)
     assert all(0 <= edge <= duration_s + 1e-9 for edge in edges)
 
@@ -80,7 +81,7 @@ def test_drawn_stretches_lie_inside_and_apart(probabilities: list[float], pad_s:
 def test_hysteresis_bridges_pauses_and_drops_crumbs() -> None:
     probabilities = np.array([0] * 10 + [0.9] * 10 + [0.4] * 5 + [0] * 3 + [0.9] * 10 + [0] * 20 + [0.9] * 2 + [0] * 10)
     (stretch,) = draw_stretches(probabilities.astype(np.float32), VoiceConfig(pad_s=0), 99.0)
-    assert stretch == pytest.approx((0.32, 38 * 0.032))
+    assert (stretch.start_s, stretch.end_s) == pytest.approx((0.32, 38 * 0.032))
 
 
 def test_merging_and_padding() -> None:
