@@ -174,9 +174,9 @@ def test_frames_sound_and_lines_are_sent(
 def test_busy_servers_and_lost_lines_are_tried_again(
     serve: Callable[..., Server], clip_file: Path, context: Any
 ) -> None:
-    server = serve([(503, ""), (429, ""), (200, "She says <S>Hello.<E>"), (200, GOOD)])
+    server = serve([(503, ""), (429, ""), (200, "She says <S>Hello.<E>"), (200, "<S>Hello there. <E> <S>Hi!<E>")])
     found = written(clip_row(clip_file, context), context, **config_for(server))
-    assert lines_in(found["text"]) == ["Hello there.", "Hi!"]
+    assert lines_in(found["text"]) == ["Hello there. ", "Hi!"]
     assert len(server.asked) == 4
     context.media.close()
 
