@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality_speech import Sounds, compare_turns
+from schemas.spans import SPEECH_RATE_HZ, Turn
 from stages.base import Context
-from stages.diarize.embedded import PAUSES, EmbeddedConfig, EmbeddedDiarizer, Turn, draw_turns, group
+from stages.diarize.embedded import PAUSES, EmbeddedConfig, EmbeddedDiarizer, draw_turns, group
 from stages.engines.speakers import SpeakerEncoder
-from stages.engines.voice import RATE_HZ, VoiceActivity, VoiceConfig
+from stages.engines.voice import VoiceActivity, VoiceConfig
 
 F32 = NDArray[np.float32]
 
@@ -56,11 +57,13 @@ def single_voices(media_dir: Path, voice: VoiceActivity) -> dict[str, list[F32]]
             if len(names) != 1 or None in names:
                 continue
             samples, _ = sounds.of(item)
-            for a, b in voice.stretches(samples, VoiceConfig()):
-                if b - a > 0.8:
-                    voices.setdefault(str(*names), []).append(samples[int(a * RATE_HZ) : int(b * RATE_HZ)])
+            for said in voice.stretches(samples, VoiceConfig()):
+                if said.duration_s > 0.8:
+                    voices.setdefault(str(*names), []).append(
+                        samples[int(said.start_s * SPEECH_RATE_HZ) : int(said.end_s * SPEECH_RATE_HZ)]
+                    )
         context.media.close()
-    return {name: p for name, p in voices.items() if sum(map(len, p)) >= MIN_VOICE_S * RATE_HZ}
+    return {name: p for name, p in voices.items() if sum(map(len, p)) >= MIN_VOICE_S * SPEECH_RATE_HZ}
 
 
 def make_mix(voices: dict[str, list[F32]], number: int) -> Mix:
@@ -68,7 +71,7 @@ def make_mix(voices: dict[str, list[F32]], number: int) -> Mix:
     rng = np.random.default_rng([5, number])
     people = rng.choice(sorted(voices), int(rng.integers(2, min(4, len(voices)) + 1)), replace=False)
     level = {name: 0.05 * 10 ** (rng.uniform(-6, 6) / 20) for name in people}
-    samples = np.zeros(int(2 * MIX_S * RATE_HZ), np.float32)
+    samples = np.zeros(int(2 * MIX_S * SPEECH_RATE_HZ), np.float32)
     turns: list[Turn] = []
     at_s = 0.5
     while at_s < MIX_S:
@@ -76,11 +79,11 @@ def make_mix(voices: dict[str, list[F32]], number: int) -> Mix:
         said = _said(voices[name], rng) * level[name]
         if turns and rng.random() < 0.2:
             at_s -= rng.uniform(0.3, min(1.2, turns[-1].end_s - turns[-1].start_s))
-        low = int(max(0.2, at_s) * RATE_HZ)
+        low = int(max(0.2, at_s) * SPEECH_RATE_HZ)
         samples[low : low + len(said)] += said
-        turns.append(Turn(name, low / RATE_HZ, (low + len(said)) / RATE_HZ, None))
+        turns.append(Turn(name, low / SPEECH_RATE_HZ, (low + len(said)) / SPEECH_RATE_HZ, None))
         at_s = turns[-1].end_s + rng.uniform(0.1, 0.7)
-    samples = samples[: int(at_s * RATE_HZ)]
+    samples = samples[: int(at_s * SPEECH_RATE_HZ)]
     if number % 3 == 1:
         samples = _in_room(samples, rng)
     noise = rng.normal(size=len(samples)) * 10 ** (-rng.uniform(45, 60) / 20)
@@ -90,10 +93,10 @@ def make_mix(voices: dict[str, list[F32]], number: int) -> Mix:
 def _said(pieces: list[F32], rng: np.random.Generator) -> F32:
     """0.8 to 5 s of one stretch of speech at unit level, faded over 10 ms."""
     piece = pieces[rng.integers(len(pieces))]
-    size = min(len(piece), int(rng.uniform(0.8, 5) * RATE_HZ))
+    size = min(len(piece), int(rng.uniform(0.8, 5) * SPEECH_RATE_HZ))
     start = int(rng.integers(len(piece) - size + 1))
     said = piece[start : start + size] / np.sqrt(np.mean(piece[start : start + size] ** 2) + 1e-9)
-    fade = np.minimum(1, np.arange(size) / (0.01 * RATE_HZ))
+    fade = np.minimum(1, np.arange(size) / (0.01 * SPEECH_RATE_HZ))
     return np.asarray(said * fade * fade[::-1], np.float32)
 
 
@@ -101,7 +104,7 @@ def _in_room(samples: F32, rng: np.random.Generator) -> F32:
     """`samples` with 0.3 s of exponential reverberation, as loud as before."""
     from scipy.signal import fftconvolve
 
-    times_s = np.arange(int(0.3 * RATE_HZ)) / RATE_HZ
+    times_s = np.arange(int(0.3 * SPEECH_RATE_HZ)) / SPEECH_RATE_HZ
     response = rng.normal(size=len(times_s)) * np.exp(-times_s / 0.08)
     response[0] = 4
     wet = fftconvolve(samples, response)[: len(samples)]
@@ -117,7 +120,7 @@ def sweep(mixes: Sequence[Mix], thresholds: Sequence[float]) -> list[dict[str, A
         for threshold in thresholds:
             config = EmbeddedConfig(threshold=threshold)
             found = draw_turns(group(voices, config)[0], config)
-            scores[threshold].append(compare_turns(mix.turns, found, (0.0, len(mix.samples) / RATE_HZ)))
+            scores[threshold].append(compare_turns(mix.turns, found, (0.0, len(mix.samples) / SPEECH_RATE_HZ)))
     return [
         {
             "threshold": threshold,

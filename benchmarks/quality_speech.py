@@ -23,13 +23,15 @@ from numpy.typing import NDArray
 from benchmarks.fit_sync import person_of
 from pipeline.config import Packing
 from schemas.errors import EngineError
+from schemas.spans import SPEECH_RATE_HZ, Turn, Word
+from schemas.stretches import Stretch, Timed, merge
 from stages.base import Context
-from stages.diarize.embedded import EmbeddedConfig, EmbeddedDiarizer, Turn
+from stages.diarize.embedded import EmbeddedConfig, EmbeddedDiarizer
 from stages.engines.speakers import SpeakerEncoder, similarity
-from stages.engines.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig, merge
+from stages.engines.voice import VoiceActivity, VoiceConfig
 from stages.transcribe.align import AlignEngine, Cue, Transcript, spoken_form
 from stages.transcribe.pocketsphinx import PocketsphinxEngine
-from stages.transcribe.words import Heard, Word, keep_spoken
+from stages.transcribe.words import Heard, keep_spoken
 
 F32 = NDArray[np.float32]
 SPLIT = Packing().same_voice or 1.0
@@ -62,7 +64,7 @@ class Sounds:
 
     def of(self, item: dict[str, Any]) -> tuple[F32, float]:
         """(samples, start in seconds on the asset clock)."""
-        sound = self.context.media.audio(self.media_dir / item["path"], rate_hz=RATE_HZ, mono=True)
+        sound = self.context.media.audio(self.media_dir / item["path"], rate_hz=SPEECH_RATE_HZ, mono=True)
         return np.array(sound.samples), float(sound.start)
 
 
@@ -81,20 +83,18 @@ def score_voice(items: list[dict[str, Any]], sounds: Sounds, voice: VoiceActivit
         if not said:
             continue
         samples, start_s = sounds.of(item)
-        low, high = truth.get("uem") or (start_s, start_s + len(samples) / RATE_HZ)
-        found = merge(
-            (Stretch(start_s + a, start_s + b) for a, b in voice.stretches(samples, VoiceConfig())), gap_s=0.5
-        )
+        low, high = truth.get("uem") or (start_s, start_s + len(samples) / SPEECH_RATE_HZ)
+        found = merge((s.moved(start_s) for s in voice.stretches(samples, VoiceConfig())), gap_s=0.5)
         times = np.arange(low, high, 0.01)
         is_said, is_found = _mask(times, merge(said, 0.5)), _mask(times, found)
         rows.append((item["path"], (is_said & ~is_found).sum(), (is_found & ~is_said).sum(), is_said.sum()))
     return _ratios(rows, ("missed", "false_alarm"))
 
 
-def _mask(times: NDArray[np.float64], stretches: list[Stretch]) -> NDArray[np.bool_]:
+def _mask(times: NDArray[np.float64], stretches: Sequence[Timed]) -> NDArray[np.bool_]:
     inside = np.zeros(len(times), bool)
-    for start_s, end_s in stretches:
-        inside |= (times >= start_s) & (times < end_s)
+    for stretch in stretches:
+        inside |= (times >= stretch.start_s) & (times < stretch.end_s)
     return inside
 
 
@@ -120,14 +120,14 @@ def score_diarization(items: list[dict[str, Any]], sounds: Sounds, encoder: Spea
         began = time.perf_counter()
         turns = engine.turns(samples)
         wall_s += time.perf_counter() - began
-        sound_s += len(samples) / RATE_HZ
+        sound_s += len(samples) / SPEECH_RATE_HZ
         if is_single:
             num_single += 1
             num_single_right += len({t.speaker for t in turns}) == 1
             continue
         reference = [Turn(t["speaker"], t["start"], t["end"], None) for t in given]
-        found = [t._replace(start_s=t.start_s + start_s, end_s=t.end_s + start_s) for t in turns]
-        limits = truth.get("uem") or (start_s, start_s + len(samples) / RATE_HZ)
+        found = [turn.moved(start_s) for turn in turns]
+        limits = truth.get("uem") or (start_s, start_s + len(samples) / SPEECH_RATE_HZ)
         scores.append({"path": item["path"], **compare_turns(reference, found, limits)})
     return {
         "files": scores,
@@ -173,10 +173,7 @@ def compare_turns(reference: list[Turn], found: list[Turn], limits: Sequence[flo
 def _count(times: NDArray[np.float64], turns: list[Turn]) -> NDArray[np.int64]:
     names = {t.speaker for t in turns}
     return sum(
-        (
-            _mask(times, [Stretch(t.start_s, t.end_s) for t in turns if t.speaker == name]).astype(np.int64)
-            for name in names
-        ),
+        (_mask(times, [t for t in turns if t.speaker == name]).astype(np.int64) for name in names),
         np.zeros(len(times), np.int64),
     )
 
@@ -195,9 +192,12 @@ def score_speakers(
         if len(names) != 1 or None in names:
             continue
         samples, _ = sounds.of(item)
-        spoken = [samples[int(a * RATE_HZ) : int(b * RATE_HZ)] for a, b in voice.stretches(samples, VoiceConfig())]
+        spoken = [
+            samples[int(s.start_s * SPEECH_RATE_HZ) : int(s.end_s * SPEECH_RATE_HZ)]
+            for s in voice.stretches(samples, VoiceConfig())
+        ]
         speech = np.concatenate(spoken) if spoken else samples[:0]
-        size = int(piece_s * RATE_HZ)
+        size = int(piece_s * SPEECH_RATE_HZ)
         pieces = [speech[i : i + size] for i in range(0, max(1, len(speech) - size // 2), size)]
         for embedding in encoder.embed_all(pieces):
             if embedding is not None:
@@ -258,8 +258,8 @@ def score_transcription(
                 refused[item["path"]] = str(error)
                 heard = Heard([], None, None)
             wall_s += time.perf_counter() - began
-            sound_s += len(samples) / RATE_HZ
-            kept = keep_spoken(heard.words, speech, len(samples) / RATE_HZ, 0.3, 3)
+            sound_s += len(samples) / SPEECH_RATE_HZ
+            kept = keep_spoken(heard.words, speech, len(samples) / SPEECH_RATE_HZ, 0.3, 3)
             num_dropped += kept.num_dropped
             truth, found = text.split(), [w.text for w in kept.words]
             rows.append((item["path"], word_errors(truth, found), len(truth)))

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from schemas.spans import SPEECH_RATE_HZ, SpeechSpan
+from schemas.stretches import Stretch, Timed, merge
 from stages.base import Context
 from stages.diarize.embedded import EmbeddedConfig, EmbeddedDiarizer
 from stages.engines.speakers import SpeakerEncoder
-from stages.engines.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig, merge
+from stages.engines.voice import VoiceActivity, VoiceConfig
 from stages.timbre import TimbreConfig, choose_reference
 
 SHORTEST_LINE_S = 0.8
@@ -41,7 +43,7 @@ def score_timbre(media_dir: Path | str) -> dict[str, Any]:
         for item in items:
             truth = item["ground_truth"].get("speaker_turns") or []
             if len({turn["speaker"] for turn in truth}) > 1:
-                sound = context.media.audio(media_dir / item["path"], rate_hz=RATE_HZ, mono=True)
+                sound = context.media.audio(media_dir / item["path"], rate_hz=SPEECH_RATE_HZ, mono=True)
                 rows += [{"file": item["path"], **row} for row in _references(truth, sound, engine, voice)]
         context.media.close()
     clean = {row["file"] for row in rows} - {row["file"] for row in rows if row["is_leak"]}
@@ -54,30 +56,26 @@ def _references(
 ) -> list[dict[str, Any]]:
     start_s = float(sound.start)
     whole = Stretch(start_s, float(sound.end))
-    turns: list[dict[str, Any]] = [
-        {"speaker": turn.speaker, "start_s": start_s + turn.start_s, "end_s": start_s + turn.end_s}
-        for turn in engine.turns(np.array(sound.samples))
-    ]
+    turns = [turn.moved(start_s) for turn in engine.turns(np.array(sound.samples))]
     stretches = voice.stretches(np.array(sound.samples), VoiceConfig())
-    speech = merge(Stretch(start_s + s.start_s, start_s + s.end_s) for s in stretches)
+    speech = merge(stretch.moved(start_s) for stretch in stretches)
     rows: list[dict[str, Any]] = []
     for turn in turns:
-        if turn["end_s"] - turn["start_s"] < SHORTEST_LINE_S:
+        if turn.duration_s < SHORTEST_LINE_S:
             continue
-        span = {**turn, "start_s": turn["start_s"] - start_s, "end_s": turn["end_s"] - start_s}
+        span = SpeechSpan(start_s=turn.start_s - start_s, end_s=turn.end_s - start_s, text="", speaker=turn.speaker)
         found = choose_reference(span, whole, turns, speech, sound, TimbreConfig())
-        spoken = _shares(truth, Stretch(turn["start_s"], turn["end_s"]))
+        spoken = _shares(truth, turn)
         if found is None or not spoken:
             continue
-        where, origin, _ = found
-        heard, meant = _shares(truth, where), max(spoken, key=spoken.__getitem__)
+        heard, meant = _shares(truth, found.where), max(spoken, key=spoken.__getitem__)
         others = max((share for name, share in heard.items() if name != meant), default=0.0)
         is_wrong = others > heard.get(meant, 0.0)
-        rows.append({"origin": origin, "is_wrong": is_wrong, "is_leak": others > LEAK_SHARE, "leak": others})
+        rows.append({"origin": found.origin, "is_wrong": is_wrong, "is_leak": others > LEAK_SHARE, "leak": others})
     return rows
 
 
-def _shares(truth: Sequence[Item], where: Stretch) -> dict[str, float]:
+def _shares(truth: Sequence[Item], where: Timed) -> dict[str, float]:
     """Speaker -> share of `where` in which they really speak."""
     times = np.arange(where.start_s, where.end_s, STEP_S)
     shares: dict[str, float] = {}

@@ -25,6 +25,7 @@ from pipeline.thresholds import Case, by_class, rates_of
 from schemas.errors import ItemError, RecipeError
 from schemas.recipe import apply_overrides
 from schemas.records import span_fields, span_of
+from schemas.spans import SPEECH_RATE_HZ
 from schemas.timing import Span
 from stages.base import Context
 from stages.download.sources import expand_sources
@@ -116,7 +117,7 @@ def clips_of_folder(
     Speech is found by voice activity. Files are not cut at shot changes: for edited films, curate first. `skipped` is
     told which files could not be used, and why.
     """
-    from stages.engines.voice import RATE_HZ, VoiceActivity, VoiceConfig
+    from stages.engines.voice import VoiceActivity, VoiceConfig
 
     files = [source.uri for source in expand_sources([folder])]
     order = np.random.default_rng(options.seed).permutation(len(files))
@@ -129,7 +130,7 @@ def clips_of_folder(
             if not (probe["has_video"] and probe["has_audio"]):
                 skipped[str(path)] = "It has no picture." if probe["has_audio"] else "It has no sound."
                 continue
-            sound = context.media.audio(path, rate_hz=RATE_HZ, mono=True)
+            sound = context.media.audio(path, rate_hz=SPEECH_RATE_HZ, mono=True)
         except ItemError as error:
             skipped[str(path)] = str(error)
             continue

@@ -7,18 +7,21 @@ spans, caption and timbre references follow. The written file is measured again 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import stages
 from pipeline.config import Recipe, SyncRepair
 from schemas.errors import ItemError
 from schemas.records import span_fields, span_of
+from schemas.stretches import Timed
 from schemas.timing import Span
 from stages.base import Context
+
+T = TypeVar("T", bound=Timed)
 
 REPAIRABLE = ("in_sync", "shifted", "drifting")
 """Findings that name an offset. `no_match` and `unclear` do not: moving strangers' sound makes nothing fit."""
@@ -93,37 +96,30 @@ def with_moved_sound(clip: dict[str, Any], repair: Repair, recipe: Recipe) -> di
 
 def _moved_spans(clip: dict[str, Any], repair: Repair, recipe: Recipe) -> tuple[list[dict[str, Any]], list[int | None]]:
     """(spans heard in the repaired clip, for each the index of the span it was before or None)."""
-    from stages.clip import ClipConfig, group_utterances, intervals, spans_within, spoken_words
+    from stages.clip import ClipConfig, Talk, spans_within
 
-    asset, span = clip["asset"], span_of(clip["clip"])
-    transcribe = asset.get("transcribe")
+    span = span_of(clip["clip"])
     config = recipe.stage_configs().get("clip")
     pause_s = config.pause_s if isinstance(config, ClipConfig) else ClipConfig().pause_s
-    overlaps = intervals((asset.get("diarize") or {}).get("overlaps"))
-    moved_overlaps = [(repair.heard_at(a, span), repair.heard_at(b, span)) for a, b in overlaps]
-    language = (transcribe or {}).get("language")
+    talk = Talk.of(clip["asset"], pause_s)
+    moved_overlaps = [_heard(overlap, repair, span) for overlap in talk.overlaps]
     spans: list[dict[str, Any]] = []
     came_from: list[int | None] = []
     num_before = 0
-    for utterance in group_utterances(spoken_words(transcribe, asset.get("diarize")), pause_s):
-        before = spans_within(span, [utterance], overlaps, language)
-        after = spans_within(span, [_moved_words(utterance, repair, span)], moved_overlaps, language)
+    for utterance in talk.utterances:
+        before = spans_within(span, [utterance], talk.overlaps, talk.language)
+        heard = [_heard(word, repair, span) for word in utterance]
+        after = spans_within(span, [heard], moved_overlaps, talk.language)
         if after:
-            spans += after
+            spans += [found.row() for found in after]
             came_from.append(num_before if before else None)
         num_before += len(before)
     return spans, came_from
 
 
-def _moved_words(words: Sequence[Mapping[str, Any]], repair: Repair, span: Span) -> list[dict[str, Any]]:
-    """`words` where they are heard afterwards, those whose middle lies in the clip cut off at its ends."""
-    low, high = float(span.start), float(span.end)
-    out = []
-    for word in words:
-        start_s, end_s = repair.heard_at(word["start_s"], span), repair.heard_at(word["end_s"], span)
-        if low <= (start_s + end_s) / 2 < high:
-            out.append({**word, "start_s": max(start_s, low), "end_s": min(end_s, high)})
-    return out
+def _heard(said: T, repair: Repair, span: Span) -> T:
+    """`said` where it is heard in the repaired clip, on the asset clock."""
+    return replace(said, start_s=repair.heard_at(said.start_s, span), end_s=repair.heard_at(said.end_s, span))
 
 
 def _moved_references(timbre: Mapping[str, Any], new_index: Mapping[int, int], num_spans: int) -> dict[str, Any]:

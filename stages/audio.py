@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.errors import ItemError
 from schemas.fields import f, struct
 from schemas.records import Row, span_of
+from schemas.stretches import Stretch, runs
 from stages.base import Measure, Resources, StageConfig
 
 Samples = NDArray[np.float32]
@@ -95,32 +95,20 @@ class Audio(Measure[AudioConfig]):
     Config = AudioConfig
     resources = Resources(cpus=1.0, memory_gb=0.3, timeout_s=300.0)
 
-    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
-        """One struct per clip; all fields null where the asset has no sound."""
-        results: list[dict[str, Any] | ItemError] = []
-        for row in batch:
-            try:
-                results.append(self._measure(row))
-            except ItemError as error:
-                results.append(error)
-        return results
-
-    def _measure(self, row: Row) -> dict[str, Any]:
+    def measure(self, row: Row) -> dict[str, Any]:
+        """The struct of one clip; all fields null where the asset has no sound."""
         if not row["probe"]["has_audio"]:
             return dict.fromkeys((field.name for field in AUDIO), None)
         span = span_of(row["clip"])
         sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=None, mono=False)
         samples = sound.cut(span.start, span.end)
         covered = min(span.end, sound.end) - max(span.start, sound.start)
-        stretches = [
-            (s["start_s"] - float(span.start), s["end_s"] - float(span.start))
-            for s in (row.get("transcribe") or {}).get("speech") or []
-        ]
-        measured = measure(samples, sound.rate_hz, stretches)
+        heard = Stretch.all_of((row.get("transcribe") or {}).get("speech"))
+        measured = measure(samples, sound.rate_hz, [stretch.moved(-float(span.start)) for stretch in heard])
         return {**measured, "covered_ratio": max(0.0, float(covered / span.duration)) if span.duration else None}
 
 
-def measure(samples: Samples, rate_hz: int, speech: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def measure(samples: Samples, rate_hz: int, speech: Sequence[Stretch]) -> dict[str, Any]:
     """The `AUDIO` fields, all but covered_ratio, of `samples` [n, channels]; `speech` in seconds from sample 0."""
     if not samples.size:
         return {field.name: None for field in AUDIO if field.name != "covered_ratio"}
@@ -179,23 +167,20 @@ def frame_levels(samples: Samples, rate_hz: int) -> NDArray[np.float64]:
 
 def gap_ratio(levels: NDArray[np.float64]) -> float:
     """Share of the 20 ms frames of level `levels` [n] that lie in runs of `GAP_S` or more below `NO_SIGNAL_DB`."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], levels < NO_SIGNAL_DB, [False]]).astype(np.int8)))
-    lengths = edges[1::2] - edges[::2]
+    lengths = np.diff(runs(levels < NO_SIGNAL_DB))
     return float(lengths[lengths >= round(GAP_S / FRAME_S)].sum() / len(levels))
 
 
-def mark(stretches: Sequence[tuple[float, float]], num: int, widen_s: float = 0.0) -> NDArray[np.bool_]:
+def mark(stretches: Sequence[Stretch], num: int, widen_s: float = 0.0) -> NDArray[np.bool_]:
     """Which of `num` 20 ms frames lie at least half inside one of the `stretches`, widened on both sides."""
     middles = (np.arange(num) + 0.5) * FRAME_S
     inside = np.zeros(num, bool)
-    for start, end in stretches:
-        inside |= (middles >= start - widen_s) & (middles < end + widen_s)
+    for stretch in stretches:
+        inside |= (middles >= stretch.start_s - widen_s) & (middles < stretch.end_s + widen_s)
     return inside
 
 
-def signal_to_noise(
-    levels: NDArray[np.float64], speech: Sequence[tuple[float, float]]
-) -> tuple[float | None, bool | None]:
+def signal_to_noise(levels: NDArray[np.float64], speech: Sequence[Stretch]) -> tuple[float | None, bool | None]:
     """(SNR in dB, whether noise came from pauses) of the frame `levels` [n] of one channel; Nones without speech.
 
     Speech power is what the speech frames have beyond the noise. Where the clip has no pause, the noise is guessed
@@ -222,8 +207,7 @@ def clipping(channel: Samples) -> float:
     level = min(FULL_SCALE, FLAT_LEVEL * peak if peak >= FLAT_MIN_PEAK else np.inf)
     total = 0
     for is_top in (channel >= level, channel <= -level):
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], is_top, [False]]).astype(np.int8)))
-        lengths = edges[1::2] - edges[::2]
+        lengths = np.diff(runs(is_top))
         total += int(lengths[lengths >= CLIP_RUN].sum())
     return total / len(channel)
 

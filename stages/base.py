@@ -101,14 +101,25 @@ class Stage(Generic[C]):
 
 
 class Measure(Stage[C]):
-    """N rows in, N structs out."""
+    """N rows in, N structs out. A stage writes `measure`, or `process` where its engine takes several rows at once."""
+
+    def measure(self, row: Row) -> dict[str, Any]:
+        """A mapping of exactly the fields in `adds`. Raises the ItemError that `row` runs into."""
+        raise NotImplementedError
 
     def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
-        """One mapping of exactly the fields in `adds` per row, or the `ItemError` that row ran into.
+        """What `measure` gives for each row, or the ItemError it raised.
 
-        A raised ItemError concerns every row of the batch; the adapter then tries them one by one.
+        Where a stage overrides this, a raised ItemError concerns every row of the batch; the adapter then tries them one
+        by one.
         """
-        raise NotImplementedError
+        results: list[dict[str, Any] | ItemError] = []
+        for row in batch:
+            try:
+                results.append(self.measure(row))
+            except ItemError as error:
+                results.append(error)
+        return results
 
 
 class Split(Stage[C]):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,10 @@ from pydantic import Field, model_validator
 
 from schemas.ids import clip_id
 from schemas.records import CLIP, Row, span_fields, span_of
+from schemas.spans import SpeechSpan, Turn, Word, words_in
+from schemas.stretches import Stretch, Timed
 from schemas.timing import Span
 from stages.base import Resources, Split, StageConfig
-
-Interval = tuple[float, float]
-"""(start, end) in seconds."""
 
 WINDOW_COST_S = 0.05
 """What one more window costs: between two plans that keep the same time, the one with fewer windows wins."""
@@ -66,22 +66,19 @@ class Clip(Split[ClipConfig]):
         if row["shot"]["is_transition"] or shot.duration < self.config.min_s:
             return []
         marks = self._frame_marks(self.ctx.asset_path(row), shot)
-        words = spoken_words(row.get("transcribe"), row.get("diarize"))
-        utterances = group_utterances(words, self.config.pause_s)
-        busy = [(u[0]["start_s"], u[-1]["end_s"]) for u in utterances] + wordless_speech(row.get("transcribe"), words)
+        talk = Talk.of(row, self.config.pause_s)
+        busy = talk.busy()
         windows = plan_windows(
             np.asarray(marks * (shot.num / shot.den), np.float64),
-            [(w["start_s"], w["end_s"]) for w in words],
+            [word for utterance in talk.utterances for word in utterance],
             busy,
             self.config.min_s,
             self.config.max_s,
         )
-        language = (row.get("transcribe") or {}).get("language")
-        overlaps = intervals((row.get("diarize") or {}).get("overlaps"))
         clips: list[dict[str, Any]] = []
         for first, last in windows:
             span = Span(int(marks[first]), int(marks[last]), shot.num, shot.den)
-            spans = spans_within(span, utterances, overlaps, language)
+            spans = spans_within(span, talk.utterances, talk.overlaps, talk.language)
             clips.append(
                 {
                     "clip_id": clip_id(row["download"]["asset_id"], span, self.version),
@@ -92,8 +89,8 @@ class Clip(Split[ClipConfig]):
                     "num_frames": last - first,
                     "is_mid_utterance": any(_inside(t, busy) for t in (float(span.start), float(span.end))),
                     "has_speech": bool(spans),
-                    "num_speakers": len({s["speaker"] for s in spans} - {None}),
-                    "spans": spans,
+                    "num_speakers": len({s.speaker for s in spans} - {None}),
+                    "spans": [s.row() for s in spans],
                 }
             )
         return clips
@@ -106,8 +103,8 @@ class Clip(Split[ClipConfig]):
 
 def plan_windows(
     frame_times: NDArray[np.float64],
-    words: Sequence[Interval],
-    utterances: Sequence[Interval],
+    words: Sequence[Timed],
+    utterances: Sequence[Timed],
     min_s: float,
     max_s: float,
 ) -> list[tuple[int, int]]:
@@ -149,105 +146,108 @@ def plan_windows(
 
 
 def cut_costs(
-    times: NDArray[np.float64], words: Sequence[Interval], utterances: Sequence[Interval], mid_cost_s: float
+    times: NDArray[np.float64], words: Sequence[Timed], utterances: Sequence[Timed], mid_cost_s: float
 ) -> NDArray[np.float64]:
     """What a window end at each of `times` [n] costs, in seconds of kept time; infinite inside a word.
 
     Inside an utterance it is `mid_cost_s`, up to a quarter less where the gap between the words is wide.
     """
     cost = np.zeros(len(times))
-    for start, end in utterances:
-        cost[(times > start) & (times < end)] = mid_cost_s
+    for utterance in utterances:
+        cost[(times > utterance.start_s) & (times < utterance.end_s)] = mid_cost_s
     distance = np.full(len(times), np.inf)
-    for start, end in words:
-        distance = np.minimum(distance, np.maximum(start - times, times - end))
+    for word in words:
+        distance = np.minimum(distance, np.maximum(word.start_s - times, times - word.end_s))
     cost[cost > 0] -= mid_cost_s / 4 * np.clip(distance[cost > 0] / GUARD_S, 0, 1)
     cost += GUARD_COST_S * (1 - np.clip(distance / GUARD_S, 0, 1))
     cost[distance < 0] = np.inf
     return cost
 
 
-def spoken_words(transcribe: Mapping[str, Any] | None, diarize: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The timed words in order, each with the `speaker` whose turns cover most of it, or None."""
-    turns = (diarize or {}).get("turns") or []
-    words = []
-    for word in (transcribe or {}).get("words") or []:
-        if word["start_s"] is None or word["end_s"] is None or word["end_s"] < word["start_s"]:
-            continue
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """What is said in an asset, on its clock."""
+
+    utterances: list[list[Word]]
+    """Words of one speaker without a pause, in order."""
+    overlaps: list[Stretch]
+    """Where two or more speak."""
+    wordless: list[Stretch]
+    """Speech in which no word is known."""
+    language: str | None
+
+    @classmethod
+    def of(cls, row: Row, pause_s: float) -> Talk:
+        """The talk of the asset of `row`, from the structs of `transcribe` and `diarize`, either of which may be null."""
+        heard, known = row.get("transcribe") or {}, row.get("diarize") or {}
+        words = spoken_words(Word.all_of(heard.get("words")), Turn.all_of(known.get("turns")))
+        return cls(
+            utterances=group_utterances(words, pause_s),
+            overlaps=Stretch.all_of(known.get("overlaps")),
+            wordless=[s for s in Stretch.all_of(heard.get("speech")) if not any(s.overlap_s(word) for word in words)],
+            language=heard.get("language"),
+        )
+
+    def busy(self) -> list[Stretch]:
+        """What is not to be cut through: utterances, and speech of unknown words."""
+        return [Stretch(words[0].start_s, words[-1].end_s) for words in self.utterances] + self.wordless
+
+
+def spoken_words(words: Sequence[Word], turns: Sequence[Turn]) -> list[Word]:
+    """`words` in order of time, each with the speaker whose `turns` cover most of it, or None."""
+    spoken = []
+    for word in words:
         covered: dict[str, float] = {}
         for turn in turns:
-            shared = min(word["end_s"], turn["end_s"]) - max(word["start_s"], turn["start_s"])
-            if shared > 0:
-                covered[turn["speaker"]] = covered.get(turn["speaker"], 0.0) + shared
-        speaker = max(sorted(covered), key=covered.__getitem__) if covered else None
-        words.append({**word, "speaker": speaker})
-    return sorted(words, key=lambda w: (w["start_s"], w["end_s"]))
+            shared_s = word.overlap_s(turn)
+            if shared_s > 0:
+                covered[turn.speaker] = covered.get(turn.speaker, 0.0) + shared_s
+        spoken.append(replace(word, speaker=max(sorted(covered), key=covered.__getitem__) if covered else None))
+    return sorted(spoken, key=lambda w: (w.start_s, w.end_s))
 
 
-def group_utterances(words: Sequence[dict[str, Any]], pause_s: float) -> list[list[dict[str, Any]]]:
+def group_utterances(words: Sequence[Word], pause_s: float) -> list[list[Word]]:
     """Runs of words by one speaker without a gap of `pause_s`. A word of unknown speaker joins the run around it."""
-    runs: list[list[dict[str, Any]]] = []
+    runs: list[list[Word]] = []
     speaker = None
     for word in words:
-        is_same = word["speaker"] is None or speaker is None or word["speaker"] == speaker
-        if runs and is_same and word["start_s"] - runs[-1][-1]["end_s"] < pause_s:
+        is_same = word.speaker is None or speaker is None or word.speaker == speaker
+        if runs and is_same and word.start_s - runs[-1][-1].end_s < pause_s:
             runs[-1].append(word)
-            speaker = speaker or word["speaker"]
+            speaker = speaker or word.speaker
         else:
             runs.append([word])
-            speaker = word["speaker"]
+            speaker = word.speaker
     return runs
 
 
-def wordless_speech(transcribe: Mapping[str, Any] | None, words: Sequence[Mapping[str, Any]]) -> list[Interval]:
-    """Stretches of detected speech in which no word is known; they are not to be cut through either."""
-    return [
-        (start, end)
-        for start, end in intervals((transcribe or {}).get("speech"))
-        if not any(w["start_s"] < end and w["end_s"] > start for w in words)
-    ]
-
-
 def spans_within(
-    clip: Span, utterances: Sequence[Sequence[Mapping[str, Any]]], overlaps: Sequence[Interval], language: str | None
-) -> list[dict[str, Any]]:
-    """The `SPEECH_SPAN` rows of `clip`, in speaking order: the words that lie wholly inside, on the clip clock."""
+    clip: Span, utterances: Sequence[Sequence[Word]], overlaps: Sequence[Stretch], language: str | None
+) -> list[SpeechSpan]:
+    """The speech spans of `clip`, on its clock and in speaking order: of each utterance the words that `words_in` gives."""
     origin, end, length = float(clip.start), float(clip.end), float(clip.duration)
     spans = []
     for utterance in utterances:
-        inside = [w for w in utterance if w["start_s"] >= origin - TOLERANCE_S and w["end_s"] <= end + TOLERANCE_S]
-        if not inside:
+        heard = words_in(utterance, origin, end)
+        if not heard:
             continue
-        moved = [
-            {
-                "text": w["text"],
-                "start_s": min(max(0.0, w["start_s"] - origin), length),
-                "end_s": min(max(0.0, w["end_s"] - origin), length),
-                "confidence": w["confidence"],
-            }
-            for w in inside
-        ]
-        start_s, end_s = moved[0]["start_s"], max(w["end_s"] for w in moved)
-        known = [w["confidence"] for w in inside if w["confidence"] is not None]
+        words = tuple(word.moved(-origin).within(0.0, length) for word in heard)
+        where = Stretch(words[0].start_s, max(word.end_s for word in words))
+        known = [word.confidence for word in heard if word.confidence is not None]
         spans.append(
-            {
-                "text": " ".join(w["text"] for w in inside),
-                "speaker": next((w["speaker"] for w in inside if w["speaker"] is not None), None),
-                "language": language,
-                "start_s": start_s,
-                "end_s": end_s,
-                "is_overlap": any(a < end_s + origin and b > start_s + origin for a, b in overlaps),
-                "confidence": float(np.mean(known)) if known else None,
-                "words": moved,
-            }
+            SpeechSpan(
+                start_s=where.start_s,
+                end_s=where.end_s,
+                text=" ".join(word.text for word in heard),
+                speaker=next((word.speaker for word in heard if word.speaker is not None), None),
+                language=language,
+                is_overlap=any(where.moved(origin).overlap_s(overlap) for overlap in overlaps),
+                confidence=float(np.mean(known)) if known else None,
+                words=words,
+            )
         )
     return spans
 
 
-def intervals(stretches: Sequence[Mapping[str, Any]] | None) -> list[Interval]:
-    """(start, end) of each `STRETCH`."""
-    return [(s["start_s"], s["end_s"]) for s in stretches or []]
-
-
-def _inside(instant: float, stretches: Sequence[Interval]) -> bool:
-    return any(start < instant < end for start, end in stretches)
+def _inside(instant_s: float, stretches: Sequence[Stretch]) -> bool:
+    return any(stretch.start_s < instant_s < stretch.end_s for stretch in stretches)

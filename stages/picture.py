@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.errors import ItemError
 from schemas.fields import f, struct
 from schemas.records import Row, span_of
 from stages.base import Measure, Resources, StageConfig
@@ -73,26 +72,20 @@ class Picture(Measure[PictureConfig]):
     Config = PictureConfig
     resources = Resources(cpus=1.0, memory_gb=0.2, timeout_s=300.0)
 
-    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
-        """One struct per clip."""
-        return [self._measure(row) for row in batch]
-
-    def _measure(self, row: Row) -> dict[str, Any] | ItemError:
+    def measure(self, row: Row) -> dict[str, Any]:
+        """The struct of one clip."""
         span = span_of(row["clip"])
         watch = Watch()
-        try:
-            decoded = self.ctx.media.iter_frames(
-                self.ctx.asset_path(row),
-                start=span.start,
-                end=span.end,
-                long_side_px=LONG_SIDE_PX,
-                gray=True,
-                chunk=CHUNK,
-            )
-            for run in decoded:
-                watch.see(run.images, run.times_s, run.num_damaged)
-        except ItemError as error:
-            return error
+        decoded = self.ctx.media.iter_frames(
+            self.ctx.asset_path(row),
+            start=span.start,
+            end=span.end,
+            long_side_px=LONG_SIDE_PX,
+            gray=True,
+            chunk=CHUNK,
+        )
+        for run in decoded:
+            watch.see(run.images, run.times_s, run.num_damaged)
         return watch.sums(float(span.end), row["probe"]["width_px"], row["probe"]["height_px"])
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.errors import ItemError
 from schemas.fields import f, struct
 from schemas.records import Row
 from stages.base import Measure, Resources, StageConfig
@@ -82,12 +80,6 @@ class Probe(Measure[Config]):
     Config: ClassVar[type[StageConfig]] = Config
     resources: ClassVar[Resources] = Resources(cpus=1.0, memory_gb=0.1)
 
-    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
-        """One struct per asset, or the MediaError it ran into."""
-        return [self._one(row) for row in batch]
-
-    def _one(self, row: Row) -> dict[str, Any] | ItemError:
-        try:
-            return self.ctx.media.probe(self.ctx.asset_path(row), decode=self.config.decode)
-        except ItemError as error:
-            return error
+    def measure(self, row: Row) -> dict[str, Any]:
+        """The struct of one asset. Raises the MediaError it runs into."""
+        return self.ctx.media.probe(self.ctx.asset_path(row), decode=self.config.decode)

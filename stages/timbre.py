@@ -7,7 +7,8 @@ that is flagged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -16,13 +17,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from schemas.errors import ItemError
 from schemas.fields import f, struct
 from schemas.records import TIMBRE, Row
+from schemas.spans import SPEECH_RATE_HZ, Origin, Reference, SpeechSpan, Turn, alone
+from schemas.stretches import Stretch, Timed, covered_s, inside, merge, outside
 from stages.base import Context, Measure, Resources, StageConfig
-from stages.diarize.stage import alone
 from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder, similarity
-from stages.engines.voice import RATE_HZ, Stretch, covered_s, merge
+from stages.media.decoder import Waveform
 
 CLIPPED_AT = 0.999
 """Absolute sample value, full scale 1, from which a sample counts as clipped."""
@@ -42,7 +43,7 @@ class TimbreConfig(StageConfig):
     guard_s: float = Field(default=0.25, ge=0)
     """Distance kept from the span and from other speakers: word and turn times are off by up to 0.2 s."""
     max_pause_s: float = Field(default=0.6, ge=0)
-    """Pauses up to this long may lie inside a reference."""
+    """Shorter pauses may lie inside a reference."""
 
     @model_validator(mode="after")
     def _ordered(self) -> TimbreConfig:
@@ -77,131 +78,122 @@ class Timbre(Measure[TimbreConfig]):
         super().setup(ctx)
         self.encoder = SpeakerEncoder.load()
 
-    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
-        return [self._measure(row) for row in batch]
-
-    def _measure(self, row: Row) -> dict[str, Any]:
-        spans = row["clip"]["spans"] or []
-        references: list[dict[str, Any]] = []
+    def measure(self, row: Row) -> dict[str, Any]:
+        spans = SpeechSpan.all_of(row["clip"]["spans"])
+        references: list[Reference] = []
         if spans and row["probe"]["has_audio"]:
-            sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=RATE_HZ, mono=True)
-            turns = (row["diarize"] or {}).get("turns") or []
-            speech = merge(Stretch(s["start_s"], s["end_s"]) for s in (row["transcribe"] or {}).get("speech") or [])
+            sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=SPEECH_RATE_HZ, mono=True)
+            turns = Turn.all_of((row["diarize"] or {}).get("turns"))
+            speech = merge(Stretch.all_of((row["transcribe"] or {}).get("speech")))
             clip = Stretch(row["clip"]["asset_start_s"], row["clip"]["asset_end_s"])
             for index, span in enumerate(spans):
                 found = choose_reference(span, clip, turns, speech, sound, self.config)
                 if found is not None:
-                    references.append(self._describe(index, span, clip, found, turns, sound))
-        crossed = [r for r in references if not r["is_same_span"]]
+                    references.append(self._describe(index, on_asset(span, clip), found, turns, sound))
+        crossed = [r for r in references if not r.is_same_span]
         return {
-            "references": references,
+            "references": [r.row() for r in references],
             "num_cross_utterance": len(crossed),
             "num_same_span": len(references) - len(crossed),
             "num_missing": len(spans) - len(references),
-            "min_similarity": min((r["similarity"] for r in crossed if r["similarity"] is not None), default=None),
+            "min_similarity": min((r.similarity for r in crossed if r.similarity is not None), default=None),
         }
 
     def _describe(
-        self,
-        index: int,
-        span: Mapping[str, Any],
-        clip: Stretch,
-        found: tuple[Stretch, str, float],
-        turns: Sequence[Mapping[str, Any]],
-        sound: Any,
-    ) -> dict[str, Any]:
-        where, origin, cleanliness = found
-        embedding = self.encoder.embed(cut(sound, where))
-        own = alone_in(on_asset(span, clip), span["speaker"], turns, 0.0)
-        parts = [cut(sound, stretch) for stretch in own]
+        self, index: int, span: SpeechSpan, found: Choice, turns: Sequence[Turn], sound: Waveform
+    ) -> Reference:
+        """The reference `found` for the span of that index, which is given on the asset clock."""
+        assert span.speaker is not None, "a reference is chosen for a known speaker"
+        embedding = self.encoder.embed(cut(sound, found.where))
+        parts = [cut(sound, stretch) for stretch in alone(span, span.speaker, turns)]
         own_voice = self.encoder.embed(np.concatenate(parts)) if parts else None
-        return {
-            "span_index": index,
-            "speaker": span["speaker"],
-            "origin": origin,
-            "is_same_span": origin == "same_span",
-            "asset_start_s": where.start_s,
-            "asset_end_s": where.end_s,
-            "similarity": None if embedding is None or own_voice is None else similarity(embedding, own_voice),
-            "cleanliness": cleanliness,
-            "embedding": None if embedding is None else embedding.tolist(),
-        }
+        return Reference(
+            span_index=index,
+            speaker=span.speaker,
+            origin=found.origin,
+            asset_start_s=found.where.start_s,
+            asset_end_s=found.where.end_s,
+            similarity=None if embedding is None or own_voice is None else similarity(embedding, own_voice),
+            cleanliness=found.cleanliness,
+            embedding=None if embedding is None else embedding.tolist(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The stretch of the asset clock that is to be the reference of a span."""
+
+    where: Stretch
+    origin: Origin
+    cleanliness: float
 
 
 def choose_reference(
-    span: Mapping[str, Any],
+    span: SpeechSpan,
     clip: Stretch,
-    turns: Sequence[Mapping[str, Any]],
-    speech: list[Stretch],
-    sound: Any,
+    turns: Sequence[Turn],
+    speech: Sequence[Stretch],
+    sound: Waveform,
     config: TimbreConfig,
-) -> tuple[Stretch, str, float] | None:
-    """(where on the asset clock, origin, cleanliness) of the best reference for `span`, or None.
+) -> Choice | None:
+    """The best reference for `span`, which is on the clock of `clip`; None where the speaker is unknown or never alone.
 
     Another utterance in the clip beats another utterance in the asset, which beats the span itself; within each, what is
     clean and long wins. No reference touches another speaker's turn.
     """
-    if span["speaker"] is None:
+    if span.speaker is None:
         return None
     own = on_asset(span, clip)
     heard = Stretch(float(sound.start), float(sound.end))
     voiced = [
         piece
         for turn in turns
-        if turn["speaker"] == span["speaker"]
-        for piece in alone_in(Stretch(turn["start_s"], turn["end_s"]), span["speaker"], turns, config.guard_s)
+        if turn.speaker == span.speaker
+        for piece in alone(turn, span.speaker, turns, config.guard_s)
     ]
     away = Stretch(own.start_s - config.guard_s, own.end_s + config.guard_s)
-    elsewhere = [rest for piece in voiced for rest in alone(piece, [away])]
-    for origin, inside, pieces in (
+    elsewhere = [rest for piece in voiced for rest in outside(piece, [away])]
+    places: tuple[tuple[Origin, Timed, list[Stretch]], ...] = (
         ("same_clip", clip, elsewhere),
         ("same_asset", heard, elsewhere),
-        ("same_span", own, alone_in(own, span["speaker"], turns, 0.0)),
-    ):
+        ("same_span", own, alone(own, span.speaker, turns)),
+    )
+    for origin, where, pieces in places:
         least_s = MIN_SPEECH_S if origin == "same_span" else config.min_s
-        candidates = utterances(pieces, speech, inside, config)
-        rated = [(c, cleanliness(c, speech, cut(sound, c))) for c in candidates if c.duration_s >= least_s]
+        candidates = utterances(pieces, speech, where, config)
+        rated = [
+            Choice(c, origin, cleanliness(c, speech, cut(sound, c))) for c in candidates if c.duration_s >= least_s
+        ]
         if rated:
-            best, clean = max(rated, key=lambda r: r[1] * min(1.0, r[0].duration_s / config.enough_s))
-            return best, origin, clean
+            return max(rated, key=lambda r: r.cleanliness * min(1.0, r.where.duration_s / config.enough_s))
     return None
 
 
-def on_asset(span: Mapping[str, Any], clip: Stretch) -> Stretch:
-    """Where a clip's span lies on the asset clock."""
-    return Stretch(clip.start_s + span["start_s"], min(clip.end_s, clip.start_s + span["end_s"]))
+def on_asset(span: SpeechSpan, clip: Stretch) -> SpeechSpan:
+    """A clip's span on the asset clock."""
+    return span.moved(clip.start_s).within(clip.start_s, clip.end_s)
 
 
-def alone_in(where: Stretch, speaker: str | None, turns: Sequence[Mapping[str, Any]], guard_s: float) -> list[Stretch]:
-    """The parts of `where` at least `guard_s` away from every other speaker's turns."""
-    others = [
-        Stretch(t["start_s"] - guard_s, t["end_s"] + guard_s)
-        for t in turns
-        if speaker is None or t["speaker"] != speaker
+def utterances(
+    pieces: Sequence[Stretch], speech: Sequence[Stretch], where: Timed, config: TimbreConfig
+) -> list[Stretch]:
+    """Runs of speech within `pieces` and `where`, with pauses shorter than `max_pause_s`, none longer than `max_s`."""
+    return [
+        run.within(run.start_s, run.start_s + config.max_s)
+        for piece in inside(where, merge(pieces))
+        for run in merge(inside(piece, speech), config.max_pause_s)
     ]
-    return alone(where, merge(others))
 
 
-def utterances(pieces: list[Stretch], speech: list[Stretch], inside: Stretch, config: TimbreConfig) -> list[Stretch]:
-    """Runs of speech within `pieces` and `inside`, with pauses up to `max_pause_s`, none longer than `max_s`."""
-    found: list[Stretch] = []
-    for piece in merge(pieces):
-        low, high = max(piece.start_s, inside.start_s), min(piece.end_s, inside.end_s)
-        voiced = [Stretch(max(low, s.start_s), min(high, s.end_s)) for s in speech]
-        for run in merge((v for v in voiced if v.duration_s > 0), config.max_pause_s):
-            found.append(Stretch(run.start_s, min(run.end_s, run.start_s + config.max_s)))
-    return found
-
-
-def cleanliness(where: Stretch, speech: list[Stretch], samples: F32) -> float:
+def cleanliness(where: Stretch, speech: Sequence[Stretch], samples: F32) -> float:
     """Share of `where` that is speech, times the share of its 10 ms frames without a clipped sample."""
-    frame = RATE_HZ // 100
+    frame = SPEECH_RATE_HZ // 100
     whole = np.abs(samples[: len(samples) // frame * frame]).reshape(-1, frame)
     unclipped = float((whole.max(axis=1) < CLIPPED_AT).mean()) if len(whole) else 0.0
     return unclipped * min(1.0, covered_s(where, speech) / max(where.duration_s, 1e-9))
 
 
-def cut(sound: Any, where: Stretch) -> F32:
-    """The samples of a `Waveform` between two instants of the asset clock."""
+def cut(sound: Waveform, where: Stretch) -> F32:
+    """The samples between two instants of the asset clock."""
     samples: F32 = sound.cut(Fraction(where.start_s), Fraction(where.end_s))
     return samples

@@ -28,8 +28,9 @@ from model.network.config import NavaConfig
 from model.network.tokens import Sample, check_sample
 from schemas.budget import FRAME_RATE_HZ, native_resolution, paired_audio_tokens, pixel_bucket, snap_frames
 from schemas.errors import ItemError, MediaError, ModelError
+from schemas.lines import caption_or_lines
+from schemas.spans import SPEECH_RATE_HZ, SpeechSpan
 
-SPEAKER_RATE_HZ = 16_000
 SHORTEST_VOICE_S = 0.5
 """Speaker networks are trained on seconds of speech; less says little about a voice."""
 
@@ -180,8 +181,9 @@ class ClipEncoder:
     ) -> tuple[Tensor, tuple[int, ...], list[Tensor | None]]:
         """(text rows, placeholder rows, one voice or None per line) of what is said in the window."""
         assert self._codecs.text is not None, "checked when opened"
-        spans = annotation["clip"].get("spans") or []
-        caption = (annotation.get("caption") or {}).get("text") or " ".join(f"<S>{s['text']}<E>" for s in spans)
+        spans = SpeechSpan.all_of(annotation["clip"].get("spans"))
+        written = (annotation.get("caption") or {}).get("text")
+        caption = caption_or_lines(written, (span.text for span in spans))
         caption, _, kept = cut_spans(caption, spans, window.start_s, window.end_s)
         (encoded,) = self._codecs.text.encode([caption])
         return encoded.rows.cpu(), encoded.voice_rows, [voices.get(i) for i in kept]
@@ -205,8 +207,8 @@ class ClipEncoder:
         origin_s = clip["start_pts"] * clip["tb_num"] / clip["tb_den"] + annotation.get("applied_shift_ms", 0.0) / 1000
         mono_S, vectors = wave_CS.mean(0), {}
         for reference in usable:
-            start = round((reference["asset_start_s"] - origin_s) * SPEAKER_RATE_HZ)
-            end = round((reference["asset_end_s"] - origin_s) * SPEAKER_RATE_HZ)
-            if start >= -1 and end <= len(mono_S) + 1 and end - start >= SHORTEST_VOICE_S * SPEAKER_RATE_HZ:
+            start = round((reference["asset_start_s"] - origin_s) * SPEECH_RATE_HZ)
+            end = round((reference["asset_end_s"] - origin_s) * SPEECH_RATE_HZ)
+            if start >= -1 and end <= len(mono_S) + 1 and end - start >= SHORTEST_VOICE_S * SPEECH_RATE_HZ:
                 vectors[reference["span_index"]] = self._codecs.speaker.embed(mono_S[max(0, start) : end]).cpu()
         return vectors

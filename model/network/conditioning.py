@@ -9,24 +9,22 @@ from order across samples.
 # mypy: disallow-subclassing-any=False, disallow-untyped-decorators=False
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from model.network.layers import LayerNorm, PreciseLinear
 from schemas.errors import ModelError
+from schemas.lines import LINE_END, LINE_START, lines_in, with_lines
+from schemas.spans import SpeechSpan
 
-SPAN_START, SPAN_END = "<S>", "<E>"
 PLACEHOLDER = "<extra_id_2>"
 """The umT5 sentinel that the release reserves for a voice."""
 
 NULL_SQUARED_NORM = 1e-6
 """Voices at or below this squared norm mean "no reference" and select the null token, as in the release."""
-
-_SPAN = re.compile(f"{re.escape(SPAN_START)}(.*?){re.escape(SPAN_END)}", re.DOTALL)
 
 
 class SpeakerEmbedding(nn.Module):
@@ -76,10 +74,9 @@ def check_binding(
 
 
 def mark_spans(caption: str) -> str:
-    """The caption with one placeholder behind every `<S>`. Raises ModelError if the tags do not pair up."""
-    if caption.count(SPAN_START) != len(_SPAN.findall(caption)) or caption.count(SPAN_END) != caption.count(SPAN_START):
-        raise ModelError(f"caption has unpaired {SPAN_START} and {SPAN_END}: {caption[:120]!r}")
-    return caption.replace(SPAN_START, SPAN_START + PLACEHOLDER)
+    """The caption with one placeholder behind every `<S>`. Raises ModelError if the marks do not pair up."""
+    _lines(caption)
+    return caption.replace(LINE_START, LINE_START + PLACEHOLDER)
 
 
 def find_placeholders(token_ids: Sequence[int], placeholder_id: int) -> list[int]:
@@ -88,47 +85,25 @@ def find_placeholders(token_ids: Sequence[int], placeholder_id: int) -> list[int
 
 
 def cut_spans(
-    caption: str, spans: Sequence[Mapping[str, Any]], start_s: float, end_s: float
-) -> tuple[str, list[dict[str, Any]], list[int]]:
+    caption: str, spans: Sequence[SpeechSpan], start_s: float, end_s: float
+) -> tuple[str, list[SpeechSpan], list[int]]:
     """(caption, spans, indices kept) for the window [start_s, end_s) of a clip, spans on the window's clock.
 
-    `spans` are `schemas.records.SPEECH_SPAN` rows in caption order. A word belongs to the window if its middle does; a line
-    keeps its words inside the window and vanishes from the caption, tags included, when none is left. A span without word
-    times is kept only if it lies inside as a whole, because nobody knows which of its words are heard. The release keeps
-    whole lines whatever the window; this is the correction. Raises ModelError if lines and spans do not pair up.
+    `spans` are in caption order. A line keeps what is heard of it in the window (`SpeechSpan.heard_in`) and vanishes from
+    the caption, marks included, when nothing is. The release keeps whole lines whatever the window; this is the
+    correction. Raises ModelError if lines and spans do not pair up.
     """
-    lines = _SPAN.findall(caption)
+    lines = _lines(caption)
     if len(lines) != len(spans):
         raise ModelError(f"caption has {len(lines)} spoken lines but {len(spans)} speech spans: {caption[:120]!r}")
-    cut = [_cut_span(span, line, start_s, end_s) for span, line in zip(spans, lines, strict=True)]
-    replacements = iter(cut)
-
-    def replacement(_: re.Match[str]) -> str:
-        span = next(replacements)
-        return f"{SPAN_START}{span['text']}{SPAN_END}" if span else ""
-
-    shortened = re.sub(r"\s+", " ", _SPAN.sub(replacement, caption)).strip()
-    kept = [i for i, span in enumerate(cut) if span]
-    return shortened, [span for span in cut if span], kept
+    heard = [replace(span, text=line).heard_in(start_s, end_s) for span, line in zip(spans, lines, strict=True)]
+    shortened = with_lines(caption, [None if span is None else span.text for span in heard])
+    kept = [i for i, span in enumerate(heard) if span is not None]
+    return shortened, [span for span in heard if span is not None], kept
 
 
-def _cut_span(span: Mapping[str, Any], line: str, start_s: float, end_s: float) -> dict[str, Any] | None:
-    words = span.get("words") or []
-    is_inside = start_s <= span["start_s"] and span["end_s"] <= end_s
-    heard = [w for w in words if start_s <= (w["start_s"] + w["end_s"]) / 2 < end_s]
-    if is_inside:
-        text, heard = line, words
-    elif heard:
-        text = line if len(heard) == len(words) else " ".join(w["text"] for w in heard)
-    else:
-        return None
-
-    def shifted(row: Mapping[str, Any]) -> dict[str, Any]:
-        clipped = {"start_s": max(row["start_s"], start_s) - start_s, "end_s": min(row["end_s"], end_s) - start_s}
-        return {**row, **clipped}
-
-    moved_words = [shifted(w) for w in heard]
-    moved = {**shifted(span), "text": text, "words": moved_words}
-    if heard and not is_inside:
-        moved |= {"start_s": moved_words[0]["start_s"], "end_s": moved_words[-1]["end_s"]}
-    return moved
+def _lines(caption: str) -> list[str]:
+    lines = lines_in(caption)
+    if lines is None:
+        raise ModelError(f"caption has unpaired {LINE_START} and {LINE_END}: {caption[:120]!r}")
+    return lines

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
 import time
 import wave
 from collections.abc import Sequence
@@ -17,14 +16,16 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from schemas.errors import EngineError
+from schemas.lines import LINE_END, LINE_START, lines_in, marked
 from schemas.records import Row, span_of
+from schemas.spans import SPEECH_RATE_HZ
 from stages.base import Context, StageConfig
-from stages.engines.voice import RATE_HZ
 
 PROMPT = (
     "Describe this video clip in one dense paragraph of plain English for training a video-and-sound generator: people, "
     "clothes, place, light, camera, actions, and how it sounds (voices, music, noises). Mention every spoken line below "
-    "exactly once, in this order, copied letter by letter between <S> and <E>, and say who speaks it. Use <S> and <E> "
+    f"exactly once, in this order, copied letter by letter between {LINE_START} and {LINE_END}, and say who speaks it. "
+    f"Use {LINE_START} and {LINE_END} "
     "for nothing else. Answer with the paragraph only."
 )
 
@@ -80,10 +81,11 @@ class OpenaiEngine:
                 failure = answer
                 continue
             text = " ".join(answer.split())
-            if spans_in(text) == list(lines):
+            found = lines_in(text)
+            if found is not None and [line.strip() for line in found] == list(lines):
                 return text
             failure = EngineError(
-                f"The answer holds {len(spans_in(text) or [])} spoken lines, not exactly the {len(lines)} given.",
+                f"The answer holds {len(found or [])} spoken lines, not exactly the {len(lines)} given.",
                 reason="caption_spans_lost",
                 remedy="Use a stronger model, raise caption.openai.tries, or use engine: template.",
             )
@@ -125,7 +127,7 @@ class OpenaiEngine:
     def _body(self, row: Row, lines: Sequence[str], draft: str, ctx: Context) -> bytes:
         span = span_of(row["clip"])
         path = ctx.asset_path(row)
-        spoken = "\n".join(f"{i + 1}. <S>{line}<E>" for i, line in enumerate(lines)) or "Nobody speaks."
+        spoken = "\n".join(f"{i + 1}. {marked(line)}" for i, line in enumerate(lines)) or "Nobody speaks."
         content: list[dict[str, Any]] = [
             {"type": "text", "text": f"{PROMPT}\n\nSpoken lines:\n{spoken}\n\nWhat was measured: {draft}"}
         ]
@@ -136,7 +138,7 @@ class OpenaiEngine:
         for image in frames.images[: self.config.num_frames]:
             content.append({"type": "image_url", "image_url": {"url": jpeg_data_url(image)}})
         if self.config.send_audio and row["probe"]["has_audio"]:
-            sound = ctx.media.audio(path, rate_hz=RATE_HZ, mono=True).cut(span.start, span.end)
+            sound = ctx.media.audio(path, rate_hz=SPEECH_RATE_HZ, mono=True).cut(span.start, span.end)
             data = base64.b64encode(wav_bytes(sound)).decode()
             content.append({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
         request = {
@@ -146,13 +148,6 @@ class OpenaiEngine:
             "temperature": self.config.temperature,
         }
         return json.dumps(request).encode()
-
-
-def spans_in(text: str) -> list[str] | None:
-    """The lines between <S> and <E>, or None when the marks do not pair up."""
-    lines = re.findall(r"<S>(.*?)<E>", text)
-    is_paired = text.count("<S>") == text.count("<E>") == len(lines) and not any("<S>" in line for line in lines)
-    return [line.strip() for line in lines] if is_paired else None
 
 
 def _retry_after_s(header: str) -> float:
@@ -174,6 +169,6 @@ def wav_bytes(samples: NDArray[np.float32]) -> bytes:
     with wave.open(out, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(RATE_HZ)
+        file.setframerate(SPEECH_RATE_HZ)
         file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
     return out.getvalue()

@@ -12,14 +12,13 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.errors import ItemError, RecipeError
+from schemas.errors import RecipeError
 from schemas.fields import f, struct
+from schemas.lines import marked, plain_line
 from schemas.records import Row
+from schemas.spans import SpeechSpan
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.caption.openai import OpenaiConfig, OpenaiEngine
-
-UNHEARD = "..."
-"""What stands between <S> and <E> where a span has no words."""
 
 
 class CaptionConfig(StageConfig):
@@ -74,31 +73,22 @@ class Caption(Measure[CaptionConfig]):
                 )
             self.engine = OpenaiEngine(self.config.openai, os.environ.get(name, "") if name else "")
 
-    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
-        return [self._write(row) for row in batch]
-
-    def _write(self, row: Row) -> dict[str, Any]:
-        spans = row["clip"]["spans"] or []
+    def measure(self, row: Row) -> dict[str, Any]:
+        spans = SpeechSpan.all_of(row["clip"]["spans"])
         draft = describe(spans, measures_in_words(row, self.config), faces_of(row, len(spans)))
         if self.config.engine == "template":
             return {"engine": "template", "model": None, "text": draft, "num_lines": len(spans)}
-        text = self.engine.write(row, [line_of(span) for span in spans], draft, self.ctx)
+        text = self.engine.write(row, [plain_line(span.text) for span in spans], draft, self.ctx)
         return {"engine": "openai", "model": self.config.openai.model, "text": text, "num_lines": len(spans)}
 
 
-def line_of(span: Mapping[str, Any]) -> str:
-    """The words of a span, safe between <S> and <E>: without angle brackets, which mark lines and special tokens."""
-    text = " ".join((span["text"] or "").replace("<", " ").replace(">", " ").split())
-    return text or UNHEARD
-
-
-def describe(spans: Sequence[Mapping[str, Any]], scene: Mapping[str, str], faces: Sequence[str | None]) -> str:
+def describe(spans: Sequence[SpeechSpan], scene: Mapping[str, str], faces: Sequence[str | None]) -> str:
     """The caption in plain English: the picture, who speaks and says what, the sound.
 
     `scene` may hold `picture` and `sound`, a phrase each; `faces` holds each span's on_screen, off_screen or None.
     """
     parts = [f"{scene['picture']}."] if scene.get("picture") else []
-    names = [span["speaker"] for span in spans]
+    names = [span.speaker for span in spans]
     known = list(dict.fromkeys(name for name in names if name is not None))
     if not spans:
         parts.append("Nobody speaks.")
@@ -106,12 +96,12 @@ def describe(spans: Sequence[Mapping[str, Any]], scene: Mapping[str, str], faces
         parts.append(f"{_COUNTS.get(len(known), str(len(known)))} people speak.")
     before: str | None = None
     for index, (span, face) in enumerate(zip(spans, faces, strict=True)):
-        who = _who(span["speaker"], known)
+        who = _who(span.speaker, known)
         place = _PLACES.get(face or "", "")
-        is_same = index > 0 and span["speaker"] is not None and span["speaker"] == before
-        says = "goes on" if is_same else "says over the other voice" if span["is_overlap"] else "says"
-        parts.append(f"{who}{place} {says}: <S>{line_of(span)}<E>")
-        before = span["speaker"]
+        is_same = index > 0 and span.speaker is not None and span.speaker == before
+        says = "goes on" if is_same else "says over the other voice" if span.is_overlap else "says"
+        parts.append(f"{who}{place} {says}: {marked(plain_line(span.text))}")
+        before = span.speaker
     if scene.get("sound"):
         parts.append(f"{scene['sound']}.")
     return " ".join(parts)

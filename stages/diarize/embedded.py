@@ -13,19 +13,21 @@ are kept apart even where their voices are alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from schemas.spans import SPEECH_RATE_HZ, Turn
+from schemas.stretches import Runs, Stretch, bridged, runs
 from stages.base import StageConfig
 from stages.diarize.cluster import Bonds, Cluster, Unit, cluster_of, join
 from stages.engines.packaged import packaged
 from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder, unit
-from stages.engines.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig
+from stages.engines.voice import VoiceActivity, VoiceConfig
 
 F32 = NDArray[np.float32]
 
@@ -49,7 +51,7 @@ class EmbeddedConfig(StageConfig):
     min_turn_s: float = 0.2
     """Shorter turns are dropped."""
     min_pause_s: float = 0.5
-    """A pause up to this long does not end a turn."""
+    """A shorter pause does not end a turn."""
     max_unit_s: float = 3.0
     """Longest stretch that is taken for one voice without looking inside."""
     threshold: float = 0.78
@@ -97,7 +99,7 @@ def segment(network: Any, samples: F32, step_s: float, batch: int = 16) -> Windo
     """Windows over mono `samples` at 16 kHz, placed so that every frame is covered equally often."""
     import torch
 
-    size, step = int(WINDOW_S * RATE_HZ), int(step_s * RATE_HZ)
+    size, step = int(WINDOW_S * SPEECH_RATE_HZ), int(step_s * SPEECH_RATE_HZ)
     lead = size - step
     num_windows = -(-(len(samples) + lead) // step)
     padded = np.zeros((num_windows - 1) * step + size, np.float32)
@@ -108,8 +110,8 @@ def segment(network: Any, samples: F32, step_s: float, batch: int = 16) -> Windo
         for low in range(0, num_windows, batch):
             block = torch.from_numpy(pieces[low : low + batch].copy())[:, None]
             parts.append(network(block).numpy())
-    first = np.round((np.arange(num_windows) * step - lead) / RATE_HZ / FRAME_S).astype(np.int64)
-    return Windows(np.concatenate(parts), first, -(-len(samples) // int(RATE_HZ * FRAME_S)))
+    first = np.round((np.arange(num_windows) * step - lead) / SPEECH_RATE_HZ / FRAME_S).astype(np.int64)
+    return Windows(np.concatenate(parts), first, -(-len(samples) // int(SPEECH_RATE_HZ * FRAME_S)))
 
 
 def stitch(windows: Windows, accept: float = 0.4, min_active_s: float = 0.1) -> F32:
@@ -155,22 +157,23 @@ def stitch(windows: Windows, accept: float = 0.4, min_active_s: float = 0.1) -> 
 def hush(tracks_TK: F32, speech: list[Stretch]) -> F32:
     """`tracks_TK` with the frames outside `speech` set to zero: the network bridges pauses between two people."""
     is_speech = np.zeros(len(tracks_TK), bool)
-    for start_s, end_s in speech:
-        is_speech[int(start_s / FRAME_S) : int(np.ceil(end_s / FRAME_S))] = True
+    for stretch in speech:
+        is_speech[int(stretch.start_s / FRAME_S) : int(np.ceil(stretch.end_s / FRAME_S))] = True
     return np.asarray(tracks_TK * is_speech[:, None], np.float32)
 
 
-def active_runs(activity: F32, onset: float, offset: float) -> list[tuple[int, int]]:
-    """Runs [low, high) of frames at or above `offset` that reach `onset`."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], (activity >= offset).astype(np.int8), [0]])))
-    return [(int(low), int(high)) for low, high in edges.reshape(-1, 2) if activity[low:high].max() >= onset]
+def active_runs(activity: F32, onset: float, offset: float) -> Runs:
+    """Runs of the frames of `activity` [T] at or above `offset` that reach `onset`."""
+    found = runs(activity >= offset)
+    is_reaching = [bool(activity[low:high].max() >= onset) for low, high in found]
+    return np.asarray(found[np.array(is_reaching, bool)])
 
 
 def cut_units(tracks_TK: F32, config: EmbeddedConfig, min_on_s: float = 0.15) -> list[Unit]:
     """Units of every track: what surely is one voice, long runs cut into equal parts; embeddings still missing."""
     units: list[Unit] = []
     for track in range(tracks_TK.shape[1]):
-        for low, high in active_runs(tracks_TK[:, track], config.onset, config.onset):
+        for low, high in active_runs(tracks_TK[:, track], config.onset, config.onset).tolist():
             if (high - low) * FRAME_S < min_on_s:
                 continue
             parts = int(np.ceil((high - low) * FRAME_S / config.max_unit_s))
@@ -185,10 +188,10 @@ def embed_units(units: list[Unit], tracks_TK: F32, samples: F32, encoder: Speake
     for u in units:
         others = np.delete(tracks_TK[u.low : u.high], u.track, axis=1)
         clean = ~(others > 0.3).any(axis=1)
-        edges = np.round(np.arange(u.low, u.high + 1) * FRAME_S * RATE_HZ).astype(int)
+        edges = np.round(np.arange(u.low, u.high + 1) * FRAME_S * SPEECH_RATE_HZ).astype(int)
         parts = [samples[edges[i] : edges[i + 1]] for i in np.flatnonzero(clean)]
         piece = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-        u.clean_s = len(piece) / RATE_HZ
+        u.clean_s = len(piece) / SPEECH_RATE_HZ
         if u.clean_s < MIN_SPEECH_S and u.duration_s >= MIN_MIXED_S:
             piece = samples[edges[0] : edges[-1]]
             u.clean_s = 0.3 * u.duration_s
@@ -278,36 +281,17 @@ def regroup(windows: Windows, activity_TK: F32) -> F32:
     return np.asarray(total / np.maximum(cover, 1), np.float32)
 
 
-class Turn(NamedTuple):
-    """Somebody speaks: label, start and end in seconds from the start of the sound, mean activation (null if unknown)."""
-
-    speaker: str
-    start_s: float
-    end_s: float
-    confidence: float | None
-
-
 def draw_turns(activity_TK: F32, config: EmbeddedConfig) -> list[Turn]:
     """Turns of every column, pauses bridged and crumbs dropped; speakers are named by column number."""
     turns: list[Turn] = []
     for k, column in enumerate(activity_TK.T):
-        for low, high in bridge(active_runs(column, config.onset, config.offset), config.min_pause_s):
+        active = active_runs(column, config.onset, config.offset)
+        for low, high in bridged(active, config.min_pause_s / FRAME_S).tolist():
             if (high - low) * FRAME_S >= config.min_turn_s:
                 said = column[low:high]
                 confidence = float(said[said >= config.onset].mean())
                 turns.append(Turn(str(k), low * FRAME_S, high * FRAME_S, confidence))
     return sorted(turns, key=lambda t: (t.start_s, t.end_s))
-
-
-def bridge(runs: list[tuple[int, int]], pause_s: float) -> list[tuple[int, int]]:
-    """`runs` of frames, joined across pauses up to `pause_s`."""
-    joined: list[tuple[int, int]] = []
-    for low, high in runs:
-        if joined and (low - joined[-1][1]) * FRAME_S <= pause_s:
-            joined[-1] = (joined[-1][0], high)
-        else:
-            joined.append((low, high))
-    return joined
 
 
 @dataclass
@@ -357,15 +341,16 @@ class EmbeddedDiarizer:
             return []
         parts: list[tuple[float, F32, list[Cluster]]] = []
         for low, high in blocks(pauses, len(samples), self.config.block_s):
-            inside = [Stretch(a - low / RATE_HZ, b - low / RATE_HZ) for a, b in pauses]
-            parts.append((low / RATE_HZ, *group(self.listen(samples[low:high], inside), self.config)))
+            start_s = low / SPEECH_RATE_HZ
+            inside = [stretch.moved(-start_s) for stretch in pauses]
+            parts.append((start_s, *group(self.listen(samples[low:high], inside), self.config)))
         if not any(clusters for _, _, clusters in parts):
             return []
         names = name_across([clusters for _, _, clusters in parts], self.config.threshold)
         turns: list[Turn] = []
         for (start_s, activity, _), labels in zip(parts, names, strict=True):
-            for speaker, a, b, confidence in draw_turns(activity, self.config):
-                turns.append(Turn(str(labels[int(speaker)]), start_s + a, start_s + b, confidence))
+            for turn in draw_turns(activity, self.config):
+                turns.append(replace(turn.moved(start_s), speaker=str(labels[int(turn.speaker)])))
         return sorted(turns, key=lambda t: (t.start_s, t.end_s))
 
     def listen(self, samples: F32, speech: list[Stretch]) -> Voices:
@@ -380,11 +365,11 @@ class EmbeddedDiarizer:
 def blocks(speech: list[Stretch], num_samples: int, block_s: float) -> list[tuple[int, int]]:
     """Sample ranges of about `block_s` that cover the sound, each ending in the middle of the last pause before its limit."""
     edges = [0]
-    while (num_samples - edges[-1]) / RATE_HZ > 1.25 * block_s:
-        limit_s = edges[-1] / RATE_HZ + block_s
+    while (num_samples - edges[-1]) / SPEECH_RATE_HZ > 1.25 * block_s:
+        limit_s = edges[-1] / SPEECH_RATE_HZ + block_s
         middles = [(a.end_s + b.start_s) / 2 for a, b in pairwise(speech)]
         usable = [m for m in middles if limit_s - 0.5 * block_s <= m <= limit_s]
-        edges.append(round((usable[-1] if usable else limit_s) * RATE_HZ))
+        edges.append(round((usable[-1] if usable else limit_s) * SPEECH_RATE_HZ))
     return list(pairwise([*edges, num_samples]))
 
 

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import EngineError
-from stages.diarize.embedded import Turn
-from stages.engines.voice import RATE_HZ
+from schemas.spans import SPEECH_RATE_HZ, Turn
 
 
 @dataclass
@@ -58,7 +57,7 @@ class PyannoteDiarizer:
         """Turns in mono `samples` at 16 kHz, in order of start; the pipeline gives no confidence."""
         import torch
 
-        answer = self.pipeline({"waveform": torch.from_numpy(np.array(samples))[None], "sample_rate": RATE_HZ})
+        answer = self.pipeline({"waveform": torch.from_numpy(np.array(samples))[None], "sample_rate": SPEECH_RATE_HZ})
         annotation = getattr(answer, "speaker_diarization", answer)
         return [
             Turn(str(label), float(segment.start), float(segment.end), None)

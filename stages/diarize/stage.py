@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any, Literal, Protocol
 
@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.errors import ItemError
 from schemas.fields import f, struct
 from schemas.records import SPEAKER, STRETCH, TURN, Row
+from schemas.spans import SPEECH_RATE_HZ, Speaker, Turn, overlaps
+from schemas.stretches import outside
 from stages.base import Context, Measure, Resources, StageConfig
-from stages.diarize.embedded import EmbeddedConfig, EmbeddedDiarizer, Turn
+from stages.diarize.embedded import EmbeddedConfig, EmbeddedDiarizer
 from stages.diarize.pyannote import PyannoteDiarizer
 from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder
-from stages.engines.voice import RATE_HZ, Stretch, merge
 
 MAX_EMBEDDED_S = 60.0
 """Speech per speaker that enters the embedding; beyond a minute it no longer changes."""
@@ -75,22 +75,19 @@ class Diarize(Measure[DiarizeConfig]):
         else:
             self.engine = EmbeddedDiarizer.load(self.config.embedded, self.encoder)
 
-    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
-        return [self._measure(row) for row in batch]
-
-    def _measure(self, row: Row) -> dict[str, Any]:
+    def measure(self, row: Row) -> dict[str, Any]:
         if not row["probe"]["has_audio"]:
             return {"engine": None, "turns": [], "overlaps": [], "num_speakers": 0, "speakers": []}
-        sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=RATE_HZ, mono=True)
-        end_s = len(sound.samples) / RATE_HZ
-        turns = name_by_appearance([t._replace(end_s=min(t.end_s, end_s)) for t in self.engine.turns(sound.samples)])
+        sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=SPEECH_RATE_HZ, mono=True)
+        end_s = len(sound.samples) / SPEECH_RATE_HZ
+        turns = name_by_appearance([turn.within(0.0, end_s) for turn in self.engine.turns(sound.samples)])
         start_s = float(sound.start)
         return {
             "engine": self.config.engine,
-            "turns": [t._replace(start_s=start_s + t.start_s, end_s=start_s + t.end_s)._asdict() for t in turns],
-            "overlaps": [{"start_s": start_s + o.start_s, "end_s": start_s + o.end_s} for o in overlaps_of(turns)],
-            "num_speakers": len({t.speaker for t in turns}),
-            "speakers": describe_speakers(turns, sound.samples, self.encoder),
+            "turns": [turn.moved(start_s).row() for turn in turns],
+            "overlaps": [stretch.moved(start_s).row() for stretch in overlaps(turns)],
+            "num_speakers": len({turn.speaker for turn in turns}),
+            "speakers": [s.row() for s in describe_speakers(turns, sound.samples, self.encoder)],
         }
 
 
@@ -100,7 +97,7 @@ def name_by_appearance(turns: list[Turn]) -> list[Turn]:
     names: dict[str, str] = {}
     for turn in ordered:
         names.setdefault(turn.speaker, _label(len(names)))
-    return [turn._replace(speaker=names[turn.speaker]) for turn in ordered]
+    return [replace(turn, speaker=names[turn.speaker]) for turn in ordered]
 
 
 def _label(index: int) -> str:
@@ -108,51 +105,19 @@ def _label(index: int) -> str:
     return (_label(tens - 1) if tens else "") + ascii_uppercase[ones]
 
 
-def overlaps_of(turns: list[Turn]) -> list[Stretch]:
-    """Stretches in which turns of at least two speakers overlap, merged, in order."""
-    found = []
-    for index, one in enumerate(turns):
-        for other in turns[index + 1 :]:
-            if other.start_s >= one.end_s:
-                break
-            if other.speaker != one.speaker:
-                found.append(Stretch(other.start_s, min(one.end_s, other.end_s)))
-    return merge(found)
-
-
-def alone(turn: Stretch, overlaps: list[Stretch]) -> list[Stretch]:
-    """What is left of `turn` outside `overlaps`."""
-    left, here = [], turn.start_s
-    for start_s, end_s in overlaps:
-        if end_s <= here or start_s >= turn.end_s:
-            continue
-        if start_s > here:
-            left.append(Stretch(here, start_s))
-        here = max(here, end_s)
-    if here < turn.end_s:
-        left.append(Stretch(here, turn.end_s))
-    return left
-
-
-def describe_speakers(turns: list[Turn], samples: NDArray[np.float32], encoder: SpeakerEncoder) -> list[dict[str, Any]]:
-    """A SPEAKER struct per speaker, in order of first appearance; the embedding is null with too little clean speech."""
-    overlaps = overlaps_of(turns)
+def describe_speakers(turns: list[Turn], samples: NDArray[np.float32], encoder: SpeakerEncoder) -> list[Speaker]:
+    """The speakers in order of first appearance; the embedding is null with too little clean speech."""
+    shared = overlaps(turns)
     clean: dict[str, list[NDArray[np.float32]]] = {}
     speech_s: dict[str, float] = {}
     for turn in turns:
         speech_s[turn.speaker] = speech_s.get(turn.speaker, 0.0) + turn.end_s - turn.start_s
         pieces = clean.setdefault(turn.speaker, [])
-        for start_s, end_s in alone(Stretch(turn.start_s, turn.end_s), overlaps):
-            pieces.append(samples[round(start_s * RATE_HZ) : round(end_s * RATE_HZ)])
+        for part in outside(turn, shared):
+            pieces.append(samples[round(part.start_s * SPEECH_RATE_HZ) : round(part.end_s * SPEECH_RATE_HZ)])
     described = []
     for speaker, pieces in clean.items():
-        speech = np.concatenate(pieces)[: int(MAX_EMBEDDED_S * RATE_HZ)] if pieces else np.zeros(0, np.float32)
-        embedding = encoder.embed(speech) if len(speech) >= MIN_SPEECH_S * RATE_HZ else None
-        described.append(
-            {
-                "speaker": speaker,
-                "speech_s": speech_s[speaker],
-                "embedding": None if embedding is None else embedding.tolist(),
-            }
-        )
+        speech = np.concatenate(pieces)[: int(MAX_EMBEDDED_S * SPEECH_RATE_HZ)] if pieces else np.zeros(0, np.float32)
+        embedding = encoder.embed(speech) if len(speech) >= MIN_SPEECH_S * SPEECH_RATE_HZ else None
+        described.append(Speaker(speaker, speech_s[speaker], None if embedding is None else embedding.tolist()))
     return described

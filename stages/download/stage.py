@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.errors import DownloadError, ItemError, RecipeError
+from schemas.errors import DownloadError, RecipeError
 from schemas.fields import f, struct
 from schemas.files import BLOCK_BYTES, sha256_of
 from schemas.ids import asset_id
@@ -87,15 +86,9 @@ class Download(Measure[Config]):
         if self.config.engine == "yt_dlp":
             _yt_dlp()
 
-    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
-        """One struct per source, or the DownloadError it ran into."""
-        return [self._one(row) for row in batch]
-
-    def _one(self, row: Row) -> dict[str, Any] | ItemError:
-        try:
-            return self._fetch(row.get("fetch_uri") or row["uri"], _stated_sha256(row))
-        except ItemError as error:
-            return error
+    def measure(self, row: Row) -> dict[str, Any]:
+        """The struct of one source. Raises the DownloadError it runs into."""
+        return self._fetch(row.get("fetch_uri") or row["uri"], _stated_sha256(row))
 
     def _fetch(self, uri: str, stated: str | None) -> dict[str, Any]:
         scheme = urlsplit(uri).scheme.lower() if "://" in uri else "file"

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.spans import SPEECH_RATE_HZ
 from stages.engines.packaged import packaged
 from stages.engines.torchaudio_shim import make_torchaudio_importable
 
 F32 = NDArray[np.float32]
 
-RATE_HZ = 16_000
 _CAMPPLUS_SIZE = 192
 EMBEDDING_SIZE = 256 + _CAMPPLUS_SIZE
 """Numbers from Resemblyzer and from CAM++."""
@@ -46,7 +46,7 @@ class SpeakerEncoder:
 
     def embed_all(self, pieces: Sequence[F32]) -> list[F32 | None]:
         """One embedding per piece of speech."""
-        usable = [i for i, piece in enumerate(pieces) if len(piece) >= MIN_SPEECH_S * RATE_HZ and np.any(piece)]
+        usable = [i for i, piece in enumerate(pieces) if len(piece) >= MIN_SPEECH_S * SPEECH_RATE_HZ and np.any(piece)]
         found: list[F32 | None] = [None] * len(pieces)
         if usable:
             one = self.resemblyzer.embed([pieces[i] for i in usable])
@@ -83,7 +83,7 @@ class Resemblyzer:
         from resemblyzer import VoiceEncoder
 
         network = VoiceEncoder("cpu", verbose=False).eval()
-        return cls(network, mel(sr=RATE_HZ, n_fft=_WINDOW, n_mels=_NUM_MELS).astype(np.float32))
+        return cls(network, mel(sr=SPEECH_RATE_HZ, n_fft=_WINDOW, n_mels=_NUM_MELS).astype(np.float32))
 
     def embed(self, pieces: Sequence[F32]) -> F32:
         """Unit-length rows [n, 256], all partials of all pieces in batches."""
@@ -165,7 +165,7 @@ class CamPlusPlus:
         rows = []
         with torch.inference_mode():
             for piece in pieces:
-                count = int(np.ceil(len(piece) / (_MAX_PIECE_S * RATE_HZ)))
+                count = int(np.ceil(len(piece) / (_MAX_PIECE_S * SPEECH_RATE_HZ)))
                 level = _LEVEL / (float(np.sqrt(np.mean(np.square(piece)))) + 1e-9)
                 whole = (piece[: len(piece) // count * count] * level).astype(np.float32)
                 parts = torch.from_numpy(whole.reshape(count, -1))

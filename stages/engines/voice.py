@@ -6,43 +6,26 @@ the stretches are drawn here, with a hysteresis, so that both ends can be tuned 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import EngineError
+from schemas.spans import SPEECH_RATE_HZ
+from schemas.stretches import Stretch, merge, pad
 from stages.base import StageConfig
-
-RATE_HZ = 16_000
-"""Rate of all speech sound here: what Silero, the diarizer, pocketsphinx and whisper were trained on."""
 
 _HOP = 512
 _CONTEXT = 64
-HOP_S = _HOP / RATE_HZ
+HOP_S = _HOP / SPEECH_RATE_HZ
 """32 ms: Silero's step at 16 kHz. Each step also sees the 64 samples before it (silero_vad/sequence_vad.py)."""
 
 _BLOCK = 4096
 """Steps per call of the network (131 s): bounds memory on long assets, the state is carried over."""
-
-
-class Stretch(NamedTuple):
-    """A half-open stretch of time in seconds."""
-
-    start_s: float
-    end_s: float
-
-    @property
-    def duration_s(self) -> float:
-        return self.end_s - self.start_s
-
-    def overlap_s(self, other: Stretch) -> float:
-        """Seconds that both cover."""
-        return max(0.0, min(self.end_s, other.end_s) - max(self.start_s, other.start_s))
 
 
 class VoiceConfig(StageConfig):
@@ -97,7 +80,7 @@ class VoiceActivity:
 
     def stretches(self, samples: NDArray[np.float32], config: VoiceConfig) -> list[Stretch]:
         """Speech in mono `samples` at 16 kHz, in seconds from their start."""
-        return draw_stretches(self.probabilities(samples), config, len(samples) / RATE_HZ)
+        return draw_stretches(self.probabilities(samples), config, len(samples) / SPEECH_RATE_HZ)
 
 
 def draw_stretches(probabilities: NDArray[np.float32], config: VoiceConfig, duration_s: float) -> list[Stretch]:
@@ -115,29 +98,3 @@ def draw_stretches(probabilities: NDArray[np.float32], config: VoiceConfig, dura
     bridged = merge((Stretch(start, end) for start, end in raw), config.min_silence_s)
     kept = [stretch for stretch in bridged if stretch.duration_s >= config.min_speech_s]
     return pad(kept, config.pad_s, duration_s)
-
-
-def merge(stretches: Iterable[Stretch], gap_s: float = 0.0) -> list[Stretch]:
-    """The union of `stretches` in order of time, with gaps shorter than `gap_s` (or of nothing) closed."""
-    merged: list[Stretch] = []
-    for stretch in sorted(stretches):
-        if merged and (stretch.start_s <= merged[-1].end_s or stretch.start_s - merged[-1].end_s < gap_s):
-            merged[-1] = Stretch(merged[-1].start_s, max(merged[-1].end_s, stretch.end_s))
-        else:
-            merged.append(stretch)
-    return merged
-
-
-def pad(stretches: list[Stretch], pad_s: float, duration_s: float) -> list[Stretch]:
-    """`stretches` widened by `pad_s` at both ends, inside [0, duration_s] and at most to the middle of each gap."""
-    padded: list[Stretch] = []
-    for index, stretch in enumerate(stretches):
-        before = (stretches[index - 1].end_s + stretch.start_s) / 2 if index else 0.0
-        after = (stretch.end_s + stretches[index + 1].start_s) / 2 if index + 1 < len(stretches) else duration_s
-        padded.append(Stretch(max(before, stretch.start_s - pad_s), min(after, duration_s, stretch.end_s + pad_s)))
-    return padded
-
-
-def covered_s(stretch: Stretch, others: Iterable[Stretch]) -> float:
-    """Seconds of `stretch` covered by `others`, which do not overlap each other."""
-    return sum(stretch.overlap_s(other) for other in others)

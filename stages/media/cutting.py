@@ -19,11 +19,10 @@ from typing import Any, Literal
 import numpy as np
 
 from schemas.errors import MediaError
+from schemas.shard import SOUND_RATE_HZ
 from schemas.timing import Span, microseconds, sample_at
 from stages.media.decoder import Decoder, Waveform
 
-SOUND_RATE_HZ = 48_000
-"""Rate of every clip's sound: what NAVA's audio codec reads."""
 SEARCH_SAMPLES = 4_800
 """Largest displacement looked for when written sound is compared with the plan: 100 ms at 48 kHz."""
 TIE_RATIO = 0.999

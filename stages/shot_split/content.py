@@ -17,6 +17,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.stretches import bridged, runs
+
 Thumbs = NDArray[np.uint8]
 Array = NDArray[np.float32]
 
@@ -275,7 +277,7 @@ def blends(thumbs: Thumbs, fps: float) -> list[Blend]:
     """The stretches of `thumbs` that look like a dissolve or fade, the more doubtful ones included."""
     mixture = mixture_strength(thumbs, fps)
     found = []
-    for first, end in runs(mixture > 0, 2):
+    for first, end in lasting(mixture > 0, 2):
         middle = first + int(np.argmax(mixture[first:end]))
         strength = float(mixture[middle])
         share, news = min(_mixed_or_moved(thumbs, middle, half) for half in _halves(fps))
@@ -322,16 +324,10 @@ def ramp(thumbs: Thumbs, blend: Blend, limits: tuple[int, int], fps: float) -> t
     return min(start, blend.first), max(end, blend.end)
 
 
-def runs(mask: NDArray[np.bool_], min_length: int) -> list[tuple[int, int]]:
+def lasting(mask: NDArray[np.bool_], min_length: int) -> list[tuple[int, int]]:
     """[first, end) of the stretches of True in `mask` of at least `min_length`, gaps shorter than that closed."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    stretches: list[tuple[int, int]] = []
-    for first, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        if stretches and first - stretches[-1][1] < min_length:
-            stretches[-1] = (stretches[-1][0], end)
-        else:
-            stretches.append((first, end))
-    return [(first, end) for first, end in stretches if end - first >= min_length]
+    closed = bridged(runs(mask), min_length).tolist()
+    return [(first, end) for first, end in closed if end - first >= min_length]
 
 
 def combine(hard: Sequence[Boundary], soft: Sequence[Boundary], thumbs: Thumbs) -> list[Boundary]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.stretches import Runs, bridged
 from stages.shot_split.content import (
     HEIGHT,
     WIDTH,
@@ -27,7 +28,7 @@ from stages.shot_split.content import (
     confidence_of,
     cut_candidates,
     examine,
-    runs,
+    lasting,
     sure_transitions,
 )
 
@@ -117,7 +118,7 @@ class TransNetDetector:
         middle, inside = self.net.probabilities(thumbs)
         soft = transitions(middle, inside, fps)
         hard = []
-        for first, end in runs(middle > PROBABLE, 1):
+        for first, end in lasting(middle > PROBABLE, 1):
             at = first + int(np.argmax(middle[first:end])) + 1
             if at < len(thumbs) and not any(s.start <= at <= s.end for s in soft):
                 hard.append(Boundary(at, at, "hard", float(middle[at - 1])))
@@ -148,7 +149,7 @@ class HybridDetector:
                 hard.append(Boundary(at, at, "hard", confidence))
         maybe = blends(thumbs, fps)
         soft: list[Boundary] = []
-        for first, end in _regions(maybe, len(thumbs), fps):
+        for first, end in _regions(maybe, len(thumbs), fps).tolist():
             middle, inside = self._answers(thumbs, first, end)
             soft += [replace(s, start=s.start + first, end=s.end + first) for s in transitions(middle, inside, fps)]
         soft += [
@@ -181,17 +182,11 @@ class HybridDetector:
         return middle, inside
 
 
-def _regions(maybe: Sequence[Blend], num: int, fps: float) -> list[tuple[int, int]]:
-    """[first, end) of the stretches of `num` frames where pictures may blend, with a second of room around them."""
+def _regions(maybe: Sequence[Blend], num: int, fps: float) -> Runs:
+    """[k, 2], first and end of the stretches of `num` frames where pictures may blend, with a second of room around."""
     room = round(fps)
-    wide: list[tuple[int, int]] = []
-    for blend in maybe:
-        low, high = max(0, blend.first - room), min(num, blend.end + room)
-        if wide and low <= wide[-1][1]:
-            wide[-1] = (wide[-1][0], high)
-        else:
-            wide.append((low, high))
-    return wide
+    wide = [(max(0, blend.first - room), min(num, blend.end + room)) for blend in maybe]
+    return bridged(np.array(wide, np.int64).reshape(-1, 2), 0)
 
 
 def transitions(middle: NDArray[np.float64], inside: NDArray[np.float64], fps: float) -> list[Boundary]:
@@ -199,6 +194,6 @@ def transitions(middle: NDArray[np.float64], inside: NDArray[np.float64], fps: f
     shortest = max(3, round(MIN_INSIDE_S * fps) + 1)
     return [
         Boundary(first, end, "gradual", float(inside[first:end].mean()))
-        for first, end in runs(inside > PROBABLE, shortest)
+        for first, end in lasting(inside > PROBABLE, shortest)
         if middle[first:end].max() >= POSSIBLE
     ]

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from schemas.errors import ItemError, MediaError
+from schemas.errors import MediaError
 from schemas.fields import f, struct
 from schemas.records import ACTIVE_FACE, FACE_TRACK, SYNC_WINDOW, Row, span_of
 from stages.base import Context, Measure, Resources, StageConfig
@@ -141,16 +141,7 @@ class Sync(Measure[SyncConfig]):
         )
         self.engine = make_engine(config)
 
-    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
-        results: list[dict[str, Any] | ItemError] = []
-        for row in batch:
-            try:
-                results.append(self._measure(row))
-            except MediaError as error:
-                results.append(error)
-        return results
-
-    def _measure(self, row: Row) -> dict[str, Any]:
+    def measure(self, row: Row) -> dict[str, Any]:
         seen, sound, speech = self.observe(row)
         return measure(seen, sound, speech, row["clip"]["spans"] or [], self.engine, self.config)
 

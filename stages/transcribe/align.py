@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import EngineError
-from stages.engines.voice import RATE_HZ, Stretch
+from schemas.spans import SPEECH_RATE_HZ, Word
+from schemas.stretches import Stretch, inside
 from stages.transcribe.pocketsphinx import FRAME_S, Recogniser, recogniser
-from stages.transcribe.words import Heard, Word, spread
+from stages.transcribe.words import Heard, spread
 
 SIDECARS = (".srt", ".vtt", ".txt")
 CUE_SLACK_S = 0.5
@@ -161,7 +162,7 @@ class AlignEngine:
 
         `start_s` is that start on the asset clock, which cue times refer to. Raises EngineError when nothing fits.
         """
-        duration_s = len(samples) / RATE_HZ
+        duration_s = len(samples) / SPEECH_RATE_HZ
         spoken = {w: spoken_form(w) for w in transcript.words}
         with recogniser("align", samples, self.scratch_dir) as worker:
             extra = self._pronunciations(set(spoken.values()), samples)
@@ -172,8 +173,7 @@ class AlignEngine:
                 found = align_cue(worker, [spoken[t] for t in texts], extra, window)
                 if found is None:
                     num_failed += 1
-                    room = [Stretch(max(a, window.start_s), min(b, window.end_s)) for a, b in speech]
-                    words += spread(texts, [r for r in room if r.duration_s > 0])
+                    words += spread(texts, inside(window, speech))
                 else:
                     words += [trim(word, speech) for word in fill_gaps(texts, found, window)]
         if num_failed == len(transcript.cues):
@@ -195,9 +195,8 @@ class AlignEngine:
 
 def trim(word: Word, speech: list[Stretch]) -> Word:
     """`word` cut to the stretch of speech that holds most of it: an aligner lets words reach into pauses."""
-    parts = [Stretch(max(word.start_s, a), min(word.end_s, b)) for a, b in speech]
-    longest = max(parts, key=lambda part: part.duration_s, default=Stretch(0.0, 0.0))
-    return word._replace(start_s=longest.start_s, end_s=longest.end_s) if longest.duration_s > 0 else word
+    longest = max(inside(word, speech), key=lambda part: part.duration_s, default=None)
+    return word if longest is None else word.within(longest.start_s, longest.end_s)
 
 
 def cue_windows(cues: list[Cue], start_s: float, duration_s: float) -> list[Stretch]:
@@ -225,8 +224,8 @@ def align_cue(
     if not alignable or window.duration_s <= 0:
         return None
     job = {
-        "low": round(window.start_s * RATE_HZ),
-        "high": round(window.end_s * RATE_HZ),
+        "low": round(window.start_s * SPEECH_RATE_HZ),
+        "high": round(window.end_s * SPEECH_RATE_HZ),
         "text": " ".join(forms[i] for i in alignable),
         "extra": {forms[i]: extra[forms[i]] for i in alignable if forms[i] in extra},
     }

@@ -1,7 +1,7 @@
 """The recogniser's child process: pocketsphinx in a process of its own, because it is C code that can crash.
 
 Started by `stages.transcribe.pocketsphinx` as `python -P -m stages.transcribe.child MODE SAMPLES.npy`. Reads one JSON job per
-line from stdin, answers each with one JSON line on stdout. Imports numpy and pocketsphinx only.
+line from stdin, answers each with one JSON line on stdout. Imports no more of the project than its records.
 
     decode  {"low", "high", "states"}           -> {"words": [[text, first_frame, end_frame, probability], ...]}
     align   {"low", "high", "text", "extra"}    -> the same with the given words and no probability; {"words": null}
@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-RATE_HZ = 16_000
+from schemas.spans import SPEECH_RATE_HZ
+
 WIDE = {"beam": 1e-100, "pbeam": 1e-100, "wbeam": 1e-80}
 """Beams for alignment. With the usual 1e-48 it gives up where two people talk at once; wider costs twice the time."""
 
@@ -32,7 +33,7 @@ def main(mode: str, samples_path: str) -> None:
     for line in sys.stdin:
         job = json.loads(line)
         if decoder is None:
-            settings = {"samprate": RATE_HZ, "loglevel": "FATAL"}
+            settings = {"samprate": SPEECH_RATE_HZ, "loglevel": "FATAL"}
             settings |= {"maxhmmpf": job["states"]} if mode == "decode" else {"lm": None, **WIDE}
             decoder = Decoder(**settings)
         print(json.dumps(_answer(decoder, mode, job, samples)), flush=True)

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import EngineError
-from stages.engines.voice import RATE_HZ, Stretch, merge, pad
-from stages.transcribe.words import Heard, Word
+from schemas.spans import SPEECH_RATE_HZ, Word
+from schemas.stretches import Stretch, merge, pad
+from stages.transcribe.words import Heard
 
 FRAME_S = 0.01
 """pocketsphinx's frame step."""
@@ -105,10 +106,11 @@ class PocketsphinxEngine:
         """Words in the `speech` parts of mono `samples` at 16 kHz, in seconds from their start."""
         words: list[Word] = []
         num_failed = 0
-        duration_s = len(samples) / RATE_HZ
+        duration_s = len(samples) / SPEECH_RATE_HZ
         with recogniser("decode", samples, self.scratch_dir) as worker:
-            for start_s, end_s in pad(merge(speech, self.min_gap_s), 0.15, duration_s):
-                low, high = round(start_s * RATE_HZ), round(end_s * RATE_HZ)
+            for utterance in pad(merge(speech, self.min_gap_s), 0.15, duration_s):
+                start_s = utterance.start_s
+                low, high = round(start_s * SPEECH_RATE_HZ), round(utterance.end_s * SPEECH_RATE_HZ)
                 answer = worker.ask({"low": low, "high": high, "states": self.states})
                 if answer is None:
                     num_failed += 1

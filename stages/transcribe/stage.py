@@ -13,12 +13,14 @@ from pydantic import Field
 from schemas.errors import ItemError
 from schemas.fields import f, struct
 from schemas.records import STRETCH, WORD, Row
+from schemas.spans import SPEECH_RATE_HZ
+from schemas.stretches import Stretch
 from stages.base import Context, Measure, Resources, StageConfig
-from stages.engines.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig
+from stages.engines.voice import VoiceActivity, VoiceConfig
 from stages.transcribe.align import AlignEngine, Transcript, find_transcript, spoken_form
 from stages.transcribe.pocketsphinx import PocketsphinxEngine
 from stages.transcribe.whisperx import WhisperxConfig, WhisperxEngine
-from stages.transcribe.words import Heard, keep_spoken
+from stages.transcribe.words import Heard, Kept, keep_spoken
 
 
 class TranscribeConfig(StageConfig):
@@ -87,15 +89,12 @@ class Transcribe(Measure[TranscribeConfig]):
             return WhisperxEngine.load(self.config.whisperx, self.voice, self.config.voice, self.ctx.scratch_dir)
         return PocketsphinxEngine(self.ctx.scratch_dir, self.config.states)
 
-    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
-        return [self._measure(row) for row in batch]
-
-    def _measure(self, row: Row) -> dict[str, Any]:
+    def measure(self, row: Row) -> dict[str, Any]:
         if not row["probe"]["has_audio"]:
-            return {**_struct(None, Heard([], None, None), [], [], (0, 0, 0), 0.0), "agreement": None}
+            return {**_struct(None, Heard([], None, None), [], Kept([], 0, 0, 0), 0.0), "agreement": None}
         config = self.config
-        sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=RATE_HZ, mono=True)
-        start_s, duration_s = float(sound.start), len(sound.samples) / RATE_HZ
+        sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=SPEECH_RATE_HZ, mono=True)
+        start_s, duration_s = float(sound.start), len(sound.samples) / SPEECH_RATE_HZ
         speech = self.voice.stretches(sound.samples, config.voice)
         given = self._given(row)
         if given is not None:
@@ -105,15 +104,12 @@ class Transcribe(Measure[TranscribeConfig]):
             engine = "pocketsphinx" if config.engine == "auto" else config.engine
             heard = self.engine.hear(sound.samples, speech)
         kept = keep_spoken(heard.words, speech, duration_s, config.min_speech_share, config.max_repeats)
-        heard.words = kept.words
-        words = [w._replace(start_s=start_s + w.start_s, end_s=start_s + w.end_s)._asdict() for w in kept.words]
-        dropped = (kept.num_on_silence, kept.num_repeated, kept.num_outside)
         common = None
         if self.second is not None:
             other = self.second.hear(sound.samples, speech)
             others = keep_spoken(other.words, speech, duration_s, config.min_speech_share, config.max_repeats)
             common = agreement([word.text for word in kept.words], [word.text for word in others.words])
-        return {**_struct(engine, heard, speech, words, dropped, start_s), "agreement": common}
+        return {**_struct(engine, heard, speech, kept, start_s), "agreement": common}
 
     def _given(self, row: Row) -> Transcript | None:
         if self.config.engine not in ("auto", "align"):
@@ -137,24 +133,18 @@ def agreement(one: Sequence[str], other: Sequence[str]) -> float | None:
     return SequenceMatcher(None, first, second, autojunk=False).ratio()
 
 
-def _struct(
-    engine: str | None,
-    heard: Heard,
-    speech: list[Stretch],
-    words: list[dict[str, Any]],
-    dropped: tuple[int, int, int],
-    start_s: float,
-) -> dict[str, Any]:
+def _struct(engine: str | None, heard: Heard, speech: list[Stretch], kept: Kept, start_s: float) -> dict[str, Any]:
+    """The struct of what was `heard` in a sound that begins at `start_s`; all but `agreement`."""
     return {
         "engine": engine,
-        "language": heard.language if words else None,
-        "language_confidence": heard.language_confidence if words else None,
-        "speech": [{"start_s": start_s + s.start_s, "end_s": start_s + s.end_s} for s in speech],
-        "words": words,
-        "num_dropped_words": sum(dropped),
-        "num_on_silence": dropped[0],
-        "num_repeated": dropped[1],
-        "num_outside": dropped[2],
+        "language": heard.language if kept.words else None,
+        "language_confidence": heard.language_confidence if kept.words else None,
+        "speech": [stretch.moved(start_s).row() for stretch in speech],
+        "words": [word.moved(start_s).row() for word in kept.words],
+        "num_dropped_words": kept.num_dropped,
+        "num_on_silence": kept.num_on_silence,
+        "num_repeated": kept.num_repeated,
+        "num_outside": kept.num_outside,
         "num_failed": heard.num_failed,
-        "text": " ".join(word["text"] for word in words),
+        "text": " ".join(word.text for word in kept.words),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from schemas.errors import EngineError
+from schemas.spans import SPEECH_RATE_HZ, Word
+from schemas.stretches import Stretch, inside
 from stages.base import StageConfig
-from stages.engines.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig
-from stages.transcribe.words import Heard, Word, spread
+from stages.engines.voice import VoiceActivity, VoiceConfig
+from stages.transcribe.words import Heard, spread
 
 
 class WhisperxConfig(StageConfig):
@@ -97,17 +99,16 @@ class WhisperxEngine:
     def _language(self, samples: NDArray[np.float32], speech: list[Stretch]) -> tuple[str, float | None]:
         if self.config.language:
             return self.config.language, None
-        first = int(speech[0].start_s * RATE_HZ)
+        first = int(speech[0].start_s * SPEECH_RATE_HZ)
         language, probability, _ = self.pipeline.model.detect_language(audio=np.array(samples[first:]))
         return language, float(probability)
 
     def _spread(self, segments: list[dict[str, Any]], speech: list[Stretch]) -> list[Word]:
         words: list[Word] = []
         for segment in segments:
-            room = [Stretch(max(a, segment["start"]), min(b, segment["end"])) for a, b in speech]
+            room = inside(Stretch(segment["start"], segment["end"]), speech)
             confidence = min(1.0, math.exp(segment["avg_logprob"]))
-            spread_out = spread(segment["text"].split(), [r for r in room if r.duration_s > 0])
-            words += [word._replace(confidence=confidence) for word in spread_out]
+            words += [replace(word, confidence=confidence) for word in spread(segment["text"].split(), room)]
         return words
 
     def _align(self, segments: list[dict[str, Any]], samples: NDArray[np.float32], language: str) -> list[Word]:

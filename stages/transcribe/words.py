@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from stages.engines.voice import Stretch, covered_s
+from schemas.spans import Word
+from schemas.stretches import Stretch, covered_s
 
 MIN_WORD_S = 0.02
-
-
-class Word(NamedTuple):
-    """A word as spoken, in seconds; confidence is null where the engine gives none."""
-
-    text: str
-    start_s: float
-    end_s: float
-    confidence: float | None
 
 
 @dataclass
@@ -55,10 +46,10 @@ def keep_spoken(
     """
     inside = []
     for word in sorted(words, key=lambda w: (w.start_s, w.end_s)):
-        start_s, end_s = max(0.0, word.start_s), min(duration_s, word.end_s)
-        if end_s - start_s >= MIN_WORD_S:
-            inside.append(word._replace(start_s=start_s, end_s=end_s))
-    spoken = [w for w in inside if covered_s(Stretch(w.start_s, w.end_s), speech) >= min_share * (w.end_s - w.start_s)]
+        cut = word.within(0.0, duration_s)
+        if cut.duration_s >= MIN_WORD_S:
+            inside.append(cut)
+    spoken = [word for word in inside if covered_s(word, speech) >= min_share * word.duration_s]
     kept = drop_loops(spoken, max_repeats)
     return Kept(kept, len(inside) - len(spoken), len(spoken) - len(kept), len(words) - len(inside))
 

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.fit_diarize import make_mix, single_voices, sweep
 from pipeline.demo.clips import turns_audio
-from stages.engines.voice import RATE_HZ, VoiceActivity
+from schemas.spans import SPEECH_RATE_HZ
+from stages.engines.voice import VoiceActivity
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_a_mix_is_loud_where_its_turns_are_and_the_same_every_time(voices: dict[
     assert len({t.speaker for t in mix.turns}) == 2
     is_said = np.zeros(len(mix.samples), bool)
     for turn in mix.turns:
-        is_said[round(turn.start_s * RATE_HZ) : round(turn.end_s * RATE_HZ)] = True
+        is_said[round(turn.start_s * SPEECH_RATE_HZ) : round(turn.end_s * SPEECH_RATE_HZ)] = True
     loudness, rest = np.mean(mix.samples[is_said] ** 2), np.mean(mix.samples[~is_said] ** 2)
     assert loudness > 10 * rest
 

@@ -86,11 +86,10 @@ def asset_of(words: list[tuple[str, float, float, str]]) -> dict[str, Any]:
 
 def clip_of(asset: dict[str, Any], low: int, high: int) -> dict[str, Any]:
     """The clip [low, high) in hundredths of a second, with the spans the clip stage would give it."""
-    from stages.clip import group_utterances, spans_within, spoken_words
+    from stages.clip import Talk, spans_within
 
-    span = Span(low, high, 1, 100)
-    utterances = group_utterances(spoken_words(asset["transcribe"], asset["diarize"]), 0.3)
-    spans = spans_within(span, utterances, [], "en")
+    span, talk = Span(low, high, 1, 100), Talk.of(asset, 0.3)
+    spans = [found.row() for found in spans_within(span, talk.utterances, talk.overlaps, talk.language)]
     references = [
         {"span_index": i, "is_same_span": i == 0, "embedding": [float(i)], "similarity": 0.9} for i in range(len(spans))
     ]

@@ -17,16 +17,17 @@ from pyannote.audio.core.plda import PLDA
 from pyannote.audio.pipelines import SpeakerDiarization
 from pyannote.audio.pipelines.clustering import Clustering
 
-from stages.engines.speakers import EMBEDDING_SIZE, MIN_SPEECH_S, RATE_HZ, SpeakerEncoder
+from schemas.spans import SPEECH_RATE_HZ
+from stages.engines.speakers import EMBEDDING_SIZE, MIN_SPEECH_S, SpeakerEncoder
 
 
 class VoiceEmbedding:
     """The project's speaker encoder in the form pyannote's pipeline calls."""
 
-    sample_rate = RATE_HZ
+    sample_rate = SPEECH_RATE_HZ
     dimension = EMBEDDING_SIZE
     metric = "cosine"
-    min_num_samples = int(MIN_SPEECH_S * RATE_HZ)
+    min_num_samples = int(MIN_SPEECH_S * SPEECH_RATE_HZ)
 
     def __init__(self) -> None:
         self.encoder = SpeakerEncoder.load()
@@ -60,6 +61,6 @@ class LocalDiarization(SpeakerDiarization):
 
         self.klustering = clustering
         self._embedding: Any = VoiceEmbedding()
-        self._audio = Audio(sample_rate=RATE_HZ, mono="downmix")
+        self._audio = Audio(sample_rate=SPEECH_RATE_HZ, mono="downmix")
         self.clustering = Clustering[clustering].value(metric="cosine")
         self._expects_num_speakers = self.clustering.expects_num_clusters

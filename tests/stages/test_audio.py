@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from schemas.stretches import Stretch
 from stages.audio import AUDIO, Audio, AudioConfig, bandwidth, clipping, held_tones, kind_of, loudness, measure
 from stages.base import Context
 
@@ -50,10 +51,10 @@ def test_snr_is_speech_power_over_pause_power(snr_db: float) -> None:
     active = np.concatenate([speech[: 2 * RATE], speech[4 * RATE :]])
     power = float((active**2).mean()) / 10 ** (snr_db / 10)
     noisy = speech + rng.normal(0, np.sqrt(power), len(speech)).astype(np.float32)
-    found = measure(noisy[:, None], RATE, [(0.0, 2.0), (4.0, 6.0)])
+    found = measure(noisy[:, None], RATE, [Stretch(0.0, 2.0), Stretch(4.0, 6.0)])
     assert found["snr_db"] == pytest.approx(snr_db, abs=0.7)
     assert found["is_snr_from_pauses"]
-    without = measure(noisy[: 2 * RATE, None], RATE, [(0.0, 2.0)])
+    without = measure(noisy[: 2 * RATE, None], RATE, [Stretch(0.0, 2.0)])
     assert not without["is_snr_from_pauses"]
     assert measure(noisy[:, None], RATE, [])["snr_db"] is None
 
@@ -82,7 +83,7 @@ def test_bandwidth_finds_the_low_pass() -> None:
 
 def test_channels_are_compared() -> None:
     left = voiced(2.0)
-    inverted = measure(np.stack([left, -left], 1), RATE, [(0.0, 2.0)])
+    inverted = measure(np.stack([left, -left], 1), RATE, [Stretch(0.0, 2.0)])
     assert inverted["channel_correlation"] == pytest.approx(-1.0)
     assert inverted["snr_db"] is not None
     half_dead = measure(np.stack([left, 0 * left], 1), RATE, [])
@@ -110,7 +111,7 @@ def test_kind_follows_voice_activity_and_held_tones() -> None:
     noise = np.random.default_rng(2).normal(0, 0.1, 2 * RATE).astype(np.float32)
     assert measure(chords[:, None], RATE, [])["kind"] == "music"
     assert measure(noise[:, None], RATE, [])["kind"] == "other"
-    assert measure(voiced(2.0)[:, None], RATE, [(0.1, 1.9)])["kind"] == "speech"
+    assert measure(voiced(2.0)[:, None], RATE, [Stretch(0.1, 1.9)])["kind"] == "speech"
     tonality = held_tones(chords, RATE)
     gliding = held_tones(voiced(2.0), RATE)
     assert tonality is not None

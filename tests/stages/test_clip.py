@@ -12,27 +12,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.records import CLIP, span_fields, span_of
+from schemas.spans import Word
+from schemas.stretches import Stretch
 from schemas.timing import Span
 from stages.base import Context
-from stages.clip import Clip, ClipConfig, group_utterances, plan_windows, spans_within, spoken_words
+from stages.clip import Clip, ClipConfig, Talk, group_utterances, plan_windows, spans_within
 
 
 @st.composite
-def shots(draw: st.DrawFn) -> tuple[np.ndarray, list[tuple[float, float]], float, float]:
+def shots(draw: st.DrawFn) -> tuple[np.ndarray, list[Word], float, float]:
     """Frame times of one shot at any, perhaps varying rate, words over it, and length limits."""
     steps = draw(st.lists(st.sampled_from([1 / 60, 1 / 30, 0.04, 0.1, 0.5]), min_size=1, max_size=300))
     times = draw(st.floats(0, 100)) + np.concatenate([[0.0], np.cumsum(steps)])
     words, at = [], float(times[0]) - 1.0
     for gap, length in draw(st.lists(st.tuples(st.floats(0, 1.5), st.floats(0.01, 1.2)), max_size=60)):
-        words.append((at + gap, at + gap + length))
+        words.append(Word("x", at + gap, at + gap + length))
         at += gap + length
     min_s = draw(st.floats(0.2, 4.0))
     return times, words, min_s, min_s * draw(st.floats(1.0, 6.0))
 
 
-def utterances_of(words: list[tuple[float, float]], pause_s: float = 0.3) -> list[tuple[float, float]]:
-    rows = [{"start_s": a, "end_s": b, "speaker": None} for a, b in words]
-    return [(u[0]["start_s"], u[-1]["end_s"]) for u in group_utterances(rows, pause_s)]
+def utterances_of(words: list[Word], pause_s: float = 0.3) -> list[Stretch]:
+    return [Stretch(u[0].start_s, u[-1].end_s) for u in group_utterances(words, pause_s)]
 
 
 @settings(max_examples=150, deadline=None)
@@ -45,7 +46,7 @@ def test_windows_are_disjoint_in_range_and_cut_no_word(case: Any) -> None:
         assert last <= first < end <= len(times) - 1
         assert min_s - 1e-6 <= times[end] - times[first] <= max_s + 1e-6
         for edge in (times[first], times[end]):
-            assert not any(a < edge < b for a, b in words)
+            assert not any(word.start_s < edge < word.end_s for word in words)
         last = end
     kept = sum(times[b] - times[a] for a, b in windows)
     gaps = sum(
@@ -78,21 +79,22 @@ def test_silence_is_divided_evenly() -> None:
 
 def test_cuts_fall_into_pauses_away_from_words() -> None:
     times = np.arange(0, 30 * 24 + 1) / 30
-    words = [(0.5 + i, 1.2 + i) for i in range(7)] + [(9.0 + i * 0.8, 9.8 + i * 0.8) for i in range(12)]
-    utterances = [(a, b) for a, b in words[:7]] + [(9.0, 18.6)]
+    words = [Stretch(0.5 + i, 1.2 + i) for i in range(7)] + [Stretch(9.0 + i * 0.8, 9.8 + i * 0.8) for i in range(12)]
+    utterances = [*words[:7], Stretch(9.0, 18.6)]
     windows = plan_windows(times, words, utterances, 2.0, 10.0)
     assert windows
     for first, end in windows:
         for edge in (times[first], times[end]):
-            assert not any(a < edge < b for a, b in utterances)
-    kept = [w for w in words if any(times[a] <= w[0] and w[1] <= times[b] for a, b in windows)]
+            assert not any(u.start_s < edge < u.end_s for u in utterances)
+    kept = [w for w in words if any(times[a] <= w.start_s and w.end_s <= times[b] for a, b in windows)]
     assert kept == words
 
 
 def test_long_speech_is_cut_at_its_widest_gap() -> None:
     times = np.arange(0, 25 * 16 + 1) / 25
-    words = [(i * 0.5, i * 0.5 + 0.49) for i in range(16)] + [(8.21 + i * 0.5, 8.7 + i * 0.5) for i in range(15)]
-    windows = plan_windows(times, words, [(0.0, 16.0)], 2.0, 10.0)
+    words = [Stretch(i * 0.5, i * 0.5 + 0.49) for i in range(16)]
+    words += [Stretch(8.21 + i * 0.5, 8.7 + i * 0.5) for i in range(15)]
+    windows = plan_windows(times, words, [Stretch(0.0, 16.0)], 2.0, 10.0)
     inner = [times[i] for w in windows for i in w if 0 < i < len(times) - 1]
     assert inner
     assert all(7.99 <= edge <= 8.21 for edge in inner)
@@ -100,7 +102,7 @@ def test_long_speech_is_cut_at_its_widest_gap() -> None:
 
 def test_shot_that_begins_inside_a_word_starts_after_it() -> None:
     times = np.arange(0, 25 * 6 + 1) / 25
-    ((first, _),) = plan_windows(times, [(-0.3, 0.35)], [(-0.3, 0.35)], 2.0, 10.0)
+    ((first, _),) = plan_windows(times, [Stretch(-0.3, 0.35)], [Stretch(-0.3, 0.35)], 2.0, 10.0)
     assert times[first] >= 0.35
 
 
@@ -129,16 +131,21 @@ DIARIZE = {
 
 
 def test_words_become_spans_of_one_speaker_each_on_the_clip_clock() -> None:
-    utterances = group_utterances(spoken_words(TRANSCRIBE, DIARIZE), 0.3)
+    talk = Talk.of({"transcribe": TRANSCRIBE, "diarize": DIARIZE}, 0.3)
     clip = Span(5, 50, 1, 20)  # 0.25 s to 2.5 s
-    spans = spans_within(clip, utterances, [(0.95, 1.0)], "en")
-    assert [(s["speaker"], s["text"]) for s in spans] == [("A", "lay white"), ("B", "set")]
-    assert spans[0]["start_s"] == pytest.approx(0.15)
-    assert spans[0]["end_s"] == pytest.approx(0.75)
-    assert spans[0]["confidence"] == pytest.approx(0.8)
-    assert spans[1]["confidence"] is None
-    assert [s["is_overlap"] for s in spans] == [True, False]
-    assert all(s["end_s"] <= float(clip.duration) for s in spans)
+    first, second = spans_within(clip, talk.utterances, talk.overlaps, talk.language)
+    assert [(s.speaker, s.text, s.language) for s in (first, second)] == [("A", "lay white", "en"), ("B", "set", "en")]
+    assert (first.start_s, first.end_s) == (pytest.approx(0.15), pytest.approx(0.75))
+    assert (first.confidence, second.confidence) == (pytest.approx(0.8), None)
+    assert [first.is_overlap, second.is_overlap] == [True, False]
+    assert second.words[-1].end_s == second.end_s <= float(clip.duration)
+
+
+def test_speech_without_words_is_not_to_be_cut_through() -> None:
+    heard = {**TRANSCRIBE, "speech": [{"start_s": 0.3, "end_s": 3.0}, {"start_s": 5.0, "end_s": 6.0}]}
+    talk = Talk.of({"transcribe": heard, "diarize": None}, 0.3)
+    assert talk.busy() == [Stretch(0.4, 1.5), Stretch(2.6, 2.9), Stretch(5.0, 6.0)]
+    assert Talk.of({"transcribe": None, "diarize": None}, 0.3).busy() == []
 
 
 def still_frames(path: Path, num: int) -> None:

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from benchmarks.quality_speech import compare_turns
 from schemas.errors import EngineError
+from schemas.spans import SPEECH_RATE_HZ, Turn, overlaps
+from schemas.stretches import Stretch, covered_s
 from stages.diarize.cluster import Bonds, Unit, cluster_of, corrected_similarity, join
 from stages.diarize.embedded import (
     FRAME_S,
     WINDOW_FRAMES,
     EmbeddedConfig,
     EmbeddedDiarizer,
-    Turn,
     Windows,
     active_runs,
     blocks,
@@ -29,9 +30,8 @@ from stages.diarize.embedded import (
     stitch,
 )
 from stages.diarize.pyannote import PyannoteDiarizer
-from stages.diarize.stage import Diarize, DiarizeConfig, alone, name_by_appearance, overlaps_of
+from stages.diarize.stage import Diarize, DiarizeConfig, name_by_appearance
 from stages.engines.speakers import SpeakerEncoder, similarity, unit
-from stages.engines.voice import RATE_HZ, Stretch, covered_s
 
 RANDOM = np.random.default_rng(11)
 
@@ -77,7 +77,7 @@ def test_one_voice_stays_one(engine: EmbeddedDiarizer, tmp_path: Path) -> None:
     assert {t.speaker for t in engine.turns(samples)} == {"0"}
 
 
-@pytest.mark.parametrize("num_samples", [0, 100, RATE_HZ])
+@pytest.mark.parametrize("num_samples", [0, 100, SPEECH_RATE_HZ])
 def test_silence_and_next_to_nothing(engine: EmbeddedDiarizer, num_samples: int) -> None:
     assert engine.turns(np.zeros(num_samples, np.float32)) == []
 
@@ -103,9 +103,9 @@ def test_real_two_speaker_recordings(media_dir: Path, engine: EmbeddedDiarizer, 
 
     items = {i["path"]: i for i in json.loads((media_dir / "manifest.json").read_text())["items"]}
     for name in ("multishot/dialog_with_silent_reaction_cutaway.mp4", "multispeaker/stereo_one_reader_per_channel.wav"):
-        sound = context.media.audio(media_dir / name, rate_hz=RATE_HZ)
+        sound = context.media.audio(media_dir / name, rate_hz=SPEECH_RATE_HZ)
         turns = engine.turns(np.array(sound.samples))
-        score = compare_turns(true_turns(items[name]["ground_truth"]), turns, (0, len(sound.samples) / RATE_HZ))
+        score = compare_turns(true_turns(items[name]["ground_truth"]), turns, (0, len(sound.samples) / SPEECH_RATE_HZ))
         assert (score["speakers_found"], score["der_0.25"] < 0.15) == (2, True), name
     context.media.close()
 
@@ -129,9 +129,8 @@ def test_a_local_pyannote_pipeline_runs(tmp_path: Path) -> None:
         "  clustering: {method: complete, min_cluster_size: 1, threshold: 0.45}\n"
     )
     turns = PyannoteDiarizer.load(str(tmp_path), "cpu").turns(samples)
-    found = [Stretch(t.start_s, t.end_s) for t in turns]
     missed = sum(t["end"] - t["start"] for t in truth["speaker_turns"]) - sum(
-        covered_s(Stretch(t["start"], t["end"]), [f]) for t in truth["speaker_turns"] for f in found
+        covered_s(Stretch(t["start"], t["end"]), [f]) for t in truth["speaker_turns"] for f in turns
     )
     assert turns
     assert abs(missed) < 0.25 * sum(t["end"] - t["start"] for t in truth["speaker_turns"])
@@ -182,8 +181,8 @@ def test_regrouping_splits_two_people_held_for_one() -> None:
 
 def test_overlap_is_kept() -> None:
     turns = draw_turns(two_people(), EmbeddedConfig())
-    (overlap,) = overlaps_of(turns)
-    assert overlap == pytest.approx((130 * FRAME_S, 160 * FRAME_S))
+    (overlap,) = overlaps(turns)
+    assert (overlap.start_s, overlap.end_s) == pytest.approx((130 * FRAME_S, 160 * FRAME_S))
 
 
 def voice_like(centre: np.ndarray, scatter: float) -> np.ndarray:
@@ -242,21 +241,9 @@ def test_names_follow_first_appearance(given_turns: list[tuple[str, float, float
     seen = list(dict.fromkeys(t.speaker for t in turns))
     assert seen == ["A", "B", "C"][: len(seen)]
     assert [t.start_s for t in turns] == sorted(t.start_s for t in turns)
-    for overlap in overlaps_of(turns):
+    for overlap in overlaps(turns):
         middle = (overlap.start_s + overlap.end_s) / 2
         assert len({t.speaker for t in turns if t.start_s <= middle <= t.end_s}) >= 2
-
-
-@given(st.lists(st.floats(0, 10), min_size=2, max_size=12))
-def test_alone_and_overlap_make_the_whole(edges: list[float]) -> None:
-    from stages.engines.voice import merge
-
-    pairs = sorted(edges)[: len(edges) // 2 * 2]
-    others = merge(Stretch(a, b) for a, b in zip(pairs[::2], pairs[1::2], strict=True))
-    whole = Stretch(2.0, 8.0)
-    left = alone(whole, others)
-    assert sum(s.duration_s for s in left) + covered_s(whole, others) == pytest.approx(6.0, abs=1e-6)
-    assert all(covered_s(s, others) == pytest.approx(0, abs=1e-9) for s in left)
 
 
 @given(st.lists(st.floats(0, 1), max_size=80))
@@ -279,11 +266,14 @@ def test_runs_reach_from_onset_down_to_the_offset(given: list[float]) -> None:
 
 def test_blocks_cover_everything_and_end_in_pauses() -> None:
     speech = [Stretch(i * 10 + 1, i * 10 + 9) for i in range(30)]
-    found = blocks(speech, 300 * RATE_HZ, 60.0)
+    found = blocks(speech, 300 * SPEECH_RATE_HZ, 60.0)
     assert found[0][0] == 0
-    assert found[-1][1] == 300 * RATE_HZ
+    assert found[-1][1] == 300 * SPEECH_RATE_HZ
     assert all(a[1] == b[0] for a, b in pairwise(found))
-    assert all(covered_s(Stretch(high / RATE_HZ - 0.01, high / RATE_HZ + 0.01), speech) == 0 for _, high in found[:-1])
+    assert all(
+        covered_s(Stretch(high / SPEECH_RATE_HZ - 0.01, high / SPEECH_RATE_HZ + 0.01), speech) == 0
+        for _, high in found[:-1]
+    )
 
 
 # --- voices ----------------------------------------------------------------------------------------------------------
@@ -300,8 +290,8 @@ def test_embedding_agrees_with_its_package(encoder: SpeakerEncoder, tmp_path: Pa
     assert ours is not None
     assert similarity(unit(ours[:256]), theirs) > 0.995
     assert np.linalg.norm(ours[256:]) == pytest.approx(np.sqrt(0.5), abs=1e-3)
-    assert encoder.embed(samples[: RATE_HZ // 4]) is None
-    assert encoder.embed(np.zeros(RATE_HZ, np.float32)) is None
+    assert encoder.embed(samples[: SPEECH_RATE_HZ // 4]) is None
+    assert encoder.embed(np.zeros(SPEECH_RATE_HZ, np.float32)) is None
 
 
 def test_embedding_ignores_loudness(encoder: SpeakerEncoder, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from schemas.records import SHOT
 from schemas.timing import microseconds
 from stages.base import Context
-from stages.shot_split.content import Boundary, ContentDetector, blends, combine, examine, runs
+from stages.shot_split.content import Boundary, ContentDetector, blends, combine, examine, lasting
 from stages.shot_split.stage import Clock, ShotSplit, ShotSplitConfig, make_detector, partition
 
 FPS = 25.0
@@ -124,7 +124,7 @@ def test_a_dissolve_is_a_blend_and_a_pan_is_not() -> None:
 
 def test_runs_close_small_gaps_and_drop_short_stretches() -> None:
     mask = np.array([0, 1, 1, 0, 1, 1, 0, 0, 0, 1, 0], bool)
-    assert runs(mask, 2) == [(1, 6)]
+    assert lasting(mask, 2) == [(1, 6)]
 
 
 def test_combine_prefers_a_cut_over_the_range_around_it_and_joins_fades_through_black() -> None:

@@ -11,72 +11,68 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.engines.voice import RATE_HZ, Stretch, covered_s
+from schemas.spans import SPEECH_RATE_HZ, SpeechSpan, Turn
+from schemas.stretches import Stretch
 from stages.media.decoder import Waveform
 from stages.timbre import Timbre, TimbreConfig, choose_reference, cleanliness, on_asset
 
 CLIP = Stretch(10.0, 20.0)
-SOUND = Waveform(np.full(40 * RATE_HZ, 0.1, np.float32), RATE_HZ, Fraction(0))
+SOUND = Waveform(np.full(40 * SPEECH_RATE_HZ, 0.1, np.float32), SPEECH_RATE_HZ, Fraction(0))
 
 
-def span(speaker: str | None, start_s: float, end_s: float) -> dict[str, Any]:
-    return {"speaker": speaker, "start_s": start_s, "end_s": end_s, "text": "x", "is_overlap": False}
+def span(speaker: str | None, start_s: float, end_s: float) -> SpeechSpan:
+    return SpeechSpan(speaker=speaker, start_s=start_s, end_s=end_s, text="x")
 
 
-def turn(speaker: str, start_s: float, end_s: float) -> dict[str, Any]:
-    return {"speaker": speaker, "start_s": start_s, "end_s": end_s, "confidence": 1.0}
-
-
-def choose(one: dict[str, Any], turns: list[dict[str, Any]], **config: Any) -> Any:
+def choose(one: SpeechSpan, turns: list[Turn], **config: Any) -> Any:
     speech = [Stretch(0.0, 40.0)]
     return choose_reference(one, CLIP, turns, speech, SOUND, TimbreConfig(**config))
 
 
 def test_another_utterance_of_the_clip_comes_first() -> None:
-    turns = [turn("A", 2, 8), turn("A", 11, 13), turn("B", 13, 15), turn("A", 15, 18)]
-    where, origin, clean = choose(span("A", 1.0, 3.0), turns)
-    assert origin == "same_clip"
-    assert where == pytest.approx((15.25, 18.0))
-    assert clean == pytest.approx(1.0)
+    turns = [Turn("A", 2, 8), Turn("A", 11, 13), Turn("B", 13, 15), Turn("A", 15, 18)]
+    found = choose(span("A", 1.0, 3.0), turns)
+    assert (found.where, found.origin) == (Stretch(15.25, 18.0), "same_clip")
+    assert found.cleanliness == pytest.approx(1.0)
 
 
 def test_then_another_utterance_of_the_asset() -> None:
-    where, origin, _ = choose(span("A", 1.0, 3.0), [turn("A", 2, 8), turn("A", 11, 13)])
-    assert (where, origin) == (Stretch(2, 8), "same_asset")
+    found = choose(span("A", 1.0, 3.0), [Turn("A", 2, 8), Turn("A", 11, 13)])
+    assert (found.where, found.origin) == (Stretch(2, 8), "same_asset")
 
 
 def test_then_the_span_itself_and_says_so() -> None:
-    where, origin, _ = choose(span("A", 1.0, 3.0), [turn("A", 11, 13), turn("B", 12.5, 16)])
-    assert (where, origin) == (Stretch(11, 12.5), "same_span")
+    found = choose(span("A", 1.0, 3.0), [Turn("A", 11, 13), Turn("B", 12.5, 16)])
+    assert (found.where, found.origin) == (Stretch(11, 12.5), "same_span")
 
 
 def test_no_reference_where_the_speaker_is_unknown_or_never_alone() -> None:
-    assert choose(span(None, 1, 3), [turn("A", 2, 8)]) is None
-    assert choose(span("A", 1, 3), [turn("A", 11, 13), turn("B", 0, 40)]) is None
+    assert choose(span(None, 1, 3), [Turn("A", 2, 8)]) is None
+    assert choose(span("A", 1, 3), [Turn("A", 11, 13), Turn("B", 0, 40)]) is None
 
 
 def test_long_and_clean_beats_short_and_dirty() -> None:
-    sound = Waveform(SOUND.samples.copy(), RATE_HZ, Fraction(0))
-    sound.samples[30 * RATE_HZ : 36 * RATE_HZ : 100] = 1.0
-    turns = [turn("A", 2, 4), turn("A", 5, 9), turn("A", 11, 13), turn("A", 30, 36)]
-    where, _, _ = choose_reference(  # type: ignore[misc]
-        span("A", 1, 3), CLIP, turns, [Stretch(0, 4), Stretch(5, 40)], sound, TimbreConfig()
-    )
-    assert where == Stretch(5, 9)
+    sound = Waveform(SOUND.samples.copy(), SPEECH_RATE_HZ, Fraction(0))
+    sound.samples[30 * SPEECH_RATE_HZ : 36 * SPEECH_RATE_HZ : 100] = 1.0
+    turns = [Turn("A", 2, 4), Turn("A", 5, 9), Turn("A", 11, 13), Turn("A", 30, 36)]
+    speech = [Stretch(0, 4), Stretch(5, 40)]
+    found = choose_reference(span("A", 1, 3), CLIP, turns, speech, sound, TimbreConfig())
+    assert found is not None
+    assert found.where == Stretch(5, 9)
 
 
 def test_limits_are_kept() -> None:
-    where, _, _ = choose(span("A", 1, 3), [turn("A", 11, 13), turn("A", 22, 39)], max_s=6.0)
-    assert where.duration_s == pytest.approx(6.0)
-    assert choose(span("A", 1, 3), [turn("A", 11, 13), turn("A", 22, 23)])[1] == "same_span"
+    found = choose(span("A", 1, 3), [Turn("A", 11, 13), Turn("A", 22, 39)], max_s=6.0)
+    assert found.where.duration_s == pytest.approx(6.0)
+    assert choose(span("A", 1, 3), [Turn("A", 11, 13), Turn("A", 22, 23)]).origin == "same_span"
     with pytest.raises(ValueError, match="max_s"):
         TimbreConfig(min_s=5, max_s=2)
 
 
 def test_cleanliness_counts_silence_and_clipping() -> None:
-    samples = np.full(RATE_HZ, 0.1, np.float32)
+    samples = np.full(SPEECH_RATE_HZ, 0.1, np.float32)
     assert cleanliness(Stretch(0, 1), [Stretch(0.5, 2)], samples) == pytest.approx(0.5)
-    samples[: RATE_HZ // 4] = 1.0
+    samples[: SPEECH_RATE_HZ // 4] = 1.0
     assert cleanliness(Stretch(0, 1), [Stretch(0, 2)], samples) == pytest.approx(0.75)
 
 
@@ -86,20 +82,19 @@ TURNS = st.lists(st.tuples(st.sampled_from("ABC"), st.floats(0, 36), st.floats(0
 @settings(deadline=None)
 @given(TURNS, st.floats(0, 8), st.floats(0.2, 4))
 def test_a_reference_never_leaks(drawn: list[tuple[str, float, float]], start_s: float, length_s: float) -> None:
-    turns = [turn(s, a, min(40.0, a + d)) for s, a, d in drawn]
+    turns = [Turn(s, a, min(40.0, a + d)) for s, a, d in drawn]
     config = TimbreConfig()
     one = span("A", start_s, min(10.0, start_s + length_s))
     found = choose(one, turns)
     if found is None:
         return
-    where, origin, clean = found
-    others = [Stretch(t["start_s"], t["end_s"]) for t in turns if t["speaker"] != "A"]
-    assert all(covered_s(where, [o]) < 1e-9 for o in others)
-    assert 0 <= clean <= 1
-    if origin == "same_span":
-        assert covered_s(where, [on_asset(one, CLIP)]) == pytest.approx(where.duration_s)
+    where = found.where
+    assert all(where.overlap_s(turn) < 1e-9 for turn in turns if turn.speaker != "A")
+    assert 0 <= found.cleanliness <= 1
+    if found.origin == "same_span":
+        assert where.overlap_s(on_asset(one, CLIP)) == pytest.approx(where.duration_s)
     else:
-        assert covered_s(where, [on_asset(one, CLIP)]) == 0
+        assert where.overlap_s(on_asset(one, CLIP)) == 0
         assert config.min_s <= where.duration_s <= config.max_s
 
 
@@ -109,11 +104,15 @@ def test_stage_on_real_voices(media_dir: Path, context: Any) -> None:
     name = "multispeaker/phone_order_agent_customer_8k.wav"
     items = {i["path"]: i for i in json.loads((media_dir / "manifest.json").read_text())["items"]}
     given_turns = items[name]["ground_truth"]["speaker_turns"]
-    turns = [turn(t["speaker"], t["start"], t["end"]) for t in given_turns]
+    turns = [Turn(t["speaker"], t["start"], t["end"]) for t in given_turns]
     spans = [span(t["speaker"], t["start"] - 10, t["end"] - 10) for t in given_turns if 10 <= t["start"] < 20]
     row = {
-        "clip": {"asset_start_s": 10.0, "asset_end_s": 24.0, "spans": [*spans, span(None, 13, 14)]},
-        "diarize": {"turns": turns},
+        "clip": {
+            "asset_start_s": 10.0,
+            "asset_end_s": 24.0,
+            "spans": [one.row() for one in (*spans, span(None, 13, 14))],
+        },
+        "diarize": {"turns": [turn.row() for turn in turns]},
         "transcribe": {"speech": [{"start_s": t["start"], "end_s": t["end"]} for t in given_turns]},
         "download": {"path": str(media_dir / name)},
         "probe": {"has_audio": True},

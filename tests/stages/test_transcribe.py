@@ -17,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import EngineError, ItemError
-from stages.engines.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig
+from schemas.spans import SPEECH_RATE_HZ, Word
+from schemas.stretches import Stretch
+from stages.engines.voice import VoiceActivity, VoiceConfig
 from stages.transcribe.align import (
     AlignEngine,
     Cue,
@@ -33,7 +35,7 @@ from stages.transcribe.align import (
 from stages.transcribe.pocketsphinx import recogniser
 from stages.transcribe.stage import Transcribe, TranscribeConfig, agreement
 from stages.transcribe.whisperx import WhisperxConfig, WhisperxEngine
-from stages.transcribe.words import Word, drop_loops, keep_spoken, spread
+from stages.transcribe.words import drop_loops, keep_spoken, spread
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +72,7 @@ def row_for(path: Path, metadata: dict[str, Any] | None = None, has_audio: bool 
 def run_stage(context: Any, config: TranscribeConfig, row: dict[str, Any]) -> dict[str, Any]:
     stage = Transcribe(config)
     stage.setup(context)
-    (result,) = stage.process([row])
-    assert isinstance(result, dict)
+    result = stage.measure(row)
     assert set(result) == {field.name for field in Transcribe.adds}
     return result
 
@@ -228,7 +229,7 @@ def test_unknown_words_do_not_spoil_the_others(said: tuple[Path, np.ndarray, dic
 
 
 def test_a_transcript_that_cannot_fit_is_an_error(tmp_path: Path) -> None:
-    sound = np.random.default_rng(0).normal(0, 0.05, RATE_HZ // 2).astype(np.float32)
+    sound = np.random.default_rng(0).normal(0, 0.05, SPEECH_RATE_HZ // 2).astype(np.float32)
     with pytest.raises(EngineError) as caught:
         AlignEngine(tmp_path).align(Transcript([Cue("far too many words " * 20)]), sound, [Stretch(0, 0.5)], 0.0)
     assert caught.value.reason == "transcript_mismatch"
@@ -282,7 +283,7 @@ def test_pocketsphinx_hears_most_of_a_real_sentence(media_dir: Path, context: An
 
 
 def test_a_crash_of_the_recogniser_costs_one_job(tmp_path: Path) -> None:
-    samples = np.zeros(RATE_HZ, np.float32)
+    samples = np.zeros(SPEECH_RATE_HZ, np.float32)
     with recogniser("known", samples, tmp_path, timeout_s=60) as worker:
         assert worker.ask({"words": ["hello", "zzqx"]}) == {"unknown": ["zzqx"]}
         child = worker._child
@@ -404,7 +405,7 @@ def test_whisperx_runs_from_local_weights(
         max_repeats=99,
     )
     found = run_stage(context, config, row_for(said[0]))
-    duration_s = len(said[1]) / RATE_HZ
+    duration_s = len(said[1]) / SPEECH_RATE_HZ
     assert found["engine"] == "whisperx"
     assert found["words"]
     assert 0 < found["language_confidence"] <= 1

@@ -12,6 +12,7 @@ import torch
 from model.network.conditioning import PLACEHOLDER, cut_spans, find_placeholders, mark_spans
 from model.network.nava import Nava, Sample, pack
 from schemas.errors import ModelError
+from schemas.spans import SpeechSpan, Word
 
 
 def context(model: Nava, samples: list[Sample]) -> list[torch.Tensor]:
@@ -91,13 +92,13 @@ def test_unpaired_tags_are_refused(caption: str) -> None:
         mark_spans(caption)
 
 
-def span(text: str, start_s: float, end_s: float, *, has_words: bool = True) -> dict[str, Any]:
-    """A SPEECH_SPAN row whose words share its time evenly."""
+def span(text: str, start_s: float, end_s: float, *, has_words: bool = True) -> SpeechSpan:
+    """A span whose words share its time evenly."""
     words, pieces = [], text.split()
     step = (end_s - start_s) / len(pieces)
     for i, piece in enumerate(pieces if has_words else ()):
-        words.append({"text": piece, "start_s": start_s + i * step, "end_s": start_s + (i + 1) * step})
-    return {"text": text, "speaker": "A", "start_s": start_s, "end_s": end_s, "words": words}
+        words.append(Word(piece, start_s + i * step, start_s + (i + 1) * step))
+    return SpeechSpan(text=text, speaker="A", start_s=start_s, end_s=end_s, words=tuple(words))
 
 
 CAPTION = "She pleads: <S>please help me<E> he answers: <S>no chance at all<E> music"
@@ -108,16 +109,16 @@ def test_a_window_keeps_the_words_that_are_heard_in_it() -> None:
     caption, spans, kept = cut_spans(CAPTION, SPANS, 1.0, 5.0)
     assert caption == "She pleads: <S>help me<E> he answers: <S>no chance<E> music"
     assert kept == [0, 1]
-    assert [(s["start_s"], s["end_s"]) for s in spans] == [(0.0, 1.0), (3.0, 4.0)]
-    assert [w["text"] for w in spans[1]["words"]] == ["no", "chance"]
-    assert all(0 <= w["start_s"] < w["end_s"] <= 4.0 for s in spans for w in s["words"])
+    assert [(s.start_s, s.end_s) for s in spans] == [(0.0, 1.0), (3.0, 4.0)]
+    assert [w.text for w in spans[1].words] == ["no", "chance"]
+    assert all(0 <= w.start_s < w.end_s <= 4.0 for s in spans for w in s.words)
 
 
 def test_a_line_outside_the_window_leaves_with_its_tags_and_its_index() -> None:
     caption, spans, kept = cut_spans(CAPTION, SPANS, 3.0, 6.5)
     assert caption == "She pleads: he answers: <S>no chance at all<E> music"
     assert kept == [1]
-    assert (spans[0]["start_s"], spans[0]["end_s"], spans[0]["speaker"]) == (1.0, 3.0, "A")
+    assert (spans[0].start_s, spans[0].end_s, spans[0].speaker) == (1.0, 3.0, "A")
 
 
 def test_the_whole_clip_keeps_everything_and_unknown_words_are_all_or_nothing() -> None:

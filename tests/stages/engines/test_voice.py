@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.engines.voice import RATE_HZ, Stretch, VoiceActivity, VoiceConfig, covered_s, draw_stretches, merge, pad
+from schemas.spans import SPEECH_RATE_HZ
+from schemas.stretches import Stretch, covered_s, merge, pad
+from stages.engines.voice import VoiceActivity, VoiceConfig, draw_stretches
 
 RANDOM = np.random.default_rng(3)
 
@@ -45,18 +47,18 @@ def test_speech_is_found_where_it_is(voice: VoiceActivity, talk: tuple[np.ndarra
 
 
 def test_silence_noise_and_music_are_not_speech(voice: VoiceActivity) -> None:
-    times = np.arange(5 * RATE_HZ) / RATE_HZ
+    times = np.arange(5 * SPEECH_RATE_HZ) / SPEECH_RATE_HZ
     chord = (
         sum(np.sin(2 * np.pi * f * times) for f in (261.6, 329.6, 392.0)) * 0.1 * (1 + np.sin(2 * np.pi * 2 * times))
     )
-    for sound in (np.zeros(5 * RATE_HZ), RANDOM.normal(0, 0.05, 5 * RATE_HZ), chord):
+    for sound in (np.zeros(5 * SPEECH_RATE_HZ), RANDOM.normal(0, 0.05, 5 * SPEECH_RATE_HZ), chord):
         assert voice.stretches(sound.astype(np.float32), VoiceConfig()) == []
 
 
 def test_the_state_is_carried_over_blocks(
     voice: VoiceActivity, talk: tuple[np.ndarray, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    samples = talk[0][: 4 * RATE_HZ]
+    samples = talk[0][: 4 * SPEECH_RATE_HZ]
     whole = voice.probabilities(samples)
     monkeypatch.setattr("stages.engines.voice._BLOCK", 7)
     np.testing.assert_allclose(voice.probabilities(samples), whole, atol=1e-4)
@@ -69,9 +71,9 @@ def test_any_length_is_accepted(voice: VoiceActivity, num_samples: int) -> None:
 
 @given(st.lists(st.floats(0, 1), max_size=300), st.floats(0, 0.5))
 def test_drawn_stretches_lie_inside_and_apart(probabilities: list[float], pad_s: float) -> None:
-    duration_s = len(probabilities) * 512 / RATE_HZ
+    duration_s = len(probabilities) * 512 / SPEECH_RATE_HZ
     found = draw_stretches(np.array(probabilities, np.float32), VoiceConfig(pad_s=pad_s), duration_s)
-    edges = [edge for stretch in found for edge in stretch]
+    edges = [edge for stretch in found for edge in (stretch.start_s, stretch.end_s)]
     assert edges == sorted(edges)
     assert all(0 <= edge <= duration_s + 1e-9 for edge in edges)
 
@@ -79,7 +81,7 @@ def test_drawn_stretches_lie_inside_and_apart(probabilities: list[float], pad_s:
 def test_hysteresis_bridges_pauses_and_drops_crumbs() -> None:
     probabilities = np.array([0] * 10 + [0.9] * 10 + [0.4] * 5 + [0] * 3 + [0.9] * 10 + [0] * 20 + [0.9] * 2 + [0] * 10)
     (stretch,) = draw_stretches(probabilities.astype(np.float32), VoiceConfig(pad_s=0), 99.0)
-    assert stretch == pytest.approx((0.32, 38 * 0.032))
+    assert (stretch.start_s, stretch.end_s) == pytest.approx((0.32, 38 * 0.032))
 
 
 def test_merging_and_padding() -> None:
@@ -89,6 +91,6 @@ def test_merging_and_padding() -> None:
 
 
 def test_pauses_of_a_real_speech(media_dir: Path, context: Any, voice: VoiceActivity) -> None:
-    sound = context.media.audio(media_dir / "speech" / "jfk_inaugural_11s.flac", rate_hz=RATE_HZ)
+    sound = context.media.audio(media_dir / "speech" / "jfk_inaugural_11s.flac", rate_hz=SPEECH_RATE_HZ)
     assert len(voice.stretches(np.array(sound.samples), VoiceConfig())) == 4
     context.media.close()

@@ -16,9 +16,10 @@ import pytest
 
 from pipeline.demo.clips import CUT_ENCODINGS, flash_and_click, frame_number
 from schemas.errors import MediaError
+from schemas.shard import SOUND_RATE_HZ
 from schemas.timing import Span
 from stages.media.cut_copy import decode_times
-from stages.media.cutting import SOUND_RATE_HZ, CutOptions, cut_clip, cut_sound, shifted, sound_lag, verify_clip
+from stages.media.cutting import CutOptions, cut_clip, cut_sound, shifted, sound_lag, verify_clip
 from stages.media.decoder import Decoder, Frames, Waveform
 
 
