@@ -71,7 +71,7 @@ class Progress:
             self._live.update(self._table())
         elif time.monotonic() - self._last_line > PLAIN_EVERY_S:
             self._last_line = time.monotonic()
-            busy = ", ".join(f"{stage} {seconds:.0f} s" for _, stage, seconds in snapshot.in_flight
+            busy = ", ".join(f"{stage} {seconds:.0f} s" for _, stage, seconds in snapshot.in_flight)
             self._console.print(f"{self._headline()}{'; now ' + busy if busy else ''}", soft_wrap=True, highlight=False)
 
     def _headline(self) -> str:
