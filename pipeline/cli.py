@@ -190,7 +190,7 @@ def export(
     if form != "nava":
         raise RecipeError(f"--format {form} is not known.", remedy="Known: nava.")
     done = export_nava(Run(run_uri), out, split)
-    print(f"{done['records']} records, {done['hours']:.4f} hours in {out}")
+    print(f"{done.num_records} records, {done.duration_s / 3600:.4f} hours in {out}")
 
 
 @app.command()

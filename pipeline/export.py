@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.ask.queries import Run
 from pipeline.pack import MANIFEST, read_index, read_manifest
 from schemas.errors import LedgerError
+from schemas.lines import caption_or_lines, lines_in
+from schemas.records import Level
 from schemas.shard import MEMBERS, IndexRow, index_rows
 from schemas.shard_file import ShardReader, locations
+from schemas.spans import SpeechSpan
 
-SPEECH_MARK = re.compile(r"<S>.*?<E>", re.DOTALL)
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    num_records: int
+    duration_s: float
 
 
-def export_nava(run: Run, out: Path, split: str = "train") -> dict[str, Any]:
+def export_nava(run: Run, out: Path, split: str = "train") -> Exported:
     """Writes the official NAVA trainer's input: media/*.mp4, data.jsonl, data.list, data.weight.
 
     One record per clip, with one speech_start/speech_end pair per `<S>...<E>` of its caption (design of the release:
-    counts must match). Returns {records, hours}. Raises LedgerError if nothing is packed or a caption does not match,
+    counts must match). Raises LedgerError if nothing is packed or a caption does not match,
     DamagedSampleError if a clip's bytes are not those that were packed.
     """
     if not run.dir.exists(MANIFEST):
@@ -38,23 +48,26 @@ def export_nava(run: Run, out: Path, split: str = "train") -> dict[str, Any]:
                     members = reader.sample(place)
                     path = media / f"{row.clip_id}.mp4"
                     path.write_bytes(members["mp4"])
-                    record = nava_record(json.loads(bytes(members["json"])), row, str(path.resolve()))
+                    note = json.loads(bytes(members["json"]))
+                    spans = SpeechSpan.all_of(note[Level.CLIP]["spans"])
+                    texts = [text for text in run.plan.values("text", note) if text]
+                    record = nava_record(spans, texts[0] if texts else None, row, str(path.resolve()))
                     lines.write(json.dumps(record, ensure_ascii=False) + "\n")
                     num_records += 1
                     duration_s += row.duration_s
     key = "curated"
     (out / "data.list").write_text(f"0\t{key}\t{(out / 'data.jsonl').resolve()}\n")
     (out / "data.weight").write_text(f"{key}\t1.0\ttext_to_av\n")
-    return {"records": num_records, "hours": duration_s / 3600}
+    return Exported(num_records, duration_s)
 
 
-def nava_record(note: dict[str, Any], row: IndexRow, path: str) -> dict[str, Any]:
-    """One JSONL record of the official data contract (docs/shards.md lists its fields)."""
-    spans = note["clip"]["spans"] or []
-    text = (note.get("caption") or {}).get("text") or " ".join(f"<S>{span['text']}<E>" for span in spans)
-    marks = len(SPEECH_MARK.findall(text))
-    if marks != len(spans):
-        raise LedgerError(f"{row.clip_id}: its caption has {marks} <S>...<E> for {len(spans)} speech spans.")
+def nava_record(spans: Sequence[SpeechSpan], caption: str | None, row: IndexRow, path: str) -> dict[str, Any]:
+    """One JSONL record of the official data contract (docs/shards.md lists its fields), as JSON."""
+    text = caption_or_lines(caption, [span.text for span in spans])
+    lines = lines_in(text)
+    if lines is None or len(lines) != len(spans):
+        marks = "marks that do not pair up" if lines is None else f"{len(lines)} <S>...<E>"
+        raise LedgerError(f"{row.clip_id}: its caption has {marks} for {len(spans)} speech spans.")
     return {
         "data_id": row.clip_id,
         "video_info": [
@@ -63,6 +76,6 @@ def nava_record(note: dict[str, Any], row: IndexRow, path: str) -> dict[str, Any
         ],
         "text_list": [
             {"text": text, "text_type": "caption", "is_valid": True,
-             "speech_start": [span["start_s"] for span in spans], "speech_end": [span["end_s"] for span in spans]}
+             "speech_start": [span.start_s for span in spans], "speech_end": [span.end_s for span in spans]}
         ],
     }  # fmt: skip

@@ -209,7 +209,7 @@ def timbre_matrix(clip: Clip, plan: Plan) -> NDArray[np.float32]:
     """float32 [num_spans, dim]: the reference embedding of each span, zeros where there is none."""
     references = [
         item
-        for _, path in plan.meaning("timbre")
+        for _, path in plan.meaning("reference")
         for item in values_at(clip.structs, path.rpartition(".")[0])
         if item["embedding"]
     ]
@@ -246,7 +246,7 @@ def annotation(clip: Clip, plan: Plan) -> dict[str, Any]:
 
 def caption_of(clip: Clip, plan: Plan) -> str:
     """The text the clip is trained with: its caption, or where it has none what is said in it."""
-    written = [text for _, path in plan.meaning("caption") for text in values_at(clip.structs, path) if text]
+    written = [text for text in plan.values("text", clip.structs) if text]
     return written[0] if written else " ".join(span["text"] for span in clip.own["spans"] or ())
 
 

@@ -6,17 +6,18 @@ and the cluster (the smallest pool of every worker fits at once, because Ray wai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import pyarrow as pa
 
 import stages
 from pipeline.config import Recipe
 from schemas.errors import PlanError
-from schemas.fields import Meaning, describe, f, fields_below, resolve, roles_of
-from schemas.records import CLIP, COST, FETCH_URI, SHOT, SOURCE, VERDICT, Level
+from schemas.fields import Meaning, describe, f, fields_below, resolve, roles_of, values_at
+from schemas.records import CLIP, COST, FETCH_URI, SHOT, SOURCE, VERDICT, Level, Struct
 from schemas.verdict import Check, checks_of
 from stages.base import Collect, Resources, Split, Stage, StageConfig
 
@@ -138,6 +139,10 @@ class Plan:
             for path, field in self.fields(level)
             if roles_of(field).get("means") == meaning
         ]
+
+    def values(self, meaning: Meaning, structs: Mapping[str, Struct | None]) -> list[Any]:
+        """What holds this meaning among the structs of a row."""
+        return [value for _, path in self.meaning(meaning) for value in values_at(structs, path)]
 
     def columns(self, level: str) -> list[pa.Field]:
         """The columns of rows of `level`, verdict included."""

@@ -19,10 +19,10 @@ from typing import Any, Literal, TypedDict, Unpack, get_args
 import pyarrow as pa
 
 Show = Literal["histogram", "label", "lane", "curve", "span"]
-Meaning = Literal["caption", "timbre", "voice", "face"]
+Meaning = Literal["text", "reference", "voice", "face"]
 MEANINGS: dict[Meaning, str] = {
-    "caption": "the text a clip is trained with",
-    "timbre": "embedding of a speech span's voice reference, beside its `span_index`: the shard's .npy",
+    "text": "the text a clip is trained with",
+    "reference": "embedding of a speech span's voice reference, beside its `span_index`: the shard's .npy",
     "voice": "embedding of a voice, unit length: two of high cosine are one person",
     "face": "embedding of a face, for Euclidean distances: two that lie close are one person",
 }

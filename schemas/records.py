@@ -175,7 +175,7 @@ TIMBRE = struct(
         pa.list_(pa.float32()),
         doc="speaker embedding of the reference, unit length",
         in_shard=False,
-        means="timbre",
+        means="reference",
     ),
 )
 

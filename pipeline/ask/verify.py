@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.ask.queries import Run, balance
 from pipeline.pack import MANIFEST, read_index, read_manifest
 from schemas.errors import DamagedSampleError, LedgerError, ShardError
+from schemas.records import Level
 from schemas.shard import CONTRACT_VERSION, INDEX, MEMBERS, IndexRow, index_rows
 from schemas.shard_file import SampleLocation, ShardEntry, ShardReader, locations
 
@@ -38,7 +39,7 @@ def problems(run: Run) -> Iterator[str]:
         return
     kept = {
         row["row_id"]
-        for row in run.ledger.settled("clip", ["duration_us"]).to_pylist()
+        for row in run.ledger.settled(Level.CLIP, ["duration_us"]).to_pylist()
         if row["verdict"]["status"] == "keep"
     }
     packed: list[str] = []

@@ -56,7 +56,7 @@ class Caption(Measure[CaptionConfig]):
     adds = struct(
         f("engine", pa.string(), doc="engine that wrote the caption"),
         f("model", pa.string(), doc="model that was asked; null for engine template"),
-        f("text", pa.string(), doc="the caption, spoken lines as <S>line<E> in speaking order", means="caption"),
+        f("text", pa.string(), doc="the caption, spoken lines as <S>line<E> in speaking order", means="text"),
         f("num_lines", pa.int32(), unit="count", doc="spoken lines, always the number of the clip's spans"),
     )
     Config = CaptionConfig

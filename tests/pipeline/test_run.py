@@ -156,7 +156,7 @@ def test_export_gives_the_official_trainers_form(demo_run: Path, tmp_path: Path)
 
     done = export_nava(Run(str(demo_run)), tmp_path)
     records = [json.loads(line) for line in (tmp_path / "data.jsonl").read_text().splitlines()]
-    assert done["records"] == len(records) > 0
+    assert done.num_records == len(records) > 0
     for record in records:
         (video,), (text,) = record["video_info"], record["text_list"]
         assert Path(video["data_path"]).is_file()
