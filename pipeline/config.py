@@ -20,6 +20,7 @@ import stages
 from schemas.errors import RecipeError
 from schemas.verdict import Gate, Gates
 from stages.base import Resources, StageConfig
+from stages.sync.config import SyncRepair
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -33,16 +34,6 @@ class DecoderLimits(_Part):
 
     memory_gb: float = 4.0
     timeout_s: float = 600.0
-
-
-class SyncRepair(_Part):
-    """Whether the sound of a kept clip is moved by its measured offset when it is cut. Gates judge it before that."""
-
-    enabled: bool = False
-    min_offset_ms: float = 20.0
-    """Smaller offsets are left alone: they lie within half an audio latent (40 ms)."""
-    min_confidence: float = 6.0
-    """Only measurements at least this sure are acted on."""
 
 
 class Packing(_Part):

@@ -1,0 +1,106 @@
+"""`calibrate`: what every sync threshold would keep and drop wrongly of a run's clips, or of a folder of videos.
+
+Which clips are measured is decided here; `stages.sync.calibrate` measures them. Nothing is written to the run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.ask.queries import Run
+from pipeline.config import apply_overrides, load_recipe, parse_recipe
+from pipeline.ledger import asset_of, clip_of
+from pipeline.store import RunDir
+from schemas.errors import RecipeError
+from schemas.records import Clip, Level, Verdict
+from schemas.spans import SpeechSpan
+from schemas.stretches import Stretch
+from stages.base import Context
+from stages.download.sources import expand_sources
+from stages.sync.calibrate import Options, Sampled, clips_of_files, measure_cases
+from stages.sync.config import SyncConfig
+from stages.sync.thresholds import by_class, rates_of
+
+
+def calibrate(
+    source: str,
+    options: Options = Options(),
+    recipe: str = "quickstart",
+    overrides: Sequence[str] = (),
+    report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Error rates of every threshold by kind of sound, for a run or a folder of videos; documented in docs/quality.md.
+
+    A run brings its own recipe; `recipe` is for folders. Raises RecipeError if there is nothing to measure.
+    """
+    run = Run(source) if RunDir(source).exists("recipe.yaml") else None
+    chosen = load_recipe(recipe, overrides) if run is None else parse_recipe(apply_overrides(run.raw_recipe, overrides))
+    configs = chosen.stage_configs()
+    config = configs.get("sync")
+    if not isinstance(config, SyncConfig):
+        raise RecipeError(f"recipe {chosen.name} has no stage sync.", remedy="Add `sync: {}` to its stages.")
+    skipped: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="nava-calibrate-") as folder:
+        context = Context(Path(folder), settings=chosen.decoder.model_dump(), configs=configs)
+        try:
+            if run is not None:
+                clips = clips_of_run(run, options)
+            else:
+                files = [row.uri for row in expand_sources([source])]
+                clips = list(islice(clips_of_files(files, context, options, skipped), options.num_clips))
+            if not clips:
+                remedy = "Give a finished run with kept clips, or a folder of videos of 3 s and more."
+                raise RecipeError(f"{source} holds no clip with picture and sound.", remedy=remedy)
+            cases = measure_cases(clips, config, context, options.seed, skipped, report)
+        finally:
+            context.media.close()
+    passed = {} if run is None or options.include_rejected else run.recipe.gates.get("sync", {})
+    return {
+        "source": source,
+        "engine": config.engine,
+        "num_clips": len(clips),
+        "seed": options.seed,
+        "passed_gates": {name: gate.model_dump(exclude_defaults=True) for name, gate in passed.items()},
+        "skipped": skipped,
+        "classes": [rates_of(*item, options.max_false_keep) for item in by_class(cases)],
+    }
+
+
+def clips_of_run(run: Run, options: Options) -> list[Sampled]:
+    """A random sample of a run's clips that have sound."""
+    assets = {row["source_id"]: asset_of(row) for row in run.ledger.settled(Level.ASSET).to_pylist()}
+    judged = [
+        clip_of(row, assets[row["source_id"]]) for row in run.ledger.settled(Level.CLIP, packed=False).to_pylist()
+    ]
+    clips = [
+        _sampled(clip)
+        for clip in judged
+        if clip.asset.has_audio
+        and (clip.verdict.status == "keep" or (options.include_rejected and _is_rejected_by_sync(clip.verdict)))
+    ]
+    order = np.random.default_rng(options.seed).permutation(len(clips))
+    return [clips[at] for at in order[: options.num_clips]]
+
+
+def _sampled(clip: Clip) -> Sampled:
+    told = (clip.asset.structs.get("transcribe") or {}).get("speech")
+    return Sampled(
+        name=clip.clip_id,
+        asset=str(clip.asset.asset_id),
+        path=clip.asset.path,
+        span=clip.span,
+        speech=None if told is None else Stretch.all_of(told),
+        spans=SpeechSpan.all_of(clip.own["spans"]),
+        audio_kind=(clip.structs.get("audio") or {}).get("kind"),
+    )
+
+
+def _is_rejected_by_sync(verdict: Verdict) -> bool:
+    failed = verdict.failed_gates
+    return verdict.status == "reject" and bool(failed) and all(name.startswith("sync.") for name in failed)
