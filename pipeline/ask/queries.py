@@ -19,7 +19,7 @@ from pipeline.plan import Plan, make_plan
 from pipeline.store import RunDir
 from schemas.arrow_file import read_table
 from schemas.errors import LedgerError
-from schemas.fields import resolve, roles_of, unit_of, values_at
+from schemas.fields import roles_of, unit_of, values_at
 from schemas.records import Level, Struct
 from schemas.verdict import Check, column, evaluate
 
@@ -179,9 +179,9 @@ def _hours_by(labels: Sequence[Any], hours: Any, kept: Any) -> dict[str, dict[st
 
 def histograms(plan: Plan, clips: pa.Table, hours: Any, kept: Any) -> dict[str, dict[str, Any]]:
     """The histogram of every number of clips that is shown as one, where anything was measured."""
-    paths = [path for path, shown in plan.fields(Level.CLIP) if roles_of(shown).get("show") == "histogram"]
-    drawn = {path: histogram(clips, path, hours, kept) for path in paths if clips.num_rows}
-    return {path: shown for path, shown in drawn.items() if shown is not None}
+    fields = {path: each for path, each in plan.fields(Level.CLIP) if roles_of(each).get("show") == "histogram"}
+    drawn = {path: histogram(clips, path, hours, kept) for path in fields if clips.num_rows}
+    return {path: {"unit": unit_of(fields[path]), **shown} for path, shown in drawn.items() if shown is not None}
 
 
 def histogram(clips: pa.Table, path: str, hours: Any, kept: Any) -> dict[str, Any] | None:
@@ -197,7 +197,6 @@ def histogram(clips: pa.Table, path: str, hours: Any, kept: Any) -> dict[str, An
     edges = np.linspace(low, high, NUM_BINS + 1)
     clipped = np.clip(numbers, low, high)
     return {
-        "unit": unit_of(resolve(clips.schema, path)),
         "edges": edges.tolist(),
         "kept": np.histogram(clipped[known & kept], edges, weights=hours[known & kept])[0].tolist(),
         "other": np.histogram(clipped[known & ~kept], edges, weights=hours[known & ~kept])[0].tolist(),
