@@ -138,7 +138,6 @@ def test_the_pipeline_names_no_stage() -> None:
         ):
             found[place.as_posix()] = names
     assert found == {
-        "pipeline/cli.py": ["gates.sync.confidence.min=2"],  # an example in a command's help
         "pipeline/export.py": ["caption"],  # a text type of NAVA's own data contract
     }
 
