@@ -32,7 +32,7 @@ class Hardware:
 
 
 @dataclass(frozen=True, slots=True)
-class Balance:
+class StepBalance:
     """How evenly steps are filled. `efficiency` is the share of the fleet's time that does useful FLOPs."""
 
     num_steps: int
@@ -46,7 +46,7 @@ class Balance:
     max_tokens: float
 
 
-def measure_balance(steps: list[list[Pack]], num_members: int = 1) -> Balance:
+def measure_balance(steps: list[list[Pack]], num_members: int = 1) -> StepBalance:
     """Balance over steps, each a list of packs (one per rank and micro-step). Packs hold no padding by construction.
 
     Every `num_members` neighbouring packs are a team's, whose shared samples count once.
@@ -57,7 +57,7 @@ def measure_balance(steps: list[list[Pack]], num_members: int = 1) -> Balance:
     drawn = [[i for n, p in enumerate(packs) for i in (p.own if n % num_members else p.items)] for packs in steps]
     lengths = [np.log([max(1, item.tokens) for item in items]) for items in drawn]
     tokens = np.array([pack.tokens for packs in steps for pack in packs])
-    return Balance(
+    return StepBalance(
         num_steps=len(steps),
         num_samples=sum(map(len, lengths)),
         padding=0.0,

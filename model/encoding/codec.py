@@ -31,6 +31,8 @@ from schemas.errors import ModelError
 
 MAX_VOICE_S = 30.0
 """The release embeds the first 30 s of a reference."""
+SPEAKER_RATE_HZ = 16_000
+"""What speaker networks hear."""
 MEL_FFT_SAMPLES = 1024
 MEL_FLOOR = 1e-5
 LOCAL_ONLY = {"local_files_only": True, "low_cpu_mem_usage": False}
@@ -183,7 +185,7 @@ def clean_caption(caption: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(caption)))).strip()
 
 
-class SpeakerEncoder(Protocol):
+class SpeakerNetwork(Protocol):
     """Anything that turns a voice into a vector."""
 
     dim: int
@@ -211,11 +213,11 @@ class TorchScriptSpeaker:
         for parameter in self._module.parameters():
             parameter.requires_grad_(False)
         self._device = device
-        self.dim = int(self.embed(torch.zeros(16000)).numel())
+        self.dim = int(self.embed(torch.zeros(SPEAKER_RATE_HZ)).numel())
 
     def embed(self, wave_S: Tensor) -> Tensor:
         """Embedding_D of the first 30 s."""
-        wave_1S = wave_S[None, : int(MAX_VOICE_S * 16000)].to(self._device)
+        wave_1S = wave_S[None, : int(MAX_VOICE_S * SPEAKER_RATE_HZ)].to(self._device)
         embedding: Tensor = self._module(wave_1S)
         return embedding.float().flatten()
 
@@ -235,7 +237,7 @@ class ResemblyzerSpeaker:
 
     def embed(self, wave_S: Tensor) -> Tensor:
         """Embedding_D of the first 30 s."""
-        voice = wave_S[: int(MAX_VOICE_S * 16000)].cpu().numpy()
+        voice = wave_S[: int(MAX_VOICE_S * SPEAKER_RATE_HZ)].cpu().numpy()
         return torch.from_numpy(self._encoder.embed_utterance(voice)).float()
 
 
@@ -246,7 +248,7 @@ class Codecs:
     video: VideoCodec | None = None
     audio: AudioCodec | None = None
     text: TextEncoder | None = None
-    speaker: SpeakerEncoder | None = None
+    speaker: SpeakerNetwork | None = None
 
 
 def open_codecs(directory: Path, config: NavaConfig, device: torch.device, dtype: torch.dtype) -> Codecs:
@@ -305,7 +307,7 @@ def _open_text(directory: Path, max_tokens: int, device: torch.device, dtype: to
     return TextEncoder(model.to(device), tokenizer, max_tokens)
 
 
-def _open_speaker(path: Path, config: NavaConfig, device: torch.device) -> SpeakerEncoder | None:
+def _open_speaker(path: Path, config: NavaConfig, device: torch.device) -> SpeakerNetwork | None:
     if path.is_file():
         return TorchScriptSpeaker(path, device)
     return ResemblyzerSpeaker(device) if config.speaker_dim == ResemblyzerSpeaker.dim else None

@@ -54,7 +54,7 @@ SAMPLES: pa.Schema = pa.schema(
 
 
 @dataclass(slots=True)
-class Seen:
+class TrainedPack:
     """What is kept of one trained pack until it is reported and written: no latents, errors still on their device."""
 
     step: int
@@ -68,7 +68,7 @@ class Interval:
     """What was seen since the last line."""
 
     began: float = field(default_factory=time.perf_counter)
-    packs: list[Seen] = field(default_factory=list)
+    packs: list[TrainedPack] = field(default_factory=list)
     work: list[tuple[float, float, float]] = field(default_factory=list)
     """Per step: useful tokens, useful FLOPs, tokens computed beyond the useful ones."""
     seconds: list[dict[str, float]] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Metrics:
     def __init__(self, folder: Path, config: TrainConfig, world: World, *, num_steps: int, resumed_step: int) -> None:
         self._folder, self._config, self._world, self._num_steps = folder, config, world, num_steps
         self._interval = Interval()
-        self._unwritten: list[Seen] = []
+        self._unwritten: list[TrainedPack] = []
         self._first_unwritten = resumed_step + 1
         self._writer: Any = None
         self.last: dict[str, Any] = {}
@@ -99,7 +99,7 @@ class Metrics:
         for micro, pack_terms in zip(step.micro_steps, terms, strict=True):
             if not micro.is_idle:
                 timesteps = micro.noised.timesteps[micro.first_counted :]
-                seen = Seen(step.number, _sample_facts(micro), timesteps, _detached(pack_terms))
+                seen = TrainedPack(step.number, _sample_facts(micro), timesteps, _detached(pack_terms))
                 interval.packs.append(seen)
                 self._unwritten.append(seen)
         interval.work.append(_work(step, self._config.plan.context_parallel))
@@ -234,7 +234,7 @@ def _sample_facts(micro: MicroStep) -> list[dict[str, Any]]:
     ]
 
 
-def _sample_rows(seen: Seen) -> pa.Table:
+def _sample_rows(seen: TrainedPack) -> pa.Table:
     video, audio = (mse.float().cpu().tolist() for mse in (seen.terms.video_mse, seen.terms.audio_mse))
     rows = [
         {
@@ -249,7 +249,7 @@ def _sample_rows(seen: Seen) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SAMPLES)
 
 
-def _add_losses(sums: NDArray[np.float64], seen: Seen) -> None:
+def _add_losses(sums: NDArray[np.float64], seen: TrainedPack) -> None:
     """Adds one pack to [modality, noise level, (weight x share x error, share)]."""
     terms, sigma = seen.terms, seen.timesteps.double().cpu().numpy() / NUM_STEPS
     level = np.minimum((sigma * NUM_NOISE_LEVELS).astype(int), NUM_NOISE_LEVELS - 1)
