@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.data.reader import RawSample
 from model.encoding.clip_media import read_frames, read_sound
-from model.encoding.codec import SPEAKER_RATE_HZ, open_codecs
+from model.encoding.codec import open_codecs
 from model.encoding.config import EncodeConfig
 from model.network.conditioning import cut_spans
 from model.network.config import NavaConfig
