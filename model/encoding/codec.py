@@ -28,11 +28,10 @@ from torch import Tensor
 from model.network.conditioning import PLACEHOLDER, find_placeholders, mark_spans
 from model.network.config import NavaConfig
 from schemas.errors import ModelError
+from schemas.spans import SPEECH_RATE_HZ
 
 MAX_VOICE_S = 30.0
 """The release embeds the first 30 s of a reference."""
-SPEAKER_RATE_HZ = 16_000
-"""What speaker networks hear."""
 MEL_FFT_SAMPLES = 1024
 MEL_FLOOR = 1e-5
 LOCAL_ONLY = {"local_files_only": True, "low_cpu_mem_usage": False}
@@ -213,11 +212,11 @@ class TorchScriptSpeaker:
         for parameter in self._module.parameters():
             parameter.requires_grad_(False)
         self._device = device
-        self.dim = int(self.embed(torch.zeros(SPEAKER_RATE_HZ)).numel())
+        self.dim = int(self.embed(torch.zeros(SPEECH_RATE_HZ)).numel())
 
     def embed(self, wave_S: Tensor) -> Tensor:
         """Embedding_D of the first 30 s."""
-        wave_1S = wave_S[None, : int(MAX_VOICE_S * SPEAKER_RATE_HZ)].to(self._device)
+        wave_1S = wave_S[None, : int(MAX_VOICE_S * SPEECH_RATE_HZ)].to(self._device)
         embedding: Tensor = self._module(wave_1S)
         return embedding.float().flatten()
 
@@ -237,7 +236,7 @@ class ResemblyzerSpeaker:
 
     def embed(self, wave_S: Tensor) -> Tensor:
         """Embedding_D of the first 30 s."""
-        voice = wave_S[: int(MAX_VOICE_S * SPEAKER_RATE_HZ)].cpu().numpy()
+        voice = wave_S[: int(MAX_VOICE_S * SPEECH_RATE_HZ)].cpu().numpy()
         return torch.from_numpy(self._encoder.embed_utterance(voice)).float()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.encoding.codec import SPEAKER_RATE_HZ, Codecs, EncodedText, open_codecs
+from model.encoding.codec import Codecs, EncodedText, open_codecs
 from model.network.config import NavaConfig, read_config
 from model.network.nava import Nava
 from model.sampling.config import Mode, Prompt, SampleConfig
@@ -23,6 +23,7 @@ from model.weights.convert import load_weights
 from schemas.budget import PX_PER_LATENT
 from schemas.errors import ModelError
 from schemas.files import whole_path
+from schemas.spans import SPEECH_RATE_HZ
 
 NEGATIVE_SOUND = "机械音、闷糊、回音、失真、电流声、爆音、杂音"
 NEGATIVE_PICTURE = (
@@ -153,7 +154,7 @@ def _encode_voices(prompt: Prompt, text: EncodedText, codecs: Codecs) -> list[Te
     if codecs.speaker is None:
         raise ModelError("No speaker network for --voice.", remedy="Add speaker.pt to --codecs (docs/checkpoints.md).")
     embed = codecs.speaker.embed
-    return [None if path is None else embed(read_sound(path, SPEAKER_RATE_HZ)) for path in prompt.voices]
+    return [None if path is None else embed(read_sound(path, SPEECH_RATE_HZ)) for path in prompt.voices]
 
 
 def _encode_first_frame(prompt: Prompt, codecs: Codecs) -> Tensor | None:

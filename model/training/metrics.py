@@ -79,7 +79,7 @@ class Losses(TypedDict):
     loss_audio_by_noise: list[float | None]
 
 
-class Line(Losses):
+class MetricsLine(Losses):
     """One line of metrics.jsonl: means over an interval and all ranks."""
 
     step: int
@@ -181,7 +181,7 @@ class Metrics:
         sums, total_work, total_stalls = _split(total, parts)
         slowest = _reduced(self._world, np.concatenate([work[:, 1], stalls[:1]]), dist.ReduceOp.MAX)
         tokens, flops, surplus = total_work.sum(0)
-        line: Line = {
+        line: MetricsLine = {
             "step": step,
             **losses(sums, self._config.flow.video_weight, self._config.flow.audio_weight),
             "learning_rate": learning_rate,
@@ -205,7 +205,7 @@ class Metrics:
             return None
         return flops / (elapsed_s * self._world.size * self._config.hardware.peak_flops)
 
-    def _emit(self, line: Line) -> None:
+    def _emit(self, line: MetricsLine) -> None:
         with open(self._folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
         print(terminal_line(line, self._num_steps), flush=True)
@@ -234,7 +234,7 @@ def losses(sums: NDArray[np.float64], video_weight: float, audio_weight: float) 
     }
 
 
-def terminal_line(line: Line, num_steps: int) -> str:
+def terminal_line(line: MetricsLine, num_steps: int) -> str:
     """One interval for people."""
     kinds = {"video": line["loss_video"], "audio": line["loss_audio"]}
     by_kind = ", ".join(f"{kind} {value:.4f}" for kind, value in kinds.items() if value is not None)
