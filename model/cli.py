@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 
 
-class Layout(StrEnum):
+class CheckpointLayout(StrEnum):
     """What a checkpoint to convert is."""
 
     NAVA = "nava"
@@ -52,8 +52,8 @@ def convert(
     target: Annotated[Path, typer.Argument(help="file, or folder with --shard-gb or --to dcp; must not exist")],
     model: ModelOption = "nava_6b",
     layout: Annotated[
-        Layout, typer.Option("--from", help="ema: running average; wan: Wan2.2-TI2V-5B as a start")
-    ] = Layout.NAVA,
+        CheckpointLayout, typer.Option("--from", help="ema: running average; wan: Wan2.2-TI2V-5B as a start")
+    ] = CheckpointLayout.NAVA,
     container: Annotated[Container, typer.Option("--to", help="how to store it")] = Container.SAFETENSORS,
     dtype: Annotated[Number | None, typer.Option(help="stored numbers (default: as they are)")] = None,
     shard_gb: Annotated[float | None, typer.Option(help="write shards of at most this many GB")] = None,

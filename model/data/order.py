@@ -171,7 +171,7 @@ def _cut_into_equal_flops(part: Part, share: EpochShare, flops: NDArray[np.float
 
 
 @dataclass(frozen=True)
-class Window:
+class DrawWindow:
     """Draws first ... last - 1 of one part in one stream, in the order they are drawn."""
 
     first: int
@@ -189,7 +189,7 @@ class EpochStream:
         self._runs = [share.of_stream(stream) for share in shares]
         self._before = [np.concatenate([[0], np.cumsum(end - begin)]) for begin, end in self._runs]
         self._window_runs, self._key = window_runs, key
-        self._windows: list[Window | None] = [None for _ in parts]
+        self._windows: list[DrawWindow | None] = [None for _ in parts]
         self.lengths = [int(before[-1]) for before in self._before]
 
     def next_part(self, drawn: list[int]) -> int:
@@ -208,7 +208,7 @@ class EpochStream:
         i = ordinal - window.first
         return window.rows[i], window.flops[i], window.tokens[i]
 
-    def _open_window(self, part: int, ordinal: int) -> Window:
+    def _open_window(self, part: int, ordinal: int) -> DrawWindow:
         before, (begin, end) = self._before[part], self._runs[part]
         group = (int(np.searchsorted(before, ordinal, side="right")) - 1) // self._window_runs
         a, b = group * self._window_runs, min((group + 1) * self._window_runs, len(begin))
@@ -216,7 +216,7 @@ class EpochStream:
         order = permuted(np.arange(len(positions)), len(positions), key_of(self._key, self._parts[part].name, group))
         rows = self._parts[part].rows_at(positions[order])
         flops, tokens = self._parts[part].cost(rows)
-        return Window(int(before[a]), int(before[b]), rows.tolist(), flops.tolist(), tokens.tolist())
+        return DrawWindow(int(before[a]), int(before[b]), rows.tolist(), flops.tolist(), tokens.tolist())
 
 
 def _ranges(begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:

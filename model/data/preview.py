@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow.compute as pc
@@ -32,7 +33,7 @@ class Hardware:
 
 
 @dataclass(frozen=True, slots=True)
-class Balance:
+class StepBalance:
     """How evenly steps are filled. `efficiency` is the share of the fleet's time that does useful FLOPs."""
 
     num_steps: int
@@ -46,7 +47,55 @@ class Balance:
     max_tokens: float
 
 
-def measure_balance(steps: list[list[Pack]], num_members: int = 1) -> Balance:
+class BucketRow(TypedDict):
+    """What of the index lies in one bucket of modality, aspect and length."""
+
+    bucket: str
+    length: str
+    samples: int
+    tokens: int
+    flops_share: float
+
+
+class MemoryRow(TypedDict):
+    """Estimated bytes per GPU at one number of GPUs."""
+
+    num_gpus: int
+    states_bytes: int
+    gathered_bytes: int
+    activations_bytes: int
+    workspace_bytes: int
+    total_bytes: int
+    fits: bool
+
+
+class PreviewFacts(TypedDict):
+    """Everything `nava-train plan` shows, ready for JSON and for the inspector."""
+
+    plan: str
+    index: str
+    num_rows: int
+    epoch_samples: int
+    epoch_flops: float
+    steps_per_epoch: float
+    num_packs: int
+    context_parallel: int
+    flop_target: float
+    token_budget: int
+    parts: list[dict[str, Any]]
+    """`PartSummary` and its `repeats`."""
+    buckets: list[BucketRow]
+    balance: dict[str, Any]
+    """`StepBalance`."""
+    hardware: dict[str, Any]
+    """`Hardware`."""
+    epoch_hours: dict[str, float]
+    """By number of GPUs."""
+    recompute: Recompute
+    memory: Sequence[MemoryRow]
+
+
+def measure_balance(steps: list[list[Pack]], num_members: int = 1) -> StepBalance:
     """Balance over steps, each a list of packs (one per rank and micro-step). Packs hold no padding by construction.
 
     Every `num_members` neighbouring packs are a team's, whose shared samples count once.
@@ -57,7 +106,7 @@ def measure_balance(steps: list[list[Pack]], num_members: int = 1) -> Balance:
     drawn = [[i for n, p in enumerate(packs) for i in (p.own if n % num_members else p.items)] for packs in steps]
     lengths = [np.log([max(1, item.tokens) for item in items]) for items in drawn]
     tokens = np.array([pack.tokens for packs in steps for pack in packs])
-    return Balance(
+    return StepBalance(
         num_steps=len(steps),
         num_samples=sum(map(len, lengths)),
         padding=0.0,
@@ -81,7 +130,7 @@ def intra_class_correlation(groups: list[NDArray[np.float64]]) -> float:
     return max(0.0, float((between - within_chance) / (everything.var() - within_chance)))
 
 
-def buckets(plan: EpochPlan) -> list[dict[str, Any]]:
+def buckets(plan: EpochPlan) -> list[BucketRow]:
     """Rows, tokens and FLOPs of one pass over the index by modality, aspect and length, the dearest first."""
     index = plan.index
     flops, tokens = plan.cost(np.arange(len(index)), None)
@@ -92,27 +141,43 @@ def buckets(plan: EpochPlan) -> list[dict[str, Any]]:
         labels[size] = aspect_label(size // 65_536, size % 65_536)
     names = np.array([labels[size] for size in sizes.tolist()])
     lengths = np.searchsorted(LENGTH_EDGES_S, table["duration_s"], side="right")
-    rows = []
+    rows: list[BucketRow] = []
     for name in np.unique(names).tolist():
         for length in range(len(LENGTH_NAMES)):
             chosen = (names == name) & (lengths == length)
             if chosen.any():
                 share = float(flops[chosen].sum() / flops.sum())
-                num_tokens = int(tokens[chosen].sum())
-                row = {"bucket": name, "length": LENGTH_NAMES[length], "samples": int(chosen.sum())}
-                rows.append({**row, "tokens": num_tokens, "flops_share": share})
+                rows.append(
+                    {
+                        "bucket": name,
+                        "length": LENGTH_NAMES[length],
+                        "samples": int(chosen.sum()),
+                        "tokens": int(tokens[chosen].sum()),
+                        "flops_share": share,
+                    }
+                )
     return sorted(rows, key=lambda row: -row["flops_share"])
 
 
 def memory_table(
     shape: ModelShape, token_budget: int, hardware: Hardware, recompute: Recompute, num_gpus: tuple[int, ...]
-) -> list[dict[str, Any]]:
+) -> list[MemoryRow]:
     """Estimated bytes per GPU at each number of GPUs, and whether they fit."""
-    rows = []
+    rows: list[MemoryRow] = []
     for n in num_gpus:
         need = memory_per_gpu(shape, token_budget, num_shards=n, recompute=recompute)
         fits = need.total_bytes <= hardware.memory_bytes
-        rows.append({"num_gpus": n, **asdict(need), "total_bytes": need.total_bytes, "fits": fits})
+        rows.append(
+            {
+                "num_gpus": n,
+                "states_bytes": need.states_bytes,
+                "gathered_bytes": need.gathered_bytes,
+                "activations_bytes": need.activations_bytes,
+                "workspace_bytes": need.workspace_bytes,
+                "total_bytes": need.total_bytes,
+                "fits": fits,
+            }
+        )
     return rows
 
 
@@ -138,8 +203,8 @@ def preview(
     num_gpus: tuple[int, ...] = (8, 64, 128),
     hardware: Hardware | None = None,
     recompute: Recompute = "attention_qkv",
-) -> dict[str, Any]:
-    """Everything `nava-train plan` shows, ready for JSON and for the inspector. Plans the first `num_steps` steps."""
+) -> PreviewFacts:
+    """What `nava-train plan` shows. Plans the first `num_steps` steps."""
     hardware = hardware or Hardware()
     steps = []
     for packs in plan.all_packs():
@@ -168,7 +233,7 @@ def preview(
     }
 
 
-def preview_text(facts: dict[str, Any]) -> str:
+def preview_text(facts: PreviewFacts) -> str:
     """The preview as a page for the terminal, at most 120 columns."""
     balance, hardware = facts["balance"], facts["hardware"]
     lines = [
@@ -198,10 +263,10 @@ def preview_text(facts: dict[str, Any]) -> str:
         "",
         f"{'GPUs':>6}{'hours/epoch':>14}{'states GB':>12}{'activations GB':>16}{'total GB':>11}  fits {hardware['name']}",
     ]
-    for row in facts["memory"]:
-        used = f"{row['states_bytes'] / 1e9:>12.1f}{row['activations_bytes'] / 1e9:>16.1f}{row['total_bytes'] / 1e9:>11.1f}"
-        hours = facts["epoch_hours"][str(row["num_gpus"])]
-        lines.append(f"{row['num_gpus']:>6}{hours:>14,.2f}{used}  {'yes' if row['fits'] else 'NO'}")
+    for need in facts["memory"]:
+        used = f"{need['states_bytes'] / 1e9:>12.1f}{need['activations_bytes'] / 1e9:>16.1f}{need['total_bytes'] / 1e9:>11.1f}"
+        hours = facts["epoch_hours"][str(need["num_gpus"])]
+        lines.append(f"{need['num_gpus']:>6}{hours:>14,.2f}{used}  {'yes' if need['fits'] else 'NO'}")
     lines.append(
         f"hours assume {hardware['mfu']:.1%} of {hardware['peak_flops'] / 1e12:.0f} TFLOP/s; memory assumes "
         f"recompute={facts['recompute']!r}; both are estimates."

@@ -27,6 +27,7 @@ from isal.isal_zlib import crc32  # ten times zlib's speed, which would cost mor
 from model.data.batching import PlanStream, SampleRef
 from model.data.index import ShardIndex
 from model.data.packing import Item, Pack
+from model.data.position import PlanPosition
 from schemas.errors import DamagedSampleError, ShardError
 from schemas.shard import LATENT_MEMBER
 from schemas.shard_file import SampleLocation, members_of
@@ -202,7 +203,7 @@ class LoadedPack(Generic[T]):
     samples: list[T]
     refs: list[SampleRef]
     clip_ids: list[str]
-    position: dict[str, Any] | None
+    position: PlanPosition | None
     """Plan position after this step, on the last pack of a step."""
     timeline: list[tuple[str, float, float]] = field(default_factory=list)
 
@@ -249,14 +250,14 @@ class PackLoader(Generic[T]):
         """Stop the workers; packs ahead are dropped. The position of the last pack taken stays valid."""
         self._workers.shutdown(wait=True, cancel_futures=True)
 
-    def _packs(self) -> Iterator[tuple[int, int, Pack, dict[str, Any] | None]]:
+    def _packs(self) -> Iterator[tuple[int, int, Pack, PlanPosition | None]]:
         for packs in self._stream:
             step, position = self._stream.step, self._stream.state()
             for i, pack in enumerate(packs):
                 yield step, i, pack, position if i == len(packs) - 1 else None
 
     def _load(
-        self, submitted: float, step: int, micro_step: int, pack: Pack, position: dict[str, Any] | None
+        self, submitted: float, step: int, micro_step: int, pack: Pack, position: PlanPosition | None
     ) -> LoadedPack[T]:
         loaded: LoadedPack[T] = LoadedPack(step, micro_step, position is not None, [], [], [], position)
         began = time.perf_counter()

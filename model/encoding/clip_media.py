@@ -1,6 +1,8 @@
 """The media members of a curated shard as arrays: frames at asked-for times, cropped to a bucket, and sound at a rate.
 
-The members were cut and measured by our own packer, so they are decoded here without a child process.
+The members were cut and measured by our own packer, so they are decoded here without a child process, and their pictures
+are upright with square pixels: the cutter turns and scales frames that are not, and copies only packets of those that are
+(`stages/media/cut_copy.py`, `cut_encode.py`).
 """
 
 from __future__ import annotations
@@ -25,8 +27,7 @@ Picture = NDArray[np.uint8]
 def read_frames(data: memoryview, times_s: Sequence[float], height_px: int, width_px: int) -> Iterator[Picture]:
     """RGB [H, W, 3] of the frame on screen at each time (ascending, clip clock), scaled to cover H x W, centre-cropped.
 
-    Rotation tags and pixel aspect are applied. Raises MediaError when the clip ends before the last time: no frame is
-    made up.
+    Raises MediaError when the clip ends before the last time: no frame is made up.
     """
     import av
 
@@ -36,18 +37,17 @@ def read_frames(data: memoryview, times_s: Sequence[float], height_px: int, widt
         with av.open(io.BytesIO(data), mode="r") as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            aspect = float(stream.sample_aspect_ratio or 1)
             shown: Any = None
             for frame in container.decode(stream):
                 while time_s is not None and shown is not None and frame.time > time_s + TIME_TOLERANCE_S:
-                    yield fitted(shown, aspect, height_px, width_px)
+                    yield fitted(shown, height_px, width_px)
                     time_s = next(wanted, None)
                 shown = frame
                 if time_s is None:
                     return
             end_s = float(shown.time + shown.duration * shown.time_base) if shown is not None else 0.0
             while time_s is not None and shown is not None and time_s < end_s + TIME_TOLERANCE_S:
-                yield fitted(shown, aspect, height_px, width_px)
+                yield fitted(shown, height_px, width_px)
                 time_s = next(wanted, None)
     except (av.FFmpegError, IndexError) as error:
         raise MediaError(f"the mp4 member cannot be decoded: {error}.") from error
@@ -55,36 +55,16 @@ def read_frames(data: memoryview, times_s: Sequence[float], height_px: int, widt
         raise MediaError(f"the picture ends at {end_s:.3f} s, a frame at {time_s:.3f} s is wanted.", reason="too_short")
 
 
-def fitted(frame: Any, aspect: float, height_px: int, width_px: int) -> Picture:
-    """RGB of one decoded frame whose pixels are `aspect` times as wide as high: upright, covering the bucket, cropped."""
-    turns, is_mirrored = orientation(frame)
-    wide = frame.width * aspect
-    shown_width, shown_height = (frame.height, wide) if turns % 2 else (wide, frame.height)
-    scale = max(width_px / shown_width, height_px / shown_height)
-    cover = max(width_px, round(shown_width * scale)), max(height_px, round(shown_height * scale))
-    size = cover[::-1] if turns % 2 else cover
+def fitted(frame: Any, height_px: int, width_px: int) -> Picture:
+    """RGB of one decoded frame, scaled to cover the bucket, centre-cropped."""
+    scale = max(width_px / frame.width, height_px / frame.height)
+    width, height = max(width_px, round(frame.width * scale)), max(height_px, round(frame.height * scale))
     colorspace = int(frame.colorspace)
     if colorspace == UNSPECIFIED:
         colorspace = BT709 if frame.height >= HD_HEIGHT_PX else BT601
-    scaled = frame.reformat(size[0], size[1], "rgb24", src_colorspace=colorspace, interpolation="BICUBIC").to_ndarray()
-    if is_mirrored:
-        scaled = scaled[:, ::-1]
-    upright = np.rot90(scaled, turns)
-    top, left = (upright.shape[0] - height_px) // 2, (upright.shape[1] - width_px) // 2
-    return np.ascontiguousarray(upright[top : top + height_px, left : left + width_px])
-
-
-def orientation(frame: Any) -> tuple[int, bool]:
-    """(counter-clockwise quarter turns, mirrored left-right first) of the frame's display matrix, the nearest ones."""
-    matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
-    if matrix is None:
-        return 0, False
-    # x' = a x + c y, y' = b x + d y with y downwards, nine numbers row by row (ISO 14496-12, 6.2.2).
-    a, b, _, c, d = np.frombuffer(matrix, dtype="<i4")[:5].astype(float)
-    is_mirrored = bool(a * d - b * c < 0)
-    if is_mirrored:
-        a, b = -a, -b
-    return round(np.degrees(np.arctan2(-b, a)) / 90) % 4, is_mirrored
+    scaled = frame.reformat(width, height, "rgb24", src_colorspace=colorspace, interpolation="BICUBIC").to_ndarray()
+    top, left = (height - height_px) // 2, (width - width_px) // 2
+    return np.ascontiguousarray(scaled[top : top + height_px, left : left + width_px])
 
 
 def read_sound(data: memoryview, rate_hz: int) -> NDArray[np.float32]:

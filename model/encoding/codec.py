@@ -28,6 +28,7 @@ from torch import Tensor
 from model.network.conditioning import PLACEHOLDER, find_placeholders, mark_spans
 from model.network.config import NavaConfig
 from schemas.errors import ModelError
+from schemas.spans import SPEECH_RATE_HZ
 
 MAX_VOICE_S = 30.0
 """The release embeds the first 30 s of a reference."""
@@ -183,7 +184,7 @@ def clean_caption(caption: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(caption)))).strip()
 
 
-class SpeakerEncoder(Protocol):
+class SpeakerNetwork(Protocol):
     """Anything that turns a voice into a vector."""
 
     dim: int
@@ -211,11 +212,11 @@ class TorchScriptSpeaker:
         for parameter in self._module.parameters():
             parameter.requires_grad_(False)
         self._device = device
-        self.dim = int(self.embed(torch.zeros(16000)).numel())
+        self.dim = int(self.embed(torch.zeros(SPEECH_RATE_HZ)).numel())
 
     def embed(self, wave_S: Tensor) -> Tensor:
         """Embedding_D of the first 30 s."""
-        wave_1S = wave_S[None, : int(MAX_VOICE_S * 16000)].to(self._device)
+        wave_1S = wave_S[None, : int(MAX_VOICE_S * SPEECH_RATE_HZ)].to(self._device)
         embedding: Tensor = self._module(wave_1S)
         return embedding.float().flatten()
 
@@ -235,7 +236,7 @@ class ResemblyzerSpeaker:
 
     def embed(self, wave_S: Tensor) -> Tensor:
         """Embedding_D of the first 30 s."""
-        voice = wave_S[: int(MAX_VOICE_S * 16000)].cpu().numpy()
+        voice = wave_S[: int(MAX_VOICE_S * SPEECH_RATE_HZ)].cpu().numpy()
         return torch.from_numpy(self._encoder.embed_utterance(voice)).float()
 
 
@@ -246,7 +247,7 @@ class Codecs:
     video: VideoCodec | None = None
     audio: AudioCodec | None = None
     text: TextEncoder | None = None
-    speaker: SpeakerEncoder | None = None
+    speaker: SpeakerNetwork | None = None
 
 
 def open_codecs(directory: Path, config: NavaConfig, device: torch.device, dtype: torch.dtype) -> Codecs:
@@ -305,7 +306,7 @@ def _open_text(directory: Path, max_tokens: int, device: torch.device, dtype: to
     return TextEncoder(model.to(device), tokenizer, max_tokens)
 
 
-def _open_speaker(path: Path, config: NavaConfig, device: torch.device) -> SpeakerEncoder | None:
+def _open_speaker(path: Path, config: NavaConfig, device: torch.device) -> SpeakerNetwork | None:
     if path.is_file():
         return TorchScriptSpeaker(path, device)
     return ResemblyzerSpeaker(device) if config.speaker_dim == ResemblyzerSpeaker.dim else None

@@ -31,7 +31,7 @@ from torch import Tensor
 from model.network.config import NavaConfig
 from model.network.flow import FlowConfig, FlowObjective, Noised, without_text
 from model.network.nava import Nava, Packed, Sample, Velocity, pack
-from model.parity.golden import LIMIT, Golden, Row, check_buckets, check_rope, check_schedules, compare, same
+from model.parity.golden import LIMIT, Comparison, Golden, check_buckets, check_rope, check_schedules, compare, same
 from schemas.errors import ModelError
 
 PREFIX = "backbone."
@@ -57,7 +57,7 @@ def run_check(directory: Path | str) -> int:
     return 1 if misses or not total else 0
 
 
-def check_file(path: Path) -> Iterator[Row]:
+def check_file(path: Path) -> Iterator[Comparison]:
     """Comparisons of one golden file; one of no known kind is a miss."""
     info = json.loads(path.read_text())
     tensor_path = path.with_suffix(".safetensors")
@@ -74,10 +74,10 @@ def check_file(path: Path) -> Iterator[Row]:
     elif "aspect_ratio_table" in info:
         yield from check_buckets(info)
     else:
-        yield Row(f"{path.name}: no known kind of golden data", math.inf, LIMIT)
+        yield Comparison(f"{path.name}: no known kind of golden data", math.inf, LIMIT)
 
 
-def _check_weights(golden: Golden) -> Iterator[Row]:
+def _check_weights(golden: Golden) -> Iterator[Comparison]:
     with torch.device("meta"):
         model = Nava(NavaConfig.from_official(golden.info["config"]))
     ours = {PREFIX + name: tuple(p.shape) for name, p in model.state_dict().items()}
@@ -86,37 +86,39 @@ def _check_weights(golden: Golden) -> Iterator[Row]:
         stored = tuple(golden.tensors[name].shape) if name in golden.tensors else None
         yield same(name, ours.get(name), listed.get(name))
         if stored != listed.get(name):
-            yield Row(f"{name}: the file holds {stored}", math.inf, 0.0)
+            yield Comparison(f"{name}: the file holds {stored}", math.inf, 0.0)
 
 
-def _check_case(golden: Golden) -> Iterator[Row]:
+def _check_case(golden: Golden) -> Iterator[Comparison]:
     samples = _case_samples(golden)
     settings: dict[str, str] = golden.info["settings"]
     names = [name for name in golden.tensors if name.startswith("ref_")]
     for numerics, setting in sorted({(name.split("/")[0], name.split("/")[1]) for name in names}):
         wanted = {name: golden.tensors[name] for name in names if name.startswith(f"{numerics}/{setting}/")}
         if numerics not in ("ref_fp32", "ref_bf16"):
-            yield from (Row(f"{name}: numerics not understood", math.inf, LIMIT) for name in wanted)
+            yield from (Comparison(f"{name}: numerics not understood", math.inf, LIMIT) for name in wanted)
             continue
         is_bfloat16 = numerics == "ref_bf16"
         config = NavaConfig.from_official(golden.info["config"], reference_numerics=is_bfloat16)
         model = _load(golden.path.parent / golden.info["weights_file"], config)
         variant = _variant(setting, settings)
         if variant is None:
-            yield from (Row(f"{name}: setting not understood", math.inf, LIMIT) for name in wanted)
+            yield from (Comparison(f"{name}: setting not understood", math.inf, LIMIT) for name in wanted)
             continue
         ours = _run(model, [variant(s) for s in samples], golden.tensors, is_training="train" in setting)
         for name, reference in wanted.items():
             short = name.split("/", 2)[2]
             if short not in ours:
-                yield Row(f"{name}: not understood", math.inf, LIMIT)
+                yield Comparison(f"{name}: not understood", math.inf, LIMIT)
             elif is_bfloat16:
                 yield _compare_bfloat16(name, ours[short], golden)
             else:
                 yield from _compare_float32(name, ours[short], reference)
 
 
-def _compare_float32(name: str, ours: Tensor | list[tuple[int, slice, Tensor]], reference: Tensor) -> Iterator[Row]:
+def _compare_float32(
+    name: str, ours: Tensor | list[tuple[int, slice, Tensor]], reference: Tensor
+) -> Iterator[Comparison]:
     if isinstance(ours, list):  # an intermediate: valid rows of each sample in the padded reference
         got = torch.cat([rows.flatten() for _, _, rows in ours])
         yield compare(name, got, torch.cat([reference[i, span].flatten() for i, span, _ in ours]))
@@ -128,7 +130,7 @@ def _compare_float32(name: str, ours: Tensor | list[tuple[int, slice, Tensor]], 
             yield compare(f"{name} (norm)", ours.norm()[None], reference.norm()[None], GRADIENT_LIMIT)
 
 
-def _compare_bfloat16(name: str, ours: Any, golden: Golden) -> Row:
+def _compare_bfloat16(name: str, ours: Any, golden: Golden) -> Comparison:
     reference, exact = golden.tensors[name], golden.tensors.get(name.replace("ref_bf16", "ref_fp32"))
     if "/loss/" in name or exact is None:
         return compare(name, ours, reference, BFLOAT16_LOSS_LIMIT)

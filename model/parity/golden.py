@@ -21,7 +21,7 @@ from schemas import budget
 LIMIT, TABLE_LIMIT = 1e-5, 1e-12
 
 
-class Row(NamedTuple):
+class Comparison(NamedTuple):
     """One compared tensor."""
 
     tensor: str
@@ -43,16 +43,16 @@ class Golden:
     tensors: dict[str, Tensor]
 
 
-def compare(name: str, ours: Tensor, reference: Tensor, limit: float = LIMIT) -> Row:
+def compare(name: str, ours: Tensor, reference: Tensor, limit: float = LIMIT) -> Comparison:
     """The row for one tensor; a wrong shape is an infinite error."""
     if ours.shape != reference.shape:
-        return Row(f"{name}: shape {tuple(ours.shape)}, expected {tuple(reference.shape)}", math.inf, limit)
+        return Comparison(f"{name}: shape {tuple(ours.shape)}, expected {tuple(reference.shape)}", math.inf, limit)
     scale = reference.double().abs().max().item() if reference.numel() else 0.0
     error = (ours.detach().double() - reference.double()).abs().max().item() if reference.numel() else 0.0
-    return Row(name, error / (scale or 1.0), limit)
+    return Comparison(name, error / (scale or 1.0), limit)
 
 
-def check_rope(golden: Golden) -> Iterator[Row]:
+def check_rope(golden: Golden) -> Iterator[Comparison]:
     """Rotary tables and their application, for every head width in the file."""
     tensors = golden.tensors
     for head in sorted({name.split("/")[0] for name in tensors}):
@@ -82,7 +82,7 @@ def _described_tables(config: NavaConfig, kind: str, meaning: str) -> list[Tenso
     return [rope.audio_table(config, int(n)) for n in re.findall(r"\d+", meaning.split("valid")[1])]
 
 
-def check_schedules(golden: Golden) -> Iterator[Row]:
+def check_schedules(golden: Golden) -> Iterator[Comparison]:
     """Training grid and weights, solver grids, the toy trajectory."""
     tensors, objective = golden.tensors, FlowObjective(FlowConfig.official())
     ours: dict[str, Tensor] = {
@@ -111,7 +111,7 @@ def check_schedules(golden: Golden) -> Iterator[Row]:
         yield (
             compare(name, ours[name], tensors[name])
             if name in ours
-            else Row(f"{name}: not understood", math.inf, LIMIT)
+            else Comparison(f"{name}: not understood", math.inf, LIMIT)
         )
 
 
@@ -124,7 +124,7 @@ def _toy_trajectory(x: Tensor, num_steps: int) -> Tensor:
     return torch.stack(states)
 
 
-def check_buckets(info: dict[str, Any]) -> Iterator[Row]:
+def check_buckets(info: dict[str, Any]) -> Iterator[Comparison]:
     """Aspect and length buckets of schemas.budget, which must agree exactly."""
     for row in info["aspect_ratio_table"]:
         height, width = row["height"], row["width"]
@@ -146,6 +146,8 @@ def check_buckets(info: dict[str, Any]) -> Iterator[Row]:
         yield same(f"audio tokens beside {rule['pixel_frames']} frames", ours_tokens, rule["audio_tokens"])
 
 
-def same(name: str, ours: object, reference: object) -> Row:
+def same(name: str, ours: object, reference: object) -> Comparison:
     """The row of two values that must be equal."""
-    return Row(name if ours == reference else f"{name}: {ours}, expected {reference}", float(ours != reference), 0.0)
+    return Comparison(
+        name if ours == reference else f"{name}: {ours}, expected {reference}", float(ours != reference), 0.0
+    )

@@ -20,8 +20,10 @@ from model.network.nava import Nava
 from model.sampling.config import Mode, Prompt, SampleConfig
 from model.sampling.sampler import Latents, SampleRequest, sample
 from model.weights.convert import load_weights
+from schemas.budget import PX_PER_LATENT
 from schemas.errors import ModelError
 from schemas.files import whole_path
+from schemas.spans import SPEECH_RATE_HZ
 
 NEGATIVE_SOUND = "机械音、闷糊、回音、失真、电流声、爆音、杂音"
 NEGATIVE_PICTURE = (
@@ -33,7 +35,6 @@ NEGATIVE_PICTURE = (
 
 PEAK = 0.95
 """Sound is scaled to this peak, as in the release."""
-PX_PER_LATENT = 16
 
 
 def load_model(weights: Path, config: NavaConfig, device: str, dtype: torch.dtype) -> Nava:
@@ -73,7 +74,7 @@ def make_request(config: SampleConfig, network: NavaConfig, codecs: Codecs) -> S
         text, negative_text, speakers = read_text_file(prompt.text_file, network)
     else:
         text, negative_text = _encode_text(prompt, codecs)
-        speakers = _encode_voices(prompt, text, network, codecs)
+        speakers = _encode_voices(prompt, text, codecs)
     return SampleRequest(
         text=text.rows,
         negative_text=negative_text,
@@ -142,7 +143,7 @@ def _encode_text(prompt: Prompt, codecs: Codecs) -> tuple[EncodedText, Tensor]:
     return text[0], negative_text[0].rows
 
 
-def _encode_voices(prompt: Prompt, text: EncodedText, config: NavaConfig, codecs: Codecs) -> list[Tensor | None] | None:
+def _encode_voices(prompt: Prompt, text: EncodedText, codecs: Codecs) -> list[Tensor | None] | None:
     if not prompt.voices:
         return None
     if len(prompt.voices) != len(text.voice_rows):
@@ -152,8 +153,8 @@ def _encode_voices(prompt: Prompt, text: EncodedText, config: NavaConfig, codecs
         )
     if codecs.speaker is None:
         raise ModelError("No speaker network for --voice.", remedy="Add speaker.pt to --codecs (docs/checkpoints.md).")
-    rate_hz = config.audio_sample_rate_hz
-    return [None if path is None else codecs.speaker.embed(read_sound(path, rate_hz)) for path in prompt.voices]
+    embed = codecs.speaker.embed
+    return [None if path is None else embed(read_sound(path, SPEECH_RATE_HZ)) for path in prompt.voices]
 
 
 def _encode_first_frame(prompt: Prompt, codecs: Codecs) -> Tensor | None:

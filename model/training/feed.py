@@ -7,12 +7,12 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.data.batching import EpochPlan, SampleRef
+from model.data.position import PlanPosition
 from model.data.reader import LoadedPack, PackLoader, RawSample, SampleReader
 from model.encoding.latents import restrict
 from model.network.config import NavaConfig
@@ -45,7 +45,7 @@ class Step:
     micro_steps: list[MicroStep]
     divisors: Tensor
     """[2] float64 in host memory: this rank's part of what video and audio errors are divided by."""
-    position: dict[str, Any]
+    position: PlanPosition
     """Plan position of this rank's teams after the step."""
     discord: int
     """Zero when summed over ranks, unless the ranks of a team hold different shared samples."""
@@ -69,7 +69,7 @@ class StepFeed:
         *,
         world: World,
         team: Team | None = None,
-        position: dict[str, Any] | None = None,
+        position: PlanPosition | None = None,
         damaged: dict[str, str] | None = None,
     ) -> None:
         stream = plan.stream(world.rank, world.size, position)

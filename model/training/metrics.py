@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from model.network.flow import NUM_STEPS, LossTerms
 from model.training.config import TrainConfig
 from model.training.feed import MicroStep, Step
 from model.training.parallel import World
+from schemas.budget import Modality
 from schemas.fields import f
 from schemas.files import whole_path, write_whole
 
@@ -53,12 +55,53 @@ SAMPLES: pa.Schema = pa.schema(
 )
 
 
+class SampleFacts(TypedDict):
+    """What is known of a trained sample before its errors are."""
+
+    clip_id: str
+    row: int
+    epoch: int
+    use: Modality
+    tokens: int
+    is_first_frame_clean: bool
+    is_cross_modal_masked: bool
+    is_text_dropped: bool
+
+
+class Losses(TypedDict):
+    """Losses of an interval; None where nothing was seen."""
+
+    loss: float
+    loss_video: float | None
+    loss_audio: float | None
+    loss_video_by_noise: list[float | None]
+    """By tenths of sigma."""
+    loss_audio_by_noise: list[float | None]
+
+
+class MetricsLine(Losses):
+    """One line of metrics.jsonl: means over an interval and all ranks."""
+
+    step: int
+    learning_rate: float
+    grad_norm: float
+    seconds_per_step: float
+    tokens_per_s: float
+    mfu: float | None
+    padding: float
+    imbalance: float
+    stall: float
+    """Share of the time that ranks waited for a step."""
+    stall_slowest_rank: float
+    stall_causes_s: dict[str, float]
+
+
 @dataclass(slots=True)
-class Seen:
+class TrainedPack:
     """What is kept of one trained pack until it is reported and written: no latents, errors still on their device."""
 
     step: int
-    samples: list[dict[str, Any]]
+    samples: list[SampleFacts]
     timesteps: Tensor
     terms: LossTerms
 
@@ -68,7 +111,7 @@ class Interval:
     """What was seen since the last line."""
 
     began: float = field(default_factory=time.perf_counter)
-    packs: list[Seen] = field(default_factory=list)
+    packs: list[TrainedPack] = field(default_factory=list)
     work: list[tuple[float, float, float]] = field(default_factory=list)
     """Per step: useful tokens, useful FLOPs, tokens computed beyond the useful ones."""
     seconds: list[dict[str, float]] = field(default_factory=list)
@@ -81,10 +124,9 @@ class Metrics:
     def __init__(self, folder: Path, config: TrainConfig, world: World, *, num_steps: int, resumed_step: int) -> None:
         self._folder, self._config, self._world, self._num_steps = folder, config, world, num_steps
         self._interval = Interval()
-        self._unwritten: list[Seen] = []
+        self._unwritten: list[TrainedPack] = []
         self._first_unwritten = resumed_step + 1
         self._writer: Any = None
-        self.last: dict[str, Any] = {}
         if world.is_first:
             _forget_after(folder, resumed_step)
             if config.output.has_tensorboard:
@@ -99,7 +141,7 @@ class Metrics:
         for micro, pack_terms in zip(step.micro_steps, terms, strict=True):
             if not micro.is_idle:
                 timesteps = micro.noised.timesteps[micro.first_counted :]
-                seen = Seen(step.number, _sample_facts(micro), timesteps, _detached(pack_terms))
+                seen = TrainedPack(step.number, _sample_facts(micro), timesteps, _detached(pack_terms))
                 interval.packs.append(seen)
                 self._unwritten.append(seen)
         interval.work.append(_work(step, self._config.plan.context_parallel))
@@ -139,7 +181,7 @@ class Metrics:
         sums, total_work, total_stalls = _split(total, parts)
         slowest = _reduced(self._world, np.concatenate([work[:, 1], stalls[:1]]), dist.ReduceOp.MAX)
         tokens, flops, surplus = total_work.sum(0)
-        line = {
+        line: MetricsLine = {
             "step": step,
             **losses(sums, self._config.flow.video_weight, self._config.flow.audio_weight),
             "learning_rate": learning_rate,
@@ -154,7 +196,6 @@ class Metrics:
             "stall_causes_s": dict(zip(CAUSES[1:], total_stalls[1:].tolist(), strict=True)),
         }
         self._interval = Interval()
-        self.last = line
         if self._world.is_first:
             self._emit(line)
 
@@ -164,7 +205,7 @@ class Metrics:
             return None
         return flops / (elapsed_s * self._world.size * self._config.hardware.peak_flops)
 
-    def _emit(self, line: dict[str, Any]) -> None:
+    def _emit(self, line: MetricsLine) -> None:
         with open(self._folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
         print(terminal_line(line, self._num_steps), flush=True)
@@ -175,7 +216,7 @@ class Metrics:
             self._writer.flush()
 
 
-def losses(sums: NDArray[np.float64], video_weight: float, audio_weight: float) -> dict[str, Any]:
+def losses(sums: NDArray[np.float64], video_weight: float, audio_weight: float) -> Losses:
     """Losses out of sums [modality, noise level, (weighted error, share)]; None where nothing was seen."""
     errors, shares = sums[..., 0], sums[..., 1]
 
@@ -193,10 +234,10 @@ def losses(sums: NDArray[np.float64], video_weight: float, audio_weight: float) 
     }
 
 
-def terminal_line(line: dict[str, Any], num_steps: int) -> str:
+def terminal_line(line: MetricsLine, num_steps: int) -> str:
     """One interval for people."""
-    shown = {name: f"{line[name]:.4f}" for name in ("loss_video", "loss_audio") if line[name] is not None}
-    by_kind = ", ".join(f"{name.removeprefix('loss_')} {value}" for name, value in shown.items())
+    kinds = {"video": line["loss_video"], "audio": line["loss_audio"]}
+    by_kind = ", ".join(f"{kind} {value:.4f}" for kind, value in kinds.items() if value is not None)
     left_s = int((num_steps - line["step"]) * line["seconds_per_step"])
     mfu = "" if line["mfu"] is None else f"  MFU {line['mfu']:.1%}"
     return (
@@ -217,7 +258,7 @@ def read_samples(folder: Path) -> pa.Table:
     )
 
 
-def _sample_facts(micro: MicroStep) -> list[dict[str, Any]]:
+def _sample_facts(micro: MicroStep) -> list[SampleFacts]:
     counted = slice(micro.first_counted, None)
     return [
         {
@@ -234,7 +275,7 @@ def _sample_facts(micro: MicroStep) -> list[dict[str, Any]]:
     ]
 
 
-def _sample_rows(seen: Seen) -> pa.Table:
+def _sample_rows(seen: TrainedPack) -> pa.Table:
     video, audio = (mse.float().cpu().tolist() for mse in (seen.terms.video_mse, seen.terms.audio_mse))
     rows = [
         {
@@ -249,7 +290,7 @@ def _sample_rows(seen: Seen) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SAMPLES)
 
 
-def _add_losses(sums: NDArray[np.float64], seen: Seen) -> None:
+def _add_losses(sums: NDArray[np.float64], seen: TrainedPack) -> None:
     """Adds one pack to [modality, noise level, (weight x share x error, share)]."""
     terms, sigma = seen.terms, seen.timesteps.double().cpu().numpy() / NUM_STEPS
     level = np.minimum((sigma * NUM_NOISE_LEVELS).astype(int), NUM_NOISE_LEVELS - 1)
@@ -287,7 +328,7 @@ def _reduced(world: World, values: NDArray[np.float64], operation: Any) -> NDArr
     return reduced
 
 
-def _flat(line: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+def _flat(line: Mapping[str, object], prefix: str = "") -> list[tuple[str, float]]:
     """Scalars of a line by tag; what is None is left out."""
     flat: list[tuple[str, float]] = []
     for name, value in line.items():
@@ -295,7 +336,7 @@ def _flat(line: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
             flat += _flat(value, f"{prefix}{name}/")
         elif isinstance(value, list):
             flat += [(f"{prefix}{name}/{i / len(value):.1f}", v) for i, v in enumerate(value) if v is not None]
-        elif value is not None:
+        elif isinstance(value, int | float):
             flat.append((prefix + name, value))
     return flat
 

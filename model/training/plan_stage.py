@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from model.data.batching import EpochPlan
 from model.data.index import ShardIndex
-from model.data.preview import memory_table, preview, preview_text, refuse_what_cannot_fit
+from model.data.preview import MemoryRow, PreviewFacts, memory_table, preview, preview_text, refuse_what_cannot_fit
 from model.encoding.online import open_index
 from model.network.nava import Nava
 from model.training.config import TrainConfig
@@ -22,6 +21,16 @@ MAX_PREVIEWED_PACKS = 4096
 """The preview plans this many packs at most, seconds of work at any number of GPUs."""
 
 
+class StageMemoryRow(MemoryRow):
+    """Estimated bytes per GPU of this stage's recipe."""
+
+    micro_steps: int
+    whole_gradient_bytes: int
+    """Of gradients held while micro-steps are added up."""
+    divides: bool
+    """The packs of a step can be shared out over this number of GPUs."""
+
+
 def plan_stage(
     config: TrainConfig, num_gpus: tuple[int, ...], out: Path | None = None, *, memory_only: bool = False
 ) -> str:
@@ -30,15 +39,16 @@ def plan_stage(
     Raises PlanError when the stage fits none of `num_gpus`, or when its packs cannot be made of the index.
     """
     check_parameters(config)
-    facts: dict[str, Any] = {"recipe": config.name, "num_steps": config.num_steps}
+    memory = stage_memory(config, num_gpus)
+    facts: dict[str, object] = {"recipe": config.name, "num_steps": config.num_steps}
     if memory_only:
-        text = memory_text(config, num_gpus)
+        text = memory_text(config, memory)
+        facts["memory"] = memory
     else:
-        facts |= preview_facts(config, open_index(config.data), num_gpus)
-    facts["memory"] = stage_memory(config, num_gpus)
-    if not memory_only:
-        text = preview_text(facts)
-    if undivided := [str(row["num_gpus"]) for row in facts["memory"] if not row["divides"]]:
+        shown: PreviewFacts = {**preview_facts(config, open_index(config.data), num_gpus), "memory": memory}
+        text = preview_text(shown)
+        facts |= shown
+    if undivided := [str(row["num_gpus"]) for row in memory if not row["divides"]]:
         teams = f" in teams of {config.plan.context_parallel}" if config.plan.context_parallel > 1 else ""
         text += (
             f"\n{config.plan.num_packs} packs per step cannot be shared out over {', '.join(undivided)} GPUs{teams}."
@@ -47,7 +57,7 @@ def plan_stage(
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "plan.json", json.dumps(facts, indent=1).encode())
         write_whole(out / "plan.txt", f"{text}\n".encode())
-    if not any(row["fits"] for row in facts["memory"]):
+    if not any(row["fits"] for row in memory):
         num_shards = max(num_gpus) // config.parallel.num_replicas
         budget, hardware = config.plan.token_budget, config.hardware
         refuse_what_cannot_fit(config.shape, budget, hardware, config.parallel.recompute, max(1, num_shards))
@@ -58,7 +68,7 @@ def plan_stage(
     return text
 
 
-def preview_facts(config: TrainConfig, index: ShardIndex, num_gpus: tuple[int, ...]) -> dict[str, Any]:
+def preview_facts(config: TrainConfig, index: ShardIndex, num_gpus: tuple[int, ...]) -> PreviewFacts:
     """`model.data.preview.preview` of the stage, planned no further than it takes to tell."""
     plan = EpochPlan(index, config.plan, config.shape)
     num_steps = max(1, min(50, MAX_PREVIEWED_PACKS // config.plan.num_packs))
@@ -66,9 +76,9 @@ def preview_facts(config: TrainConfig, index: ShardIndex, num_gpus: tuple[int, .
     return preview(plan, num_steps=num_steps, num_gpus=num_gpus, hardware=config.hardware, recompute=recompute)
 
 
-def stage_memory(config: TrainConfig, num_gpus: tuple[int, ...]) -> list[dict[str, Any]]:
+def stage_memory(config: TrainConfig, num_gpus: tuple[int, ...]) -> list[StageMemoryRow]:
     """Estimated bytes per GPU at each number of GPUs: copies of the states and whole gradients included."""
-    parallel, rows = config.parallel, []
+    parallel, rows = config.parallel, list[StageMemoryRow]()
     for n in num_gpus:
         shards = max(1, n // parallel.num_replicas)
         (row,) = memory_table(config.shape, config.plan.token_budget, config.hardware, parallel.recompute, (shards,))
@@ -82,7 +92,7 @@ def stage_memory(config: TrainConfig, num_gpus: tuple[int, ...]) -> list[dict[st
     return rows
 
 
-def memory_text(config: TrainConfig, num_gpus: tuple[int, ...]) -> str:
+def memory_text(config: TrainConfig, memory: list[StageMemoryRow]) -> str:
     """Memory per GPU as a table for the terminal, when there is no index to preview."""
     shape, hardware = config.shape, config.hardware
     lines = [
@@ -91,8 +101,9 @@ def memory_text(config: TrainConfig, num_gpus: tuple[int, ...]) -> str:
         f"{'GPUs':>6}{'micro-steps':>13}{'states GB':>11}{'activations GB':>16}{'whole grads GB':>16}{'total GB':>10}"
         f"  fits {hardware.name} ({hardware.memory_bytes / 1e9:.0f} GB)",
     ]
-    for row in stage_memory(config, num_gpus):
-        sizes = [row[f"{name}_bytes"] / 1e9 for name in ("states", "activations", "whole_gradient", "total")]
+    for row in memory:
+        counts = (row["states_bytes"], row["activations_bytes"], row["whole_gradient_bytes"], row["total_bytes"])
+        sizes = [count / 1e9 for count in counts]
         numbers = "".join(f"{size:>{width}.1f}" for size, width in zip(sizes, (11, 16, 16, 10), strict=True))
         lines.append(f"{row['num_gpus']:>6}{row['micro_steps']:>13}{numbers}  {'yes' if row['fits'] else 'NO'}")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ import json
 import shutil
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from model.data.position import PlanPosition
 from model.training.optim import Ema
 from model.training.parallel import World
 from schemas.errors import ModelError
@@ -32,6 +33,21 @@ NAME = "step-{:08d}"
 PARTIAL = ".partial-{:08d}"
 NOTES = "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Notes(TypedDict):
+    """What a checkpoint knows besides its tensors."""
+
+    step: int
+    schedule: dict[str, Any]
+    """State of the learning rate's schedule."""
+    num_ema_updates: int
+    recipe: str
+    """Digest of the recipe."""
+    world_size: int
+    position: PlanPosition
+    damaged: dict[str, str]
+    """Samples that could not be read, with their reasons."""
 
 
 class Checkpoints:
@@ -53,8 +69,8 @@ class Checkpoints:
         dist.broadcast_object_list(found, src=0, group=self._world.background)
         return Path(found[0]) if found[0] else None
 
-    def save(self, step: int, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
-        """Write a checkpoint; waits for the one before it. `notes` of rank 0 are kept, as JSON.
+    def save(self, step: int, tensors: dict[str, Tensor], notes: Notes | None) -> None:
+        """Write a checkpoint; waits for the one before it. `notes` of rank 0 are kept, as JSON; other ranks give None.
 
         Asynchronous: returns once the states are copied to host memory, so training may go on changing them.
         """
@@ -98,9 +114,9 @@ def complete(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step-*") if (path / ".metadata").is_file() and (path / NOTES).is_file()]
 
 
-def read_notes(checkpoint: Path) -> dict[str, Any]:
+def read_notes(checkpoint: Path) -> Notes:
     """What `save` was given as notes."""
-    notes: dict[str, Any] = json.loads((checkpoint / NOTES).read_text())
+    notes: Notes = json.loads((checkpoint / NOTES).read_text())
     return notes
 
 

@@ -20,7 +20,8 @@ import torch.distributed as dist
 import yaml
 from torch import Tensor
 
-from model.data.batching import EpochPlan, merge_states
+from model.data.batching import EpochPlan
+from model.data.position import PlanPosition, merge_positions
 from model.data.reader import SampleReader, open_shards
 from model.encoding.online import open_decoder, open_index
 from model.network.context_parallel import whole_errors
@@ -30,7 +31,7 @@ from model.training.feed import Step, StepFeed
 from model.training.metrics import Metrics
 from model.training.optim import Ema, build_optimizer, build_schedule, clip_gradients
 from model.training.parallel import World, build_model, make_mesh, make_team, open_world
-from model.training.state import Checkpoints, load_tensors, read_notes, set_optimizer_step, state_tensors
+from model.training.state import Checkpoints, Notes, load_tensors, read_notes, set_optimizer_step, state_tensors
 from schemas.errors import ShardError
 from schemas.files import write_whole
 
@@ -148,16 +149,7 @@ class Training:
         """Write the states after `step`; with the samples seen until then, which lie on disk before it is published."""
         self.metrics.write_samples()
         self.checkpoints.save(
-            self.step,
-            state_tensors(self.model, self.optimizer, self.ema),
-            {
-                "step": self.step,
-                "schedule": self.schedule.state_dict(),
-                "num_ema_updates": self.ema.num_updates if self.ema is not None else 0,
-                "recipe": self.config.digest(),
-                "world_size": self.world.size,
-                **self._gathered(step.position),
-            },
+            self.step, state_tensors(self.model, self.optimizer, self.ema), self._notes(step.position)
         )
 
     def _agree(self, step: Step) -> Tensor:
@@ -176,21 +168,28 @@ class Training:
             )
         return message[:2]
 
-    def _gathered(self, position: dict[str, Any]) -> dict[str, Any]:
-        """Position of all teams and damaged samples of all ranks, on rank 0; nothing elsewhere."""
+    def _notes(self, position: PlanPosition) -> Notes | None:
+        """What goes into a checkpoint, with positions and damaged samples of all ranks, on rank 0; None elsewhere."""
         mine = (position, dict(self.feed.loader.damaged))
         everyone: list[Any] | None = [None] * self.world.size if self.world.is_first else None
         dist.gather_object(mine, everyone, dst=0, group=self.world.control)
         if everyone is None:
-            return {}
-        damaged = {clip_id: reason for _, theirs in everyone for clip_id, reason in theirs.items()}
-        return {"position": merge_states(position for position, _ in everyone), "damaged": damaged}
+            return None
+        return {
+            "step": self.step,
+            "schedule": self.schedule.state_dict(),
+            "num_ema_updates": self.ema.num_updates if self.ema is not None else 0,
+            "recipe": self.config.digest(),
+            "world_size": self.world.size,
+            "position": merge_positions(position for position, _ in everyone),
+            "damaged": {clip_id: reason for _, theirs in everyone for clip_id, reason in theirs.items()},
+        }
 
-    def _resume(self) -> dict[str, Any]:
-        """Notes of the newest checkpoint, its tensors being loaded; empty at the very start."""
+    def _resume(self) -> Notes | None:
+        """Notes of the newest checkpoint, its tensors being loaded; None at the very start."""
         newest = self.checkpoints.newest()
         if newest is None:
-            return {}
+            return None
         began, notes = time.perf_counter(), read_notes(newest)
         load_tensors(newest, state_tensors(self.model, self.optimizer, self.ema), self.world)
         self.step = notes["step"]
@@ -204,7 +203,7 @@ class Training:
             print(f"resumed after step {self.step}; states read in {time.perf_counter() - began:.2f} s", flush=True)
         return notes
 
-    def _open_feed(self, notes: dict[str, Any]) -> StepFeed:
+    def _open_feed(self, notes: Notes | None) -> StepFeed:
         data = self.config.data
         began = time.perf_counter()
         decode, self._close_decoder = open_decoder(data, self.config.network.network(), self.plan.index)
@@ -215,8 +214,8 @@ class Training:
             self.config,
             world=self.world,
             team=self.team,
-            position=notes.get("position"),
-            damaged=notes.get("damaged"),
+            position=notes and notes["position"],
+            damaged=notes and notes["damaged"],
         )
         if notes and self.world.is_first:
             print(f"plan position taken up in {1e3 * (time.perf_counter() - began):.1f} ms", flush=True)

@@ -24,7 +24,7 @@ from model.weights.formats import (
     SAFETENSORS_CODES,
     WEIGHTS,
     RenamedSource,
-    Source,
+    TensorSource,
     TensorSpec,
     check_tensors,
     open_checkpoint,
@@ -69,7 +69,7 @@ def wan_name(name: str, config: NavaConfig) -> str | None:
     return f"blocks.{wan_index}.{part.replace('modulation.modulation', 'modulation')}"
 
 
-def open_weights(path: Path, config: NavaConfig, section: str = WEIGHTS) -> Source:
+def open_weights(path: Path, config: NavaConfig, section: str = WEIGHTS) -> TensorSource:
     """The NAVA checkpoint at `path` under plain parameter names, checked against the network. Raises ModelError."""
     source = without_prefix(open_checkpoint(path, section))
     check_tensors(source.specs, expected_tensors(config), source.where)
@@ -108,7 +108,7 @@ def convert(
     if target.exists():
         raise ModelError(f"{target} exists already.", remedy="Remove it or choose another name.")
     if layout == "wan":
-        source: Source = WarmStart(open_checkpoint(source_path), config, seed)
+        source: TensorSource = WarmStart(open_checkpoint(source_path), config, seed)
     else:
         source = open_weights(source_path, config, AVERAGE if layout == "ema" else WEIGHTS)
     specs = {
@@ -138,7 +138,7 @@ class WarmStart:
     Raises ModelError unless every tensor of the Wan checkpoint has a place, with the right shape.
     """
 
-    def __init__(self, wan: Source, config: NavaConfig, seed: int) -> None:
+    def __init__(self, wan: TensorSource, config: NavaConfig, seed: int) -> None:
         from model.network.nava import Nava
 
         expected = expected_tensors(config)
@@ -202,12 +202,14 @@ def write_safetensors(
     return path
 
 
-def _cast(source: Source, names: Iterable[str], specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, Tensor]]:
+def _cast(source: TensorSource, names: Iterable[str], specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in source.read(names):
         yield name, tensor.to(specs[name].dtype)
 
 
-def _write_shards(directory: Path, specs: Mapping[str, TensorSpec], source: Source, max_shard_bytes: int) -> list[Path]:
+def _write_shards(
+    directory: Path, specs: Mapping[str, TensorSpec], source: TensorSource, max_shard_bytes: int
+) -> list[Path]:
     """Shards of at most `max_shard_bytes` (or one tensor) and the index that Hugging Face tools read."""
     shards: list[dict[str, TensorSpec]] = [{}]
     for name, spec in specs.items():
@@ -227,7 +229,7 @@ def _write_shards(directory: Path, specs: Mapping[str, TensorSpec], source: Sour
     return [directory / file_name for file_name in sorted(set(weight_map.values()))]
 
 
-def _write_dcp(directory: Path, specs: Mapping[str, TensorSpec], source: Source) -> Path:
+def _write_dcp(directory: Path, specs: Mapping[str, TensorSpec], source: TensorSource) -> Path:
     """A distributed checkpoint with the weights under `model.`, one file per tensor so that only one is held."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner

@@ -50,7 +50,7 @@ class TensorSpec:
         return self.num_elements * int(self.dtype.itemsize)
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """A checkpoint that can be read piece by piece."""
 
     where: str
@@ -61,7 +61,7 @@ class Source(Protocol):
         ...
 
 
-def open_checkpoint(path: Path, section: str = WEIGHTS) -> Source:
+def open_checkpoint(path: Path, section: str = WEIGHTS) -> TensorSource:
     """The checkpoint at `path`: a safetensors or torch file, a directory of safetensors shards, or a DCP directory.
 
     `section` chooses among the weights of a DCP directory. Raises ModelError if there is nothing of that kind.
@@ -202,7 +202,7 @@ class DcpSource:
 class RenamedSource:
     """A source under other names: `names` maps ours to those of the source."""
 
-    def __init__(self, source: Source, names: Mapping[str, str]) -> None:
+    def __init__(self, source: TensorSource, names: Mapping[str, str]) -> None:
         self.where = source.where
         self.specs = {ours: source.specs[theirs] for ours, theirs in names.items()}
         self._source = source
@@ -216,7 +216,7 @@ class RenamedSource:
             yield name, tensor
 
 
-def without_prefix(source: Source, prefix: str = RELEASE_PREFIX) -> Source:
+def without_prefix(source: TensorSource, prefix: str = RELEASE_PREFIX) -> TensorSource:
     """The source under plain parameter names: all of them carry the release's prefix, or none does."""
     prefixed = [name for name in source.specs if name.startswith(prefix)]
     if not prefixed:

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.corpus import index_of, synthetic_index
-from model.data.batching import EpochPlan, MixPart, PlanConfig, merge_states
+from model.data.batching import EpochPlan, MixPart, PlanConfig
 from model.data.index import ShardIndex
 from model.data.order import permuted, split_runs
 from model.data.packing import Limits, Pack, Room, best_close
+from model.data.position import merge_positions
 from model.data.preview import Hardware, measure_balance, preview, preview_text, refuse_what_cannot_fit
 from model.network.config import NavaConfig
 from schemas.arrow_file import table_bytes
@@ -102,7 +103,7 @@ def test_resume_at_other_world_sizes_equals_an_uninterrupted_run(
         streams = [fresh.stream(rank, world_size, state) for rank in range(world_size)]
         for _ in range(num_steps):
             got.append(sorted(row for stream in streams for row in rows_of(next(stream))))
-        state = json.loads(json.dumps(merge_states(stream.state() for stream in streams)))
+        state = json.loads(json.dumps(merge_positions(stream.state() for stream in streams)))
     assert got == expected
     assert state is not None
     assert state["step"] == len(expected)
@@ -358,7 +359,7 @@ def test_refusals_say_what_to_do() -> None:
     ahead, behind = plan.stream(0, 2), plan.stream(1, 2)
     next(ahead)
     with pytest.raises(PlanError, match="differ"):
-        merge_states([ahead.state(), behind.state()])
+        merge_positions([ahead.state(), behind.state()])
     with pytest.raises(ValueError, match="multiple of context_parallel"):
         PlanConfig(num_packs=8, context_parallel=3, token_budget=1)
     with pytest.raises(ShardError, match="lacks the columns"):

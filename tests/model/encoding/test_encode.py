@@ -27,6 +27,7 @@ from model.training.metrics import read_samples
 from model.training.train import train
 from schemas.budget import clip_budget
 from schemas.errors import MediaError
+from schemas.timing import Span
 from tests.model.curated_shards import KnownClip, flac_of, level_of, mp4_of, pitch_hz, write_run
 from tests.model.latent_shards import recipe
 
@@ -68,25 +69,27 @@ def test_frames_are_those_on_screen_at_their_times(fps: int) -> None:
         list(read_frames(memoryview(mp4_of(clip)), [k / 24 for k in range(50)], 192, 336))
 
 
-def test_a_turned_clip_is_cropped_upright(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_turned", [True, False])
+def test_clips_as_the_cutter_writes_them_are_read_upright(tmp_path: Path, is_turned: bool) -> None:
+    """The reader knows no display matrix: the cutter must have turned the picture, and may copy only one that is plain."""
     import av
 
-    source = KnownClip("x", 0.5)
-    turned = tmp_path / "turned.mp4"
-    (tmp_path / "plain.mp4").write_bytes(mp4_of(source))
-    with av.open(str(tmp_path / "plain.mp4")) as given, av.open(str(turned), "w") as out:
-        stream = out.add_stream_from_template(given.streams.video[0])
-        for packet in given.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                out.mux(packet)
     from pipeline.demo.write import turn_display
+    from stages.media.cutting import cut_clip
 
-    turn_display(turned, 1)
-    (frame,) = read_frames(memoryview(turned.read_bytes()), [0.0], 336, 192)
-    assert frame.shape == (336, 192, 3)
-    halves = sorted([frame[:100].mean(), frame[-100:].mean()])
-    np.testing.assert_allclose(halves, [level_of(0), level_of(0) + 20], atol=1.5)
+    source, out = tmp_path / "source.mp4", tmp_path / "clip.mp4"
+    source.write_bytes(mp4_of(KnownClip("x", 0.5)))
+    if is_turned:
+        turn_display(source, 1)
+    with av.open(str(source)) as container:
+        base, length = container.streams.video[0].time_base, container.streams.video[0].duration
+    plan = cut_clip(source, Span(0, length, base.numerator, base.denominator), out)
+    assert plan.mode == ("encode" if is_turned else "copy")
+    size = (336, 192) if is_turned else (192, 336)
+    (frame,) = read_frames(memoryview(out.read_bytes()), [0.0], *size)
+    assert frame.shape == (*size, 3)
+    one, other = (frame[:100], frame[-100:]) if is_turned else (frame[:, :100], frame[:, -100:])
+    np.testing.assert_allclose(sorted([one.mean(), other.mean()]), [level_of(0), level_of(0) + 20], atol=2.5)
 
 
 def test_sound_keeps_its_place_and_pitch() -> None:
