@@ -18,7 +18,7 @@ from schemas.errors import RecipeError
 from schemas.recipe import RecipePart, nearest, read_recipe, validated
 from schemas.verdict import Gate, Gates
 from stages.base import Resources, StageConfig
-from stages.sync.config import SyncConfig, SyncRepair
+from stages.sync.config import SyncRepair
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -102,6 +102,6 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
         if name not in recipe.stages:
             remedy = nearest(name, recipe.stages)
             raise RecipeError(f"{where}: gates or resources for '{name}', which is no stage of it.", remedy=remedy)
-    if recipe.sync_repair.enabled and not any(isinstance(each, SyncConfig) for each in recipe.stage_configs().values()):
+    if recipe.sync_repair.enabled and SyncRepair.acts_on not in recipe.stages:
         raise RecipeError(f"{where}: sync_repair needs stage 'sync', which measures what to repair.", remedy="Add it.")
     return recipe

@@ -32,7 +32,7 @@ from schemas.records import SOURCE, Clip, Level, Verdict
 from schemas.shard import CONTRACT_VERSION, INDEX, MEMBERS, SOUND_RATE_HZ, IndexRow
 from schemas.shard_file import Manifest, ShardEntry, ShardFacts, ShardWriter, parse_index
 from stages.base import Context
-from stages.sync.repair import Remeasure, figures_of, repair_of, repaired_clip
+from stages.sync.repair import Remeasure, repaired_clip
 from stages.sync.result import Figures
 
 if TYPE_CHECKING:
@@ -180,8 +180,7 @@ def make_sample(clip: Clip, plan: Plan, context: Context, remeasure: Remeasure) 
     asset, media, recipe = clip.asset, context.media, plan.recipe
     source = media.localise(asset.path)
     span = clip.span
-    repair = repair_of(figures_of(clip), recipe.sync_repair)
-    repaired = None if repair is None else repaired_clip(clip, repair, context.configs)
+    repaired = repaired_clip(clip, recipe.sync_repair, context.configs)
     options = CutOptions(crf=recipe.pack.crf, allow_copy=recipe.pack.allow_copy)
     if repaired is not None:
         clip, taken = repaired.clip, repaired.repair

@@ -22,8 +22,9 @@ from schemas.recipe import apply_overrides
 from schemas.records import Level
 from stages.base import Context
 from stages.download.sources import expand_sources
-from stages.sync.calibrate import Options, Sampled, clips_of_files, is_rejected_by_sync, measure_cases
+from stages.sync.calibrate import Options, Sampled, clips_of_files, is_candidate, measure_cases
 from stages.sync.config import SyncConfig
+from stages.sync.stage import Sync
 from stages.sync.thresholds import by_class, rates_of
 
 
@@ -41,8 +42,8 @@ def calibrate(
     run = Run(source) if RunDir(source).exists("recipe.yaml") else None
     chosen = load_recipe(recipe, overrides) if run is None else parse_recipe(apply_overrides(run.raw_recipe, overrides))
     configs = chosen.stage_configs()
-    name, config = next(((name, each) for name, each in configs.items() if isinstance(each, SyncConfig)), ("", None))
-    if config is None:
+    config = configs.get(Sync.name)
+    if not isinstance(config, SyncConfig):
         raise RecipeError(f"recipe {chosen.name} has no stage sync.", remedy="Add `sync: {}` to its stages.")
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="nava-calibrate-") as folder:
@@ -59,7 +60,7 @@ def calibrate(
             cases = measure_cases(clips, config, context, options.seed, skipped, report)
         finally:
             context.media.close()
-    passed = {} if run is None or options.include_rejected else run.recipe.gates.get(name, {})
+    passed = {} if run is None or options.include_rejected else run.recipe.gates.get(Sync.name, {})
     return {
         "source": source,
         "engine": config.engine,
@@ -77,11 +78,6 @@ def clips_of_run(run: Run, options: Options) -> list[Sampled]:
     judged = [
         clip_of(row, assets[row["source_id"]]) for row in run.ledger.settled(Level.CLIP, packed=False).to_pylist()
     ]
-    clips = [
-        Sampled.of(clip)
-        for clip in judged
-        if clip.asset.has_audio
-        and (clip.verdict.status == "keep" or (options.include_rejected and is_rejected_by_sync(clip.verdict)))
-    ]
+    clips = [Sampled.of(clip) for clip in judged if is_candidate(clip, options)]
     order = np.random.default_rng(options.seed).permutation(len(clips))
     return [clips[at] for at in order[: options.num_clips]]

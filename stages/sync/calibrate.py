@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
 from schemas.errors import ItemError
-from schemas.records import Clip, Verdict
+from schemas.records import Clip
 from schemas.spans import SPEECH_RATE_HZ, SpeechSpan
 from schemas.stretches import Stretch
 from schemas.timing import Span
@@ -65,8 +64,8 @@ class Sampled:
     """`audio.kind`; None if it was not measured."""
 
     @classmethod
-    def of(cls, clip: Clip) -> Self:
-        """A clip of a run."""
+    def of(cls, clip: Clip) -> Sampled:
+        """A clip that a run has measured."""
         told = (clip.asset.structs.get("transcribe") or {}).get("speech")
         return cls(
             name=clip.clip_id,
@@ -79,10 +78,12 @@ class Sampled:
         )
 
 
-def is_rejected_by_sync(verdict: Verdict) -> bool:
-    """Whether nothing but the sync gates turned a clip away."""
-    failed = verdict.failed_gates
-    return verdict.status == "reject" and bool(failed) and all(name.startswith("sync.") for name in failed)
+def is_candidate(clip: Clip, options: Options) -> bool:
+    """Whether a run's clip may be sampled: it has sound, and was kept or, if asked for, turned away by sync alone."""
+    failed = clip.verdict.failed_gates
+    is_by_sync = bool(failed) and all(name.startswith(f"{Sync.name}.") for name in failed)
+    is_wanted = options.include_rejected and clip.verdict.status == "reject" and is_by_sync
+    return clip.asset.has_audio and (clip.verdict.status == "keep" or is_wanted)
 
 
 def clips_of_files(

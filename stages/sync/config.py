@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from stages.base import StageConfig
 class SyncRepair(StageConfig):
     """Whether the sound of a kept clip is moved by its measured offset when it is cut. Gates judge it before that."""
 
+    acts_on: ClassVar[str] = "sync"
+    """The stage whose measurements it needs."""
     enabled: bool = False
     min_offset_ms: float = 20.0
     """Smaller offsets are left alone: they lie within half an audio latent (40 ms)."""

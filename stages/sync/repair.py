@@ -57,12 +57,6 @@ class Repair:
         return replace(said, start_s=self.heard_at(said.start_s, span), end_s=self.heard_at(said.end_s, span))
 
 
-def figures_of(clip: Clip) -> Figures | None:
-    """What sync found of a clip; None where it was not reached."""
-    found = clip.structs.get(Sync.name)
-    return None if found is None else Figures.of(found)
-
-
 def repair_of(found: Figures | None, rule: SyncRepair) -> Repair | None:
     """What to take out of the sound of a clip of which sync found this; None where it is to stay as it is.
 
@@ -140,8 +134,15 @@ class Repaired:
     """Where anybody is heard then, on the clip clock; None if nobody looked."""
 
 
-def repaired_clip(clip: Clip, repair: Repair, configs: Mapping[str, StageConfig]) -> Repaired:
-    """What `repair` makes of a settled clip. `configs` are the recipe's stages."""
+def repaired_clip(clip: Clip, rule: SyncRepair, configs: Mapping[str, StageConfig]) -> Repaired | None:
+    """What repair makes of a settled clip; None where it is to stay as it is. `configs` are the recipe's stages."""
+    measured = clip.structs.get("sync")
+    repair = repair_of(None if measured is None else Figures.of(measured), rule)
+    return None if repair is None else with_moved_sound(clip, repair, configs)
+
+
+def with_moved_sound(clip: Clip, repair: Repair, configs: Mapping[str, StageConfig]) -> Repaired:
+    """The clip as it is after `repair`."""
     heard_in, span, was = clip.asset.structs, clip.span, clip.structs
     config = configs.get("clip")
     talk = Talk.of(heard_in, config.pause_s if isinstance(config, ClipConfig) else ClipConfig().pause_s)

@@ -31,7 +31,7 @@ from schemas.spans import Reference
 from schemas.timing import Span
 from stages.base import Context
 from stages.sync.config import SyncRepair
-from stages.sync.repair import Remeasure, Repair, repair_of, repaired_clip
+from stages.sync.repair import Remeasure, Repair, repair_of, with_moved_sound
 from stages.sync.result import Figures
 from stages.timbre import reference_fields
 
@@ -153,7 +153,7 @@ def test_annotations_follow_the_sound() -> None:
     asset = asset_of([("gone", 10.05, 10.4, "A"), ("stays", 12.0, 12.4, "B"), ("new", 15.05, 15.35, "A")])
     clip = clip_of(asset, 1000, 1500)
     assert [span["text"] for span in told(clip, "clip")["spans"]] == ["gone", "stays"]
-    repaired = repaired_clip(clip, Repair(300.0, 0.0), CONFIGS)
+    repaired = with_moved_sound(clip, Repair(300.0, 0.0), CONFIGS)
     moved = repaired.clip
     assert repaired.speech is not None
     assert [stretch.start_s for stretch in repaired.speech] == [pytest.approx(t) for t in (-0.25, 1.7, 4.75)]
@@ -173,7 +173,7 @@ def test_annotations_follow_the_sound() -> None:
 
 def test_a_caption_that_still_holds_is_kept() -> None:
     clip = clip_of(asset_of([("stays", 12.0, 12.4, "B")]), 1000, 1500)
-    moved = repaired_clip(clip, Repair(120.0, 0.0), CONFIGS).clip
+    moved = with_moved_sound(clip, Repair(120.0, 0.0), CONFIGS).clip
     assert told(moved, "caption") == told(clip, "caption")
     assert told(moved, "clip")["spans"][0]["start_s"] == pytest.approx(1.88)
 
@@ -186,7 +186,7 @@ def test_a_caption_that_still_holds_is_kept() -> None:
 def test_spans_never_leave_the_clip(shift_ms: float, drift: float, words: list[tuple[int, int]]) -> None:
     said = [(f"w{i}", a / 100, (a + n) / 100, "AB"[i % 2]) for i, (a, n) in enumerate(sorted(words))]
     clip = clip_of(asset_of(said), 1000, 1500)
-    moved = repaired_clip(clip, Repair(shift_ms, drift), CONFIGS).clip
+    moved = with_moved_sound(clip, Repair(shift_ms, drift), CONFIGS).clip
     spans = told(moved, "clip")["spans"]
     for span in spans:
         assert 0 <= span["start_s"] <= span["end_s"] <= 5
