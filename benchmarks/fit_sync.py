@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.engines.faces import FaceDetector, FaceMesh, FaceTracker
+from stages.engines.face_tracks import FaceDetector, FaceMesh, FaceTracker
 from stages.media.decoder import Decoder, Waveform
 from stages.sync.mouth import (
     GRID_HZ,

@@ -21,7 +21,6 @@ import stages
 from pipeline.ask.queries import Run
 from pipeline.config import Recipe, load_recipe, parse_recipe
 from pipeline.store import RunDir
-from pipeline.thresholds import Case, by_class, rates_of
 from schemas.errors import ItemError, RecipeError
 from schemas.recipe import apply_overrides
 from schemas.records import span_fields, span_of
@@ -29,6 +28,7 @@ from schemas.spans import SPEECH_RATE_HZ
 from schemas.timing import Span
 from stages.base import Context
 from stages.download.sources import expand_sources
+from stages.sync.thresholds import Case, by_class, rates_of
 
 NUM_SWAPS = 3
 """Other clips whose sound is laid under each clip."""

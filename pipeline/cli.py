@@ -225,7 +225,7 @@ def calibrate(
     """Moves and exchanges the sound of your own clips, and prints what every sync threshold would keep and drop wrongly."""
     from pipeline.calibrate import Options
     from pipeline.calibrate import calibrate as measure
-    from pipeline.thresholds import text_of
+    from stages.sync.thresholds import text_of
 
     options = Options(clips, seed, max_false_keep, include_rejected)
     answer = measure(source, options, recipe, set_ or (), report=lambda line: print(line, file=sys.stderr, flush=True))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Self
 
-from stages.engines.faces import FaceTrack, Tracks
+from stages.engines.face_tracks import FaceTrack, Tracks
 from stages.media.decoder import Waveform
 from stages.sync.stage import Engine, SyncConfig, measure
 

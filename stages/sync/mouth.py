@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.engines.faces import FaceTrack
+from stages.engines.face_tracks import FaceTrack
 from stages.media.decoder import Waveform
 
 Array = NDArray[Any]

@@ -21,7 +21,7 @@ from schemas.fields import f, struct
 from schemas.records import ACTIVE_FACE, FACE_TRACK, SYNC_WINDOW, Row, span_of
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.engines.face_identity import FaceEncoder
-from stages.engines.faces import FaceDetector, FaceMesh, FaceTrack, FaceTracker, Tracks
+from stages.engines.face_tracks import FaceDetector, FaceMesh, FaceTrack, FaceTracker, Tracks
 from stages.media.decoder import Waveform
 from stages.sync.active import Evidence, assign, mouth_stir
 from stages.sync.mouth import IN_SYNC_S, MouthEngine, Peak, Signal, find_drift, find_peak, lags_s, mouth_features

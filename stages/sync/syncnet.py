@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import RecipeError
-from stages.engines.faces import FaceTrack
+from stages.engines.face_tracks import FaceTrack
 from stages.media.decoder import Waveform
 from stages.sync.mouth import GRID_HZ, Peak, Signal
 

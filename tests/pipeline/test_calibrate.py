@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from pipeline.calibrate import Options, calibrate
 from pipeline.demo import ball_clip, talking_clip
-from pipeline.thresholds import OFFSETS_MS, rates_of, recommend, text_of
 from schemas.errors import RecipeError
-from stages.engines.faces import FaceTrack, Tracks
+from stages.engines.face_tracks import FaceTrack, Tracks
 from stages.media.decoder import Waveform
 from stages.sync.film import CONTEXT_S, Film, Speech
+from stages.sync.thresholds import OFFSETS_MS, rates_of, recommend, text_of
 
 
 def case(clip: str, kind: str, offset_ms: float | None, confidence: float) -> dict[str, Any]:

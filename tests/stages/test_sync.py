@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.demo import ball_clip, swapped_clip, talking_clip
 from schemas.errors import RecipeError
-from stages.engines.faces import FaceTrack, Tracks
+from stages.engines.face_tracks import FaceTrack, Tracks
 from stages.media.decoder import Waveform
 from stages.sync.active import assign
 from stages.sync.mouth import (

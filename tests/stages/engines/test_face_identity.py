@@ -13,7 +13,7 @@ from pipeline.config import Packing
 from pipeline.demo.face import photograph
 from schemas.errors import RecipeError
 from stages.engines.face_identity import CHIP_PX, FaceEncoder, portrait_of
-from stages.engines.faces import FaceDetector, FaceMesh, FaceTracker
+from stages.engines.face_tracks import FaceDetector, FaceMesh, FaceTracker
 
 SAME_FACE = Packing().same_face or 0.0
 

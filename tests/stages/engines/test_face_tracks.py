@@ -14,7 +14,7 @@ import pytest
 from pipeline.demo.face import photograph as portrait
 from schemas.errors import RecipeError
 from stages.engines.face_identity import FaceEncoder
-from stages.engines.faces import Face, FaceDetector, FaceMesh, FaceTracker, overlap
+from stages.engines.face_tracks import Face, FaceDetector, FaceMesh, FaceTracker, overlap
 from stages.engines.packaged import packaged
 from stages.media.decoder import Frames
 
