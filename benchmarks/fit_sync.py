@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.engines.face_tracks import FaceDetector, FaceMesh, FaceTracker
+from stages.engines.face_identity import FaceEncoder
+from stages.engines.face_tracks import FaceDetector, FaceMesh, FaceTracker, Tracks
+from stages.faces import CHUNK, FacesConfig
 from stages.media.decoder import Decoder, Waveform
 from stages.sync.mouth import (
     GRID_HZ,
@@ -223,14 +225,23 @@ class Reader:
 
     def __init__(self, scratch: Path) -> None:
         self.decoder = Decoder(scratch)
-        self.tracker = FaceTracker(FaceDetector(), FaceMesh(), detect_every_s=0.5, max_faces=4)
+        self.config = FacesConfig()
+        self.tracker = FaceTracker(
+            FaceDetector(), FaceMesh(), detect_every_s=self.config.detect_every_s, max_faces=self.config.max_faces
+        )
 
     def sound(self, path: Path) -> Waveform:
         return self.decoder.audio(path)
 
+    def seen(self, path: Path, encoder: FaceEncoder | None = None) -> Tracks:
+        """The faces of a whole file, looked for as stage `faces` does by default."""
+        config = self.config
+        frames = self.decoder.iter_frames(path, long_side_px=config.long_side_px, max_fps=config.max_fps, chunk=CHUNK)
+        return self.tracker.follow(frames, encoder=encoder)
+
     def example(self, path: Path, item: Mapping[str, Any]) -> Example:
         """The longest-seen face of a file, with its sound."""
-        seen = self.tracker.follow(self.decoder.iter_frames(path, long_side_px=640, max_fps=30, chunk=64))
+        seen = self.seen(path)
         start_s = float(seen.times_s[0])
         mouth = mouth_features(seen.faces[0], start_s, seen.end_s)
         sound = sound_features(self.sound(path), start_s - SOUND_MARGIN_S, seen.end_s + SOUND_MARGIN_S)

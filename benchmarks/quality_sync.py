@@ -14,7 +14,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,15 @@ from numpy.typing import NDArray
 from benchmarks.fit_sync import SOUND_MARGIN_S, Example, Reader, fit_model, is_in_sync_talk, people_of
 from pipeline.config import Packing, SyncRepair
 from pipeline.repair import repair_of
+from schemas.spans import SpeechSpan
+from schemas.stretches import Stretch
 from stages.engines.face_identity import FaceEncoder
+from stages.faces import track_rows
 from stages.media.decoder import Waveform
+from stages.sync.config import SyncConfig
 from stages.sync.film import SHIFTS_S, Film, Speech
 from stages.sync.mouth import MouthEngine, mouth_features, sound_features
-from stages.sync.stage import SyncConfig
+from stages.sync.result import SyncResult
 
 Array = NDArray[Any]
 Item = dict[str, Any]
@@ -37,7 +41,8 @@ Item = dict[str, Any]
 REPAIR_SHIFTS_S = (0.0, -0.6, -0.3, -0.12, 0.12, 0.3, 0.6)
 LEAST_S = 3.0
 RESAMPLINGS = 1000
-SPEECH = [(-1e9, 1e9)]
+ALWAYS = [Stretch(-1e9, 1e9)]
+"""Somebody speaks throughout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +68,11 @@ class Judge:
             self._engines[strangers] = MouthEngine(self.config.max_offset_s, model)
         return self._engines[strangers]
 
-    def measure(self, film: Film, people: frozenset[str], spans: Sequence[Item] = (), is_speech: bool = True) -> Item:
-        """The stage's own struct for `film`; `spans` are on its asset clock."""
-        heard = replace(film.heard, stretches=SPEECH if is_speech else [], spans=spans)
+    def measure(
+        self, film: Film, people: frozenset[str], spans: Sequence[SpeechSpan] = (), is_speech: bool = True
+    ) -> SyncResult:
+        """What the stage says of `film`; `spans` are on its asset clock."""
+        heard = replace(film.heard, stretches=ALWAYS if is_speech else [], spans=spans)
         return replace(film, heard=heard).sync(self.engine(people), self.config)
 
 
@@ -87,8 +94,8 @@ def score_sync(media_dir: Path | str) -> Item:
     wanted = [i for i in items if is_in_sync_talk(i) or _turns_in_view(i) or i.get("category") == "nonspeech"]
     with tempfile.TemporaryDirectory() as scratch:
         reader = Reader(Path(scratch))
-        reader.tracker.encoder = FaceEncoder.load()
-        films = [film for film in (_read(reader, media_dir, item) for item in wanted) if film is not None]
+        encoder = FaceEncoder.load()
+        films = [film for film in (_read(reader, encoder, media_dir, item) for item in wanted) if film is not None]
         reader.decoder.close()
     judge = Judge(films)
     talk = [film for film in films if is_in_sync_talk(film.item) and film.duration_s >= LEAST_S - 0.05]
@@ -101,12 +108,11 @@ def score_sync(media_dir: Path | str) -> Item:
     }
 
 
-def _read(reader: Reader, media_dir: Path, item: Item) -> Staged | None:
+def _read(reader: Reader, encoder: FaceEncoder, media_dir: Path, item: Item) -> Staged | None:
     path = media_dir / item["path"]
     if not reader.decoder.probe(path, decode=False)["has_audio"]:
         return None
-    seen = reader.tracker.follow(reader.decoder.iter_frames(path, long_side_px=640, max_fps=30, chunk=64))
-    sound = reader.decoder.audio(path)
+    seen, sound = reader.seen(path, encoder), reader.sound(path)
     heard = Speech(sound=Waveform(np.array(sound.samples), sound.rate_hz, sound.start))
     return Staged(name=item["path"], seen=seen, heard=heard, item=item)
 
@@ -152,7 +158,8 @@ def score_repair(judge: Judge, films: Sequence[Staged]) -> Item:
     out: Item = {}
     for shift_s in REPAIR_SHIFTS_S:
         found = [
-            repair_of(judge.measure(film.under(film.heard, shift_s), people_of(film.item)), rule) for film in films
+            repair_of(judge.measure(film.under(film.heard, shift_s), people_of(film.item)).struct(), rule)
+            for film in films
         ]
         left = [abs(1000 * shift_s - repair.shift_ms) for repair in found if repair is not None]
         out[f"{shift_s:+g}"] = {
@@ -161,7 +168,9 @@ def score_repair(judge: Judge, films: Sequence[Staged]) -> Item:
             "left_ms": {"median": float(np.median(left)), "worst": max(left)} if left else None,
         }
     swapped = [
-        repair_of(judge.measure(film.under(other.heard, _start_gap_s(film, other)), _people(film, other)), rule)
+        repair_of(
+            judge.measure(film.under(other.heard, _start_gap_s(film, other)), _people(film, other)).struct(), rule
+        )
         for film in films
         for other in films
         if not people_of(other.item) & people_of(film.item)
@@ -178,18 +187,18 @@ def _people(film: Staged, other: Staged) -> frozenset[str]:
     return people_of(film.item) | people_of(other.item)
 
 
-def _row(result: Item, made: Film, kind: str, shift_s: float) -> Item:
-    offset = result["offset_ms"]
+def _row(result: SyncResult, made: Film, kind: str, shift_s: float) -> Item:
+    offset = result.offset_ms
     return {
         "clip": made.name,
         "kind": kind,
         "shift_s": shift_s,
         "length_s": made.duration_s,
         "offset_ms": offset,
-        "std_ms": result["offset_std_ms"],
+        "std_ms": result.offset_std_ms,
         "error_ms": np.inf if offset is None else abs(offset - 1000 * shift_s),
-        "confidence": -np.inf if result["confidence"] is None else result["confidence"],
-        "agreement": -np.inf if result["agreement"] is None else result["agreement"],
+        "confidence": -np.inf if result.confidence is None else result.confidence,
+        "agreement": -np.inf if result.agreement is None else result.agreement,
     }
 
 
@@ -255,13 +264,13 @@ def score_active(judge: Judge, films: Sequence[Staged]) -> Item:
         people = people_of(film.item)
         for shot, turns in _shots(film):
             spans = [_span(turn) for turn in turns]
-            result = judge.measure(shot, people, spans)
-            for turn, active in zip(turns, result["active"], strict=True):
+            faces = track_rows(shot.seen)
+            for turn, active in zip(turns, judge.measure(shot, people, spans).active, strict=True):
                 expected = "on_screen" if turn.get("on_screen", True) else "off_screen"
-                is_right = active["status"] == expected
-                if is_right and expected == "on_screen":
-                    is_right = _side_of(result["faces"][active["track"]], turn["speaker"])
-                row = {"file": film.item["path"], "speaker": turn["speaker"], "expected": expected, **active}
+                is_right = active.status == expected
+                if is_right and active.track is not None:
+                    is_right = _side_of(faces[active.track], turn["speaker"])
+                row = {"file": film.item["path"], "speaker": turn["speaker"], "expected": expected, **asdict(active)}
                 rows.append(row | {"right": is_right})
     answered = [row for row in rows if row["status"] != "unknown"]
     return {
@@ -283,14 +292,8 @@ def _shots(film: Staged) -> Iterator[tuple[Staged, list[Item]]]:
             yield film.part(low_s, high_s), turns
 
 
-def _span(turn: Item) -> Item:
-    return {
-        "start_s": turn["start"],
-        "end_s": turn["end"],
-        "speaker": turn["speaker"],
-        "is_overlap": False,
-        "text": turn.get("text", ""),
-    }
+def _span(turn: Item) -> SpeechSpan:
+    return SpeechSpan(start_s=turn["start"], end_s=turn["end"], speaker=turn["speaker"], text=turn.get("text", ""))
 
 
 def _side_of(face: Item, speaker: str) -> bool:

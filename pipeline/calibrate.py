@@ -24,7 +24,8 @@ from pipeline.store import RunDir
 from schemas.errors import ItemError, RecipeError
 from schemas.recipe import apply_overrides
 from schemas.records import span_fields, span_of
-from schemas.spans import SPEECH_RATE_HZ
+from schemas.spans import SPEECH_RATE_HZ, SpeechSpan
+from schemas.stretches import Stretch
 from schemas.timing import Span
 from stages.base import Context
 from stages.download.sources import expand_sources
@@ -66,7 +67,7 @@ def calibrate(
         raise RecipeError(f"recipe {chosen.name} has no stage sync.", remedy="Add `sync: {}` to its stages.")
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="nava-calibrate-") as folder:
-        context = Context(Path(folder), settings=chosen.decoder.model_dump())
+        context = Context(Path(folder), settings=chosen.decoder.model_dump(), configs=chosen.stage_configs())
         try:
             if run is not None:
                 clips = clips_of_run(run, options)
@@ -185,7 +186,8 @@ def measure_cases(
         name = clip["name"]
         if name in heard:
             try:
-                seen, _, _ = stage.observe(_row(clip))
+                path, span = context.asset_path(clip["asset"]), span_of(clip["clip"])
+                seen = stage.watch.look(path, span, crop_px=stage.engine.crop_px)
                 film = Film(name=name, seen=seen, heard=heard[name])
                 donors = _donors(clip, clips, heard, random)
                 cases += _cases_of(film, donors, stage, (clip.get("audio") or {}).get("kind"))
@@ -215,10 +217,8 @@ def _sounds(clips: Sequence[dict[str, Any]], context: Context, skipped: dict[str
             skipped[clip["name"]] = str(error)
             continue
         told = (row["transcribe"] or {}).get("speech")
-        spans = [
-            {**s, "start_s": s["start_s"] + start_s, "end_s": s["end_s"] + start_s} for s in clip["clip"]["spans"] or ()
-        ]
-        stretches = None if told is None else [(s["start_s"], s["end_s"]) for s in told]
+        spans = [said.moved(start_s) for said in SpeechSpan.all_of(clip["clip"]["spans"])]
+        stretches = None if told is None else Stretch.all_of(told)
         whole = Speech(sound=sound, stretches=stretches, spans=spans)
         heard[clip["name"]] = whole.cut(start_s - CONTEXT_S, end_s + CONTEXT_S)
     return heard
@@ -248,7 +248,7 @@ def _cases_of(film: Any, donors: Sequence[tuple[Any, float]], stage: Any, audio_
     made += [("swapped", 0.0, film.under(sound, film.start_s - start_s)) for sound, start_s in donors]
     cases = []
     for kind, shift_s, version in made:
-        found = version.sync(stage.engine, stage.config) if len(version.seen.times_s) else {}
+        found = version.sync(stage.engine, stage.config).struct() if len(version.seen.times_s) else {}
         case = {"clip": film.name, "kind": kind, "shift_s": shift_s, "audio_kind": audio_kind}
         case |= {key: found.get(key) for key in ("status", "offset_ms", "offset_std_ms", "confidence", "finding")}
         cases.append(case | {"sync_kind": found.get("kind")})

@@ -13,13 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import stages
 from pipeline.config import Recipe, SyncRepair
 from schemas.errors import ItemError
-from schemas.records import span_fields, span_of
-from schemas.stretches import Timed
+from schemas.records import span_of
+from schemas.spans import SpeechSpan
+from schemas.stretches import Stretch, Timed
 from schemas.timing import Span
 from stages.base import Context
+from stages.sync.config import SyncConfig
+from stages.sync.measure import measure
+from stages.sync.stage import Sync
 
 T = TypeVar("T", bound=Timed)
 
@@ -45,6 +48,10 @@ class Repair:
         """Where on the asset clock a sound of `asset_s` is heard in the repaired clip `span`."""
         middle = float(span.start + span.end) / 2
         return middle + (asset_s - self.shift_ms / 1000 - middle) / (1 + self.drift_ms_per_s / 1000)
+
+    def applied(self, said: T, span: Span) -> T:
+        """`said` on the asset clock where it is heard in the repaired clip `span`."""
+        return replace(said, start_s=self.heard_at(said.start_s, span), end_s=self.heard_at(said.end_s, span))
 
 
 def repair_of(sync: Mapping[str, Any] | None, rule: SyncRepair) -> Repair | None:
@@ -158,29 +165,25 @@ class Remeasure:
         self._recipe, self._context = recipe, context
 
     @cached_property
-    def _stage(self) -> Any:
+    def _stage(self) -> Sync:
         config = self._recipe.stage_configs()["sync"].model_copy(update={"device": "cpu"})  # packing asks for no GPU
-        stage = stages.load("sync")(config)
+        assert isinstance(config, SyncConfig)
+        stage = Sync(config)
         stage.setup(self._context)
         return stage
 
     def __call__(self, path: Path, clip: dict[str, Any], repair: Repair) -> dict[str, Any]:
         """The `sync` struct of the repaired clip written to `path`. Raises ItemError if it is still not in sync."""
         probe, span = self._context.media.probe(path), span_of(clip["clip"])
-        speech = (clip["asset"].get("transcribe") or {}).get("speech")
-        if speech is not None:
-            origin = float(span.start)
-            speech = [{key: repair.heard_at(s[key], span) - origin for key in ("start_s", "end_s")} for s in speech]
+        told = (clip["asset"].get("transcribe") or {}).get("speech")
+        origin = float(span.start)
+        speech = None if told is None else [repair.applied(s, span).moved(-origin) for s in Stretch.all_of(told)]
         written = Span(probe["video_start_pts"], probe["video_end_pts"], probe["tb_num"], probe["tb_den"])
-        row = {
-            "clip": span_fields(written) | {"spans": clip["clip"]["spans"]},
-            "download": {"path": str(path)},
-            "probe": probe,
-            "transcribe": None if speech is None else {"speech": speech},
-        }
-        (found,) = self._stage.process([row])
-        if isinstance(found, ItemError):
-            raise found
+        stage = self._stage
+        seen = stage.watch.look(path, written, crop_px=stage.engine.crop_px)
+        sound = self._context.media.audio(path) if probe["has_audio"] else None
+        spans = SpeechSpan.all_of(clip["clip"]["spans"])
+        found = measure(seen, sound, speech, spans, stage.engine, stage.config).struct()
         offset = math.inf if found["offset_ms"] is None else abs(found["offset_ms"])
         if offset > REPAIRED_WITHIN_MS or found["finding"] in ("no_match", "drifting"):
             raise ItemError(
@@ -189,4 +192,4 @@ class Remeasure:
                 reason="sync_not_repaired",
                 remedy="Raise sync_repair.min_confidence, or set sync_repair.enabled=false.",
             )
-        return dict(found)
+        return found

@@ -14,6 +14,7 @@ CATALOG: dict[str, str] = {
     "clip": "stages.clip:Clip",
     "picture": "stages.picture:Picture",
     "audio": "stages.audio:Audio",
+    "faces": "stages.faces:Faces",
     "sync": "stages.sync.stage:Sync",
     "timbre": "stages.timbre:Timbre",
     "caption": "stages.caption.stage:Caption",

@@ -15,7 +15,7 @@ applies a threshold: that is what gates are for. What others must know about a f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from stages.media.decoder import Decoder
+
+T = TypeVar("T")
 
 
 class StageConfig(BaseModel):
@@ -62,6 +64,9 @@ class Context:
     """Content-addressed store of assets: a local folder or an fsspec URL."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Recipe-wide decoder limits: `memory_gb`, `timeout_s`, `max_pixels`."""
+    configs: Mapping[str, StageConfig] = field(default_factory=dict)
+    """The recipe's stages by name, for one that has to do again what another did elsewhere."""
+    _lent: dict[type, Any] = field(default_factory=dict)
 
     @cached_property
     def media(self) -> Decoder:
@@ -69,6 +74,13 @@ class Context:
         from stages.media.decoder import Decoder
 
         return Decoder(self.scratch_dir, **self.settings)
+
+    def shared(self, kind: type[T], make: Callable[[], T]) -> T:
+        """The worker's one `kind`, made by whoever asks first: models and what they saw are held once."""
+        if kind not in self._lent:
+            self._lent[kind] = make()
+        lent: T = self._lent[kind]
+        return lent
 
     def asset_path(self, row: Row) -> Path:
         """A local path to the bytes of `row`'s asset, fetched into scratch if the store is remote."""

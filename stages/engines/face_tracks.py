@@ -33,6 +33,15 @@ MESH_MARGIN = 1.5
 PRESENCE_THRESHOLD = 0.5
 """Probability of a face in the square below which the mesh is not believed (MediaPipe's default)."""
 NUM_POINTS = 468
+INNER_LIP = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95)
+OUTER_LIP = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146)
+CHIN = (152, 148, 377, 176, 400)
+STEADY = (33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 10, 151, 9, 8, 127, 356, 234, 454, 93, 323, 70, 300, 105, 334)
+"""Mesh points of eyes, nose, forehead and temples, which speech does not move; they define the head's pose."""
+KEPT_POINTS = tuple(sorted((*INNER_LIP, *OUTER_LIP, *CHIN, *STEADY)))
+"""The 69 mesh points that a track keeps of every frame: the mouth, and what the head's pose is told by."""
+LASTING_S = 0.5
+"""Faces followed for less are none: a detector's slip is gone by its next look."""
 RIGHT_EYE, LEFT_EYE, RIGHT_MOUTH, LEFT_MOUTH = 33, 263, 61, 291
 """Mesh points at the outer eye corners and the mouth corners; right is the person's right, left in the picture."""
 CENTRE_SMOOTHING, SIZE_SMOOTHING = 0.35, 0.1
@@ -63,7 +72,7 @@ class FaceTrack:
     times_s: Array
     """float64 [n]: when each frame begins, on the asset clock."""
     points: Array
-    """float32 [n, 468, 3]: the mesh in pixels, depth on the same scale."""
+    """float32 [n, 69, 3]: `KEPT_POINTS` of the mesh in pixels, depth on the same scale."""
     boxes: Array
     """float32 [n, 4]: left, top, right, bottom in pixels."""
     score: float
@@ -74,9 +83,9 @@ class FaceTrack:
     """float32 [128]: who it is, if asked for and if the face was seen well."""
 
     @property
-    def size_px(self) -> float:
-        """Median face height."""
-        return float(np.median(self.boxes[:, 3] - self.boxes[:, 1]))
+    def num_bytes(self) -> int:
+        """Memory held."""
+        return int(sum(part.nbytes for part in (self.times_s, self.points, self.boxes, self.crops)))
 
 
 @dataclass
@@ -93,6 +102,16 @@ class Tracks:
     height_px: int
     change: Array
     """float32 [n]: mean absolute difference to the frame before, in grey levels; 0 for the first."""
+
+    @property
+    def lasting(self) -> list[FaceTrack]:
+        """The faces seen for `LASTING_S` or longer: those with a number, which is their place here."""
+        return [track for track in self.faces if track.times_s[-1] - track.times_s[0] >= LASTING_S]
+
+
+def at(*mesh_points: int) -> list[int]:
+    """Where points of the mesh lie among `KEPT_POINTS`."""
+    return [KEPT_POINTS.index(point) for point in mesh_points]
 
 
 class FaceDetector:
@@ -183,24 +202,19 @@ class FaceTracker:
     """Follows every face through runs of frames.
 
     Detection costs most, so it runs every `detect_every_s` to find newcomers and to confirm who is there; in between
-    each face is handed from mesh to mesh. With `crop_px` a square crop of the face is kept for every frame; with an
-    encoder the best portraits of each face, of those taken at detections, are embedded.
+    each face is handed from mesh to mesh.
     """
 
-    def __init__(
-        self,
-        detector: FaceDetector,
-        mesh: FaceMesh,
-        *,
-        detect_every_s: float,
-        max_faces: int,
-        encoder: FaceEncoder | None = None,
-    ) -> None:
-        self.detector, self.mesh, self.encoder = detector, mesh, encoder
+    def __init__(self, detector: FaceDetector, mesh: FaceMesh, *, detect_every_s: float, max_faces: int) -> None:
+        self.detector, self.mesh = detector, mesh
         self.detect_every_s, self.max_faces = detect_every_s, max_faces
 
-    def follow(self, runs: Iterable[Frames], *, crop_px: int = 0) -> Tracks:
-        """The faces of a clip, longest track first. Memory: 6 kB a face and frame, plus the crops if asked for."""
+    def follow(self, runs: Iterable[Frames], *, crop_px: int = 0, encoder: FaceEncoder | None = None) -> Tracks:
+        """The faces of a clip, longest track first. Memory: 0.9 kB a face and frame, plus the crops if asked for.
+
+        With `crop_px` a square crop of the face is kept for every frame; with an encoder the best portraits of each
+        face, of those taken at detections, are embedded.
+        """
         alive: list[_Alive] = []
         ended: list[_Alive] = []
         times: list[float] = []
@@ -220,12 +234,12 @@ class FaceTracker:
                     _confirm(alive, self.detector.detect(image), last_detection_s, self.max_faces)
                 for face in alive:
                     face.step(self.mesh, image, float(time_s), crop_px)
-                    if self.encoder is not None and face.times[-1:] == [float(time_s)] == [face.confirmed_s]:
+                    if encoder is not None and face.times[-1:] == [float(time_s)] == [face.confirmed_s]:
                         face.portray(image)
                 gone = [face for n, face in enumerate(alive) if face.is_gone(float(time_s)) or face.is_any(alive[:n])]
                 ended += gone
                 alive = [face for face in alive if face not in gone]
-        tracks = [face.track(self.encoder) for face in ended + alive if face.times]
+        tracks = [face.track(encoder) for face in ended + alive if face.times]
         tracks.sort(key=lambda track: -len(track.times_s))
         return Tracks(tracks, np.array(times), end_s, *size, np.array(changes, np.float32))
 
@@ -243,6 +257,7 @@ class _Alive:
         self.confirmed_s = self.seen_s = time_s
         self.times: list[float] = []
         self.points: list[Array] = []
+        self.mesh = np.zeros((0, 3), np.float32)
         self.boxes: list[Array] = []
         self.crops: list[Array] = []
         self.portraits: list[Portrait] = []
@@ -266,7 +281,8 @@ class _Alive:
         if crop_px:
             self.crops.append(_crop(image, self.centre, self.side_px / MESH_MARGIN, crop_px))
         self.times.append(time_s)
-        self.points.append(points)
+        self.points.append(points[list(KEPT_POINTS)])
+        self.mesh = points
         self.boxes.append(self.box.astype(np.float32))
         eyes = flat[LEFT_EYE] - flat[RIGHT_EYE]
         angle = float(np.arctan2(eyes[1], eyes[0]))
@@ -289,7 +305,7 @@ class _Alive:
 
     def portray(self, image: Array) -> None:
         """Keeps the face of the newest frame if it is among the best so far."""
-        taken = portrait_of(image, self.points[-1])
+        taken = portrait_of(image, self.mesh)
         if taken is not None:
             ranked = sorted([*self.portraits, taken], key=lambda portrait: -portrait.quality_px)
             self.portraits = ranked[:NUM_PORTRAITS]

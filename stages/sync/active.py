@@ -6,13 +6,17 @@ by moving it at all: a listener's mouth rests. The faces of one speaker's spans 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.spans import SpeechSpan
+from stages.sync.engine import Evidence
 from stages.sync.mouth import GRID_HZ, PEAK_HALF_WIDTH_S, Signal
+from stages.sync.result import ActiveFace, Presence
 
 Array = NDArray[Any]
 
@@ -39,61 +43,58 @@ MIN_SEEN = 0.5
 MIN_SPAN_S = 0.3
 
 
-class Evidence(Protocol):
-    """What an engine knows about one face and the sound."""
+@dataclass(frozen=True)
+class Mouth:
+    """One face of the clip and what its mouth says about the sound."""
 
-    @property
-    def lags_s(self) -> Array: ...
+    track: int
+    """Its number among `faces.tracks`."""
+    features: Signal
+    evidence: Evidence
 
-    @property
-    def seen_s(self) -> float: ...
+    def is_seen(self, start_s: float, end_s: float) -> bool:
+        """Whether the face is seen anywhere in a stretch of the asset clock."""
+        return bool(self.features.cut(start_s, end_s).weights.any())
 
-    def curve(self, start_s: float, end_s: float) -> Array:
-        """Agreement at every offset over a stretch of the asset clock; all zero if nothing was seen."""
-        ...
-
-
-def mouth_stir(features: Signal, start_s: float, end_s: float) -> float:
-    """Standard deviation of the mouth opening over a stretch, in eye distances; 0 where the mouth was not seen."""
-    part = features.cut(start_s, end_s)
-    seen = part.weights > 0
-    return float(part.values[seen, 0].std()) if seen.sum() > 0.2 * GRID_HZ else 0.0
+    def stir(self, start_s: float, end_s: float) -> float:
+        """Standard deviation of the opening over a stretch, in eye distances; 0 where the mouth was not seen."""
+        part = self.features.cut(start_s, end_s)
+        seen = part.weights > 0
+        return float(part.values[seen, 0].std()) if seen.sum() > 0.2 * GRID_HZ else 0.0
 
 
-def span_score(evidence: Evidence, features: Signal, start_s: float, end_s: float, offset_s: float) -> float | None:
+def span_score(mouth: Mouth, start_s: float, end_s: float, offset_s: float) -> float | None:
     """How well one face fits one span; about 0 for somebody else's face, 3 for the speaker's. None if it was not seen.
 
     Height of the span's curve near the clip's offset over the rest of the curve, in its standard deviations, plus the
     logarithm of the mouth's motion between resting and speaking.
     """
-    seen = features.cut(start_s, end_s).weights
+    seen = mouth.features.cut(start_s, end_s).weights
     if seen.sum() < MIN_SEEN * (end_s - start_s) * GRID_HZ:
         return None
-    curve, lags = evidence.curve(start_s - PAD_S, end_s + PAD_S), evidence.lags_s
+    curve, lags = mouth.evidence.curve(start_s - PAD_S, end_s + PAD_S), mouth.evidence.lags_s
     near = np.abs(lags - offset_s) <= NEAR_S
     rest = curve[np.abs(lags - offset_s) > NEAR_S + PEAK_HALF_WIDTH_S]
     if not near.any() or len(rest) < 3 or rest.std() < 1e-9:
         return None
     height = (curve[near].max() - rest.mean()) / rest.std()
-    stir = np.log(max(mouth_stir(features, start_s, end_s), 1e-4) / SPEAKING_MOUTH)
+    stir = np.log(max(mouth.stir(start_s, end_s), 1e-4) / SPEAKING_MOUTH)
     return float(height + min(stir / np.log(SPEAKING_MOUTH / RESTING_MOUTH), 0.0) * MOTION_SHARE)
 
 
-def assign(
-    spans: Sequence[Mapping[str, Any]], faces: Sequence[tuple[Evidence, Signal]], start_s: float, offset_s: float
-) -> list[dict[str, Any]]:
-    """One `ACTIVE_FACE` per span: on_screen with its track, off_screen, overlap or unknown.
+def assign(spans: Sequence[SpeechSpan], mouths: Sequence[Mouth], start_s: float, offset_s: float) -> list[ActiveFace]:
+    """Who speaks each span: on_screen with its track, off_screen, overlap or unknown.
 
     `spans` are on the clip clock, which begins at `start_s` on the asset clock.
     """
-    scores = np.full((len(spans), len(faces)), np.nan)
+    scores = np.full((len(spans), len(mouths)), np.nan)
     for i, span in enumerate(spans):
-        if span["end_s"] - span["start_s"] >= MIN_SPAN_S:
-            for k, (evidence, features) in enumerate(faces):
-                found = span_score(evidence, features, start_s + span["start_s"], start_s + span["end_s"], offset_s)
+        if span.duration_s >= MIN_SPAN_S:
+            for k, mouth in enumerate(mouths):
+                found = span_score(mouth, start_s + span.start_s, start_s + span.end_s, offset_s)
                 scores[i, k] = np.nan if found is None else found
-    total = scores + SAME_SPEAKER_SHARE * _support(scores, [span.get("speaker") for span in spans])
-    return [_answer(i, span, total[i], faces, start_s) for i, span in enumerate(spans)]
+    total = scores + SAME_SPEAKER_SHARE * _support(scores, [span.speaker for span in spans])
+    return [_answer(i, span, total[i], mouths, start_s) for i, span in enumerate(spans)]
 
 
 def _support(scores: Array, speakers: Sequence[str | None]) -> Array:
@@ -108,25 +109,18 @@ def _support(scores: Array, speakers: Sequence[str | None]) -> Array:
     return out
 
 
-def _answer(
-    index: int, span: Mapping[str, Any], scores: Array, faces: Sequence[tuple[Evidence, Signal]], start_s: float
-) -> dict[str, Any]:
+def _answer(index: int, span: SpeechSpan, scores: Array, mouths: Sequence[Mouth], start_s: float) -> ActiveFace:
     known = not np.isnan(scores).all() if len(scores) else False
     best = int(np.nanargmax(scores)) if known else None
     score = None if best is None else round(float(scores[best]), 3)
-    seen = [features.cut(start_s + span["start_s"], start_s + span["end_s"]).weights.any() for _, features in faces]
-    status = "unknown"
-    if span.get("is_overlap"):
+    status: Presence = "unknown"
+    if span.is_overlap:
         status = "overlap"
-    elif not any(seen):
+    elif not any(mouth.is_seen(start_s + span.start_s, start_s + span.end_s) for mouth in mouths):
         status = "off_screen"
     elif score is not None and score >= ON_SCREEN:
         status = "on_screen"
     elif score is not None and score <= OFF_SCREEN:
         status = "off_screen"
-    return {
-        "span_index": index,
-        "status": status,
-        "track": best if status == "on_screen" else None,
-        "score": score,
-    }
+    track = None if best is None or status != "on_screen" else mouths[best].track
+    return ActiveFace(index, status, track, score)

@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Self
+from typing import Self
 
+from schemas.spans import SpeechSpan
+from schemas.stretches import Stretch
 from stages.engines.face_tracks import FaceTrack, Tracks
 from stages.media.decoder import Waveform
-from stages.sync.stage import Engine, SyncConfig, measure
+from stages.sync.config import SyncConfig
+from stages.sync.engine import Engine
+from stages.sync.measure import measure
+from stages.sync.result import SyncResult
 
 SHIFTS_S = (-1.0, -0.8, -0.6, -0.4, -0.2, 0.2, 0.4, 0.6, 0.8, 1.0)
 """By how much sound is moved. The least is beyond what people put up with (ITU-R BT.1359: 90 ms early, 185 ms late)."""
@@ -26,17 +31,16 @@ class Speech:
     """Sound and what is known of its words, all on one clock."""
 
     sound: Waveform
-    stretches: Sequence[tuple[float, float]] | None = None
+    stretches: Sequence[Stretch] | None = None
     """Where anybody speaks; None if nobody looked."""
-    spans: Sequence[dict[str, Any]] = ()
-    """Speech spans; `start_s` and `end_s` are on the same clock as the sound."""
+    spans: Sequence[SpeechSpan] = ()
 
     def later(self, late_s: float) -> Speech:
         """All of it, `late_s` later."""
         moved = self.sound.start + _exact(late_s)
-        stretches = None if self.stretches is None else [(a + late_s, b + late_s) for a, b in self.stretches]
-        spans = [{**s, "start_s": s["start_s"] + late_s, "end_s": s["end_s"] + late_s} for s in self.spans]
-        return Speech(sound=Waveform(self.sound.samples, self.sound.rate_hz, moved), stretches=stretches, spans=spans)
+        stretches = None if self.stretches is None else [stretch.moved(late_s) for stretch in self.stretches]
+        sound = Waveform(self.sound.samples, self.sound.rate_hz, moved)
+        return Speech(sound=sound, stretches=stretches, spans=[span.moved(late_s) for span in self.spans])
 
     def cut(self, low_s: float, high_s: float) -> Speech:
         """The sound between two instants, as far as there is any."""
@@ -80,13 +84,12 @@ class Film:
         beyond = max(0.0, min(CONTEXT_S, low - first, last - high))
         return replace(self._seen_in(low, high), heard=moved.cut(low - beyond, high + beyond))
 
-    def sync(self, engine: Engine, config: SyncConfig) -> dict[str, Any]:
-        """The sync stage's own struct of this film."""
-        start, length = self.start_s, self.duration_s
+    def sync(self, engine: Engine, config: SyncConfig) -> SyncResult:
+        """What the sync stage says of this film."""
         spans = [
-            {**s, "start_s": max(0.0, s["start_s"] - start), "end_s": min(length, s["end_s"] - start)}
-            for s in self.heard.spans
-            if s["end_s"] > start and s["start_s"] < self.end_s
+            span.moved(-self.start_s).within(0.0, self.duration_s)
+            for span in self.heard.spans
+            if span.end_s > self.start_s and span.start_s < self.end_s
         ]
         return measure(self.seen, self.heard.sound, self.heard.stretches, spans, engine, config)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.engines.face_tracks import FaceTrack
+from stages.engines.face_tracks import CHIN, INNER_LIP, OUTER_LIP, STEADY, FaceTrack, at
 from stages.media.decoder import Waveform
 
 Array = NDArray[Any]
@@ -41,11 +41,6 @@ MIN_COMMON_S = 0.6
 PEAK_HALF_WIDTH_S = 0.2
 """Half width of the peak: the correlation length of speech. What lies further off is what a peak is held against."""
 
-INNER_LIP = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95)
-OUTER_LIP = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146)
-CHIN = (152, 148, 377, 176, 400)
-STEADY = (33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 10, 151, 9, 8, 127, 356, 234, 454, 93, 323, 70, 300, 105, 334)
-"""Mesh points of eyes, nose, forehead and temples, which speech does not move; they define the head's pose."""
 NUM_SHAPES = 7
 
 
@@ -104,7 +99,7 @@ def mouth_features(track: FaceTrack, start_s: float, end_s: float) -> Signal:
     Unit: distance of the outer eye corners. The head's pose is taken out, then the local mean (`TREND_S`).
     """
     aligned = align(track.points.astype(np.float64))
-    lips = aligned[:, INNER_LIP + OUTER_LIP + CHIN].reshape(len(aligned), -1)
+    lips = aligned[:, at(*INNER_LIP, *OUTER_LIP, *CHIN)].reshape(len(aligned), -1)
     values = np.concatenate([mouth_shapes(aligned), lips], axis=1)
     first, last = int(np.ceil(start_s * GRID_HZ)), int(np.ceil(end_s * GRID_HZ))
     grid = np.arange(first, last) / GRID_HZ
@@ -116,22 +111,23 @@ def mouth_features(track: FaceTrack, start_s: float, end_s: float) -> Signal:
 
 
 def mouth_shapes(aligned: Array) -> Array:
-    """float64 [n, 7] of aligned meshes [n, 468, 3]: opening, width, height, lower lip, chin, upper lip, protrusion."""
-    upper = aligned[:, (82, 13, 312)].mean(1)
-    lower = aligned[:, (87, 14, 317)].mean(1)
+    """float64 [n, 7] of aligned points [n, 69, 3]: opening, width, height, lower lip, chin, upper lip, protrusion."""
+    upper = aligned[:, at(82, 13, 312)].mean(1)
+    lower = aligned[:, at(87, 14, 317)].mean(1)
+    left, right, above, below, chin = aligned[:, at(61, 291, 0, 17, 152)].transpose(1, 0, 2)
     opening = np.linalg.norm(upper - lower, axis=1)
-    width = np.linalg.norm(aligned[:, 61] - aligned[:, 291], axis=1)
-    height = np.linalg.norm(aligned[:, 0] - aligned[:, 17], axis=1)
-    heights = (aligned[:, 17, 1], aligned[:, 152, 1], aligned[:, 0, 1])
-    return np.stack([opening, width, height, *heights, aligned[:, (0, 17), 2].mean(1)], axis=1)
+    width = np.linalg.norm(left - right, axis=1)
+    height = np.linalg.norm(above - below, axis=1)
+    protrusion = aligned[:, at(0, 17), 2].mean(1)
+    return np.stack([opening, width, height, below[:, 1], chin[:, 1], above[:, 1], protrusion], axis=1)
 
 
 def align(points: Array) -> Array:
-    """Meshes [n, 468, 3] turned, moved and scaled so that the steady points coincide and the mean face looks ahead.
+    """Points [n, 69, 3] turned, moved and scaled so that the steady points coincide and the mean face looks ahead.
 
     Least-squares similarity per frame (Umeyama 1991) onto the mean of the clip, twice, for the mean itself sharpens.
     """
-    steady = list(STEADY)
+    steady = at(*STEADY)
     mean = points.mean(0)
     aligned = points
     for _ in range(2):
@@ -146,10 +142,11 @@ def align(points: Array) -> Array:
         size = (scale * mirror).sum(1) / np.maximum((source**2).sum((1, 2)), 1e-9)
         aligned = size[:, None, None] * ((points - centre) @ turn)
         mean = aligned.mean(0)
-    across = mean[263] - mean[33]
+    left_eye, right_eye, chin, forehead = mean[at(263, 33, 152, 10)]
+    across = left_eye - right_eye
     unit = float(np.linalg.norm(across))
     across = across / unit
-    down = mean[152] - mean[10]
+    down = chin - forehead
     down = down - across * (down @ across)
     down = down / np.linalg.norm(down)
     return np.asarray(aligned @ np.stack([across, down, np.cross(across, down)], axis=1) / unit)

@@ -165,7 +165,8 @@ def test_drift_is_taken_out_around_the_middle() -> None:
 def measured_row(path: Path, make_row: Any, context: Any) -> dict[str, Any]:
     """The ledger row of a whole file as one clip, really measured, as packing gets it."""
     from schemas.records import span_fields
-    from stages.sync.stage import Sync, SyncConfig
+    from stages.sync.config import SyncConfig
+    from stages.sync.stage import Sync
 
     asset = make_row(path)
     probe = asset["probe"]

@@ -15,9 +15,14 @@ import pytest
 
 from pipeline.demo import ball_clip, swapped_clip, talking_clip
 from schemas.errors import RecipeError
-from stages.engines.face_tracks import FaceTrack, Tracks
+from schemas.spans import SpeechSpan
+from schemas.stretches import Stretch
+from stages.engines.face_tracks import KEPT_POINTS, FaceTrack, Tracks
+from stages.faces import Faces, FacesConfig
 from stages.media.decoder import Waveform
-from stages.sync.active import assign
+from stages.sync.active import Mouth, assign
+from stages.sync.config import SyncConfig
+from stages.sync.measure import frozen_stretches, measure
 from stages.sync.mouth import (
     GRID_HZ,
     MouthEngine,
@@ -32,7 +37,7 @@ from stages.sync.mouth import (
     mouth_shapes,
     sound_features,
 )
-from stages.sync.stage import Sync, SyncConfig, frozen_stretches, measure
+from stages.sync.stage import Sync
 
 Clip = Callable[..., dict[str, Any]]
 
@@ -40,7 +45,8 @@ Clip = Callable[..., dict[str, Any]]
 @pytest.fixture
 def sync_of(context: Any) -> Clip:
     """Runs the stage on a whole file as one clip."""
-    stage = Sync(SyncConfig())
+    faces, stage = Faces(FacesConfig(identity="none")), Sync(SyncConfig())
+    faces.setup(context)
     stage.setup(context)
 
     def run(path: Path, spans: Sequence[Any] = (), speech: Any = None, span: tuple[int, int] | None = None) -> Any:
@@ -56,11 +62,13 @@ def sync_of(context: Any) -> Clip:
             clip |= {"start_pts": span[0], "end_pts": span[1]}
         transcribe = None if speech is None else {"speech": speech}
         row = {"clip": clip, "download": {"path": str(path)}, "probe": probe, "transcribe": transcribe}
-        (result,) = stage.process([row])
+        (seen,) = faces.process([row])
+        (result,) = stage.process([row | {"faces": seen}])
+        assert isinstance(seen, dict)
         assert not isinstance(result, Exception), result
         pa.array([result], type=Sync.adds)  # what the stage returns fits what it declares
         assert set(result) == {field.name for field in Sync.adds}
-        return result
+        return result | {"num_faces": seen["num_faces"], "tracks": seen["tracks"]}
 
     yield run
     context.media.close()
@@ -135,7 +143,7 @@ def test_mouth_shapes_do_not_depend_on_pose_or_size() -> None:
     moved = np.stack(
         [turned(f, 0.3 * np.sin(k / 5), 0.2 * np.cos(k / 7), 1 + k / 60, (5 * k, -k, 3)) for k, f in enumerate(still)]
     )
-    straight, crooked = mouth_shapes(align(still)), mouth_shapes(align(moved))
+    straight, crooked = (mouth_shapes(align(faces[:, KEPT_POINTS])) for faces in (still, moved))
     assert np.corrcoef(straight[:, 0], crooked[:, 0])[0, 1] > 0.999
     assert np.ptp(crooked[:, 1]) < 0.05 * np.ptp(crooked[:, 0])
     assert straight[-1, 0] - straight[0, 0] == pytest.approx(12 / 90, rel=0.25)
@@ -151,7 +159,7 @@ def test_sound_that_is_not_there_is_unknown_not_silent() -> None:
 
 def track_of(points: Any, times: Any) -> FaceTrack:
     boxes = np.concatenate([points[:, :, :2].min(1), points[:, :, :2].max(1)], axis=1)
-    return FaceTrack(np.asarray(times), points.astype(np.float32), boxes.astype(np.float32), 0.9)
+    return FaceTrack(np.asarray(times), points[:, KEPT_POINTS].astype(np.float32), boxes.astype(np.float32), 0.9)
 
 
 def test_gaps_in_a_track_have_no_weight() -> None:
@@ -184,19 +192,19 @@ def mouth_that(stirs: float, num: int = 400) -> Signal:
 
 
 def test_spans_go_to_the_face_that_fits_or_to_nobody() -> None:
-    talker, listener = (Known(8.0), mouth_that(0.04)), (Known(0.0), mouth_that(0.002))
-    spans = [{"start_s": 0.5, "end_s": 2.0, "speaker": "A", "is_overlap": False}]
-    (found,) = assign(spans, [listener, talker], 0.0, 0.0)
-    assert (found["status"], found["track"]) == ("on_screen", 1)
-    (found,) = assign(spans, [listener], 0.0, 0.0)
-    assert (found["status"], found["track"]) == ("off_screen", None)
-    (found,) = assign([spans[0] | {"is_overlap": True}], [listener, talker], 0.0, 0.0)
-    assert (found["status"], found["track"]) == ("overlap", None)
-    (found,) = assign(spans, [], 0.0, 0.0)
-    assert found["status"] == "off_screen"
+    talker, listener = Mouth(3, mouth_that(0.04), Known(8.0)), Mouth(1, mouth_that(0.002), Known(0.0))
+    span = SpeechSpan(start_s=0.5, end_s=2.0, text="yes", speaker="A")
+    (found,) = assign([span], [listener, talker], 0.0, 0.0)
+    assert (found.status, found.track) == ("on_screen", 3)
+    (found,) = assign([span], [listener], 0.0, 0.0)
+    assert (found.status, found.track) == ("off_screen", None)
+    (found,) = assign([replace(span, is_overlap=True)], [listener, talker], 0.0, 0.0)
+    assert (found.status, found.track) == ("overlap", None)
+    (found,) = assign([span], [], 0.0, 0.0)
+    assert found.status == "off_screen"
     unseen = Signal(0, np.zeros((400, 142)), np.r_[np.ones(80), np.zeros(320)])
-    (found,) = assign(spans, [(Known(8.0), unseen)], 0.0, 0.0)
-    assert (found["status"], found["score"]) == ("unknown", None)
+    (found,) = assign([span], [Mouth(0, unseen, Known(8.0))], 0.0, 0.0)
+    assert (found.status, found.score) == ("unknown", None)
 
 
 def nothing_seen(num: int, fps: float, faces: list[FaceTrack], change: float = 3.0) -> Tracks:
@@ -208,7 +216,8 @@ def test_a_frozen_picture_is_found_to_the_frame() -> None:
     seen = nothing_seen(100, 25.0, [])
     seen.change[20:40] = 0.01
     seen.change[60:63] = 0.01
-    assert frozen_stretches(seen) == [(pytest.approx(19 / 25), pytest.approx(39 / 25))]
+    (frozen,) = frozen_stretches(seen)
+    assert (frozen.start_s, frozen.end_s) == (pytest.approx(19 / 25), pytest.approx(39 / 25))
 
 
 @pytest.mark.parametrize(
@@ -227,9 +236,13 @@ def test_what_cannot_be_measured_is_null_and_says_why(
     noise = np.random.default_rng(8).normal(size=160000).astype(np.float32) * 0.1
     sound = Waveform(noise, 16000, Fraction(0)) if has_sound else None
     config = SyncConfig()
-    result = measure(nothing_seen(num, fps, [], change), sound, [(0.0, 10.0)], [], MouthEngine(1.3), config)
+    spans = [SpeechSpan(start_s=0.5, end_s=1.0, text="yes")]
+    seen = nothing_seen(num, fps, [], change)
+    result = measure(seen, sound, [Stretch(0.0, 10.0)], spans, MouthEngine(1.3), config).struct()
     assert result["status"] == status
     assert result["offset_ms"] is result["confidence"] is result["agreement"] is None
+    assert result["active"] == [{"span_index": 0, "status": "unknown", "track": None, "score": None}]
+    assert set(result) == {field.name for field in Sync.adds}
 
 
 def test_offset_of_120_ms_put_in_is_measured(tmp_path: Path, sync_of: Clip) -> None:
@@ -406,6 +419,6 @@ def test_manifest_says_who_is_in_view(media_dir: Path, sync_of: Clip) -> None:
     ]
     result = sync_of(media_dir / name, spans)
     assert [a["status"] for a in result["active"]] == ["on_screen", "on_screen", "off_screen"]
-    left, right = (result["faces"][a["track"]]["x"] for a in result["active"][:2])
+    left, right = (result["tracks"][a["track"]]["x"] for a in result["active"][:2])
     assert left < 0.5 < right + 0.1
     assert abs(result["offset_ms"]) <= 80

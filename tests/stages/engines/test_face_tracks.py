@@ -111,10 +111,9 @@ def test_a_face_followed_twice_counts_once(photograph: Any) -> None:
 
 
 def test_with_an_encoder_a_track_knows_who_it_is(photograph: Any) -> None:
-    encoder = FaceEncoder.load()
-    tracker = FaceTracker(FaceDetector(), FaceMesh(), detect_every_s=0.2, max_faces=3, encoder=encoder)
+    tracker = FaceTracker(FaceDetector(), FaceMesh(), detect_every_s=0.2, max_faces=3)
     pair = np.concatenate([photograph, photograph[:, ::-1]], axis=1)
-    one, other = (face.embedding for face in tracker.follow(run_of([pair] * 12)).faces)
+    one, other = (face.embedding for face in tracker.follow(run_of([pair] * 12), encoder=FaceEncoder.load()).faces)
     assert one is not None
     assert other is not None
     assert np.linalg.norm(one - other) < 0.45

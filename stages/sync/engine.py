@@ -1,0 +1,43 @@
+"""What a sync engine is: it holds the mouth of one face against the sound and finds where a curve over offsets peaks."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from stages.engines.face_tracks import FaceTrack
+from stages.media.decoder import Waveform
+from stages.sync.mouth import Peak, Signal
+
+Array = NDArray[Any]
+
+
+class Evidence(Protocol):
+    """What an engine knows about one face and the sound."""
+
+    @property
+    def lags_s(self) -> Array: ...
+
+    @property
+    def seen_s(self) -> float: ...
+
+    def curve(self, start_s: float, end_s: float) -> Array:
+        """Agreement at every offset over a stretch of the asset clock; all zero if nothing was seen."""
+        ...
+
+
+class Engine(Protocol):
+    """Holds one face against the sound."""
+
+    name: str
+    crop_px: int
+    """Side of the face crops it wants, 0 for none."""
+
+    def evidence(self, track: FaceTrack, features: Signal, sound: Waveform) -> Evidence | None:
+        """What face and sound have to do with each other; None if too little of the face is seen."""
+        ...
+
+    def peak(self, curve: Array, lags: Array) -> Peak:
+        """Where a curve [lags] stands out, and how far."""
+        ...
