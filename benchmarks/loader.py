@@ -41,6 +41,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.intervals import bootstrap_interval
 from model.data.batching import EpochPlan, PlanConfig
 from model.data.index import ShardIndex
 from model.data.reader import LocalShards, PackLoader, SampleReader
@@ -58,8 +59,6 @@ MAX_INTERVAL = 0.15
 """Width of a share's interval from which the table calls it unsure."""
 CEILING_BUFFER = memoryview(mmap.mmap(-1, 8 << 20))
 """Begins at a page: the kernel copies up to five times slower into addresses that are no multiple of 32 bytes."""
-RESAMPLINGS = 2000
-"""Bootstrap draws over the passes of a reader."""
 
 
 # ---------------------------------------------------------------------------------------------------------- corpus
@@ -187,12 +186,12 @@ class Passes:
     shares: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        """Median share with its 95 % bootstrap interval; median, least and greatest rate."""
-        draws = np.random.default_rng(0).choice(self.shares, (RESAMPLINGS, len(self.shares)))
-        low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+        """Median share with its 95 % bootstrap interval, None for one pass; median, least and greatest rate."""
+        shares = np.array(self.shares)
+        interval = bootstrap_interval(lambda picked: float(np.median(shares[picked])), len(shares))
         return {
-            "share": float(np.median(self.shares)),
-            "interval": [float(low), float(high)],
+            "share": float(np.median(shares)),
+            "interval": interval,
             "mb_per_s": [round(float(f(self.rates)) / 1e6) for f in (np.median, np.min, np.max)],
         }
 
@@ -306,9 +305,10 @@ def print_table(report: dict[str, Any]) -> None:
     for name, row in report["results"].items():
         cells = []
         for mode in MODES:
-            (low, high), (median, least, most) = row[mode]["interval"], row[mode]["mb_per_s"]
-            doubt = " unsure" if high - low > MAX_INTERVAL else ""
-            cells.append(f"{row[mode]['share']:.2f} [{low:.2f}-{high:.2f}]{doubt} | {median} ({least}-{most})")
+            interval, (median, least, most) = row[mode]["interval"], row[mode]["mb_per_s"]
+            width = "" if interval is None else " [{:.2f}-{:.2f}]".format(*interval)
+            doubt = " unsure" if interval is None or interval[1] - interval[0] > MAX_INTERVAL else ""
+            cells.append(f"{row[mode]['share']:.2f}{width}{doubt} | {median} ({least}-{most})")
         print(f"| {name} | {' | '.join(cells)} |")
     for name, reason in report["skipped"].items():
         print(f"| {name} | skipped: {reason} | | | |")

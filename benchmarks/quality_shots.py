@@ -22,6 +22,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.intervals import bootstrap_interval
 from benchmarks.quality_shots_montage import make_montage
 from stages.base import Context
 from stages.shot_split.content import Boundary
@@ -32,7 +33,6 @@ TOLERANCE_FRAMES = 1
 RANGE_MARGIN_FRAMES = 2
 IGNORED_KEYS = ("soft_transitions", "not_cuts", "graphics_cuts_optional", "ambiguous")
 GRADUAL_TYPES = ("fade", "dissolve", "wipe")
-RESAMPLINGS = 1000
 SOURCE_SIZE = (192, 108)
 MIN_SOURCE_FRAMES = 60
 
@@ -143,9 +143,11 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     soft_hits, soft_missed = (
         np.array([_count(row[key]) for row in rows]) for key in ("gradual_hits", "gradual_missed")
     )
-    draws = np.random.default_rng(0).integers(0, len(rows), (RESAMPLINGS, len(rows)))
-    spread = [_f1(hits[d].sum(), missed[d].sum(), false[d].sum()) for d in draws]
-    known = [value for value in spread if value is not None]
+
+    def f1_of(picked: NDArray[np.int64]) -> float:
+        found = _f1(hits[picked].sum(), missed[picked].sum(), false[picked].sum())
+        return float("nan") if found is None else found
+
     frames, cpu_s = sum(row["num_frames"] for row in rows), sum(row["cpu_s"] for row in rows)
     return {
         "videos": len(rows),
@@ -153,7 +155,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "precision": _ratio(hits.sum(), hits.sum() + false.sum()),
         "recall": _ratio(hits.sum(), hits.sum() + missed.sum()),
         "f1": _f1(hits.sum(), missed.sum(), false.sum()),
-        "f1_interval": [float(v) for v in np.quantile(known, [0.025, 0.975])] if known else None,
+        "f1_interval": bootstrap_interval(f1_of, len(rows)),
         "gradual": int(soft_hits.sum() + soft_missed.sum()),
         "gradual_recall": _ratio(soft_hits.sum(), soft_hits.sum() + soft_missed.sum()),
         "gradual_false": sum(len(row["gradual_false"]) for row in rows),

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.fit_sync import person_of
+from benchmarks.intervals import bootstrap_interval
 from pipeline.config import Packing
 from schemas.errors import EngineError
 from schemas.spans import SPEECH_RATE_HZ, Turn, Word
@@ -36,8 +37,6 @@ from stages.transcribe.words import Heard, keep_spoken
 F32 = NDArray[np.float32]
 SPLIT = Packing().same_voice or 1.0
 """Similarity from which two recordings stay on one side of the train/validation split."""
-RESAMPLINGS = 1000
-"""Bootstrap draws over files for every interval."""
 
 
 def score_speech(media_dir: Path | str, engines: Sequence[str] = ("pocketsphinx", "align")) -> dict[str, Any]:
@@ -341,12 +340,13 @@ def _interval(rows: Sequence[tuple[float, float]]) -> dict[str, Any]:
     if not rows or not sum(total for _, total in rows):
         return {"value": None, "interval": None, "files": len(rows)}
     table = np.array(rows, float)
-    draws = np.random.default_rng(0).integers(0, len(table), (RESAMPLINGS, len(table)))
-    sums = table[draws].sum(axis=1)
-    ratios = sums[:, 0] / np.maximum(sums[:, 1], 1e-9)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    pooled = table.sum(axis=0)
-    return {"value": float(pooled[0] / pooled[1]), "interval": [float(low), float(high)], "files": len(table)}
+
+    def pooled(picked: NDArray[np.int64]) -> float:
+        errors, total = table[picked].sum(axis=0)
+        return float(errors / max(total, 1e-9))
+
+    interval = bootstrap_interval(pooled, len(table))
+    return {"value": pooled(np.arange(len(table))), "interval": interval, "files": len(table)}
 
 
 def _pooled(scores: list[dict[str, Any]], errors: str, total: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.fit_sync import SOUND_MARGIN_S, Example, Reader, fit_model, is_in_sync_talk, people_of
+from benchmarks.intervals import bootstrap_interval
 from pipeline.config import Packing, SyncRepair
 from pipeline.repair import repair_of
 from schemas.spans import SpeechSpan
@@ -40,7 +41,6 @@ Item = dict[str, Any]
 
 REPAIR_SHIFTS_S = (0.0, -0.6, -0.3, -0.12, 0.12, 0.3, 0.6)
 LEAST_S = 3.0
-RESAMPLINGS = 1000
 ALWAYS = [Stretch(-1e9, 1e9)]
 """Somebody speaks throughout."""
 
@@ -136,7 +136,9 @@ def score_talk(judge: Judge, films: Sequence[Staged]) -> Item:
         "original": _errors(originals),
         "shifted": _errors([row for row in long if row["kind"] != "swapped"]),
         "shifted_under_3_s": _errors([row for row in short if row["kind"] == "shifted"]),
-        "by_shift_s": {f"{s:+g}": _errors([r for r in long if r["shift_s"] == s], resamplings=0) for s in SHIFTS_S},
+        "by_shift_s": {
+            f"{s:+g}": _errors([r for r in long if r["shift_s"] == s], with_intervals=False) for s in SHIFTS_S
+        },
         "auc_shifted": _auc(originals, [row for row in long if row["kind"] == "shifted"]),
         "auc_swapped": _auc(originals, [row for row in long if row["kind"] == "swapped"]),
         "auc": _auc(originals, [row for row in long if row["kind"] != "original"]),
@@ -202,7 +204,7 @@ def _row(result: SyncResult, made: Film, kind: str, shift_s: float) -> Item:
     }
 
 
-def _errors(rows: Sequence[Item], resamplings: int = RESAMPLINGS) -> Item:
+def _errors(rows: Sequence[Item], with_intervals: bool = True) -> Item:
     """Median and shares of the absolute error, with bootstrap intervals over clips."""
     if not rows:
         return {"num": 0}
@@ -216,19 +218,16 @@ def _errors(rows: Sequence[Item], resamplings: int = RESAMPLINGS) -> Item:
         "within_40_ms": float(np.mean(every <= 40)),
         "within_80_ms": float(np.mean(every <= 80)),
     }
-    if resamplings:
-        random = np.random.default_rng(0)
-        draws = [
-            np.concatenate([by_clip[names[k]] for k in random.integers(0, len(names), len(names))])
-            for _ in range(resamplings)
-        ]
-        out["median_ms_interval"] = _interval([float(np.median(draw)) for draw in draws])
-        out["within_80_ms_interval"] = _interval([float(np.mean(draw <= 80)) for draw in draws])
+    if with_intervals:
+
+        def drawn(picked: Array) -> Array:
+            return np.concatenate([by_clip[names[at]] for at in picked])
+
+        out["median_ms_interval"] = bootstrap_interval(lambda picked: float(np.median(drawn(picked))), len(names))
+        out["within_80_ms_interval"] = bootstrap_interval(
+            lambda picked: float(np.mean(drawn(picked) <= 80)), len(names)
+        )
     return out
-
-
-def _interval(values: Sequence[float]) -> list[float]:
-    return [float(x) for x in np.percentile(values, [2.5, 97.5])]
 
 
 def _auc(positives: Sequence[Item], negatives: Sequence[Item], key: str = "agreement") -> float | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -97,13 +99,23 @@ def _mean(shares: Array) -> float | None:
 
 
 def _interval(shares: Array) -> list[float] | None:
-    """Wilson's 95 % interval of the mean share, each clip counted as one throw; too wide rather than too narrow."""
-    share, num, z = _mean(shares), int((~np.isnan(shares)).sum()), 1.96
+    """Wilson's 95 % interval of the mean share, each clip counted as one throw; too wide rather than too narrow.
+
+    A mean between two whole numbers of clips has the lower end of the one below and the upper end of the one above.
+    """
+    share, num = _mean(shares), int((~np.isnan(shares)).sum())
     if share is None:
         return None
-    middle = (share + z**2 / (2 * num)) / (1 + z**2 / num)
-    half = z / (1 + z**2 / num) * np.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
-    return [max(0.0, float(middle - half)), min(1.0, float(middle + half))]
+    clips = round(share * num, 9)
+    return [_wilson(math.floor(clips), num)[0], _wilson(math.ceil(clips), num)[1]]
+
+
+@cache
+def _wilson(hits: int, num: int) -> tuple[float, float]:
+    from scipy.stats import binomtest
+
+    low, high = binomtest(hits, num).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 def recommend(rows: Sequence[dict[str, Any]], max_false_keep: float) -> dict[str, Any] | None:

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from pipeline.calibrate import Options, calibrate
 from pipeline.demo import ball_clip, talking_clip
 from schemas.errors import RecipeError
+from schemas.spans import SpeechSpan
+from schemas.stretches import Stretch
 from stages.engines.face_tracks import FaceTrack, Tracks
 from stages.media.decoder import Waveform
 from stages.sync.film import CONTEXT_S, Film, Speech
@@ -100,11 +102,11 @@ def test_nothing_is_recommended_that_tells_nothing_apart() -> None:
 
 def film_of(seconds: tuple[float, float], sound: tuple[float, float]) -> Film:
     times = np.arange(seconds[0], seconds[1], 0.04)
-    face = FaceTrack(times, np.zeros((len(times), 468, 3), np.float32), np.zeros((len(times), 4), np.float32), 1.0)
+    face = FaceTrack(times, np.zeros((len(times), 69, 3), np.float32), np.zeros((len(times), 4), np.float32), 1.0)
     seen = Tracks([face], times, seconds[1], 320, 240, np.ones(len(times), np.float32))
     samples = np.arange(round((sound[1] - sound[0]) * 16000), dtype=np.float32)
-    spans = [{"start_s": seconds[0] + 1, "end_s": seconds[0] + 2, "speaker": "A"}]
-    heard = Speech(sound=Waveform(samples, 16000, Fraction(sound[0])), stretches=[(0.0, 1.0)], spans=spans)
+    spans = [SpeechSpan(start_s=seconds[0] + 1, end_s=seconds[0] + 2, text="yes", speaker="A")]
+    heard = Speech(sound=Waveform(samples, 16000, Fraction(sound[0])), stretches=[Stretch(0.0, 1.0)], spans=spans)
     return Film(name="f", seen=seen, heard=heard)
 
 
@@ -115,8 +117,8 @@ def test_sound_is_moved_and_the_picture_kept_only_under_sound() -> None:
     assert late.heard.sound.start == Fraction(106, 10)
     assert late.heard.sound.samples[0] == 0
     assert float(late.heard.sound.end) == 15.0
-    assert late.heard.stretches == [(0.6, 1.6)]
-    assert late.heard.spans[0]["start_s"] == pytest.approx(11.6)
+    assert late.heard.stretches == [Stretch(0.6, 1.6)]
+    assert late.heard.spans[0].start_s == pytest.approx(11.6)
 
 
 def test_sound_around_a_clip_is_kept_alike_on_both_sides() -> None:
