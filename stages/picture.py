@@ -202,20 +202,26 @@ def repeats(changes: NDArray[np.float64]) -> NDArray[np.bool_]:
     return is_repeat
 
 
-def standstills(is_repeat: NDArray[np.bool_], times: NDArray[np.float64]) -> dict[str, float | None]:
-    """freeze_ratio, duplicate_ratio and true_fps from which frames [n] repeat the one before; times [n + 1] in s."""
+def freezes(
+    is_repeat: NDArray[np.bool_], times: NDArray[np.float64], least_s: float = FREEZE_S
+) -> list[tuple[int, int]]:
+    """The frames [first, end) of every standstill of `least_s` or longer: one picture and all that repeat it.
+
+    `is_repeat` [n] says which frames repeat the one before, the first never; `times` [n + 1] in s.
+    """
     starts = np.flatnonzero(~is_repeat)
     ends = np.append(starts[1:], len(is_repeat))
-    frozen_s, frozen_frames, stills = 0.0, 0, 0
-    for first, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        length_s = float(times[end] - times[first])
-        if length_s >= FREEZE_S:
-            frozen_s += length_s
-            frozen_frames += end - first
-            stills += 1
+    is_long = times[ends] - times[starts] >= least_s
+    return list(zip(starts[is_long].tolist(), ends[is_long].tolist(), strict=True))
+
+
+def standstills(is_repeat: NDArray[np.bool_], times: NDArray[np.float64]) -> dict[str, float | None]:
+    """freeze_ratio, duplicate_ratio and true_fps from which frames [n] repeat the one before; times [n + 1] in s."""
+    stills = freezes(is_repeat, times)
+    frozen_s = sum(float(times[end] - times[first]) for first, end in stills)
     total_s = float(times[-1] - times[0])
-    moving_s, moving = total_s - frozen_s, len(is_repeat) - frozen_frames
-    distinct = len(starts) - stills
+    moving_s, moving = total_s - frozen_s, len(is_repeat) - sum(end - first for first, end in stills)
+    distinct = int((~is_repeat).sum()) - len(stills)
     return {
         "freeze_ratio": frozen_s / total_s if total_s > 0 else None,
         "duplicate_ratio": 1 - distinct / moving if moving else None,

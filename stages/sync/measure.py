@@ -11,9 +11,10 @@ from fractions import Fraction
 import numpy as np
 
 from schemas.spans import SpeechSpan
-from schemas.stretches import Stretch, covered_s, runs
+from schemas.stretches import Stretch, covered_s
 from stages.engines.face_tracks import Tracks
 from stages.media.decoder import Waveform
+from stages.picture import freezes
 from stages.sync.active import Mouth
 from stages.sync.config import SyncConfig
 from stages.sync.engine import Engine
@@ -31,7 +32,7 @@ STATIC_CHANGE = 0.15
 """Mean grey levels per frame below which a frame repeats the one before; a re-encoded photograph has 0.00 to 0.05."""
 STATIC_SHARE = 0.95
 FREEZE_S = 0.3
-"""A picture that stands still this long has frozen: its mouth says nothing about the sound."""
+"""A freeze to lips; to a viewer it takes `stages.picture.FREEZE_S`. A mouth that stands still says nothing about the sound."""
 MIN_SPEECH_S = 0.3
 """Speech a clip needs to be judged by lips."""
 
@@ -91,8 +92,7 @@ def frozen_stretches(seen: Tracks) -> list[Stretch]:
     """Where the picture stands still for `FREEZE_S` or longer, on the asset clock."""
     times = np.append(seen.times_s, seen.end_s)
     is_repeat = np.append(False, seen.change[1:] < STATIC_CHANGE)
-    found = [Stretch(float(times[a - 1]), float(times[b - 1])) for a, b in runs(is_repeat)]
-    return [stretch for stretch in found if stretch.duration_s >= FREEZE_S]
+    return [Stretch(float(times[first]), float(times[end])) for first, end in freezes(is_repeat, times, FREEZE_S)]
 
 
 def _without(features: Signal, stretches: Sequence[Stretch]) -> Signal:

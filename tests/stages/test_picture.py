@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stages.base import Context
-from stages.picture import PICTURE, Picture, PictureConfig, Watch, edge_length, repeats, standstills
+from stages.picture import PICTURE, Picture, PictureConfig, Watch, edge_length, freezes, repeats, standstills
 
 WIDTH, HEIGHT = 384, 216
 
@@ -98,6 +98,14 @@ def test_a_stall_of_a_variable_rate_is_a_freeze() -> None:
     found = standstills(np.zeros(4, bool), times)
     assert found["freeze_ratio"] == pytest.approx(1.0 / 1.12)
     assert found["true_fps"] == pytest.approx(25.0)
+
+
+def test_a_freeze_lasts_from_its_picture_to_the_next() -> None:
+    is_repeat = np.array([False, True, True, False, False, True, True, True, True])
+    times = np.arange(10) / 10
+    assert freezes(is_repeat, times) == [(4, 9)]
+    assert freezes(is_repeat, times, 0.3) == [(0, 3), (4, 9)]
+    assert freezes(np.array([False, False]), np.array([0.0, 0.6, 0.7])) == [(0, 1)], "one picture can be a freeze"
 
 
 def test_flicker_is_seen_in_brightness_only() -> None:

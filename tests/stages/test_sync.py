@@ -217,7 +217,7 @@ def test_a_frozen_picture_is_found_to_the_frame() -> None:
     seen.change[20:40] = 0.01
     seen.change[60:63] = 0.01
     (frozen,) = frozen_stretches(seen)
-    assert (frozen.start_s, frozen.end_s) == (pytest.approx(19 / 25), pytest.approx(39 / 25))
+    assert (frozen.start_s, frozen.end_s) == (pytest.approx(19 / 25), pytest.approx(40 / 25))
 
 
 @pytest.mark.parametrize(
