@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from benchmarks.fit_sync import SOUND_MARGIN_S, Example, Reader, fit_model, is_in_sync_talk, people_of
 from benchmarks.intervals import bootstrap_interval
 from pipeline.config import Packing, SyncRepair
-from pipeline.repair import repair_of
 from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
 from stages.engines.face_identity import FaceEncoder
@@ -34,6 +33,7 @@ from stages.media.decoder import Waveform
 from stages.sync.config import SyncConfig
 from stages.sync.film import SHIFTS_S, Film, Speech
 from stages.sync.mouth import MouthEngine, mouth_features, sound_features
+from stages.sync.repair import repair_of
 from stages.sync.result import SyncResult
 
 Array = NDArray[Any]

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from pipeline.config import Recipe
 from pipeline.ledger import PACK_KIND, Ledger, asset_of, clip_of
 from pipeline.plan import Plan, make_plan
-from pipeline.repair import Remeasure, repair_of, with_moved_sound
 from pipeline.splits import likenesses, split_assets
 from pipeline.store import RunDir
 from schemas import budget
@@ -33,6 +32,7 @@ from schemas.records import SOURCE, Clip, Level, Struct, Verdict
 from schemas.shard import CONTRACT_VERSION, INDEX, MEMBERS, SOUND_RATE_HZ, IndexRow
 from schemas.shard_file import Manifest, ShardEntry, ShardFacts, ShardWriter, parse_index
 from stages.base import Context
+from stages.sync.repair import Remeasure, repair_of, with_moved_sound
 
 if TYPE_CHECKING:
     from stages.media.cutting import CutReport

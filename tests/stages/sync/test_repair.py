@@ -22,10 +22,10 @@ from pipeline.ask.queries import Run
 from pipeline.config import Recipe, SyncRepair, parse_recipe
 from pipeline.demo import swapped_clip, talking_clip
 from pipeline.pack import make_sample, read_index
-from pipeline.repair import Remeasure, Repair, repair_of, with_moved_sound
 from pipeline.show.text import why_text
 from schemas.errors import ItemError
 from schemas.timing import Span
+from stages.sync.repair import Remeasure, Repair, repair_of, with_moved_sound
 
 LATE_MS = 120.0
 DRIFT_MS_PER_S = -8.0

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.calibrate import Options, calibrate
 from pipeline.demo import ball_clip, talking_clip
 from schemas.errors import RecipeError
 from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
 from stages.engines.face_tracks import FaceTrack, Tracks
 from stages.media.decoder import Waveform
+from stages.sync.calibrate import Options, calibrate
 from stages.sync.film import CONTEXT_S, Film, Speech
 from stages.sync.thresholds import OFFSETS_MS, rates_of, recommend, text_of
 
