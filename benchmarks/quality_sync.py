@@ -24,17 +24,17 @@ from numpy.typing import NDArray
 
 from benchmarks.fit_sync import SOUND_MARGIN_S, Example, Reader, fit_model, is_in_sync_talk, people_of
 from benchmarks.intervals import bootstrap_interval
-from pipeline.config import Packing, SyncRepair
+from pipeline.config import Packing
 from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
 from stages.engines.face_identity import FaceEncoder
 from stages.faces import track_rows
 from stages.media.decoder import Waveform
-from stages.sync.config import SyncConfig
+from stages.sync.config import SyncConfig, SyncRepair
 from stages.sync.film import SHIFTS_S, Film, Speech
 from stages.sync.mouth import MouthEngine, mouth_features, sound_features
 from stages.sync.repair import repair_of
-from stages.sync.result import SyncResult
+from stages.sync.result import Figures, SyncResult
 
 Array = NDArray[Any]
 Item = dict[str, Any]
@@ -124,11 +124,11 @@ def score_talk(judge: Judge, films: Sequence[Staged]) -> Item:
         people = people_of(film.item)
         for shift_s in (0.0, *SHIFTS_S):
             made = film.under(film.heard, shift_s)
-            rows.append(_row(judge.measure(made, people), made, "shifted" if shift_s else "original", shift_s))
+            rows.append(_row(judge.measure(made, people).figures, made, "shifted" if shift_s else "original", shift_s))
         for other in films:
             if not people_of(other.item) & people and other.duration_s >= LEAST_S - 0.05:
                 made = film.under(other.heard, _start_gap_s(film, other))
-                rows.append(_row(judge.measure(made, _people(film, other)), made, "swapped", 0.0))
+                rows.append(_row(judge.measure(made, _people(film, other)).figures, made, "swapped", 0.0))
     long = [row for row in rows if row["length_s"] >= LEAST_S - 0.05]
     short = [row for row in rows if row["length_s"] < LEAST_S - 0.05]
     originals = [row for row in rows if row["kind"] == "original"]
@@ -160,7 +160,7 @@ def score_repair(judge: Judge, films: Sequence[Staged]) -> Item:
     out: Item = {}
     for shift_s in REPAIR_SHIFTS_S:
         found = [
-            repair_of(judge.measure(film.under(film.heard, shift_s), people_of(film.item)).struct(), rule)
+            repair_of(judge.measure(film.under(film.heard, shift_s), people_of(film.item)).figures, rule)
             for film in films
         ]
         left = [abs(1000 * shift_s - repair.shift_ms) for repair in found if repair is not None]
@@ -170,9 +170,7 @@ def score_repair(judge: Judge, films: Sequence[Staged]) -> Item:
             "left_ms": {"median": float(np.median(left)), "worst": max(left)} if left else None,
         }
     swapped = [
-        repair_of(
-            judge.measure(film.under(other.heard, _start_gap_s(film, other)), _people(film, other)).struct(), rule
-        )
+        repair_of(judge.measure(film.under(other.heard, _start_gap_s(film, other)), _people(film, other)).figures, rule)
         for film in films
         for other in films
         if not people_of(other.item) & people_of(film.item)
@@ -189,7 +187,7 @@ def _people(film: Staged, other: Staged) -> frozenset[str]:
     return people_of(film.item) | people_of(other.item)
 
 
-def _row(result: SyncResult, made: Film, kind: str, shift_s: float) -> Item:
+def _row(result: Figures, made: Film, kind: str, shift_s: float) -> Item:
     offset = result.offset_ms
     return {
         "clip": made.name,
@@ -308,7 +306,7 @@ def score_events(judge: Judge, films: Sequence[Staged]) -> Item:
     for film in films:
         for shift_s in (0.0, -0.4, 0.4):
             made = film.under(film.heard, shift_s)
-            result = judge.measure(made, people_of(film.item), is_speech=False)
+            result = judge.measure(made, people_of(film.item), is_speech=False).figures
             rows.append(_row(result, made, "event", shift_s))
     shown = [{k: row[k] for k in ("clip", "shift_s", "offset_ms", "std_ms", "confidence")} for row in rows]
     return _errors(rows) | {"clips": shown}

@@ -223,8 +223,8 @@ def calibrate(
     ] = None,
 ) -> None:
     """Moves and exchanges the sound of your own clips, and prints what every sync threshold would keep and drop wrongly."""
+    from pipeline.ask.calibrate import calibrate as measure
     from stages.sync.calibrate import Options
-    from stages.sync.calibrate import calibrate as measure
     from stages.sync.thresholds import text_of
 
     options = Options(clips, seed, max_false_keep, include_rejected)

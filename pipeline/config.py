@@ -18,6 +18,7 @@ from schemas.errors import RecipeError
 from schemas.recipe import RecipePart, nearest, read_recipe, validated
 from schemas.verdict import Gate, Gates
 from stages.base import Resources, StageConfig
+from stages.sync.config import SyncRepair
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -27,16 +28,6 @@ class DecoderLimits(RecipePart):
 
     memory_gb: float = 4.0
     timeout_s: float = 600.0
-
-
-class SyncRepair(RecipePart):
-    """Whether the sound of a kept clip is moved by its measured offset when it is cut. Gates judge it before that."""
-
-    enabled: bool = False
-    min_offset_ms: float = 20.0
-    """Smaller offsets are left alone: they lie within half an audio latent (40 ms)."""
-    min_confidence: float = 6.0
-    """Only measurements at least this sure are acted on."""
 
 
 class Packing(RecipePart):
@@ -111,6 +102,6 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
         if name not in recipe.stages:
             remedy = nearest(name, recipe.stages)
             raise RecipeError(f"{where}: gates or resources for '{name}', which is no stage of it.", remedy=remedy)
-    if recipe.sync_repair.enabled and "sync" not in recipe.stages:
+    if recipe.sync_repair.enabled and SyncRepair.acts_on not in recipe.stages:
         raise RecipeError(f"{where}: sync_repair needs stage 'sync', which measures what to repair.", remedy="Add it.")
     return recipe

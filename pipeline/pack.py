@@ -28,11 +28,12 @@ from schemas.arrow_file import table_bytes, with_facts
 from schemas.errors import ItemError
 from schemas.fields import is_in_shard, pruned, values_at
 from schemas.ids import digest
-from schemas.records import SOURCE, Clip, Level, Struct, Verdict
+from schemas.records import SOURCE, Clip, Level, Verdict
 from schemas.shard import CONTRACT_VERSION, INDEX, MEMBERS, SOUND_RATE_HZ, IndexRow
 from schemas.shard_file import Manifest, ShardEntry, ShardFacts, ShardWriter, parse_index
 from stages.base import Context
-from stages.sync.repair import Remeasure, repair_of, with_moved_sound
+from stages.sync.repair import Remeasure, repaired_clip
+from stages.sync.result import Figures
 
 if TYPE_CHECKING:
     from stages.media.cutting import CutReport
@@ -106,7 +107,7 @@ def pack_shard(task: ShardTask, recipe: Recipe, run: RunDir) -> list[dict[str, A
     index: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="nava-pack-") as folder:
         context = Context(Path(folder), settings=recipe.decoder.model_dump(), configs=recipe.stage_configs())
-        remeasure = Remeasure(recipe, context)
+        remeasure = Remeasure(context)
         path = Path(folder, f"{task.name}.tar")
         with open(path, "wb") as file, ShardWriter(file, path.name, MEMBERS) as shard:
             for clip in task.clips:
@@ -166,7 +167,7 @@ class Sample:
     members: dict[str, bytes]
     report: CutReport
     """Verified."""
-    resync: Struct | None
+    resync: Figures | None
     """Sync measured anew on the written file, if the sound was moved."""
 
 
@@ -179,14 +180,14 @@ def make_sample(clip: Clip, plan: Plan, context: Context, remeasure: Remeasure) 
     asset, media, recipe = clip.asset, context.media, plan.recipe
     source = media.localise(asset.path)
     span = clip.span
-    repair = repair_of(clip.structs.get("sync"), recipe.sync_repair)
+    repaired = repaired_clip(clip, recipe.sync_repair, context.configs)
     options = CutOptions(crf=recipe.pack.crf, allow_copy=recipe.pack.allow_copy)
-    if repair is not None:
-        clip = replace(clip, structs=with_moved_sound(_row_of(clip), repair, recipe))
-        options = replace(options, shift_ms=repair.shift_ms, drift_ppm=repair.drift_ms_per_s * 1e3)
+    if repaired is not None:
+        clip, taken = repaired.clip, repaired.repair
+        options = replace(options, shift_ms=taken.shift_ms, drift_ppm=taken.drift_ms_per_s * 1e3)
     out = context.scratch_dir / f"{clip.clip_id}.mp4"
     report = verify_clip(out, cut_clip(source, span, out, options=options, decoder=media), decoder=media)
-    resync = None if repair is None else remeasure(out, _row_of(clip), repair)
+    resync = None if repaired is None else remeasure(out, repaired)
     sound = np.zeros((0, 2), np.float32)
     if asset.has_audio:
         sound = cut_sound(source, span, SOUND_RATE_HZ, options=options, decoder=media)
@@ -199,10 +200,6 @@ def make_sample(clip: Clip, plan: Plan, context: Context, remeasure: Remeasure) 
     members = {"mp4": out.read_bytes(), "flac": flac.getvalue(), "json": record.encode(), "npy": vectors.getvalue()}
     out.unlink()
     return Sample(clip, members, report, resync)
-
-
-def _row_of(clip: Clip) -> dict[str, Any]:
-    return {**clip.structs, "asset": clip.asset.structs, "row_id": clip.clip_id}
 
 
 def timbre_matrix(clip: Clip, plan: Plan) -> NDArray[np.float32]:
@@ -299,15 +296,14 @@ def _cut_columns(report: CutReport) -> dict[str, Any]:
     }
 
 
-def _repair_columns(report: CutReport, resync: Struct | None) -> dict[str, Any]:
-    found = resync or {}
+def _repair_columns(report: CutReport, found: Figures | None) -> dict[str, Any]:
     return {
         "applied_shift_ms": report.applied_shift_ms,
         "applied_drift_ms_per_s": report.applied_drift_ppm / 1e3,
-        "repaired_offset_ms": found.get("offset_ms"),
-        "repaired_offset_std_ms": found.get("offset_std_ms"),
-        "repaired_drift_ms_per_s": found.get("drift_ms_per_s"),
-        "repaired_confidence": found.get("confidence"),
+        "repaired_offset_ms": found and found.offset_ms,
+        "repaired_offset_std_ms": found and found.offset_std_ms,
+        "repaired_drift_ms_per_s": found and found.drift_ms_per_s,
+        "repaired_confidence": found and found.confidence,
     }
 
 

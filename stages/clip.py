@@ -88,9 +88,7 @@ class Clip(Split[ClipConfig]):
                     **span_fields(span),
                     "num_frames": last - first,
                     "is_mid_utterance": any(_inside(t, busy) for t in (float(span.start), float(span.end))),
-                    "has_speech": bool(spans),
-                    "num_speakers": len({s.speaker for s in spans} - {None}),
-                    "spans": [s.row() for s in spans],
+                    **spoken_fields(spans),
                 }
             )
         return clips
@@ -99,6 +97,15 @@ class Clip(Split[ClipConfig]):
         """pts of the frames of `shot`, and its end. Frames are decoded for it, for containers may lie about them."""
         decoded = self.ctx.media.iter_frames(path, start=shot.start, end=shot.end, size=SMALLEST, gray=True)
         return np.concatenate([run.pts for run in decoded] + [np.array([shot.end_pts], np.int64)])
+
+
+def spoken_fields(spans: Sequence[SpeechSpan]) -> dict[str, Any]:
+    """The `CLIP` columns that say what is spoken in a clip."""
+    return {
+        "has_speech": bool(spans),
+        "num_speakers": len({span.speaker for span in spans} - {None}),
+        "spans": [span.row() for span in spans],
+    }
 
 
 def plan_windows(

@@ -90,14 +90,7 @@ class Timbre(Measure[TimbreConfig]):
                 found = choose_reference(span, clip, turns, speech, sound, self.config)
                 if found is not None:
                     references.append(self._describe(index, on_asset(span, clip), found, turns, sound))
-        crossed = [r for r in references if not r.is_same_span]
-        return {
-            "references": [r.row() for r in references],
-            "num_cross_utterance": len(crossed),
-            "num_same_span": len(references) - len(crossed),
-            "num_missing": len(spans) - len(references),
-            "min_similarity": min((r.similarity for r in crossed if r.similarity is not None), default=None),
-        }
+        return reference_fields(references, len(spans))
 
     def _describe(
         self, index: int, span: SpeechSpan, found: Choice, turns: Sequence[Turn], sound: Waveform
@@ -117,6 +110,18 @@ class Timbre(Measure[TimbreConfig]):
             cleanliness=found.cleanliness,
             embedding=None if embedding is None else embedding.tolist(),
         )
+
+
+def reference_fields(references: Sequence[Reference], num_spans: int) -> dict[str, Any]:
+    """The struct of a clip of `num_spans` spans with these references."""
+    crossed = [r for r in references if not r.is_same_span]
+    return {
+        "references": [r.row() for r in references],
+        "num_cross_utterance": len(crossed),
+        "num_same_span": len(references) - len(crossed),
+        "num_missing": num_spans - len(references),
+        "min_similarity": min((r.similarity for r in crossed if r.similarity is not None), default=None),
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,24 @@
-"""Settings of stage `sync`."""
+"""Settings of stage `sync`, and of the repair that acts on what it measured."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from stages.base import StageConfig
+
+
+class SyncRepair(StageConfig):
+    """Whether the sound of a kept clip is moved by its measured offset when it is cut. Gates judge it before that."""
+
+    acts_on: ClassVar[str] = "sync"
+    """The stage whose measurements it needs."""
+    enabled: bool = False
+    min_offset_ms: float = 20.0
+    """Smaller offsets are left alone: they lie within half an audio latent (40 ms)."""
+    min_confidence: float = 6.0
+    """Only measurements at least this sure are acted on."""
 
 
 class SyncConfig(StageConfig):

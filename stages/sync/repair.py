@@ -1,4 +1,4 @@
-"""Repairing sync while packing: which clips, by how much, what is said where afterwards, and whether it helped.
+"""Repairing sync while a clip is cut: which clips, by how much, what is said where afterwards, and whether it helped.
 
 Only the sound is moved; picture and clip bounds stay. What the move pushes over the clip's ends is no longer heard, so
 spans, caption and timbre references follow. The written file is measured again by the recipe's own sync stage.
@@ -7,22 +7,25 @@ spans, caption and timbre references follow. The written file is measured again 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.config import Recipe, SyncRepair
 from schemas.errors import ItemError
-from schemas.records import span_of
-from schemas.spans import SpeechSpan
+from schemas.records import Clip, Row, Struct
+from schemas.spans import Reference, SpeechSpan
 from schemas.stretches import Stretch, Timed
 from schemas.timing import Span
-from stages.base import Context
-from stages.sync.config import SyncConfig
+from stages.base import Context, StageConfig
+from stages.caption.stage import Caption, CaptionConfig
+from stages.clip import ClipConfig, Talk, spans_within, spoken_fields
+from stages.sync.config import SyncConfig, SyncRepair
 from stages.sync.measure import measure
+from stages.sync.result import ActiveFace, Figures
 from stages.sync.stage import Sync
+from stages.timbre import reference_fields
 
 T = TypeVar("T", bound=Timed)
 
@@ -50,145 +53,148 @@ class Repair:
         return middle + (asset_s - self.shift_ms / 1000 - middle) / (1 + self.drift_ms_per_s / 1000)
 
     def applied(self, said: T, span: Span) -> T:
-        """`said` on the asset clock where it is heard in the repaired clip `span`."""
+        """`said` where it is heard in the repaired clip `span`; both on the asset clock."""
         return replace(said, start_s=self.heard_at(said.start_s, span), end_s=self.heard_at(said.end_s, span))
 
 
-def repair_of(sync: Mapping[str, Any] | None, rule: SyncRepair) -> Repair | None:
-    """What to take out of the sound of a clip that measured `sync`; None where it is to stay as it is.
+def repair_of(found: Figures | None, rule: SyncRepair) -> Repair | None:
+    """What to take out of the sound of a clip of which sync found this; None where it is to stay as it is.
 
     Only lips are acted on: the offset of sound events is a hint (stages.sync.onset).
     """
-    if not rule.enabled or sync is None or sync["kind"] != "speech" or sync["finding"] not in REPAIRABLE:
+    if not rule.enabled or found is None or found.kind != "speech" or found.finding not in REPAIRABLE:
         return None
-    if sync["confidence"] < rule.min_confidence:
+    if found.offset_ms is None or found.offset_std_ms is None or (found.confidence or 0.0) < rule.min_confidence:
         return None
-    drift, drift_std = sync["drift_ms_per_s"], sync["drift_std_ms_per_s"]
-    if drift is None or abs(drift) < CERTAIN_STD * drift_std:
+    drift, drift_std = found.drift_ms_per_s or 0.0, found.drift_std_ms_per_s or 0.0
+    if abs(drift) < CERTAIN_STD * drift_std:
         drift = 0.0
-    if not drift and abs(sync["offset_ms"]) < max(rule.min_offset_ms, CERTAIN_STD * sync["offset_std_ms"]):
+    if not drift and abs(found.offset_ms) < max(rule.min_offset_ms, CERTAIN_STD * found.offset_std_ms):
         return None
-    return Repair(float(sync["offset_ms"]), float(drift))
+    return Repair(found.offset_ms, drift)
 
 
-def with_moved_sound(clip: dict[str, Any], repair: Repair, recipe: Recipe) -> dict[str, Any]:
-    """The row of `clip` as it is after `repair`: spans, active faces, references and caption of what is heard then.
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What a clip's stages say that hangs on its sound, by index of the span."""
 
-    A word belongs to the clip if its middle does. Words that come in at an end are added, from the asset's transcript.
-    """
-    spans, came_from = _moved_spans(clip, repair, recipe)
-    own = clip["clip"] | {
-        "spans": spans,
-        "has_speech": bool(spans),
-        "num_speakers": len({span["speaker"] for span in spans} - {None}),
-    }
-    moved = clip | {"clip": own}
-    new_index = {old: new for new, old in enumerate(came_from) if old is not None}
-    if clip.get("sync") is not None:
-        unknown = {"status": "unknown", "track": None, "score": None}
-        known = {
-            new_index[item["span_index"]]: item
-            for item in clip["sync"]["active"] or ()
-            if item["span_index"] in new_index
-        }
-        active = [known.get(index, unknown) | {"span_index": index} for index in range(len(spans))]
-        moved["sync"] = clip["sync"] | {"active": active}
-    if clip.get("timbre") is not None:
-        moved["timbre"] = _moved_references(clip["timbre"], new_index, len(spans))
-    said = [span["text"] for span in clip["clip"]["spans"] or ()]
-    if clip.get("caption") is not None and said != [span["text"] for span in spans]:
-        moved["caption"] = _new_caption(moved, recipe)
-    return moved
+    spans: Sequence[SpeechSpan]
+    active: Sequence[ActiveFace] = ()
+    references: Sequence[Reference] = ()
 
+    @classmethod
+    def of(cls, clip: Clip) -> Told:
+        """What `clip` tells; stages that were not run tell nothing."""
+        sync, timbre = clip.structs.get("sync") or {}, clip.structs.get("timbre") or {}
+        return cls(
+            spans=SpeechSpan.all_of(clip.own["spans"]),
+            active=[ActiveFace(**face) for face in sync.get("active") or ()],
+            references=[Reference.of(row) for row in timbre.get("references") or ()],
+        )
 
-def _moved_spans(clip: dict[str, Any], repair: Repair, recipe: Recipe) -> tuple[list[dict[str, Any]], list[int | None]]:
-    """(spans heard in the repaired clip, for each the index of the span it was before or None)."""
-    from stages.clip import ClipConfig, Talk, spans_within
+    def after(self, repair: Repair, talk: Talk, span: Span) -> Told:
+        """What holds once the sound of the clip `span` is repaired, of `talk`, the asset's.
 
-    span = span_of(clip["clip"])
-    config = recipe.stage_configs().get("clip")
-    pause_s = config.pause_s if isinstance(config, ClipConfig) else ClipConfig().pause_s
-    talk = Talk.of(clip["asset"], pause_s)
-    moved_overlaps = [_heard(overlap, repair, span) for overlap in talk.overlaps]
-    spans: list[dict[str, Any]] = []
-    came_from: list[int | None] = []
-    num_before = 0
-    for utterance in talk.utterances:
-        before = spans_within(span, [utterance], talk.overlaps, talk.language)
-        heard = [_heard(word, repair, span) for word in utterance]
-        after = spans_within(span, [heard], moved_overlaps, talk.language)
-        if after:
-            spans += [found.row() for found in after]
-            came_from.append(num_before if before else None)
-        num_before += len(before)
-    return spans, came_from
+        A word belongs to the clip if its middle does. Words that come in at an end are added; of whom nobody saw a face.
+        """
+        spans: list[SpeechSpan] = []
+        new_index: dict[int, int] = {}
+        num_before = 0
+        overlaps = [repair.applied(overlap, span) for overlap in talk.overlaps]
+        for utterance in talk.utterances:
+            before = spans_within(span, [utterance], talk.overlaps, talk.language)
+            heard = [repair.applied(word, span) for word in utterance]
+            after = spans_within(span, [heard], overlaps, talk.language)
+            if before and after:
+                new_index[num_before] = len(spans)
+            spans += after
+            num_before += len(before)
+        kept = {new_index[face.span_index]: face for face in self.active if face.span_index in new_index}
+        return Told(
+            spans=spans,
+            active=[replace(kept.get(index, ActiveFace(index)), span_index=index) for index in range(len(spans))],
+            references=[
+                replace(reference, span_index=new_index[reference.span_index])
+                for reference in self.references
+                if reference.span_index in new_index
+            ],
+        )
 
 
-def _heard(said: T, repair: Repair, span: Span) -> T:
-    """`said` where it is heard in the repaired clip, on the asset clock."""
-    return replace(said, start_s=repair.heard_at(said.start_s, span), end_s=repair.heard_at(said.end_s, span))
+@dataclass(frozen=True)
+class Repaired:
+    """A clip whose sound is to be moved."""
+
+    clip: Clip
+    """As it is afterwards: spans, active faces, references and caption are of what is heard then."""
+    repair: Repair
+    spans: Sequence[SpeechSpan]
+    """What is heard then, on the clip clock."""
+    speech: Sequence[Stretch] | None
+    """Where anybody is heard then, on the clip clock; None if nobody looked."""
 
 
-def _moved_references(timbre: Mapping[str, Any], new_index: Mapping[int, int], num_spans: int) -> dict[str, Any]:
-    references = [
-        item | {"span_index": new_index[item["span_index"]]}
-        for item in timbre["references"] or ()
-        if item["span_index"] in new_index
-    ]
-    crossed = [item for item in references if not item["is_same_span"]]
-    return {
-        **timbre,
-        "references": references,
-        "num_cross_utterance": len(crossed),
-        "num_same_span": len(references) - len(crossed),
-        "num_missing": num_spans - len(references),
-    }
+def repaired_clip(clip: Clip, rule: SyncRepair, configs: Mapping[str, StageConfig]) -> Repaired | None:
+    """What repair makes of a settled clip; None where it is to stay as it is. `configs` are the recipe's stages."""
+    measured = clip.structs.get("sync")
+    repair = repair_of(None if measured is None else Figures.of(measured), rule)
+    return None if repair is None else with_moved_sound(clip, repair, configs)
 
 
-def _new_caption(clip: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+def with_moved_sound(clip: Clip, repair: Repair, configs: Mapping[str, StageConfig]) -> Repaired:
+    """The clip as it is after `repair`."""
+    heard_in, span, was = clip.asset.structs, clip.span, clip.structs
+    config = configs.get("clip")
+    talk = Talk.of(heard_in, config.pause_s if isinstance(config, ClipConfig) else ClipConfig().pause_s)
+    before = Told.of(clip)
+    after = before.after(repair, talk, span)
+    now: dict[str, Struct | None] = {**was, "clip": {**clip.own, **spoken_fields(after.spans)}}
+    if (sync := was.get("sync")) is not None:
+        now["sync"] = {**sync, "active": [asdict(face) for face in after.active]}
+    if (timbre := was.get("timbre")) is not None:
+        now["timbre"] = {**timbre, **reference_fields(after.references, len(after.spans))}
+    is_quoted = [span.text for span in before.spans] == [span.text for span in after.spans]
+    if was.get("caption") is not None and not is_quoted:
+        now["caption"] = _new_caption(now, configs["caption"])
+    told, origin_s = (heard_in.get("transcribe") or {}).get("speech"), float(span.start)
+    speech = None if told is None else [repair.applied(s, span).moved(-origin_s) for s in Stretch.all_of(told)]
+    return Repaired(replace(clip, structs=now), repair, after.spans, speech)
+
+
+def _new_caption(clip: Row, config: StageConfig) -> dict[str, Any]:
     """A caption from the measures, whatever engine wrote the one that quotes what is no longer heard."""
-    from stages.caption.stage import Caption, CaptionConfig
-
-    config = recipe.stage_configs()["caption"].model_copy(update={"engine": "template"})
-    assert isinstance(config, CaptionConfig)
-    row = {name: clip.get(name) for name in ("clip", "picture", "audio", "sync")}
-    (written,) = Caption(config).process([row])
-    if isinstance(written, ItemError):
-        raise written
-    return written
+    template = config.model_copy(update={"engine": "template"})
+    assert isinstance(template, CaptionConfig)
+    return Caption(template).measure({name: clip.get(name) for name in ("clip", "picture", "audio", "sync")})
 
 
 class Remeasure:
-    """Measures written clips with the recipe's own sync stage, which is loaded when first needed."""
+    """Measures written clips as the recipe's sync stage does; its models are loaded when first needed."""
 
-    def __init__(self, recipe: Recipe, context: Context) -> None:
-        self._recipe, self._context = recipe, context
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     @cached_property
     def _stage(self) -> Sync:
-        config = self._recipe.stage_configs()["sync"].model_copy(update={"device": "cpu"})  # packing asks for no GPU
+        config = self._context.configs["sync"].model_copy(update={"device": "cpu"})  # packing asks for no GPU
         assert isinstance(config, SyncConfig)
         stage = Sync(config)
         stage.setup(self._context)
         return stage
 
-    def __call__(self, path: Path, clip: dict[str, Any], repair: Repair) -> dict[str, Any]:
-        """The `sync` struct of the repaired clip written to `path`. Raises ItemError if it is still not in sync."""
-        probe, span = self._context.media.probe(path), span_of(clip["clip"])
-        told = (clip["asset"].get("transcribe") or {}).get("speech")
-        origin = float(span.start)
-        speech = None if told is None else [repair.applied(s, span).moved(-origin) for s in Stretch.all_of(told)]
+    def __call__(self, path: Path, clip: Repaired) -> Figures:
+        """What sync finds of the repaired clip written to `path`. Raises ItemError if it is still not in sync."""
+        media, stage = self._context.media, self._stage
+        probe = media.probe(path)
         written = Span(probe["video_start_pts"], probe["video_end_pts"], probe["tb_num"], probe["tb_den"])
-        stage = self._stage
         seen = stage.watch.look(path, written, crop_px=stage.engine.crop_px)
-        sound = self._context.media.audio(path) if probe["has_audio"] else None
-        spans = SpeechSpan.all_of(clip["clip"]["spans"])
-        found = measure(seen, sound, speech, spans, stage.engine, stage.config).struct()
-        offset = math.inf if found["offset_ms"] is None else abs(found["offset_ms"])
-        if offset > REPAIRED_WITHIN_MS or found["finding"] in ("no_match", "drifting"):
+        sound = media.audio(path) if probe["has_audio"] else None
+        found = measure(seen, sound, clip.speech, clip.spans, stage.engine, stage.config).figures
+        offset = math.inf if found.offset_ms is None else abs(found.offset_ms)
+        if offset > REPAIRED_WITHIN_MS or found.finding in ("no_match", "drifting"):
             raise ItemError(
-                f"clip {clip['row_id']}: after moving its sound by {-repair.shift_ms:+.0f} ms sync measures "
-                f"{found['finding'] or found['status']}, {found['offset_ms']} ms; expected within +-{REPAIRED_WITHIN_MS:g} ms.",
+                f"clip {clip.clip.clip_id}: after moving its sound by {-clip.repair.shift_ms:+.0f} ms sync measures "
+                f"{found.finding or found.status}, {found.offset_ms} ms; expected within +-{REPAIRED_WITHIN_MS:g} ms.",
                 reason="sync_not_repaired",
                 remedy="Raise sync_repair.min_confidence, or set sync_repair.enabled=false.",
             )

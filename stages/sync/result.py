@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -58,6 +58,27 @@ class Offset:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Figures:
+    """The plain columns of the `sync` struct, by the names and units they have there."""
+
+    kind: Kind
+    engine: str | None = None
+    status: Status
+    finding: Finding | None = None
+    offset_ms: float | None = None
+    offset_std_ms: float | None = None
+    confidence: float | None = None
+    agreement: float | None = None
+    drift_ms_per_s: float | None = None
+    drift_std_ms_per_s: float | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Figures:
+        """Those of a stored `sync` struct."""
+        return cls(**{field.name: row[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class SyncResult:
     """What was measured on one clip; all but `status` and `active` is left out where nothing could be."""
 
@@ -72,49 +93,27 @@ class SyncResult:
     windows: Sequence[Window] = ()
 
     @property
-    def offset_ms(self) -> float | None:
-        """How late the sound is."""
-        return None if self.offset is None else 1000 * self.offset.peak.offset_s
-
-    @property
-    def offset_std_ms(self) -> float | None:
-        """Standard deviation of `offset_ms`."""
-        return None if self.offset is None else 1000 * self.offset.peak.std_s
-
-    @property
-    def confidence(self) -> float | None:
-        """How far the peak stands out."""
-        return None if self.offset is None else self.offset.peak.height
-
-    @property
-    def agreement(self) -> float | None:
-        """The same within 80 ms of no offset."""
-        return None if self.offset is None else self.offset.peak.at_zero
-
-    @property
-    def drift_ms_per_s(self) -> float | None:
-        """How much later the sound gets per second."""
-        return None if self.drift is None else 1000 * self.drift[0]
-
-    @property
-    def drift_std_ms_per_s(self) -> float | None:
-        """Standard deviation of `drift_ms_per_s`."""
-        return None if self.drift is None else 1000 * self.drift[1]
+    def figures(self) -> Figures:
+        """What was found, without curves and spans."""
+        peak = None if self.offset is None else self.offset.peak
+        return Figures(
+            kind=self.kind,
+            engine=self.engine,
+            status=self.status,
+            finding=self.finding,
+            offset_ms=None if peak is None else 1000 * peak.offset_s,
+            offset_std_ms=None if peak is None else 1000 * peak.std_s,
+            confidence=None if peak is None else peak.height,
+            agreement=None if peak is None else peak.at_zero,
+            drift_ms_per_s=None if self.drift is None else 1000 * self.drift[0],
+            drift_std_ms_per_s=None if self.drift is None else 1000 * self.drift[1],
+        )
 
     def struct(self) -> dict[str, Any]:
         """The fields that stage `sync` adds to a clip."""
         lags_s = np.zeros(0) if self.offset is None else self.offset.lags_s
         return {
-            "kind": self.kind,
-            "engine": self.engine,
-            "status": self.status,
-            "finding": self.finding,
-            "offset_ms": self.offset_ms,
-            "offset_std_ms": self.offset_std_ms,
-            "confidence": self.confidence,
-            "agreement": self.agreement,
-            "drift_ms_per_s": self.drift_ms_per_s,
-            "drift_std_ms_per_s": self.drift_std_ms_per_s,
+            **asdict(self.figures),
             "active": [asdict(face) for face in self.active],
             "windows": [asdict(window) for window in self.windows],
             "curve_lags_ms": [float(x) for x in np.round(1000 * lags_s, 3)],

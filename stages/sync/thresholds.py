@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.sync.result import Figures, Finding, Kind, Status
+
 Array = NDArray[Any]
-Case = dict[str, Any]
-"""One measurement: clip, kind (untouched, shifted or swapped), audio_kind, sync_kind, offset_ms, confidence ..."""
+CaseKind = Literal["untouched", "shifted", "swapped"]
 
 OFFSETS_MS = (40.0, 80.0, 120.0, 160.0, 240.0)
 """Bounds on |offset| that are tried: one to six audio latents of 40 ms."""
@@ -24,41 +26,83 @@ MOST_DROPPED = 0.5
 """A threshold that drops more of the clips in sync is no recommendation: the evidence does not tell them apart."""
 
 
-def by_class(cases: Sequence[Case]) -> Iterator[tuple[str | None, str, list[Case]]]:
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One measurement of a clip under its own or another's sound."""
+
+    clip: str
+    kind: CaseKind
+    shift_s: float = 0.0
+    """How much later the sound was made."""
+    audio_kind: str | None = None
+    sync_kind: Kind | None = None
+    """What sync rests on in the untouched clip; None where nothing was left of its picture."""
+    status: Status | None = None
+    finding: Finding | None = None
+    offset_ms: float | None = None
+    """None where it could not be measured."""
+    offset_std_ms: float | None = None
+    confidence: float | None = None
+
+    @classmethod
+    def of(cls, found: Figures | None, **case: Any) -> Case:
+        """The case in which sync found this, nothing if no picture was left to look at."""
+        if found is None:
+            return cls(**case)
+        return cls(
+            **case,
+            status=found.status,
+            finding=found.finding,
+            offset_ms=found.offset_ms,
+            offset_std_ms=found.offset_std_ms,
+            confidence=found.confidence,
+        )
+
+    @property
+    def measured(self) -> tuple[float, float]:
+        """(|offset| in ms, confidence) of a case that was measured."""
+        assert self.offset_ms is not None
+        assert self.confidence is not None
+        return abs(self.offset_ms), self.confidence
+
+
+def by_class(cases: Sequence[Case]) -> Iterator[tuple[str | None, str | None, list[Case]]]:
     """(kind of sound, what sync rests on, cases), largest first."""
-    classes: dict[tuple[str | None, str], list[Case]] = defaultdict(list)
+    classes: dict[tuple[str | None, str | None], list[Case]] = defaultdict(list)
     for case in cases:
-        classes[case["audio_kind"], case["sync_kind"]].append(case)
+        classes[case.audio_kind, case.sync_kind].append(case)
     for (audio_kind, sync_kind), members in sorted(classes.items(), key=lambda item: -len(item[1])):
         yield audio_kind, sync_kind, members
 
 
-def rates_of(audio_kind: str | None, sync_kind: str, cases: Sequence[Case], max_false_keep: float) -> dict[str, Any]:
+def rates_of(
+    audio_kind: str | None, sync_kind: str | None, cases: Sequence[Case], max_false_keep: float
+) -> dict[str, Any]:
     """Counts, offset errors of untouched clips, the table of all thresholds and the recommended row of one class.
 
     Cases that could not be measured are counted and left out of the rates. Every clip weighs the same, and so do moved
     and exchanged sound.
     """
-    measured = [case for case in cases if case["offset_ms"] is not None]
-    untouched = [case for case in measured if case["kind"] == "untouched"]
-    names = sorted({case["clip"] for case in untouched})
+    measured = [case for case in cases if case.offset_ms is not None]
+    untouched = [case for case in measured if case.kind == "untouched"]
+    names = sorted({case.clip for case in untouched})
     result: dict[str, Any] = {
         "audio_kind": audio_kind,
         "sync_kind": sync_kind,
-        "num_clips": len({case["clip"] for case in cases}),
+        "num_clips": len({case.clip for case in cases}),
         "num_measured": len(names),
-        "num_shifted": sum(case["kind"] == "shifted" for case in measured),
-        "num_swapped": sum(case["kind"] == "swapped" for case in measured),
+        "num_shifted": sum(case.kind == "shifted" for case in measured),
+        "num_swapped": sum(case.kind == "swapped" for case in measured),
         "offset_ms": None,
         "rows": [],
         "recommended": None,
-        "cases": list(cases),
+        "cases": [asdict(case) for case in cases],
     }
     if not names:
         return result
-    errors = np.abs([case["offset_ms"] for case in untouched])
+    errors, confidences = np.array([case.measured for case in untouched]).T
     result["offset_ms"] = {"median_abs": float(np.median(errors)), "p90_abs": float(np.percentile(errors, 90))}
-    top = np.percentile([case["confidence"] for case in untouched], 95)
+    top = np.percentile(confidences, 95)
     grid = np.arange(0, max(top, CONFIDENCE_STEP) + CONFIDENCE_STEP, CONFIDENCE_STEP)
     result["rows"] = [_rates(measured, names, float(least), most) for least in grid for most in OFFSETS_MS]
     if len(names) >= FEWEST_CLIPS:
@@ -72,8 +116,8 @@ def _rates(
     """One threshold: false keep (moved, exchanged and the mean of both) and false drop, with the cases behind them."""
     kept: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for case in cases:
-        is_kept = case["confidence"] >= confidence_min and abs(case["offset_ms"]) <= offset_abs_max_ms
-        kept[case["kind"], case["clip"]].append(is_kept)
+        offset_ms, confidence = case.measured
+        kept[case.kind, case.clip].append(confidence >= confidence_min and offset_ms <= offset_abs_max_ms)
 
     def shares(kind: str) -> Array:
         return np.array([np.mean(kept[kind, name]) if kept[kind, name] else np.nan for name in names])

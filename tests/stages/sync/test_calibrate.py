@@ -15,19 +15,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.ask.calibrate import calibrate
 from pipeline.demo import ball_clip, talking_clip
 from schemas.errors import RecipeError
 from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
 from stages.engines.face_tracks import FaceTrack, Tracks
 from stages.media.decoder import Waveform
-from stages.sync.calibrate import Options, calibrate
+from stages.sync.calibrate import Options
 from stages.sync.film import CONTEXT_S, Film, Speech
-from stages.sync.thresholds import OFFSETS_MS, rates_of, recommend, text_of
+from stages.sync.thresholds import OFFSETS_MS, Case, CaseKind, rates_of, recommend, text_of
 
 
-def case(clip: str, kind: str, offset_ms: float | None, confidence: float) -> dict[str, Any]:
-    return {"clip": clip, "kind": kind, "offset_ms": offset_ms, "confidence": confidence}
+def case(clip: str, kind: CaseKind, offset_ms: float | None, confidence: float) -> Case:
+    return Case(clip=clip, kind=kind, offset_ms=offset_ms, confidence=confidence)
 
 
 def cell(rates: dict[str, Any], confidence: float, offset_ms: float) -> dict[str, Any]:
@@ -168,7 +169,8 @@ def test_a_folder_of_videos_is_calibrated(talkers: Path, tmp_path: Path) -> None
 RECIPE: dict[str, Any] = {
     "name": "talk",
     "stages": {
-        name: {} for name in ("download", "probe", "shot_split", "transcribe", "diarize", "clip", "audio", "sync")
+        name: {}
+        for name in ("download", "probe", "shot_split", "transcribe", "diarize", "clip", "audio", "faces", "sync")
     },
     "gates": {"sync": {"offset_ms": {"abs_max": 200}, "confidence": {"min": 2}}},
 }

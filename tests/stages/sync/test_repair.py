@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,20 @@ from scipy.signal import correlate
 
 from pipeline.ask.find import find
 from pipeline.ask.queries import Run
-from pipeline.config import Recipe, SyncRepair, parse_recipe
+from pipeline.config import load_recipe, parse_recipe
 from pipeline.demo import swapped_clip, talking_clip
 from pipeline.pack import make_sample, read_index
+from pipeline.plan import make_plan
 from pipeline.show.text import why_text
 from schemas.errors import ItemError
+from schemas.records import Asset, Clip, Source, Verdict
+from schemas.spans import Reference
 from schemas.timing import Span
+from stages.base import Context
+from stages.sync.config import SyncRepair
 from stages.sync.repair import Remeasure, Repair, repair_of, with_moved_sound
+from stages.sync.result import Figures
+from stages.timbre import reference_fields
 
 LATE_MS = 120.0
 DRIFT_MS_PER_S = -8.0
@@ -33,10 +41,13 @@ DRIFTING_S = 16.0
 
 MEASURED = {
     "kind": "speech",
+    "engine": "mouth",
+    "status": "measured",
     "finding": "shifted",
     "offset_ms": 120.0,
     "offset_std_ms": 20.0,
     "confidence": 8.0,
+    "agreement": 1.0,
     "drift_ms_per_s": None,
     "drift_std_ms_per_s": None,
 }
@@ -61,15 +72,16 @@ DRIFTING = {"finding": "drifting", "drift_ms_per_s": 6.0, "drift_std_ms_per_s": 
     ],
 )
 def test_only_a_certain_offset_of_lips_is_repaired(sync: dict[str, Any], expected: Repair | None) -> None:
-    assert repair_of(MEASURED | sync, SyncRepair(enabled=True)) == expected
-    assert repair_of(MEASURED | sync, SyncRepair(enabled=False)) is None
+    found = Figures.of(MEASURED | sync)
+    assert repair_of(found, SyncRepair(enabled=True)) == expected
+    assert repair_of(found, SyncRepair(enabled=False)) is None
     assert repair_of(None, SyncRepair(enabled=True)) is None
 
 
 def test_strangers_sound_stays_however_low_the_bar() -> None:
     rule = SyncRepair(enabled=True, min_confidence=0, min_offset_ms=0)
     for finding in ("no_match", "unclear"):
-        assert repair_of(MEASURED | {"finding": finding}, rule) is None
+        assert repair_of(Figures.of(MEASURED | {"finding": finding}), rule) is None
 
 
 def asset_of(words: list[tuple[str, float, float, str]]) -> dict[str, Any]:
@@ -84,56 +96,86 @@ def asset_of(words: list[tuple[str, float, float, str]]) -> dict[str, Any]:
     }
 
 
-def clip_of(asset: dict[str, Any], low: int, high: int) -> dict[str, Any]:
+def settled(asset: dict[str, Any], structs: dict[str, Any]) -> Clip:
+    """A clip that was kept, and its asset, with what was measured on them."""
+    source = Source(source_id="s0", uri="asset.mp4")
+    whole = Asset(source=source, asset_id="a0", duration_us=1, verdict=Verdict("keep"), structs=asset)
+    length_us = structs["clip"].get("duration_us", 5_000_000)
+    return Clip(
+        clip_id="c0", shot_id="h0", asset=whole, duration_us=length_us, verdict=Verdict("keep"), structs=structs
+    )
+
+
+def clip_of(asset: dict[str, Any], low: int, high: int) -> Clip:
     """The clip [low, high) in hundredths of a second, with the spans the clip stage would give it."""
     from stages.clip import Talk, spans_within
 
     span, talk = Span(low, high, 1, 100), Talk.of(asset, 0.3)
     spans = [found.row() for found in spans_within(span, talk.utterances, talk.overlaps, talk.language)]
     references = [
-        {"span_index": i, "is_same_span": i == 0, "embedding": [float(i)], "similarity": 0.9} for i in range(len(spans))
+        Reference(
+            span_index=i,
+            speaker="A",
+            origin="same_span" if i == 0 else "same_asset",
+            asset_start_s=0.0,
+            asset_end_s=1.0,
+            similarity=0.9 - 0.1 * i,
+            cleanliness=1.0,
+            embedding=[float(i)],
+        )
+        for i in range(len(spans))
     ]
     active = [{"span_index": i, "status": "on_screen", "track": i, "score": 3.0} for i in range(len(spans))]
     quoted = " ".join(f"<S>{span['text']}<E>" for span in spans)
-    return {
-        "row_id": "c0",
-        "asset": asset,
+    structs = {
         "clip": {"start_pts": low, "end_pts": high, "tb_num": 1, "tb_den": 100, "spans": spans},
         "sync": MEASURED | {"active": active},
-        "timbre": {"references": references, "num_cross_utterance": 2, "num_same_span": 1, "num_missing": 0},
+        "timbre": reference_fields(references, len(spans)),
         "caption": {"engine": "openai", "model": "m", "text": quoted, "num_lines": len(spans)},
         "picture": None,
         "audio": None,
     }
+    return settled(asset, structs)
 
 
-RECIPE = parse_recipe({"name": "r", "stages": {name: {} for name in ("clip", "sync", "timbre", "caption")}})
+CONFIGS = parse_recipe(
+    {"name": "r", "stages": {name: {} for name in ("clip", "sync", "timbre", "caption")}}
+).stage_configs()
+
+
+def told(clip: Clip, column: str) -> dict[str, Any]:
+    """What one stage measured on `clip`."""
+    return dict(clip.structs[column] or {})
 
 
 def test_annotations_follow_the_sound() -> None:
     """Moved 0.3 s earlier: the first utterance falls out, the second moves, a third comes in at the end."""
     asset = asset_of([("gone", 10.05, 10.4, "A"), ("stays", 12.0, 12.4, "B"), ("new", 15.05, 15.35, "A")])
     clip = clip_of(asset, 1000, 1500)
-    assert [span["text"] for span in clip["clip"]["spans"]] == ["gone", "stays"]
-    moved = with_moved_sound(clip, Repair(300.0, 0.0), RECIPE)
-    spans = moved["clip"]["spans"]
+    assert [span["text"] for span in told(clip, "clip")["spans"]] == ["gone", "stays"]
+    repaired = with_moved_sound(clip, Repair(300.0, 0.0), CONFIGS)
+    moved = repaired.clip
+    assert repaired.speech is not None
+    assert [stretch.start_s for stretch in repaired.speech] == [pytest.approx(t) for t in (-0.25, 1.7, 4.75)]
+    spans = told(moved, "clip")["spans"]
     assert [span["text"] for span in spans] == ["stays", "new"]
     assert (spans[0]["start_s"], spans[0]["end_s"]) == (pytest.approx(1.7), pytest.approx(2.1))
     assert spans[1]["words"][0]["end_s"] == pytest.approx(5.0)
-    assert [(face["span_index"], face["track"]) for face in moved["sync"]["active"]] == [(0, 1), (1, None)]
-    assert [(r["span_index"], r["embedding"]) for r in moved["timbre"]["references"]] == [(0, [1.0])]
-    assert (moved["timbre"]["num_cross_utterance"], moved["timbre"]["num_missing"]) == (1, 1)
-    assert moved["caption"]["engine"] == "template"
-    assert moved["caption"]["text"].count("<S>") == moved["caption"]["num_lines"] == 2
-    assert "<S>stays<E>" in moved["caption"]["text"]
-    assert clip["clip"]["spans"][0]["text"] == "gone"  # the ledger's row is not touched
+    assert [(face["span_index"], face["track"]) for face in told(moved, "sync")["active"]] == [(0, 1), (1, None)]
+    assert [(r["span_index"], r["embedding"]) for r in told(moved, "timbre")["references"]] == [(0, [1.0])]
+    assert (told(moved, "timbre")["num_cross_utterance"], told(moved, "timbre")["num_missing"]) == (1, 1)
+    assert told(moved, "timbre")["min_similarity"] == pytest.approx(0.8)
+    assert told(moved, "caption")["engine"] == "template"
+    assert told(moved, "caption")["text"].count("<S>") == told(moved, "caption")["num_lines"] == 2
+    assert "<S>stays<E>" in told(moved, "caption")["text"]
+    assert told(clip, "clip")["spans"][0]["text"] == "gone"  # the ledger's row is not touched
 
 
 def test_a_caption_that_still_holds_is_kept() -> None:
     clip = clip_of(asset_of([("stays", 12.0, 12.4, "B")]), 1000, 1500)
-    moved = with_moved_sound(clip, Repair(120.0, 0.0), RECIPE)
-    assert moved["caption"] == clip["caption"]
-    assert moved["clip"]["spans"][0]["start_s"] == pytest.approx(1.88)
+    moved = with_moved_sound(clip, Repair(120.0, 0.0), CONFIGS).clip
+    assert told(moved, "caption") == told(clip, "caption")
+    assert told(moved, "clip")["spans"][0]["start_s"] == pytest.approx(1.88)
 
 
 @given(
@@ -144,14 +186,14 @@ def test_a_caption_that_still_holds_is_kept() -> None:
 def test_spans_never_leave_the_clip(shift_ms: float, drift: float, words: list[tuple[int, int]]) -> None:
     said = [(f"w{i}", a / 100, (a + n) / 100, "AB"[i % 2]) for i, (a, n) in enumerate(sorted(words))]
     clip = clip_of(asset_of(said), 1000, 1500)
-    moved = with_moved_sound(clip, Repair(shift_ms, drift), RECIPE)
-    spans = moved["clip"]["spans"]
+    moved = with_moved_sound(clip, Repair(shift_ms, drift), CONFIGS).clip
+    spans = told(moved, "clip")["spans"]
     for span in spans:
         assert 0 <= span["start_s"] <= span["end_s"] <= 5
         assert all(span["start_s"] <= word["start_s"] <= word["end_s"] <= span["end_s"] for word in span["words"])
-    assert len(moved["sync"]["active"]) == len(spans) == moved["caption"]["text"].count("<S>")
-    for reference in moved["timbre"]["references"]:
-        old = clip["clip"]["spans"][int(reference["embedding"][0])]["text"].split()
+    assert len(told(moved, "sync")["active"]) == len(spans) == told(moved, "caption")["text"].count("<S>")
+    for reference in told(moved, "timbre")["references"]:
+        old = told(clip, "clip")["spans"][int(reference["embedding"][0])]["text"].split()
         assert set(old) & set(spans[reference["span_index"]]["text"].split())
 
 
@@ -162,8 +204,8 @@ def test_drift_is_taken_out_around_the_middle() -> None:
         assert repair.heard_at(at + late, span) == pytest.approx(at, abs=1e-9)
 
 
-def measured_row(path: Path, make_row: Any, context: Any) -> dict[str, Any]:
-    """The ledger row of a whole file as one clip, really measured, as packing gets it."""
+def measured_clip(path: Path, make_row: Any, context: Context) -> Clip:
+    """A whole file as one clip, really measured, as packing gets it."""
     from schemas.records import span_fields
     from stages.sync.config import SyncConfig
     from stages.sync.stage import Sync
@@ -175,20 +217,23 @@ def measured_row(path: Path, make_row: Any, context: Any) -> dict[str, Any]:
     stage = Sync(SyncConfig())
     stage.setup(context)
     (sync,) = stage.process([asset | {"clip": clip}])
-    return {"row_id": "c0", "asset_id": "a0", "clip": clip, "sync": sync, "asset": asset | {"source": {}}}
+    return settled({name: asset[name] for name in ("download", "probe")}, {"clip": clip, "sync": sync})
 
 
-def test_a_repair_that_does_not_help_is_an_error(tmp_path: Path, make_row: Any, context: Any) -> None:
+def test_a_repair_that_does_not_help_is_an_error(tmp_path: Path, make_row: Any, context: Context) -> None:
     """The ledger claims 400 ms; the clip is in sync. Moving it makes it worse, and that is found out."""
-    recipe = Recipe(name="r", stages={"sync": {}}, sync_repair=SyncRepair(enabled=True))
-    clip = measured_row(talking_clip(tmp_path / "good.mp4", who="dan", seed=11).path, make_row, context)
-    assert abs(clip["sync"]["offset_ms"]) < 80
-    remeasure = Remeasure(recipe, context)
-    untouched = make_sample(clip, recipe, context, remeasure)
+    plan = make_plan(load_recipe("quickstart", ["sync_repair.enabled=true"]))
+    clip = measured_clip(talking_clip(tmp_path / "good.mp4", who="dan", seed=11).path, make_row, context)
+    sync = clip.structs["sync"]
+    assert sync is not None
+    assert abs(sync["offset_ms"]) < 80
+    context.configs = plan.recipe.stage_configs()
+    remeasure = Remeasure(context)
+    untouched = make_sample(clip, plan, context, remeasure)
     assert (untouched.report.applied_shift_ms, untouched.resync) == (0.0, None)
-    clip["sync"] = clip["sync"] | {"offset_ms": 400.0, "finding": "shifted"}
+    late = {**clip.structs, "sync": {**sync, "offset_ms": 400.0, "finding": "shifted"}}
     with pytest.raises(ItemError, match="-400 ms") as caught:
-        make_sample(clip, recipe, context, remeasure)
+        make_sample(replace(clip, structs=late), plan, context, remeasure)
     assert caught.value.reason == "sync_not_repaired"
     context.media.close()
 

@@ -1,0 +1,83 @@
+"""`calibrate`: what every sync threshold would keep and drop wrongly of a run's clips, or of a folder of videos.
+
+Which clips are measured is decided here; `stages.sync.calibrate` measures them. Nothing is written to the run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.ask.queries import Run
+from pipeline.config import load_recipe, parse_recipe
+from pipeline.ledger import asset_of, clip_of
+from pipeline.store import RunDir
+from schemas.errors import RecipeError
+from schemas.recipe import apply_overrides
+from schemas.records import Level
+from stages.base import Context
+from stages.download.sources import expand_sources
+from stages.sync.calibrate import Options, Sampled, clips_of_files, is_candidate, measure_cases
+from stages.sync.config import SyncConfig
+from stages.sync.stage import Sync
+from stages.sync.thresholds import by_class, rates_of
+
+
+def calibrate(
+    source: str,
+    options: Options = Options(),
+    recipe: str = "quickstart",
+    overrides: Sequence[str] = (),
+    report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Error rates of every threshold by kind of sound, for a run or a folder of videos; documented in docs/quality.md.
+
+    A run brings its own recipe; `recipe` is for folders. Raises RecipeError if there is nothing to measure.
+    """
+    run = Run(source) if RunDir(source).exists("recipe.yaml") else None
+    chosen = load_recipe(recipe, overrides) if run is None else parse_recipe(apply_overrides(run.raw_recipe, overrides))
+    configs = chosen.stage_configs()
+    config = configs.get(Sync.name)
+    if not isinstance(config, SyncConfig):
+        raise RecipeError(f"recipe {chosen.name} has no stage sync.", remedy="Add `sync: {}` to its stages.")
+    skipped: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="nava-calibrate-") as folder:
+        context = Context(Path(folder), settings=chosen.decoder.model_dump(), configs=configs)
+        try:
+            if run is not None:
+                clips = clips_of_run(run, options)
+            else:
+                files = [row.uri for row in expand_sources([source])]
+                clips = list(islice(clips_of_files(files, context, options, skipped), options.num_clips))
+            if not clips:
+                remedy = "Give a finished run with kept clips, or a folder of videos of 3 s and more."
+                raise RecipeError(f"{source} holds no clip with picture and sound.", remedy=remedy)
+            cases = measure_cases(clips, config, context, options.seed, skipped, report)
+        finally:
+            context.media.close()
+    passed = {} if run is None or options.include_rejected else run.recipe.gates.get(Sync.name, {})
+    return {
+        "source": source,
+        "engine": config.engine,
+        "num_clips": len(clips),
+        "seed": options.seed,
+        "passed_gates": {name: gate.model_dump(exclude_defaults=True) for name, gate in passed.items()},
+        "skipped": skipped,
+        "classes": [rates_of(*item, options.max_false_keep) for item in by_class(cases)],
+    }
+
+
+def clips_of_run(run: Run, options: Options) -> list[Sampled]:
+    """A random sample of a run's clips that have sound."""
+    assets = {row["source_id"]: asset_of(row) for row in run.ledger.settled(Level.ASSET).to_pylist()}
+    judged = [
+        clip_of(row, assets[row["source_id"]]) for row in run.ledger.settled(Level.CLIP, packed=False).to_pylist()
+    ]
+    clips = [Sampled.of(clip) for clip in judged if is_candidate(clip, options)]
+    order = np.random.default_rng(options.seed).permutation(len(clips))
+    return [clips[at] for at in order[: options.num_clips]]
