@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -230,7 +231,7 @@ def calibrate(
     options = Options(clips, seed, max_false_keep, include_rejected)
     answer = measure(source, options, recipe, set_ or (), report=lambda line: print(line, file=sys.stderr, flush=True))
     if json_file is not None:
-        json_file.write_text(json.dumps(answer, indent=1) + "\n")
+        json_file.write_text(json.dumps(asdict(answer), indent=1) + "\n")
     print(text_of(answer))
 
 

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from stages.download.sources import expand_sources
 from stages.sync.calibrate import Options, Sampled, clips_of_files, is_candidate, measure_cases
 from stages.sync.config import SyncConfig
 from stages.sync.stage import Sync
-from stages.sync.thresholds import by_class, rates_of
+from stages.sync.thresholds import Calibration, by_class, rates_of
 
 
 def calibrate(
@@ -34,7 +33,7 @@ def calibrate(
     recipe: str = "quickstart",
     overrides: Sequence[str] = (),
     report: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> Calibration:
     """Error rates of every threshold by kind of sound, for a run or a folder of videos; documented in docs/quality.md.
 
     A run brings its own recipe; `recipe` is for folders. Raises RecipeError if there is nothing to measure.
@@ -61,15 +60,15 @@ def calibrate(
         finally:
             context.media.close()
     passed = {} if run is None or options.include_rejected else run.recipe.gates.get(Sync.name, {})
-    return {
-        "source": source,
-        "engine": config.engine,
-        "num_clips": len(clips),
-        "seed": options.seed,
-        "passed_gates": {name: gate.model_dump(exclude_defaults=True) for name, gate in passed.items()},
-        "skipped": skipped,
-        "classes": [rates_of(*item, options.max_false_keep) for item in by_class(cases)],
-    }
+    return Calibration(
+        source=source,
+        engine=config.engine,
+        num_clips=len(clips),
+        seed=options.seed,
+        passed_gates={name: gate.model_dump(exclude_defaults=True) for name, gate in passed.items()},
+        skipped=skipped,
+        classes=[rates_of(*item, options.max_false_keep) for item in by_class(cases)],
+    )
 
 
 def clips_of_run(run: Run, options: Options) -> list[Sampled]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -66,9 +66,73 @@ class Case:
         return abs(self.offset_ms), self.confidence
 
 
-def by_class(cases: Sequence[Case]) -> Iterator[tuple[str | None, str | None, list[Case]]]:
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What one threshold gets wrong of one class; every clip weighs the same."""
+
+    confidence_min: float
+    offset_abs_max_ms: float
+    false_keep: float | None
+    """Mean of the two below; None where no wrong clip was measured."""
+    false_keep_interval: tuple[float, float] | None
+    false_keep_shifted: float | None
+    false_keep_swapped: float | None
+    false_drop: float
+    false_drop_interval: tuple[float, float]
+    num_clips: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommended(Rates):
+    """The threshold to take."""
+
+    is_within: bool
+    """Whether it keeps as few wrong clips as was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffsetErrors:
+    """|offset| of untouched clips in ms."""
+
+    median_abs: float
+    p90_abs: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRates:
+    """All thresholds on the clips of one kind of sound that sync judges alike."""
+
+    audio_kind: str | None
+    sync_kind: Kind | None
+    num_clips: int
+    num_measured: int
+    num_shifted: int
+    num_swapped: int
+    offset_ms: OffsetErrors | None = None
+    """None where no untouched clip was measured."""
+    rows: Sequence[Rates] = ()
+    recommended: Recommended | None = None
+    cases: Sequence[Case]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The answer of `nava-curate calibrate`; its fields are the keys of `--json`."""
+
+    source: str
+    engine: str
+    num_clips: int
+    seed: int
+    passed_gates: Mapping[str, Mapping[str, Any]]
+    """Gates of sync that the sampled clips had passed: field -> bounds."""
+    skipped: Mapping[str, str]
+    """Clips and files that could not be measured, and why."""
+    classes: Sequence[ClassRates]
+
+
+def by_class(cases: Sequence[Case]) -> Iterator[tuple[str | None, Kind | None, list[Case]]]:
     """(kind of sound, what sync rests on, cases), largest first."""
-    classes: dict[tuple[str | None, str | None], list[Case]] = defaultdict(list)
+    classes: dict[tuple[str | None, Kind | None], list[Case]] = defaultdict(list)
     for case in cases:
         classes[case.audio_kind, case.sync_kind].append(case)
     for (audio_kind, sync_kind), members in sorted(classes.items(), key=lambda item: -len(item[1])):
@@ -76,8 +140,8 @@ def by_class(cases: Sequence[Case]) -> Iterator[tuple[str | None, str | None, li
 
 
 def rates_of(
-    audio_kind: str | None, sync_kind: str | None, cases: Sequence[Case], max_false_keep: float
-) -> dict[str, Any]:
+    audio_kind: str | None, sync_kind: Kind | None, cases: Sequence[Case], max_false_keep: float
+) -> ClassRates:
     """Counts, offset errors of untouched clips, the table of all thresholds and the recommended row of one class.
 
     Cases that could not be measured are counted and left out of the rates. Every clip weighs the same, and so do moved
@@ -86,33 +150,30 @@ def rates_of(
     measured = [case for case in cases if case.offset_ms is not None]
     untouched = [case for case in measured if case.kind == "untouched"]
     names = sorted({case.clip for case in untouched})
-    result: dict[str, Any] = {
-        "audio_kind": audio_kind,
-        "sync_kind": sync_kind,
-        "num_clips": len({case.clip for case in cases}),
-        "num_measured": len(names),
-        "num_shifted": sum(case.kind == "shifted" for case in measured),
-        "num_swapped": sum(case.kind == "swapped" for case in measured),
-        "offset_ms": None,
-        "rows": [],
-        "recommended": None,
-        "cases": [asdict(case) for case in cases],
-    }
+    result = ClassRates(
+        audio_kind=audio_kind,
+        sync_kind=sync_kind,
+        num_clips=len({case.clip for case in cases}),
+        num_measured=len(names),
+        num_shifted=sum(case.kind == "shifted" for case in measured),
+        num_swapped=sum(case.kind == "swapped" for case in measured),
+        cases=cases,
+    )
     if not names:
         return result
     errors, confidences = np.array([case.measured for case in untouched]).T
-    result["offset_ms"] = {"median_abs": float(np.median(errors)), "p90_abs": float(np.percentile(errors, 90))}
     top = np.percentile(confidences, 95)
     grid = np.arange(0, max(top, CONFIDENCE_STEP) + CONFIDENCE_STEP, CONFIDENCE_STEP)
-    result["rows"] = [_rates(measured, names, float(least), most) for least in grid for most in OFFSETS_MS]
-    if len(names) >= FEWEST_CLIPS:
-        result["recommended"] = recommend(result["rows"], max_false_keep)
-    return result
+    rows = [_rates(measured, names, float(least), most) for least in grid for most in OFFSETS_MS]
+    return replace(
+        result,
+        offset_ms=OffsetErrors(median_abs=float(np.median(errors)), p90_abs=float(np.percentile(errors, 90))),
+        rows=rows,
+        recommended=recommend(rows, max_false_keep) if len(names) >= FEWEST_CLIPS else None,
+    )
 
 
-def _rates(
-    cases: Sequence[Case], names: Sequence[str], confidence_min: float, offset_abs_max_ms: float
-) -> dict[str, Any]:
+def _rates(cases: Sequence[Case], names: Sequence[str], confidence_min: float, offset_abs_max_ms: float) -> Rates:
     """One threshold: false keep (moved, exchanged and the mean of both) and false drop, with the cases behind them."""
     kept: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for case in cases:
@@ -124,34 +185,32 @@ def _rates(
 
     drop, shifted, swapped = 1 - shares("untouched"), shares("shifted"), shares("swapped")
     keep = np.where(np.isnan(shifted), swapped, np.where(np.isnan(swapped), shifted, (shifted + swapped) / 2))
-    return {
-        "confidence_min": confidence_min,
-        "offset_abs_max_ms": offset_abs_max_ms,
-        "false_keep": _mean(keep),
-        "false_keep_interval": _interval(keep),
-        "false_keep_shifted": _mean(shifted),
-        "false_keep_swapped": _mean(swapped),
-        "false_drop": _mean(drop),
-        "false_drop_interval": _interval(drop),
-        "num_clips": len(names),
-    }
+    wrong, wrong_shifted, wrong_swapped = (part[~np.isnan(part)] for part in (keep, shifted, swapped))
+    return Rates(
+        confidence_min=confidence_min,
+        offset_abs_max_ms=offset_abs_max_ms,
+        false_keep=_mean(wrong) if len(wrong) else None,
+        false_keep_interval=_interval(wrong) if len(wrong) else None,
+        false_keep_shifted=_mean(wrong_shifted) if len(wrong_shifted) else None,
+        false_keep_swapped=_mean(wrong_swapped) if len(wrong_swapped) else None,
+        false_drop=_mean(drop),
+        false_drop_interval=_interval(drop),
+        num_clips=len(names),
+    )
 
 
-def _mean(shares: Array) -> float | None:
-    known = shares[~np.isnan(shares)]
-    return float(known.mean()) if len(known) else None
+def _mean(shares: Array) -> float:
+    return float(shares.mean())
 
 
-def _interval(shares: Array) -> list[float] | None:
+def _interval(shares: Array) -> tuple[float, float]:
     """Wilson's 95 % interval of the mean share, each clip counted as one throw; too wide rather than too narrow.
 
     A mean between two whole numbers of clips has the lower end of the one below and the upper end of the one above.
     """
-    share, num = _mean(shares), int((~np.isnan(shares)).sum())
-    if share is None:
-        return None
-    clips = round(share * num, 9)
-    return [_wilson(math.floor(clips), num)[0], _wilson(math.ceil(clips), num)[1]]
+    num = len(shares)
+    clips = round(float(shares.sum()), 9)
+    return _wilson(math.floor(clips), num)[0], _wilson(math.ceil(clips), num)[1]
 
 
 @cache
@@ -162,61 +221,61 @@ def _wilson(hits: int, num: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def recommend(rows: Sequence[dict[str, Any]], max_false_keep: float) -> dict[str, Any] | None:
+def recommend(rows: Sequence[Rates], max_false_keep: float) -> Recommended | None:
     """The row that drops least among those within `max_false_keep`, else the one with the fewest errors of both kinds.
 
     Of equals the loosest: a bound just below what these clips happen to have would drop the next ones.
     None where no wrong clip could be measured or that row drops more than half. `is_within` says which of the two it is.
     """
-    known = [row for row in rows if row["false_keep"] is not None]
-    within = [row for row in known if row["false_keep"] <= max_false_keep]
+    known = [(row, row.false_keep) for row in rows if row.false_keep is not None]
+    within = [row for row, false_keep in known if false_keep <= max_false_keep]
     if within:
-        best = min(within, key=lambda row: (row["false_drop"], row["confidence_min"], -row["offset_abs_max_ms"]))
+        best = min(within, key=lambda row: (row.false_drop, row.confidence_min, -row.offset_abs_max_ms))
     elif known:
-        best = min(known, key=lambda row: (row["false_keep"] + row["false_drop"], row["false_keep"]))
+        best = min(known, key=lambda item: (item[1] + item[0].false_drop, item[1]))[0]
     else:
         return None
-    return best | {"is_within": bool(within)} if best["false_drop"] <= MOST_DROPPED else None
+    return None if best.false_drop > MOST_DROPPED else Recommended(**asdict(best), is_within=bool(within))
 
 
-def text_of(answer: dict[str, Any]) -> str:
+def text_of(answer: Calibration) -> str:
     """The screen of `nava-curate calibrate`."""
     lines = [
-        f"sync engine {answer['engine']} on {answer['num_clips']} clips of {answer['source']}, seed {answer['seed']}; "
-        f"{len(answer['skipped'])} could not be opened",
+        f"sync engine {answer.engine} on {answer.num_clips} clips of {answer.source}, seed {answer.seed}; "
+        f"{len(answer.skipped)} could not be opened",
         "untouched clips are taken to be in sync; sound moved by 0.2 to 1 s, or of another clip, is wrong",
     ]
-    if answer["passed_gates"]:
+    if answer.passed_gates:
         bounds = ", ".join(
             f"{name} {key} {value:g}"
-            for name, gate in answer["passed_gates"].items()
+            for name, gate in answer.passed_gates.items()
             for key, value in gate.items()
             if isinstance(value, int | float)
         )
         lines.append(f"these clips passed {bounds}: what that dropped is not seen here (--include-rejected shows it)")
-    for part in answer["classes"]:
+    for part in answer.classes:
         lines += ["", *_class_lines(part)]
     return "\n".join(lines)
 
 
-def _class_lines(part: dict[str, Any]) -> Iterator[str]:
-    rests_on = {"speech": "lips", "event": "motion and onsets"}.get(part["sync_kind"], "nothing")
+def _class_lines(part: ClassRates) -> Iterator[str]:
+    rests_on = {"speech": "lips", "event": "motion and onsets"}.get(part.sync_kind or "", "nothing")
     yield (
-        f"{part['audio_kind'] or 'any sound'}, judged by {rests_on}: {part['num_measured']} of {part['num_clips']} clips "
-        f"measured, {part['num_shifted']} times with moved and {part['num_swapped']} times with foreign sound"
+        f"{part.audio_kind or 'any sound'}, judged by {rests_on}: {part.num_measured} of {part.num_clips} clips "
+        f"measured, {part.num_shifted} times with moved and {part.num_swapped} times with foreign sound"
     )
-    if not part["rows"]:
+    errors = part.offset_ms
+    if errors is None:
         return
-    errors = part["offset_ms"]
-    yield f"  untouched: |offset| median {errors['median_abs']:.0f} ms, nine in ten within {errors['p90_abs']:.0f} ms"
+    yield f"  untouched: |offset| median {errors.median_abs:.0f} ms, nine in ten within {errors.p90_abs:.0f} ms"
     yield "  false keep / false drop in %, by least confidence (down) and largest |offset| in ms (across)"
     yield "        " + "".join(f"{offset:>14.0f}" for offset in OFFSETS_MS)
     before = None
-    for at in range(0, len(part["rows"]), len(OFFSETS_MS)):
-        row = part["rows"][at : at + len(OFFSETS_MS)]
-        cells = [f"{_per_cent(cell['false_keep'])} /{_per_cent(cell['false_drop'])}" for cell in row]
+    for at in range(0, len(part.rows), len(OFFSETS_MS)):
+        row = part.rows[at : at + len(OFFSETS_MS)]
+        cells = [f"{_per_cent(cell.false_keep)} /{_per_cent(cell.false_drop)}" for cell in row]
         if cells != before:
-            yield f"  {row[0]['confidence_min']:>6.1f}" + "".join(f"{cell:>14}" for cell in cells)
+            yield f"  {row[0].confidence_min:>6.1f}" + "".join(f"{cell:>14}" for cell in cells)
         before = cells
     yield "  " + _advice(part)
 
@@ -225,22 +284,26 @@ def _per_cent(share: float | None) -> str:
     return "    -" if share is None else f"{100 * share:5.1f}"
 
 
-def _advice(part: dict[str, Any]) -> str:
-    best = part["recommended"]
-    if best is None and part["num_measured"] < FEWEST_CLIPS:
+def _with_interval(share: float | None, interval: tuple[float, float] | None) -> str:
+    if share is None or interval is None:
+        return "-"
+    return f"{100 * share:.1f} % [{100 * interval[0]:.0f}-{100 * interval[1]:.0f}]"
+
+
+def _advice(part: ClassRates) -> str:
+    best = part.recommended
+    if best is None and part.num_measured < FEWEST_CLIPS:
         return f"no recommendation from fewer than {FEWEST_CLIPS} measured clips"
     if best is None:
         return "no recommendation: no threshold tells clips in sync from the others; do not gate these by sync"
-    keep, drop = (
-        f"{100 * best[key]:.1f} % [{100 * best[f'{key}_interval'][0]:.0f}-{100 * best[f'{key}_interval'][1]:.0f}]"
-        for key in ("false_keep", "false_drop")
-    )
-    head = "recommended" if best["is_within"] else "least errors, though more false keeps than asked for"
+    keep = _with_interval(best.false_keep, best.false_keep_interval)
+    drop = _with_interval(best.false_drop, best.false_drop_interval)
+    head = "recommended" if best.is_within else "least errors, though more false keeps than asked for"
     advice = (
-        f"{head}: confidence >= {best['confidence_min']:g}, |offset| <= {best['offset_abs_max_ms']:g} ms: "
-        f"false keep {keep}, false drop {drop}, from {best['num_clips']} clips"
+        f"{head}: confidence >= {best.confidence_min:g}, |offset| <= {best.offset_abs_max_ms:g} ms: "
+        f"false keep {keep}, false drop {drop}, from {best.num_clips} clips"
     )
-    if part["sync_kind"] != "speech":
+    if part.sync_kind != "speech":
         return advice
-    bounds = {"confidence.min": best["confidence_min"], "offset_ms.abs_max": best["offset_abs_max_ms"]}
+    bounds = {"confidence.min": best.confidence_min, "offset_ms.abs_max": best.offset_abs_max_ms}
     return advice + "\n   " + "".join(f" --set gates.sync.{key}={value:g}" for key, value in bounds.items())

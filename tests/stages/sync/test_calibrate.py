@@ -24,16 +24,26 @@ from stages.engines.face_tracks import FaceTrack, Tracks
 from stages.media.decoder import Waveform
 from stages.sync.calibrate import Options
 from stages.sync.film import CONTEXT_S, Film, Speech
-from stages.sync.thresholds import OFFSETS_MS, Case, CaseKind, rates_of, recommend, text_of
+from stages.sync.thresholds import (
+    OFFSETS_MS,
+    Case,
+    CaseKind,
+    ClassRates,
+    OffsetErrors,
+    Rates,
+    rates_of,
+    recommend,
+    text_of,
+)
 
 
 def case(clip: str, kind: CaseKind, offset_ms: float | None, confidence: float) -> Case:
     return Case(clip=clip, kind=kind, offset_ms=offset_ms, confidence=confidence)
 
 
-def cell(rates: dict[str, Any], confidence: float, offset_ms: float) -> dict[str, Any]:
+def cell(rates: ClassRates, confidence: float, offset_ms: float) -> Rates:
     wanted = (confidence, offset_ms)
-    return next(row for row in rates["rows"] if (row["confidence_min"], row["offset_abs_max_ms"]) == wanted)
+    return next(row for row in rates.rows if (row.confidence_min, row.offset_abs_max_ms) == wanted)
 
 
 def test_rates_count_what_each_threshold_gets_wrong() -> None:
@@ -44,20 +54,21 @@ def test_rates_count_what_each_threshold_gets_wrong() -> None:
         cases.append(case(f"c{n}", "swapped", -100.0 if n < 5 else 900.0, 3.0))
     cases.append(case("c0", "shifted", None, 0.0))  # could not be measured: not in the rates
     rates = rates_of("speech", "speech", cases, 0.05)
-    assert (rates["num_clips"], rates["num_measured"], rates["num_shifted"], rates["num_swapped"]) == (10, 10, 20, 10)
+    assert (rates.num_clips, rates.num_measured, rates.num_shifted, rates.num_swapped) == (10, 10, 20, 10)
     loose = cell(rates, 0.0, 120.0)
-    assert (loose["false_keep_shifted"], loose["false_keep_swapped"], loose["false_keep"]) == (0.5, 0.5, 0.5)
-    assert loose["false_drop"] == 0
-    assert cell(rates, 0.0, 40.0)["false_drop"] == 1
-    assert cell(rates, 2.5, 80.0)["false_keep"] == 0
-    assert cell(rates, 3.5, 120.0)["false_keep"] == 0
-    assert cell(rates, 3.5, 120.0)["false_drop"] == pytest.approx(0.3)
-    best = rates["recommended"]
-    assert (best["confidence_min"], best["offset_abs_max_ms"], best["is_within"]) == (2.5, 80.0, True)
-    assert best["false_drop"] == pytest.approx(0.2)
-    low, high = best["false_drop_interval"]
+    assert (loose.false_keep_shifted, loose.false_keep_swapped, loose.false_keep) == (0.5, 0.5, 0.5)
+    assert loose.false_drop == 0
+    assert cell(rates, 0.0, 40.0).false_drop == 1
+    assert cell(rates, 2.5, 80.0).false_keep == 0
+    assert cell(rates, 3.5, 120.0).false_keep == 0
+    assert cell(rates, 3.5, 120.0).false_drop == pytest.approx(0.3)
+    best = rates.recommended
+    assert best is not None
+    assert (best.confidence_min, best.offset_abs_max_ms, best.is_within) == (2.5, 80.0, True)
+    assert best.false_drop == pytest.approx(0.2)
+    low, high = best.false_drop_interval
     assert (low, high) == (pytest.approx(0.057, abs=0.001), pytest.approx(0.510, abs=0.001))  # Wilson, 2 of 10
-    assert rates["offset_ms"] == {"median_abs": 50.0, "p90_abs": 50.0}
+    assert rates.offset_ms == OffsetErrors(median_abs=50.0, p90_abs=50.0)
 
 
 @given(
@@ -71,34 +82,35 @@ def test_rates_count_what_each_threshold_gets_wrong() -> None:
         min_size=1,
     )
 )
-def test_a_stricter_threshold_keeps_less_and_drops_more(made: list[tuple[str, str, float, float]]) -> None:
+def test_a_stricter_threshold_keeps_less_and_drops_more(made: list[tuple[str, CaseKind, float, float]]) -> None:
     rates = rates_of(None, "speech", [case(*one) for one in made], 0.05)
-    for row in rates["rows"]:
-        for stricter in rates["rows"]:
+    for row in rates.rows:
+        for stricter in rates.rows:
             if all(
                 (
-                    stricter["confidence_min"] >= row["confidence_min"],
-                    stricter["offset_abs_max_ms"] <= row["offset_abs_max_ms"],
+                    stricter.confidence_min >= row.confidence_min,
+                    stricter.offset_abs_max_ms <= row.offset_abs_max_ms,
                 )
             ):
-                assert (stricter["false_keep"] or 0) <= (row["false_keep"] or 0) + 1e-9
-                assert stricter["false_drop"] >= row["false_drop"] - 1e-9
-                assert stricter["false_drop_interval"][0] <= stricter["false_drop"] <= 1
+                assert (stricter.false_keep or 0) <= (row.false_keep or 0) + 1e-9
+                assert stricter.false_drop >= row.false_drop - 1e-9
+                assert stricter.false_drop_interval[0] <= stricter.false_drop <= 1
 
 
 def test_nothing_is_recommended_that_tells_nothing_apart() -> None:
     random = np.random.default_rng(1)
+    kinds: tuple[CaseKind, ...] = ("untouched", "shifted", "shifted", "swapped")
     cases = [
         case(f"c{n}", kind, float(random.uniform(-1300, 1300)), float(random.uniform(2, 4)))
         for n in range(30)
-        for kind in ("untouched", "shifted", "shifted", "swapped")
+        for kind in kinds
     ]
     rates = rates_of("music", "event", cases, 0.05)
-    assert rates["recommended"] is None
+    assert rates.recommended is None
     few = rates_of("music", "event", [case("a", "untouched", 0.0, 9.0), case("a", "shifted", 400.0, 1.0)], 0.05)
-    assert few["recommended"] is None
+    assert few.recommended is None
     assert recommend([], 0.05) is None
-    assert rates_of("speech", "speech", [case("a", "untouched", None, 0.0)], 0.05)["rows"] == []
+    assert rates_of("speech", "speech", [case("a", "untouched", None, 0.0)], 0.05).rows == ()
 
 
 def film_of(seconds: tuple[float, float], sound: tuple[float, float]) -> Film:
@@ -159,7 +171,8 @@ def test_a_folder_of_videos_is_calibrated(talkers: Path, tmp_path: Path) -> None
     best = talk["recommended"]
     assert best["is_within"]
     assert (best["false_drop"], best["num_clips"]) == (0.0, 6)
-    loosest = cell(talk, 0.0, OFFSETS_MS[-1])
+    loosest = talk["rows"][len(OFFSETS_MS) - 1]
+    assert (loosest["confidence_min"], loosest["offset_abs_max_ms"]) == (0.0, OFFSETS_MS[-1])
     assert loosest["false_keep"] > 0.1 > best["false_keep"]
     assert f"--set gates.sync.confidence.min={best['confidence_min']:g}" in done.stdout
     assert (ball["sync_kind"], ball["num_measured"], ball["num_swapped"]) == ("event", 1, 0)
@@ -205,20 +218,20 @@ def test_a_run_is_calibrated_on_its_own_clips(tmp_path: Path) -> None:
     curate(media, tmp_path / "run")
     told: list[str] = []
     answer = calibrate(str(tmp_path / "run"), report=told.append)
-    assert answer["num_clips"] == len(told) == 1
-    assert answer["passed_gates"] == {"offset_ms": {"abs_max": 200.0}, "confidence": {"min": 2.0}}
-    (part,) = answer["classes"]
-    assert (part["sync_kind"], part["num_measured"], part["num_swapped"]) == ("speech", 1, 0)
+    assert answer.num_clips == len(told) == 1
+    assert answer.passed_gates == {"offset_ms": {"abs_max": 200.0}, "confidence": {"min": 2.0}}
+    (part,) = answer.classes
+    assert (part.sync_kind, part.num_measured, part.num_swapped) == ("speech", 1, 0)
     text = text_of(answer)
     assert "offset_ms abs_max 200, confidence min 2" in text
     assert "--include-rejected" in text
     wider = calibrate(str(tmp_path / "run"), Options(include_rejected=True), report=told.append)
-    assert (wider["num_clips"], wider["passed_gates"]) == (2, {})
-    (part,) = wider["classes"]
-    assert (part["num_measured"], part["num_swapped"]) == (2, 2)
-    untouched = sorted(c["offset_ms"] for c in part["cases"] if c["kind"] == "untouched")
+    assert (wider.num_clips, wider.passed_gates) == (2, {})
+    (part,) = wider.classes
+    assert (part.num_measured, part.num_swapped) == (2, 2)
+    untouched = sorted(c.offset_ms for c in part.cases if c.kind == "untouched" and c.offset_ms is not None)
     assert untouched == [pytest.approx(0, abs=60), pytest.approx(600, abs=60)]
-    assert calibrate(str(tmp_path / "run"), replace(Options(), num_clips=1), report=told.append)["num_clips"] == 1
+    assert calibrate(str(tmp_path / "run"), replace(Options(), num_clips=1), report=told.append).num_clips == 1
 
 
 def test_what_cannot_be_calibrated_says_so(tmp_path: Path) -> None:
