@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.spans import SpeechSpan
-from stages.sync.engine import Evidence
+from stages.sync.engine import SyncEvidence
 from stages.sync.mouth import GRID_HZ, PEAK_HALF_WIDTH_S, Signal
 from stages.sync.result import ActiveFace, Presence
 
@@ -50,7 +50,7 @@ class Mouth:
     track: int
     """Its number among `faces.tracks`."""
     features: Signal
-    evidence: Evidence
+    evidence: SyncEvidence
 
     def is_seen(self, start_s: float, end_s: float) -> bool:
         """Whether the face is seen anywhere in a stretch of the asset clock."""

@@ -13,7 +13,7 @@ from stages.sync.mouth import Peak, Signal
 Array = NDArray[Any]
 
 
-class Evidence(Protocol):
+class SyncEvidence(Protocol):
     """What an engine knows about one face and the sound."""
 
     @property
@@ -27,14 +27,14 @@ class Evidence(Protocol):
         ...
 
 
-class Engine(Protocol):
+class SyncEngine(Protocol):
     """Holds one face against the sound."""
 
     name: str
     crop_px: int
     """Side of the face crops it wants, 0 for none."""
 
-    def evidence(self, track: FaceTrack, features: Signal, sound: Waveform) -> Evidence | None:
+    def evidence(self, track: FaceTrack, features: Signal, sound: Waveform) -> SyncEvidence | None:
         """What face and sound have to do with each other; None if too little of the face is seen."""
         ...
 

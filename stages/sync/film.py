@@ -16,7 +16,7 @@ from schemas.stretches import Stretch
 from stages.engines.face_tracks import FaceTrack, Tracks
 from stages.media.decoder import Waveform
 from stages.sync.config import SyncConfig
-from stages.sync.engine import Engine
+from stages.sync.engine import SyncEngine
 from stages.sync.measure import measure
 from stages.sync.result import SyncResult
 
@@ -84,7 +84,7 @@ class Film:
         beyond = max(0.0, min(CONTEXT_S, low - first, last - high))
         return replace(self._seen_in(low, high), heard=moved.cut(low - beyond, high + beyond))
 
-    def sync(self, engine: Engine, config: SyncConfig) -> SyncResult:
+    def sync(self, engine: SyncEngine, config: SyncConfig) -> SyncResult:
         """What the sync stage says of this film."""
         spans = [
             span.moved(-self.start_s).within(0.0, self.duration_s)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
 from stages.sync.active import Mouth, assign
-from stages.sync.engine import Engine
+from stages.sync.engine import SyncEngine
 from stages.sync.mouth import IN_SYNC_S, Peak, find_drift
-from stages.sync.result import ActiveFace, Finding, Offset, SyncResult, Window, nobody_known
+from stages.sync.result import ActiveFace, Finding, Offset, SyncResult, SyncWindow, nobody_known
 
 Array = NDArray[Any]
 
@@ -34,7 +34,7 @@ LEAST_PART_S = 0.5
 
 
 @dataclass(frozen=True)
-class Part:
+class MouthPart:
     """A stretch of the asset clock in which one face is held against the sound."""
 
     mouth: Mouth
@@ -43,7 +43,7 @@ class Part:
 
 
 def judge_lips(
-    mouths: Sequence[Mouth], spans: Sequence[SpeechSpan], engine: Engine, window_s: float, clip: Stretch
+    mouths: Sequence[Mouth], spans: Sequence[SpeechSpan], engine: SyncEngine, window_s: float, clip: Stretch
 ) -> SyncResult:
     """What the mouths of a spoken clip, a stretch of the asset clock, say about its sound."""
     if not mouths:
@@ -78,22 +78,22 @@ def judge_lips(
 
 def _speaking(
     active: Sequence[ActiveFace], spans: Sequence[SpeechSpan], mouths: Sequence[Mouth], best: Mouth, clip: Stretch
-) -> list[Part]:
+) -> list[MouthPart]:
     """Which face to hold against the sound when: the speaking one of each span, or one throughout."""
     of_track = {mouth.track: mouth for mouth in mouths}
     speaking = {face.track for face in active if face.track is not None}
     if len(speaking) < 2:
-        return [Part(of_track[speaking.pop()] if speaking else best, clip.start_s, clip.end_s)]
+        return [MouthPart(of_track[speaking.pop()] if speaking else best, clip.start_s, clip.end_s)]
     parts = []
     for face, span in zip(active, spans, strict=True):
         if face.track is not None:
             low_s = max(clip.start_s, clip.start_s + span.start_s - TURN_PAD_S)
             high_s = min(clip.end_s, clip.start_s + span.end_s + TURN_PAD_S)
-            parts.append(Part(of_track[face.track], low_s, high_s))
+            parts.append(MouthPart(of_track[face.track], low_s, high_s))
     return parts
 
 
-def _joined(parts: Sequence[Part]) -> Array:
+def _joined(parts: Sequence[MouthPart]) -> Array:
     """Mean curve [lags] of the parts, each by its length."""
     lengths = np.array([part.end_s - part.start_s for part in parts])
     curves = np.stack([part.mouth.evidence.curve(part.start_s, part.end_s) for part in parts])
@@ -101,8 +101,8 @@ def _joined(parts: Sequence[Part]) -> Array:
 
 
 def _windows(
-    parts: Sequence[Part], engine: Engine, lags: Array, window_s: float, clip: Stretch
-) -> list[tuple[Window, Array]]:
+    parts: Sequence[MouthPart], engine: SyncEngine, lags: Array, window_s: float, clip: Stretch
+) -> list[tuple[SyncWindow, Array]]:
     """The measurement repeated in half-overlapping windows, each with its curve [lags]."""
     start_s, end_s = clip.start_s, clip.end_s
     count = max(1, int(np.ceil((end_s - start_s) / window_s * 2 - 1 - 1e-6)))
@@ -110,20 +110,20 @@ def _windows(
     out = []
     for low in np.linspace(start_s, end_s - length, count):
         high = low + length
-        inside = [Part(part.mouth, max(part.start_s, low), min(part.end_s, high)) for part in parts]
+        inside = [MouthPart(part.mouth, max(part.start_s, low), min(part.end_s, high)) for part in parts]
         inside = [part for part in inside if part.end_s - part.start_s > LEAST_PART_S]
         if not inside:
             continue
         curve = _joined(inside)
         found = engine.peak(curve, lags)
         if found.height > 0:
-            window = Window(float(low - start_s), float(high - start_s), 1000 * found.offset_s, found.height)
+            window = SyncWindow(float(low - start_s), float(high - start_s), 1000 * found.offset_s, found.height)
             out.append((window, curve))
     return out
 
 
 def _drift(
-    windows: Sequence[tuple[Window, Array]], lags: Array, found: Peak, clip: Stretch
+    windows: Sequence[tuple[SyncWindow, Array]], lags: Array, found: Peak, clip: Stretch
 ) -> tuple[float, float] | None:
     """(seconds per second, standard deviation); None for short clips and those with too few windows."""
     if clip.duration_s < DRIFT_FROM_S or len(windows) < 3:

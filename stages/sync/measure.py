@@ -17,7 +17,7 @@ from stages.media.decoder import Waveform
 from stages.picture import freezes
 from stages.sync.active import Mouth
 from stages.sync.config import SyncConfig
-from stages.sync.engine import Engine
+from stages.sync.engine import SyncEngine
 from stages.sync.lips import judge_lips
 from stages.sync.mouth import Signal, find_peak, lags_s, mouth_features
 from stages.sync.onset import onset_curve
@@ -42,7 +42,7 @@ def measure(
     sound: Waveform | None,
     speech: Sequence[Stretch] | None,
     spans: Sequence[SpeechSpan],
-    engine: Engine,
+    engine: SyncEngine,
     config: SyncConfig,
 ) -> SyncResult:
     """What sync says of one clip, from what was seen and heard in it.
@@ -76,7 +76,7 @@ def measure_events(seen: Tracks, sound: Waveform, num_spans: int, max_offset_s: 
     )
 
 
-def mouths_of(seen: Tracks, sound: Waveform, engine: Engine) -> list[Mouth]:
+def mouths_of(seen: Tracks, sound: Waveform, engine: SyncEngine) -> list[Mouth]:
     """The faces that can be held against the sound; where the picture stands still they count for nothing."""
     frozen = frozen_stretches(seen)
     mouths = []

@@ -33,7 +33,7 @@ class ActiveFace:
 
 
 @dataclass(frozen=True)
-class Window:
+class SyncWindow:
     """The measurement repeated in a part of the clip."""
 
     start_s: float
@@ -90,7 +90,7 @@ class SyncResult:
     offset: Offset | None = None
     drift: tuple[float, float] | None = None
     """Seconds per second and their standard deviation."""
-    windows: Sequence[Window] = ()
+    windows: Sequence[SyncWindow] = ()
 
     @property
     def figures(self) -> Figures:

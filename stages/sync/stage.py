@@ -17,7 +17,7 @@ from schemas.stretches import Stretch
 from stages.base import Context, Measure, Resources
 from stages.faces import FaceWatch
 from stages.sync.config import SyncConfig
-from stages.sync.engine import Engine
+from stages.sync.engine import SyncEngine
 from stages.sync.measure import measure
 from stages.sync.mouth import MouthEngine
 
@@ -85,7 +85,7 @@ class Sync(Measure[SyncConfig]):
         return measure(seen, sound, speech, spans, self.engine, self.config).struct()
 
 
-def make_engine(config: SyncConfig) -> Engine:
+def make_engine(config: SyncConfig) -> SyncEngine:
     """The engine a recipe asks for, with its weights."""
     if config.engine == "syncnet":
         from stages.sync.syncnet import SyncNetEngine
