@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from model.data.batching import EpochPlan, SampleRef
+from model.data.batching import SampleRef
 from model.data.position import PlanPosition
-from model.data.reader import LoadedPack, PackLoader, RawSample, SampleReader
+from model.data.reader import LoadedPack, PackLoader
 from model.encoding.latents import restrict
 from model.network.config import NavaConfig
 from model.network.context_parallel import Team, keep_share, keep_targets
 from model.network.flow import FlowObjective, Noised, clip_generators
 from model.network.tokens import Packed, Sample, pack
-from model.training.config import TrainConfig
-from model.training.parallel import World
 
 
 @dataclass(slots=True)
@@ -54,7 +51,8 @@ class Step:
 
 
 class StepFeed:
-    """Steps in plan order from a saved position, the next one prepared while the trainer works. Iterate, then `close`.
+    """Steps made of the loader's packs, the next one prepared while the trainer works. Iterate, then `close`, which closes
+    the loader too.
 
     Random numbers come from (seed, step, clip): the step is counted over the whole run and the same at any number of
     ranks, and a clip that a mixture draws twice in an epoch gets fresh noise.
@@ -62,29 +60,17 @@ class StepFeed:
 
     def __init__(
         self,
-        plan: EpochPlan,
-        reader: SampleReader,
-        decode: Callable[[RawSample], Sample],
-        config: TrainConfig,
+        loader: PackLoader[Sample],
+        num_micro_steps: int,
+        objective: FlowObjective,
+        network: NavaConfig,
         *,
-        world: World,
+        seed: int,
+        device: torch.device,
         team: Team | None = None,
-        position: PlanPosition | None = None,
-        damaged: dict[str, str] | None = None,
     ) -> None:
-        stream = plan.stream(world.rank, world.size, position)
-        self.num_micro_steps = len(stream.teams)
-        self.loader = PackLoader(
-            stream,
-            reader,
-            decode,
-            num_workers=config.data.num_workers,
-            prefetch=max(config.data.prefetch_packs, self.num_micro_steps),
-            damaged=damaged,
-        )
-        self.objective = FlowObjective(config.flow)
-        self._network = config.network.network()
-        self._seed, self._device, self._team = config.seed, world.device, team
+        self.loader, self.num_micro_steps, self.objective = loader, num_micro_steps, objective
+        self._network, self._seed, self._device, self._team = network, seed, device, team
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="step-feed")
         self._next: Future[Step] = self._worker.submit(self._prepare)
 

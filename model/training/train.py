@@ -22,10 +22,10 @@ from torch import Tensor
 
 from model.data.batching import EpochPlan
 from model.data.position import PlanPosition, merge_positions
-from model.data.reader import SampleReader, open_shards
+from model.data.reader import PackLoader, SampleReader, open_shards
 from model.encoding.online import open_decoder, open_index
 from model.network.context_parallel import whole_errors
-from model.network.flow import LossTerms
+from model.network.flow import FlowObjective, LossTerms
 from model.training.config import TrainConfig
 from model.training.feed import Step, StepFeed
 from model.training.metrics import Metrics
@@ -204,18 +204,21 @@ class Training:
         return notes
 
     def _open_feed(self, notes: Notes | None) -> StepFeed:
-        data = self.config.data
+        data, network = self.config.data, self.config.network.network()
         began = time.perf_counter()
-        decode, self._close_decoder = open_decoder(data, self.config.network.network(), self.plan.index)
-        feed = StepFeed(
-            self.plan,
+        decode, self._close_decoder = open_decoder(data, network, self.plan.index)
+        stream = self.plan.stream(self.world.rank, self.world.size, notes and notes["position"])
+        loader = PackLoader(
+            stream,
             SampleReader(self.plan.index, open_shards(data.shards), verify=data.has_checksums),
             decode,
-            self.config,
-            world=self.world,
-            team=self.team,
-            position=notes and notes["position"],
+            num_workers=data.num_workers,
+            prefetch=max(data.prefetch_packs, len(stream.teams)),
             damaged=notes and notes["damaged"],
+        )
+        objective, device = FlowObjective(self.config.flow), self.world.device
+        feed = StepFeed(
+            loader, len(stream.teams), objective, network, seed=self.config.seed, device=device, team=self.team
         )
         if notes and self.world.is_first:
             print(f"plan position taken up in {1e3 * (time.perf_counter() - began):.1f} ms", flush=True)
