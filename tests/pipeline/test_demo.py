@@ -35,7 +35,7 @@ from pipeline.demo.face import PEOPLE, TalkingFace, photograph
 from pipeline.demo.film import Film
 from pipeline.demo.scenes import Shot, Still
 from pipeline.demo.sound import Line
-from pipeline.demo.voice import SAMPLE_RATE_HZ, VOICES, synthesise
+from pipeline.demo.voice import SAMPLE_RATE_HZ, VOICES, _run_espeak, synthesise
 from pipeline.demo.write import encode, turn_display
 
 SENTENCE = "A big brown dog was asleep by the fire."
@@ -101,6 +101,11 @@ def test_speech_differs_by_seed_and_refuses_other_alphabets() -> None:
     assert len(synthesise(SENTENCE, seed=1).samples) != len(synthesise(SENTENCE, seed=2).samples)
     with pytest.raises(ValueError, match="ASCII"):
         synthesise("Grüße")
+
+
+def test_a_failed_synthesis_says_what_the_child_said() -> None:
+    with pytest.raises(RuntimeError, match=r"'hello' failed: it ended with status 1: eSpeak NG has no voice 'nobody'"):
+        _run_espeak("hello", "nobody", 150, 50)
 
 
 def test_words_are_heard_where_their_times_say() -> None:

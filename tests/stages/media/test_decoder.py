@@ -235,13 +235,13 @@ def test_a_hanging_decode_is_killed(made: Any, tmp_path: Path) -> None:
     media.timeout_s = 60
     media.probe(path)
     media.timeout_s = 0.5
-    child = media._idle[0]._process
+    child = media._idle[0]
     os.kill(child.pid, signal.SIGSTOP)  # a decoder that spins without answering
     with pytest.raises(MediaError) as caught:
         media.probe(path)
     assert caught.value.reason == "decode_timeout"
     assert "0.5 s" in str(caught.value)
-    assert child.poll() == -signal.SIGKILL
+    assert child.exit_status == -signal.SIGKILL
     media.timeout_s = 60
     assert media.probe(path)["num_frames"] == 75  # the next file gets a fresh child
     with pytest.raises(MediaError) as caught:
@@ -254,7 +254,7 @@ def test_a_crash_and_a_memory_limit_cost_one_request(made: Any, tmp_path: Path) 
     path, _ = made["plain.mp4"]
     media = Decoder(tmp_path / "scratch", memory_gb=1.0, timeout_s=60)
     media.probe(path)
-    os.kill(media._idle[0]._process.pid, signal.SIGSEGV)
+    os.kill(media._idle[0].pid, signal.SIGSEGV)
     with pytest.raises(MediaError) as caught:
         media.probe(path)
     assert caught.value.reason == "decoder_crashed"
@@ -288,7 +288,7 @@ def test_children_end_with_their_decoder(made: Any, tmp_path: Path) -> None:
     path, _ = made["plain.mp4"]
     media = Decoder(tmp_path / "scratch", timeout_s=60)
     media.probe(path)
-    pid = media._idle[0]._process.pid
+    pid = media._idle[0].pid
     del media
     for _ in range(100):
         if not Path(f"/proc/{pid}").exists():
