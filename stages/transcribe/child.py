@@ -1,6 +1,7 @@
 """The recogniser's child process, see `stages.child`: pocketsphinx on its own, because it is C code that can crash.
 
-Started as `python -P -m stages.transcribe.child MEMORY_BYTES RETIRE_BYTES SAMPLES.npy`. Imports no more of the project than its records.
+Started as `python -P -m stages.transcribe.child MEMORY_BYTES RETIRE_BYTES SAMPLES.npy`. Imports no more of the project
+than its records.
 
     decode  low, high, states           {"words": [[text, first_frame, end_frame, probability], ...]}
     align   low, high, text, extra      the same with the given words and no probability; {"words": null} when the text

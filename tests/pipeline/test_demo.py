@@ -31,7 +31,7 @@ from pipeline.demo import (
     write_known_truth,
 )
 from pipeline.demo.demo_set import MAKERS
-from pipeline.demo.face import PEOPLE, TalkingFace, photograph
+from pipeline.demo.face import PEOPLE, TalkingFace
 from pipeline.demo.film import Film
 from pipeline.demo.scenes import Shot, Still
 from pipeline.demo.sound import Line
@@ -147,11 +147,6 @@ def test_face_is_found_and_its_mouth_opens(who: str) -> None:
         dark.append(mouth_of(picture, list(face.face_box_px)))
     assert dark == sorted(dark)
     assert dark[-1] > dark[0] + 0.05
-
-
-def test_missing_photograph_is_named() -> None:
-    with pytest.raises(FileNotFoundError, match=r"nobody\.png"):
-        photograph("nobody.png")
 
 
 @pytest.mark.parametrize(

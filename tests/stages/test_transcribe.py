@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.errors import EngineError, ItemError
+from schemas.errors import EngineError, ItemError, RecipeError
 from schemas.spans import SPEECH_RATE_HZ, Word
 from schemas.stretches import Stretch
 from stages.engines.voice import VoiceActivity, VoiceConfig
@@ -437,6 +437,5 @@ def test_whisperx_aligns_with_local_weights(
 
 
 def test_missing_weights_are_named(voice: VoiceActivity, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"transcribe\.whisperx\.weights") as caught:
+    with pytest.raises(RecipeError, match=r"transcribe\.whisperx\.weights"):
         WhisperxEngine.load(WhisperxConfig(weights=str(tmp_path)), voice, VoiceConfig(), tmp_path)
-    assert caught.value.reason == "weights_missing"
