@@ -15,7 +15,7 @@ applies a threshold: that is what gates are for. What others must know about a f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     import polars as pl
 
     from stages.media.decoder import Decoder
-
-T = TypeVar("T")
 
 
 class StageConfig(BaseModel):
@@ -54,7 +52,10 @@ class Resources(StageConfig):
     """Longest time for one row; a worker that exceeds it is killed and the row settles as an error."""
 
 
-@dataclass
+M = TypeVar("M")
+
+
+@dataclass(eq=False)
 class Context:
     """What a worker lends to its stages."""
 
@@ -66,7 +67,7 @@ class Context:
     """Recipe-wide decoder limits: `memory_gb`, `timeout_s`, `max_pixels`."""
     configs: Mapping[str, StageConfig] = field(default_factory=dict)
     """The recipe's stages by name, for one that has to do again what another did elsewhere."""
-    _lent: dict[type, Any] = field(default_factory=dict)
+    _models: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def media(self) -> Decoder:
@@ -75,12 +76,16 @@ class Context:
 
         return Decoder(self.scratch_dir, **self.settings)
 
-    def shared(self, kind: type[T], make: Callable[[], T]) -> T:
-        """The worker's one `kind`, made by whoever asks first: models and what they saw are held once."""
-        if kind not in self._lent:
-            self._lent[kind] = make()
-        lent: T = self._lent[kind]
-        return lent
+    def model(self, load: Callable[..., M], *arguments: Hashable) -> M:
+        """What `load(*arguments)` returns, called once per worker however many stages ask.
+
+        For networks, and for what others may go on with, such as faces that were followed.
+        """
+        key = (load, arguments)
+        if key not in self._models:
+            self._models[key] = load(*arguments)
+        loaded: M = self._models[key]
+        return loaded
 
     def asset_path(self, row: Row) -> Path:
         """A local path to the bytes of `row`'s asset, fetched into scratch if the store is remote."""

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from schemas.spans import SPEECH_RATE_HZ, Turn
 from schemas.stretches import Runs, Stretch, bridged, runs
-from stages.base import StageConfig
+from stages.base import Context, StageConfig
 from stages.diarize.cluster import Bonds, Cluster, Unit, cluster_of, join
 from stages.engines.packaged import packaged
 from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder, unit
@@ -363,9 +363,10 @@ class EmbeddedDiarizer:
     voice: VoiceActivity
 
     @classmethod
-    def load(cls, config: EmbeddedConfig, encoder: SpeakerEncoder) -> EmbeddedDiarizer:
-        """The engine with its three networks."""
-        return cls(config, load_segmentation(), encoder, VoiceActivity.load())
+    def load(cls, config: EmbeddedConfig, ctx: Context) -> EmbeddedDiarizer:
+        """The engine with its three networks, shared with whoever uses them in this worker."""
+        networks = ctx.model(load_segmentation), ctx.model(SpeakerEncoder.load), ctx.model(VoiceActivity.load)
+        return cls(config, *networks)
 
     def turns(self, samples: F32) -> list[Turn]:
         """Turns in mono `samples` at 16 kHz, in order of start."""

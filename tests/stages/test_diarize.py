@@ -15,6 +15,7 @@ from benchmarks.quality_speech import compare_turns
 from schemas.errors import RecipeError
 from schemas.spans import SPEECH_RATE_HZ, Turn, overlaps
 from schemas.stretches import Stretch, covered_s
+from stages.base import Context
 from stages.diarize.cluster import Bonds, Unit, cluster_of, corrected_similarity, join
 from stages.diarize.embedded import (
     FRAME_S,
@@ -37,13 +38,13 @@ RANDOM = np.random.default_rng(11)
 
 
 @pytest.fixture(scope="module")
-def encoder() -> SpeakerEncoder:
-    return SpeakerEncoder.load()
+def engine() -> EmbeddedDiarizer:
+    return EmbeddedDiarizer.load(EmbeddedConfig(), Context(Path()))
 
 
 @pytest.fixture(scope="module")
-def engine(encoder: SpeakerEncoder) -> EmbeddedDiarizer:
-    return EmbeddedDiarizer.load(EmbeddedConfig(), encoder)
+def encoder(engine: EmbeddedDiarizer) -> SpeakerEncoder:
+    return engine.encoder
 
 
 def spoken(folder: Path, **chosen: Any) -> tuple[Path, np.ndarray, dict[str, Any]]:
@@ -303,7 +304,7 @@ def test_embedding_ignores_loudness(encoder: SpeakerEncoder, tmp_path: Path) -> 
     assert similarity(loud, quiet) > 0.999
 
 
-def test_speech_too_short_for_any_voice_gives_no_turns_rather_than_an_error() -> None:
+def test_speech_too_short_for_any_voice_gives_no_turns_rather_than_an_error(engine: EmbeddedDiarizer) -> None:
     """0.3 s of a voice at the end of silence: the voice activity pass hears it, no embedding can be taken from it."""
     from scipy.signal import resample_poly
 
@@ -312,5 +313,4 @@ def test_speech_too_short_for_any_voice_gives_no_turns_rather_than_an_error() ->
     spoken = synthesise("yes", "ann").samples
     short = resample_poly(spoken, 16000, 22050)[:4800]
     samples = np.concatenate([np.zeros(60_000), short]).astype(np.float32)
-    diarizer = EmbeddedDiarizer.load(EmbeddedConfig(), SpeakerEncoder.load())
-    assert diarizer.turns(samples) == [] or len({turn.speaker for turn in diarizer.turns(samples)}) == 1
+    assert engine.turns(samples) == [] or len({turn.speaker for turn in engine.turns(samples)}) == 1
