@@ -26,11 +26,10 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas.errors import ItemError
 from schemas.records import Row
+from stages.media.decoder import Decoder, DecoderConfig
 
 if TYPE_CHECKING:
     import polars as pl
-
-    from stages.media.decoder import Decoder
 
 
 class StageConfig(BaseModel):
@@ -63,18 +62,16 @@ class Context:
     """Local folder of this worker, emptied when the worker ends."""
     store_dir: str = ""
     """Content-addressed store of assets: a local folder or an fsspec URL."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Recipe-wide decoder limits: `memory_gb`, `timeout_s`, `max_pixels`."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """The recipe's `decoder`: who decodes frames for all stages, and within which limits."""
     configs: Mapping[str, StageConfig] = field(default_factory=dict)
     """The recipe's stages by name, for one that has to do again what another did elsewhere."""
     _models: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def media(self) -> Decoder:
-        """The worker's one decoder, shared by its stages so that nothing is decoded twice."""
-        from stages.media.decoder import Decoder
-
-        return Decoder(self.scratch_dir, **self.settings)
+        """The worker's one decoder. It keeps the last asset's sound; pictures are decoded anew by each stage that asks."""
+        return Decoder(self.scratch_dir, self.decoder)
 
     def model(self, load: Callable[..., M], *arguments: Hashable) -> M:
         """What `load(*arguments)` returns, called once per worker however many stages ask.

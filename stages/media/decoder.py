@@ -16,16 +16,18 @@ import weakref
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field, field_validator
 
 from schemas.errors import ItemError, MediaError
+from schemas.recipe import RecipePart
 from schemas.timing import sample_at
 from stages.child import Child, ChildDiedError, ChildError, ChildTimeoutError
 
-Engine = Literal["pyav", "decord"]
 MAX_PIXELS = 7680 * 4320
 """Largest frame accepted: 8K UHD."""
 RETIRE_GB = 1.2
@@ -33,6 +35,31 @@ RETIRE_GB = 1.2
 of different files a child held 3.4 GB. One ordinary file needs 0.2 to 0.6 GB."""
 KEPT_REMOTE_FILES = 2
 """Remote assets kept in scratch at a time."""
+
+
+class DecoderConfig(RecipePart):
+    """Who decodes frames, and within which limits; a file that exceeds one costs itself and nothing else."""
+
+    engine: Literal["pyav", "decord"] = "pyav"
+    """pyav: exact on everything libav reads, and salvages damaged files.
+
+    decord: less processor time for frames far apart, more for all of them (docs/decoding.md), where it can be exact: upright
+    H.264 of square pixels in MP4, MOV and Matroska; all else is still decoded by pyav. It knows frame numbers only, so
+    times come from the container, and damage is an error. Some ordinary files make it spin until `timeout_s`.
+    """
+    memory_gb: float = Field(default=4.0, gt=0)
+    """Address space of the decoder's process."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Longest time for one request, after which the process is killed."""
+    max_pixels: int = Field(default=MAX_PIXELS, gt=0)
+    """Larger frames are refused."""
+
+    @field_validator("engine")
+    @classmethod
+    def _is_installed(cls, engine: str) -> str:
+        if engine == "decord" and find_spec("decord") is None:
+            raise ValueError("decord is not installed: pip install decord, or use engine: pyav")
+        return engine
 
 
 @dataclass
@@ -87,27 +114,14 @@ class Frames:
 
 
 class Decoder:
-    """Reads media files, each request in a child process with limits. One per worker; safe to use from one thread.
-
-    `engine` chooses who decodes frames. "pyav" (default) is exact on everything libav reads and salvages damaged
-    files. "decord" is faster on a forward pass and at picking frames far apart, but knows frame numbers only: its frames
-    get their timestamps from the container, damage goes unnoticed, and what it cannot do exactly (anything but MP4/MOV
-    and Matroska, turned or non-square pictures, a frame count other than the container's) is decoded by PyAV instead.
-    It is run in the same killable child, because some ordinary files make it spin for ever, and asked frame by frame,
-    never in batches, for the same reason.
-    """
+    """Reads media files, each request in a child process with limits. One per worker; safe to use from one thread."""
 
     def __init__(
-        self,
-        scratch_dir: Path | str,
-        memory_gb: float = 4.0,
-        timeout_s: float = 600.0,
-        max_pixels: int = MAX_PIXELS,
-        engine: Engine = "pyav",
-        retire_gb: float = RETIRE_GB,
+        self, scratch_dir: Path | str, config: DecoderConfig = DecoderConfig(), retire_gb: float = RETIRE_GB
     ) -> None:
         self.scratch_dir = Path(scratch_dir)
-        self.memory_gb, self.timeout_s, self.max_pixels, self.engine = memory_gb, timeout_s, max_pixels, engine
+        self.engine, self.max_pixels = config.engine, config.max_pixels
+        self.memory_gb, self.timeout_s = config.memory_gb, config.timeout_s
         self.retire_gb = retire_gb
         self.cpu_s = 0.0
         """Processor time of the children so far."""
@@ -310,12 +324,16 @@ def _media_error(error: ChildError, name: str, timeout_s: float) -> MediaError:
         return MediaError(
             f"Decoding '{name}' took longer than {timeout_s:g} s and was stopped.",
             reason="decode_timeout",
-            remedy="Raise `timeout_s` of the decoder if the file is that long.",
+            remedy="Raise decoder.timeout_s in the recipe if the file is that long.",
         )
     if isinstance(error, ChildDiedError):
         last = f": {error.last_line}" if error.last_line else ""
         return MediaError(f"The decoder {error.how} while working on '{name}'{last}.", reason="decoder_crashed")
-    return MediaError("Decoding needs more memory than allowed.", reason="decode_memory")
+    return MediaError(
+        "Decoding needs more memory than allowed.",
+        reason="decode_memory",
+        remedy="Raise decoder.memory_gb in the recipe if the file is worth it.",
+    )
 
 
 def _stat(path: Path | str) -> os.stat_result:
