@@ -25,7 +25,6 @@ from benchmarks.quality_speech import Sounds, compare_turns
 from schemas.spans import SPEECH_RATE_HZ, Turn
 from stages.base import Context
 from stages.diarize.embedded import PAUSES, EmbeddedConfig, EmbeddedDiarizer, draw_turns, group
-from stages.engines.speakers import SpeakerEncoder
 from stages.engines.voice import VoiceActivity, VoiceConfig
 
 F32 = NDArray[np.float32]
@@ -113,7 +112,7 @@ def _in_room(samples: F32, rng: np.random.Generator) -> F32:
 
 def sweep(mixes: Sequence[Mix], thresholds: Sequence[float]) -> list[dict[str, Any]]:
     """DER and right numbers of people over all mixes, one row per threshold."""
-    engine = EmbeddedDiarizer.load(EmbeddedConfig(), SpeakerEncoder.load())
+    engine = EmbeddedDiarizer.load(EmbeddedConfig(), Context(Path()))
     scores: dict[float, list[dict[str, Any]]] = {threshold: [] for threshold in thresholds}
     for mix in mixes:
         voices = engine.listen(mix.samples, engine.voice.stretches(mix.samples, PAUSES))

@@ -23,7 +23,7 @@ from pipeline.demo.clips import CUT_ENCODINGS, flash_and_click, frame_number
 from schemas.errors import MediaError
 from schemas.timing import Span
 from stages.media.cutting import CutReport, cut_clip, verify_clip
-from stages.media.decoder import Decoder, Frames
+from stages.media.decoder import Decoder, DecoderConfig, Frames
 
 NUMBERS_PX = (96, 48)
 LOSS_LONG_SIDE_PX = 640
@@ -35,7 +35,7 @@ def score_cuts(media_dir: Path | str | None = None, num_cuts: int = 200, seed: i
     """Figures of `num_cuts` cuts of generated files, and of two per real file. A cut costs about 0.2 s."""
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
-        decoder = Decoder(Path(folder) / "scratch", timeout_s=300.0)
+        decoder = Decoder(Path(folder) / "scratch", DecoderConfig(timeout_s=300.0))
         generated = list(_generated(Path(folder), decoder, num_cuts, rng))
         real = [] if media_dir is None else list(_real(Path(media_dir), Path(folder), decoder, rng))
         decoder.close()

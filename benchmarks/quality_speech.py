@@ -46,9 +46,9 @@ def score_speech(media_dir: Path | str, engines: Sequence[str] = ("pocketsphinx"
     with tempfile.TemporaryDirectory() as scratch:
         context = Context(Path(scratch))
         sounds = Sounds(media_dir, context)
-        voice, encoder = VoiceActivity.load(), SpeakerEncoder.load()
+        voice, encoder = context.model(VoiceActivity.load), context.model(SpeakerEncoder.load)
         result: dict[str, Any] = {"voice_activity": score_voice(items, sounds, voice)}
-        result["diarize"] = {"embedded": score_diarization(items, sounds, encoder)}
+        result["diarize"] = {"embedded": score_diarization(items, sounds, context)}
         result["speakers"] = score_speakers(items, sounds, voice, encoder)
         result["transcribe"] = score_transcription(items, sounds, voice, Path(scratch), engines)
         context.media.close()
@@ -97,14 +97,14 @@ def _mask(times: NDArray[np.float64], stretches: Sequence[Timed]) -> NDArray[np.
     return inside
 
 
-def score_diarization(items: list[dict[str, Any]], sounds: Sounds, encoder: SpeakerEncoder) -> dict[str, Any]:
+def score_diarization(items: list[dict[str, Any]], sounds: Sounds, context: Context) -> dict[str, Any]:
     """DER and JER with pyannote.metrics, overlaps scored, collars 0, 0.25 and 0.5 s.
 
     A collar lies half on each side of a boundary there: its 0.5 is what NIST's scorer calls 0.25.
 
     Files with turns of one speaker only count as tests of whether one voice stays one speaker.
     """
-    engine = EmbeddedDiarizer.load(EmbeddedConfig(), encoder)
+    engine = EmbeddedDiarizer.load(EmbeddedConfig(), context)
     scores: list[dict[str, Any]] = []
     num_single = num_single_right = 0
     wall_s = sound_s = 0.0

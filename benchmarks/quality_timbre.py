@@ -19,7 +19,6 @@ from schemas.spans import SPEECH_RATE_HZ, SpeechSpan
 from schemas.stretches import Stretch, Timed, merge
 from stages.base import Context
 from stages.diarize.embedded import EmbeddedConfig, EmbeddedDiarizer
-from stages.engines.speakers import SpeakerEncoder
 from stages.engines.voice import VoiceActivity, VoiceConfig
 from stages.timbre import TimbreConfig, choose_reference
 
@@ -38,8 +37,8 @@ def score_timbre(media_dir: Path | str) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         context = Context(Path(scratch))
-        engine = EmbeddedDiarizer.load(EmbeddedConfig(), SpeakerEncoder.load())
-        voice = VoiceActivity.load()
+        engine = EmbeddedDiarizer.load(EmbeddedConfig(), context)
+        voice = engine.voice
         for item in items:
             truth = item["ground_truth"].get("speaker_turns") or []
             if len({turn["speaker"] for turn in truth}) > 1:

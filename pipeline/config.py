@@ -18,16 +18,10 @@ from schemas.errors import RecipeError
 from schemas.recipe import RecipePart, nearest, read_recipe, validated
 from schemas.verdict import Gate, Gates
 from stages.base import Resources, StageConfig
+from stages.media.decoder import DecoderConfig
 from stages.sync.config import SyncRepair
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class DecoderLimits(RecipePart):
-    """Containment of the decoder child; a file that exceeds a limit costs itself and nothing else."""
-
-    memory_gb: float = 4.0
-    timeout_s: float = 600.0
 
 
 class Packing(RecipePart):
@@ -59,7 +53,7 @@ class Recipe(RecipePart):
     resources: dict[str, Resources] = Field(default_factory=dict)
     audit_fraction: float = 0.02
     """Share of clips measured to the end whatever the gates say, for unbiased what-if estimates."""
-    decoder: DecoderLimits = DecoderLimits()
+    decoder: DecoderConfig = DecoderConfig()
     sync_repair: SyncRepair = SyncRepair()
     pack: Packing = Packing()
 

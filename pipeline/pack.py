@@ -106,7 +106,7 @@ def pack_shard(task: ShardTask, recipe: Recipe, run: RunDir) -> list[dict[str, A
     rows: list[dict[str, Any]] = []
     index: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="nava-pack-") as folder:
-        context = Context(Path(folder), settings=recipe.decoder.model_dump(), configs=recipe.stage_configs())
+        context = Context(Path(folder), decoder=recipe.decoder, configs=recipe.stage_configs())
         remeasure = Remeasure(context)
         path = Path(folder, f"{task.name}.tar")
         with open(path, "wb") as file, ShardWriter(file, path.name, MEMBERS) as shard:

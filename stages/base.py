@@ -15,7 +15,7 @@ applies a threshold: that is what gates are for. What others must know about a f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +26,10 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas.errors import ItemError
 from schemas.records import Row
+from stages.media.decoder import Decoder, DecoderConfig
 
 if TYPE_CHECKING:
     import polars as pl
-
-    from stages.media.decoder import Decoder
-
-T = TypeVar("T")
 
 
 class StageConfig(BaseModel):
@@ -54,7 +51,10 @@ class Resources(StageConfig):
     """Longest time for one row; a worker that exceeds it is killed and the row settles as an error."""
 
 
-@dataclass
+M = TypeVar("M")
+
+
+@dataclass(eq=False)
 class Context:
     """What a worker lends to its stages."""
 
@@ -62,25 +62,27 @@ class Context:
     """Local folder of this worker, emptied when the worker ends."""
     store_dir: str = ""
     """Content-addressed store of assets: a local folder or an fsspec URL."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Recipe-wide decoder limits: `memory_gb`, `timeout_s`, `max_pixels`."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """The recipe's `decoder`: who decodes frames for all stages, and within which limits."""
     configs: Mapping[str, StageConfig] = field(default_factory=dict)
     """The recipe's stages by name, for one that has to do again what another did elsewhere."""
-    _lent: dict[type, Any] = field(default_factory=dict)
+    _models: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def media(self) -> Decoder:
-        """The worker's one decoder, shared by its stages so that nothing is decoded twice."""
-        from stages.media.decoder import Decoder
+        """The worker's one decoder. It keeps the last asset's sound; pictures are decoded anew by each stage that asks."""
+        return Decoder(self.scratch_dir, self.decoder)
 
-        return Decoder(self.scratch_dir, **self.settings)
+    def model(self, load: Callable[..., M], *arguments: Hashable) -> M:
+        """What `load(*arguments)` returns, called once per worker however many stages ask.
 
-    def shared(self, kind: type[T], make: Callable[[], T]) -> T:
-        """The worker's one `kind`, made by whoever asks first: models and what they saw are held once."""
-        if kind not in self._lent:
-            self._lent[kind] = make()
-        lent: T = self._lent[kind]
-        return lent
+        For networks, and for what others may go on with, such as faces that were followed.
+        """
+        key = (load, arguments)
+        if key not in self._models:
+            self._models[key] = load(*arguments)
+        loaded: M = self._models[key]
+        return loaded
 
     def asset_path(self, row: Row) -> Path:
         """A local path to the bytes of `row`'s asset, fetched into scratch if the store is remote."""

@@ -45,14 +45,17 @@ class FacesConfig(StageConfig):
 class FaceWatch:
     """Follows the faces of clips, and remembers those of the asset it looked at last.
 
-    One per worker (`Context.shared`). A stage in another worker than `faces`, say because it has a GPU to itself, has a
+    One per worker (`Context.model`). A stage in another worker than `faces`, say because it has a GPU to itself, has a
     watch of its own that looks again, to the same result.
     """
 
     def __init__(self, context: Context, config: FacesConfig) -> None:
         self._context, self._config = context, config
         self._tracker = FaceTracker(
-            FaceDetector(), FaceMesh(), detect_every_s=config.detect_every_s, max_faces=config.max_faces
+            context.model(FaceDetector),
+            context.model(FaceMesh),
+            detect_every_s=config.detect_every_s,
+            max_faces=config.max_faces,
         )
         self._path = Path()
         self._kept: dict[Span, Tracks] = {}
@@ -63,7 +66,7 @@ class FaceWatch:
         """The worker's watch, set as the recipe sets stage `faces`."""
         config = context.configs.get("faces") or FacesConfig()
         assert isinstance(config, FacesConfig)
-        return context.shared(cls, lambda: cls(context, config))
+        return context.model(cls, context, config)
 
     def look(self, path: Path, span: Span, *, crop_px: int = 0, encoder: FaceEncoder | None = None) -> Tracks:
         """Decodes the clip `span` of `path` and follows its faces. Raises MediaError if no frame can be decoded.
@@ -116,8 +119,8 @@ class Faces(Measure[FacesConfig]):
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
-        self.watch = ctx.shared(FaceWatch, lambda: FaceWatch(ctx, self.config))
-        self.encoder = FaceEncoder.load() if self.config.identity == "dlib" else None
+        self.watch = ctx.model(FaceWatch, ctx, self.config)
+        self.encoder = ctx.model(FaceEncoder.load) if self.config.identity == "dlib" else None
 
     def measure(self, row: Row) -> dict[str, Any]:
         """The struct of one clip; a clip without faces has none, not null."""

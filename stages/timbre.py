@@ -76,7 +76,7 @@ class Timbre(Measure[TimbreConfig]):
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
-        self.encoder = SpeakerEncoder.load()
+        self.encoder = ctx.model(SpeakerEncoder.load)
 
     def measure(self, row: Row) -> dict[str, Any]:
         spans = SpeechSpan.all_of(row["clip"]["spans"])

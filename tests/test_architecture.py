@@ -28,7 +28,7 @@ CHILD_MODULES = ("child", "open", "picture", "sound", "probe", "decord_frames", 
 RUN_AS_CHILD = {
     *(f"stages/media/{name}.py" for name in CHILD_MODULES),
     "stages/transcribe/child.py",
-    "pipeline/demo/espeak_child.py",
+    "pipeline/espeak_child.py",
 }
 """Modules that run in child processes only."""
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "manager", "misc"}

@@ -46,7 +46,7 @@ def calibrate(
         raise RecipeError(f"recipe {chosen.name} has no stage sync.", remedy="Add `sync: {}` to its stages.")
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="nava-calibrate-") as folder:
-        context = Context(Path(folder), settings=chosen.decoder.model_dump(), configs=configs)
+        context = Context(Path(folder), decoder=chosen.decoder, configs=configs)
         try:
             if run is not None:
                 clips = clips_of_run(run, options)

@@ -8,13 +8,13 @@ photograph pixels (x right, y down).
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stages.engines.packaged import packaged
 
 Image = NDArray[np.uint8]
 Field = NDArray[np.float32]
@@ -65,21 +65,12 @@ PEOPLE = {
 def photograph(name: str) -> Image:
     """The RGB picture `name` of scikit-image's data folder, read from the installed wheel; nothing is downloaded.
 
-    Raises FileNotFoundError when scikit-image is not installed or does not carry it.
+    Raises RecipeError when scikit-image is not installed or carries another.
     """
     import cv2
 
-    package = importlib.util.find_spec("skimage")
-    if package is None or not package.submodule_search_locations:
-        raise FileNotFoundError(
-            "the demo pictures come with scikit-image, which is not installed: pip install scikit-image"
-        )
-    path = Path(package.submodule_search_locations[0]) / "data" / name
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise FileNotFoundError(
-            f"scikit-image was expected to carry {path}: install the version named in constraints.txt"
-        )
+    picture = cv2.imread(str(packaged(name)), cv2.IMREAD_COLOR)
+    assert picture is not None, "a checked file can be read"
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
 
 

@@ -7,16 +7,15 @@ engines that measure.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import base64
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stages.child import Child, ChildError
 
 SAMPLE_RATE_HZ = 48_000
 """Rate of every sound made here: all frame rates we use divide into it or its 1001-multiples."""
@@ -26,6 +25,10 @@ SPEECH_RMS = 0.08
 
 LIP_SMOOTHING_S = 0.025
 """Standard deviation of the lips' inertia. Lips open and close within 50 to 100 ms in fluent speech."""
+
+MEMORY_GB = 0.5
+TIMEOUT_S = 60.0
+"""Limits of one utterance: a long sentence takes 0.16 GB of address space and 0.1 s."""
 
 # Opening (0 closed, 1 jaw fully down) and rounding (0 spread, 1 pursed) by IPA symbol; grouped as viseme charts group them.
 _VISEMES = {
@@ -115,7 +118,7 @@ def synthesise(
 
 
 def _run_espeak(text: str, name: str, rate_wpm: int, pitch: int) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """(reply header, samples in -1..1) of the child process. RuntimeError with its message when it fails."""
+    """(rate and events, samples in -1..1) from a child process of its own. RuntimeError with its message when it fails."""
     import espeakng_loader
 
     request = {
@@ -128,17 +131,15 @@ def _run_espeak(text: str, name: str, rate_wpm: int, pitch: int) -> tuple[dict[s
         "pitch_range": 55,
         "seed": 1,
     }
-    child = subprocess.run(
-        [sys.executable, "-I", "-S", str(Path(__file__).with_name("espeak_child.py"))],
-        input=json.dumps(request).encode(),
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
-    if child.returncode != 0:
-        raise RuntimeError(f"speech synthesis of {text!r} failed: {child.stderr.decode(errors='replace').strip()}")
-    header, _, sound = child.stdout.partition(b"\n")
-    return json.loads(header), np.frombuffer(sound, "<i2").astype(np.float32) / np.float32(32768)
+    child = Child("pipeline.espeak_child", memory_gb=MEMORY_GB, retire_gb=MEMORY_GB)
+    try:
+        reply = child.ask("speak", request, TIMEOUT_S)
+    except ChildError as error:
+        raise RuntimeError(f"speech synthesis of {text!r} failed: it {error}") from None
+    finally:
+        child.kill()
+    sound = base64.b64decode(reply.pop("pcm"))
+    return reply, np.frombuffer(sound, "<i2").astype(np.float32) / np.float32(32768)
 
 
 def _timed(

@@ -50,8 +50,8 @@ class Worker:
         self.schema = plan.unit_schema()
         self.monitor, self.ends_late = monitor, ends_late
         self._scratch = tempfile.TemporaryDirectory(prefix="nava-")
-        limits = plan.recipe.decoder.model_dump()
-        self.context = Context(Path(self._scratch.name), store_dir, limits, plan.recipe.stage_configs())
+        recipe = plan.recipe
+        self.context = Context(Path(self._scratch.name), store_dir, recipe.decoder, recipe.stage_configs())
         self._ready: dict[str, Measure[Any] | Split[Any]] = {}
 
     def __call__(self, table: pa.Table) -> pa.Table:

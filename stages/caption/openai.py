@@ -7,7 +7,7 @@ import io
 import json
 import time
 import wave
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,10 @@ from schemas.lines import LINE_END, LINE_START, lines_in, marked
 from schemas.records import Row, span_of
 from schemas.spans import SPEECH_RATE_HZ
 from stages.base import Context, StageConfig
+from stages.retry import RetryPolicy, retry_after_s
 
+LONGEST_ASKED_S = 60.0
+"""Longest pause a server is granted: with the default four tries a clip must stay within its time limit of 900 s."""
 PROMPT = (
     "Describe this video clip in one dense paragraph of plain English for training a video-and-sound generator: people, "
     "clothes, place, light, camera, actions, and how it sounds (voices, music, noises). Mention every spoken line below "
@@ -57,13 +60,19 @@ class OpenaiConfig(StageConfig):
     """Pause before the second attempt; doubles from try to try, and Retry-After is respected."""
 
 
+class _PassingError(EngineError):
+    """Another attempt may do better; `wait_s` is the pause the server asked for."""
+
+    wait_s: float | None = None
+
+
 @dataclass
 class OpenaiEngine:
     """As good as the model behind it. One request per clip; the lines are checked, the description cannot be."""
 
     config: OpenaiConfig
     api_key: str = field(repr=False)
-    _pause_s: float = field(default=0.0, init=False, repr=False)
+    sleep: Callable[[float], None] = time.sleep
 
     def write(self, row: Row, lines: Sequence[str], draft: str, ctx: Context) -> str:
         """A caption that holds exactly `lines`, in order.
@@ -72,29 +81,25 @@ class OpenaiEngine:
         request, `caption_spans_lost` when every answer changed, dropped or added a line.
         """
         body = self._body(row, lines, draft, ctx)
-        failure = EngineError("No attempt was made.", reason="caption_unreachable")
-        for attempt in range(self.config.tries):
-            if attempt:
-                time.sleep(self._pause_s)
-            answer = self._ask(body, attempt)
-            if isinstance(answer, EngineError):
-                failure = answer
-                continue
-            text = " ".join(answer.split())
-            found = lines_in(text)
-            if found is not None and [line.strip() for line in found] == list(lines):
-                return text
-            failure = EngineError(
+        policy = RetryPolicy(self.config.tries, self.config.wait_s, longest_asked_s=LONGEST_ASKED_S)
+        text, _ = policy.run(lambda: self._once(body, lines), (_PassingError,), self.sleep)
+        return text
+
+    def _once(self, body: bytes, lines: Sequence[str]) -> str:
+        """A caption that holds exactly `lines`. Raises _PassingError where another attempt may do better."""
+        text = " ".join(self._ask(body).split())
+        found = lines_in(text)
+        if found is None or [line.strip() for line in found] != list(lines):
+            raise _PassingError(
                 f"The answer holds {len(found or [])} spoken lines, not exactly the {len(lines)} given.",
                 reason="caption_spans_lost",
                 remedy="Use a stronger model, raise caption.openai.tries, or use engine: template.",
             )
-        raise failure
+        return text
 
-    def _ask(self, body: bytes, attempt: int) -> str | EngineError:
+    def _ask(self, body: bytes) -> str:
         import httpx
 
-        self._pause_s = self.config.wait_s * 2**attempt
         headers = {"Content-Type": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
@@ -102,12 +107,10 @@ class OpenaiEngine:
         try:
             answer = httpx.post(url, content=body, headers=headers, timeout=self.config.timeout_s)
         except httpx.HTTPError as error:
-            return EngineError(
-                f"No answer from {self.config.base_url}: {type(error).__name__}.", reason="caption_unreachable"
-            )
+            raise self._unreachable(f"No answer from {self.config.base_url}: {type(error).__name__}.") from None
         if answer.status_code == 429 or answer.status_code >= 500:
-            self._pause_s = max(self._pause_s, _retry_after_s(answer.headers.get("Retry-After", "")))
-            return EngineError(f"{self.config.base_url} answered {answer.status_code}.", reason="caption_unreachable")
+            asked_s = retry_after_s(answer.headers.get("Retry-After"))
+            raise self._unreachable(f"{self.config.base_url} answered {answer.status_code}.", asked_s)
         if answer.status_code != 200:
             said = answer.text[:200]
             said = said.replace(self.api_key, "***") if self.api_key else said
@@ -121,8 +124,13 @@ class OpenaiEngine:
         except (ValueError, LookupError, TypeError):
             text = None
         if not isinstance(text, str):
-            return EngineError(f"{self.config.base_url} sent no chat completion.", reason="caption_unreachable")
+            raise self._unreachable(f"{self.config.base_url} sent no chat completion.")
         return text
+
+    def _unreachable(self, message: str, asked_s: float | None = None) -> _PassingError:
+        error = _PassingError(message, reason="caption_unreachable")
+        error.wait_s = asked_s
+        return error
 
     def _body(self, row: Row, lines: Sequence[str], draft: str, ctx: Context) -> bytes:
         span = span_of(row["clip"])
@@ -148,11 +156,6 @@ class OpenaiEngine:
             "temperature": self.config.temperature,
         }
         return json.dumps(request).encode()
-
-
-def _retry_after_s(header: str) -> float:
-    """Seconds a server asks to wait, at most a minute; dates are ignored."""
-    return min(60.0, float(header)) if header.strip().isdigit() else 0.0
 
 
 def jpeg_data_url(image: NDArray[np.uint8], quality: int = 85) -> str:

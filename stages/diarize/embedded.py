@@ -23,10 +23,11 @@ from pydantic import Field
 
 from schemas.spans import SPEECH_RATE_HZ, Turn
 from schemas.stretches import Runs, Stretch, bridged, runs
-from stages.base import StageConfig
+from stages.base import Context, StageConfig
 from stages.diarize.cluster import Bonds, Cluster, Unit, cluster_of, join
 from stages.engines.packaged import packaged
 from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder, unit
+from stages.engines.torchaudio_shim import make_torchaudio_importable
 from stages.engines.voice import VoiceActivity, VoiceConfig
 
 F32 = NDArray[np.float32]
@@ -84,15 +85,47 @@ class Windows:
 def load_segmentation() -> Any:
     """The segmentation network from whisperx's wheel, as a pyannote Model in evaluation mode (17.7 MB, no network).
 
-    Raises RecipeError where the package is missing.
+    pyannote's own loader unpickles whatever the file says and reports that it did; here the checkpoint may name the few
+    classes that its description is made of. Raises RecipeError where the weights are missing or others.
     """
-    from stages.engines.torchaudio_shim import make_torchaudio_importable
-
-    weights = packaged("whisperx", "whisperx==3.8.6", "assets/pytorch_model.bin")
+    weights = packaged("segmentation")
     make_torchaudio_importable()
-    from pyannote.audio import Model
+    import torch
+    from pyannote.audio.models.segmentation import PyanNet
 
-    return Model.from_pretrained(weights).eval()
+    with torch.serialization.safe_globals(_checkpoint_classes()):
+        stored = torch.load(weights, map_location="cpu", weights_only=True)
+    network = PyanNet(**stored["hyper_parameters"])
+    network.specifications = stored["pyannote.audio"]["specifications"]
+    network.setup()
+    network.load_state_dict(stored["state_dict"])
+    return network.eval()
+
+
+def _checkpoint_classes() -> list[Any]:
+    """What the checkpoint holds besides tensors (torch.serialization.get_unsafe_globals_in_checkpoint)."""
+    import typing
+    from collections import defaultdict
+
+    from omegaconf.base import ContainerMetadata, Metadata
+    from omegaconf.listconfig import ListConfig
+    from omegaconf.nodes import AnyNode
+    from pyannote.audio.core.model import Introspection
+    from pyannote.audio.core.task import Problem, Resolution, Specifications
+    from torch.torch_version import TorchVersion
+
+    plain = [dict, int, list, defaultdict, typing.Any, TorchVersion]
+    return [
+        *plain,
+        ContainerMetadata,
+        Metadata,
+        ListConfig,
+        AnyNode,
+        Introspection,
+        Problem,
+        Resolution,
+        Specifications,
+    ]
 
 
 def segment(network: Any, samples: F32, step_s: float, batch: int = 16) -> Windows:
@@ -330,9 +363,10 @@ class EmbeddedDiarizer:
     voice: VoiceActivity
 
     @classmethod
-    def load(cls, config: EmbeddedConfig, encoder: SpeakerEncoder) -> EmbeddedDiarizer:
-        """The engine with its three networks."""
-        return cls(config, load_segmentation(), encoder, VoiceActivity.load())
+    def load(cls, config: EmbeddedConfig, ctx: Context) -> EmbeddedDiarizer:
+        """The engine with its three networks, shared with whoever uses them in this worker."""
+        networks = ctx.model(load_segmentation), ctx.model(SpeakerEncoder.load), ctx.model(VoiceActivity.load)
+        return cls(config, *networks)
 
     def turns(self, samples: F32) -> list[Turn]:
         """Turns in mono `samples` at 16 kHz, in order of start."""

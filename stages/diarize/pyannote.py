@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.errors import EngineError
+from schemas.errors import RecipeError
 from schemas.spans import SPEECH_RATE_HZ, Turn
 
 
@@ -29,15 +29,15 @@ class PyannoteDiarizer:
     def load(cls, weights: str, device: str) -> PyannoteDiarizer:
         """The pipeline described by `weights`, a config.yaml or a folder that holds one.
 
-        Nothing is fetched and nothing is reported home: pyannote's telemetry is on unless told otherwise.
-        Raises EngineError when the path does not exist or does not hold a pipeline.
+        Nothing is fetched and nothing is reported home: pyannote's telemetry is on unless told otherwise. It unpickles
+        the pipeline's checkpoints without restriction, so they must come from somebody you trust.
+        Raises RecipeError when the path does not exist or does not hold a pipeline.
         """
         path = Path(weights).expanduser()
         config = path / "config.yaml" if path.is_dir() else path
         if not weights or not config.is_file():
-            raise EngineError(
+            raise RecipeError(
                 f"No pyannote pipeline at '{weights}'.",
-                reason="weights_missing",
                 remedy="Set diarize.weights to a local folder with the pipeline's config.yaml, or use engine: embedded.",
             )
         os.environ["PYANNOTE_METRICS_ENABLED"] = "0"
@@ -50,7 +50,7 @@ class PyannoteDiarizer:
 
         pipeline = Pipeline.from_pretrained(config)
         if pipeline is None:
-            raise EngineError(f"'{config}' does not describe a pyannote pipeline.", reason="weights_missing")
+            raise RecipeError(f"'{config}' does not describe a pyannote pipeline.", remedy="Check diarize.weights.")
         return cls(pipeline.to(torch.device(device)))
 
     def turns(self, samples: NDArray[np.float32]) -> list[Turn]:

@@ -68,12 +68,12 @@ class Diarize(Measure[DiarizeConfig]):
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
-        self.encoder = SpeakerEncoder.load()
+        self.encoder = ctx.model(SpeakerEncoder.load)
         self.engine: Engine
         if self.config.engine == "pyannote":
-            self.engine = PyannoteDiarizer.load(self.config.weights, self.config.device)
+            self.engine = ctx.model(PyannoteDiarizer.load, self.config.weights, self.config.device)
         else:
-            self.engine = EmbeddedDiarizer.load(self.config.embedded, self.encoder)
+            self.engine = EmbeddedDiarizer.load(self.config.embedded, ctx)
 
     def measure(self, row: Row) -> dict[str, Any]:
         if not row["probe"]["has_audio"]:

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import ipaddress
 import json
-import random
 import re
 import socket
 import tempfile
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
@@ -23,11 +21,11 @@ import httpx
 
 from schemas.errors import DownloadError
 from stages.download.sources import public_uri
+from stages.retry import RetryPolicy, TryAgainError, retry_after_s
 
 RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that may be different a moment later (RFC 9110, RFC 6585)."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-MAX_RETRY_AFTER_S = 300.0
 SLOT_POLL_S = 0.05
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """Addresses that a translator turns into the IPv4 address of their last 32 bits (RFC 6052)."""
@@ -59,14 +57,6 @@ class Fetched:
     attempts: int
 
 
-class _RetryError(Exception):
-    """This attempt failed; another may not."""
-
-    def __init__(self, message: str, wait_s: float | None = None) -> None:
-        super().__init__(message)
-        self.wait_s = wait_s
-
-
 def fetch_http(
     uri: str,
     partial_dir: Path,
@@ -82,25 +72,19 @@ def fetch_http(
     Raises DownloadError.
     """
     part = _Part(partial_dir / (hashlib.sha256(uri.encode()).hexdigest()[:32] + ".part"))
+    policy = RetryPolicy(limits.attempts, limits.backoff_s, limits.max_backoff_s)
+    passing = (TryAgainError, httpx.TransportError, OSError)
     with part.locked():
-        for attempt in range(1, limits.attempts + 1):
-            try:
-                final = _attempt(uri, part, limits, is_checked)
-                part.forget()
-                return Fetched(part.path, public_uri(final), attempt)
-            except (_RetryError, httpx.TransportError, OSError) as error:
-                if attempt == limits.attempts:
-                    raise DownloadError(
-                        f"{public_uri(uri)} could not be fetched in {attempt} attempts: {_reason(error)}",
-                        reason="network",
-                        remedy="Run again later; what has arrived is kept and continued.",
-                    ) from None
-                wait_s = getattr(error, "wait_s", None)
-                spread = random.uniform(0.5, 1.5)  # so that workers that failed together do not return together
-                sleep(
-                    wait_s if wait_s is not None else min(limits.max_backoff_s, limits.backoff_s * 2**attempt) * spread
-                )
-    raise AssertionError("unreachable")
+        try:
+            final, attempts = policy.run(lambda: _attempt(uri, part, limits, is_checked), passing, sleep)
+        except passing as error:
+            raise DownloadError(
+                f"{public_uri(uri)} could not be fetched in {limits.attempts} attempts: {_reason(error)}",
+                reason="network",
+                remedy="Run again later; what has arrived is kept and continued.",
+            ) from None
+        part.forget()
+    return Fetched(part.path, public_uri(final), attempts)
 
 
 def _reason(error: Exception) -> str:
@@ -108,7 +92,7 @@ def _reason(error: Exception) -> str:
 
 
 def _attempt(uri: str, part: _Part, limits: HttpLimits, is_checked: bool) -> str:
-    """Follows redirects and appends to `part`; the final URL. Raises _RetryError or DownloadError."""
+    """Follows redirects and appends to `part`; the final URL. Raises TryAgainError or DownloadError."""
     here = uri
     first_host = urlsplit(uri).hostname
     for _ in range(limits.max_redirects + 1):
@@ -166,30 +150,30 @@ def _request(
 
 
 def _receive(response: httpx.Response, uri: str, part: _Part, limits: HttpLimits) -> None:
-    """Writes the body where it belongs. Raises _RetryError if it is cut short, DownloadError if it never will do."""
+    """Writes the body where it belongs. Raises TryAgainError if it is cut short, DownloadError if it never will do."""
     status, shown = response.status_code, public_uri(uri)
     if status in RETRIED_STATUS:
-        raise _RetryError(f"the server answered {status}", _retry_after_s(response.headers.get("retry-after")))
+        raise TryAgainError(f"the server answered {status}", retry_after_s(response.headers.get("retry-after")))
     offset = 0
     if status == 206:
         start, total = _content_range(response.headers.get("content-range", ""))
         if start != part.size():
             part.clear()
-            raise _RetryError("the server continued at another place than asked for")
+            raise TryAgainError("the server continued at another place than asked for")
         offset = start
     elif status == 416:
         _, total = _content_range(response.headers.get("content-range", ""))
         if total is not None and total == part.size():
             return
         part.clear()
-        raise _RetryError("the partial file does not fit what the server has")
+        raise TryAgainError("the partial file does not fit what the server has")
     elif status == 200:
         length = response.headers.get("content-length", "")
         total = int(length) if length.isdigit() else None
     else:
         _refuse(status, shown)
     if total is not None and total > limits.max_bytes:
-        _too_large(shown, total, limits.max_bytes)
+        raise too_large(uri, total, limits.max_bytes)
     part.remember(response.headers)
     with part.path.open("r+b") as out:
         out.truncate(offset)
@@ -198,15 +182,16 @@ def _receive(response: httpx.Response, uri: str, part: _Part, limits: HttpLimits
             offset += len(block)
             if offset > limits.max_bytes:
                 part.clear()
-                _too_large(shown, offset, limits.max_bytes)
+                raise too_large(uri, offset, limits.max_bytes)
             out.write(block)
     if total is not None and offset != total:
-        raise _RetryError(f"the connection ended after {offset} of {total} bytes")
+        raise TryAgainError(f"the connection ended after {offset} of {total} bytes")
 
 
-def _too_large(shown: str, size: int, limit: int) -> NoReturn:
-    raise DownloadError(
-        f"{shown} has at least {size} bytes, more than the limit of {limit}.",
+def too_large(uri: str, size: int, limit: int) -> DownloadError:
+    """The error of a source larger than download.max_bytes."""
+    return DownloadError(
+        f"{public_uri(uri)} has at least {size} bytes, more than the limit of {limit}.",
         reason="too_large",
         remedy="Raise download.max_bytes if it is wanted.",
     )
@@ -224,18 +209,6 @@ def _content_range(value: str) -> tuple[int | None, int | None]:
     if not found:
         return None, None
     return (int(found[1]) if found[1] else None), (int(found[2]) if found[2] != "*" else None)
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """Seconds a Retry-After header asks for, at most MAX_RETRY_AFTER_S; None without one."""
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return min(float(value), MAX_RETRY_AFTER_S)
-    try:
-        return min(max(0.0, parsedate_to_datetime(value).timestamp() - time.time()), MAX_RETRY_AFTER_S)
-    except (TypeError, ValueError):
-        return None
 
 
 class _Part:
@@ -337,7 +310,7 @@ def checked_address(uri: str, limits: HttpLimits) -> str:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError, ValueError) as error:
-        raise _RetryError(f"the name '{parts.hostname}' does not resolve ({error})") from None
+        raise TryAgainError(f"the name '{parts.hostname}' does not resolve ({error})") from None
     addresses = [str(entry[4][0]).partition("%")[0] for entry in found]
     for address in addresses:
         if not limits.allow_private_hosts and not is_public(address):

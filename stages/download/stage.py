@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -19,9 +18,10 @@ from schemas.files import BLOCK_BYTES, sha256_of
 from schemas.ids import asset_id
 from schemas.records import Row
 from stages.base import Context, Measure, Resources, StageConfig
-from stages.download.fetch_http import Fetched, HttpLimits, checked_address, fetch_http
+from stages.download.fetch_http import Fetched, HttpLimits, checked_address, fetch_http, too_large
 from stages.download.sources import public_uri
 from stages.download.store import AssetStore, suffix_of
+from stages.retry import RetryPolicy
 
 ADDS = struct(
     f("asset_id", pa.string(), doc="id derived from the bytes"),
@@ -113,7 +113,7 @@ class Download(Measure[Config]):
             if not path.is_file():
                 raise DownloadError(f"There is no file '{path}'.", reason="not_found", remedy="Check the manifest.")
             if path.stat().st_size > self.config.max_bytes:
-                raise _too_large(str(path), path.stat().st_size, self.config.max_bytes)
+                raise too_large(str(path), path.stat().st_size, self.config.max_bytes)
             sha256, size = sha256_of(path)
         except OSError as error:
             raise DownloadError(f"'{path}' cannot be read: {error.strerror}.", reason="unreadable") from error
@@ -157,27 +157,29 @@ def fetch_object(uri: str, partial_dir: Path, config: Config) -> Fetched:
     import fsspec  # type: ignore[import-untyped]
 
     target = partial_dir / f"object-{asset_id(uri.encode().hex())}-{random.getrandbits(32):08x}"
-    for attempt in range(1, config.attempts + 1):
+
+    def once() -> None:
         try:
             fs, place = fsspec.core.url_to_fs(uri)
             size = fs.size(place)
             if size is not None and size > config.max_bytes:
-                raise _too_large(uri, size, config.max_bytes)
+                raise too_large(uri, size, config.max_bytes)
             with fs.open(place, "rb") as source, target.open("wb") as out:
                 shutil.copyfileobj(source, out, BLOCK_BYTES)
-            return Fetched(target, public_uri(uri), attempt)
         except FileNotFoundError:
             raise DownloadError(f"{public_uri(uri)} is not there.", reason="not_found") from None
         except (ImportError, ValueError) as error:
             raise DownloadError(
                 f"{public_uri(uri)}: {error}", reason="scheme_not_allowed", remedy="Install fsspec's back end for it."
             ) from None
-        except OSError as error:
-            target.unlink(missing_ok=True)
-            if attempt == config.attempts:
-                raise DownloadError(f"{public_uri(uri)} could not be read: {error}", reason="network") from error
-            time.sleep(min(config.max_backoff_s, config.backoff_s * 2**attempt) * random.uniform(0.5, 1.5))
-    raise AssertionError("unreachable")
+
+    policy = RetryPolicy(config.attempts, config.backoff_s, config.max_backoff_s)
+    try:
+        _, attempts = policy.run(once, (OSError,))
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise DownloadError(f"{public_uri(uri)} could not be read: {error}", reason="network") from error
+    return Fetched(target, public_uri(uri), attempts)
 
 
 def fetch_page(uri: str, partial_dir: Path, config: Config) -> Fetched:
@@ -206,7 +208,7 @@ def fetch_page(uri: str, partial_dir: Path, config: Config) -> Fetched:
     except (module.utils.YoutubeDLError, KeyError, IndexError) as error:
         raise DownloadError(f"{public_uri(uri)}: yt-dlp says {error}", reason="page_without_video") from None
     if not path.is_file():
-        raise _too_large(uri, config.max_bytes, config.max_bytes)
+        raise too_large(uri, config.max_bytes, config.max_bytes)
     return Fetched(path, public_uri(about.get("webpage_url") or uri), 1)
 
 
@@ -242,12 +244,4 @@ def _mismatch(uri: str, stated: str, got: str) -> DownloadError:
         f"{public_uri(uri)} is not what the manifest says: sha256 {stated[:12]}... expected, {got[:12]}... got.",
         reason="checksum_mismatch",
         remedy="Fetch it again or correct the manifest.",
-    )
-
-
-def _too_large(uri: str, size: int, limit: int) -> DownloadError:
-    return DownloadError(
-        f"{public_uri(uri)} has at least {size} bytes, more than the limit of {limit}.",
-        reason="too_large",
-        remedy="Raise download.max_bytes if it is wanted.",
     )

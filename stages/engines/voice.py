@@ -7,17 +7,15 @@ the stretches are drawn here, with a hysteresis, so that both ends can be tuned 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.errors import EngineError
 from schemas.spans import SPEECH_RATE_HZ
 from schemas.stretches import Stretch, merge, pad
 from stages.base import StageConfig
+from stages.engines.packaged import packaged
 
 _HOP = 512
 _CONTEXT = 64
@@ -51,16 +49,13 @@ class VoiceActivity:
 
     @classmethod
     def load(cls) -> VoiceActivity:
-        """The network, ready. Raises EngineError when the silero-vad package is not installed."""
+        """The network, ready. Raises RecipeError where its weights are missing or others."""
         import onnxruntime
 
-        package = find_spec("silero_vad")
-        if package is None or package.origin is None:
-            raise EngineError("Voice activity needs the package silero-vad.", remedy="Run pip install silero-vad.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        weights = Path(package.origin).parent / "data" / "silero_vad_16k_sequence.onnx"
-        return cls(onnxruntime.InferenceSession(str(weights), options, providers=["CPUExecutionProvider"]))
+        weights = str(packaged("silero_vad"))
+        return cls(onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"]))
 
     def probabilities(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probability of speech [ceil(n / 512)] of mono `samples` [n] at 16 kHz."""

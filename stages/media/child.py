@@ -1,27 +1,17 @@
-"""The decoder's child process: reads one JSON request per line, answers in JSON lines, leaves arrays in files.
+"""The decoder's child process, see `stages.child`: probes, decodes and cuts, and leaves arrays in files.
 
-Started by `stages.media.decoder` as `python -P -m stages.media.child MEMORY_BYTES RETIRE_BYTES`. It imports av and numpy only,
-may not use more address space than it was told, and ends when its parent does. A request ends with a line holding
-either `done` or `error`; picture requests send a `chunk` line before each of these and wait for a line on stdin, so
-that at most two chunks exist at a time.
+It imports av and numpy only.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import resource
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-PARENT_POLL_S = 2.0
+from stages.child import Message, contain, serve
 
 OPERATIONS = {
     "probe": "stages.media.probe:probe",
@@ -31,8 +21,6 @@ OPERATIONS = {
     "verify": "stages.media.cut_encode:verify",
 }
 """Operation -> `module:function`, called with the request's arguments; a generator yields chunk messages."""
-
-Message = dict[str, Any]
 
 
 def audio(path: str, out: str, stream: int | None, rate_hz: int | None, channels: int | None) -> Message:
@@ -86,70 +74,18 @@ def ratio(value: Fraction) -> str:
     return f"{value.numerator}/{value.denominator}"
 
 
-def _serve(requests: Any, answers: Any, retire_bytes: int) -> None:
-    """Answers requests one by one; every final answer says whether this process has grown too large to serve another.
-
-    libav gives back not all it took: after half an hour of different files a child held 3.4 GB, and healthy files
-    failed at the limit.
-    """
-    from schemas.errors import ItemError
-
-    def spent() -> Message:
-        return {"cpu_s": time.process_time(), "is_spent": _peak_bytes() > retire_bytes}
-
-    def say(message: Message) -> None:
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
-
-    for line in requests:
-        request = json.loads(line)
-        module, _, name = OPERATIONS[request.pop("operation")].partition(":")
-        try:
-            operation: Callable[..., Any] = getattr(import_module(module), name)
-            result = operation(**request)
-            if isinstance(result, Iterator):
-                for chunk in result:
-                    say({"chunk": chunk})
-                    requests.readline()
-                result = {}
-            say({"done": result, **spent()})
-        except ItemError as error:
-            answer = {"error": error.message, "reason": error.reason, "remedy": error.remedy}
-            say({**answer, **spent()})
-        except MemoryError:
-            say({"error": "Decoding needs more memory than allowed.", "reason": "decode_memory", "remedy": ""})
-            return
-
-
-def _peak_bytes() -> int:
-    """Most memory this program held. `ru_maxrss` will not do on Linux: it begins at the size of the parent that forked."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _watch_parent(parent: int) -> None:
-    """Ends this process once `parent` is gone, even in the middle of a decode."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_POLL_S)
-    os._exit(1)
+def _answer(operation: str, arguments: Message) -> Any:
+    module, _, name = OPERATIONS[operation].partition(":")
+    return getattr(import_module(module), name)(**arguments)
 
 
 def main() -> None:
     """Serves requests until stdin closes."""
-    memory_bytes = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # a library that prints must not disturb the answers
+    answers = contain()
     import av
 
     av.logging.set_level(av.logging.PANIC)
-    with open(0, encoding="utf-8", closefd=False) as requests:
-        _serve(requests, answers, int(sys.argv[2]))
+    serve(answers, _answer)
 
 
 if __name__ == "__main__":

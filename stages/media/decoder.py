@@ -10,28 +10,24 @@ All times are on the asset clock: the container's own clock after edit lists, as
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import select
 import shutil
-import subprocess
-import sys
-import tempfile
-import time
 import weakref
 from collections.abc import Generator, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field, field_validator
 
-from schemas.errors import MediaError
+from schemas.errors import ItemError, MediaError
+from schemas.recipe import RecipePart
 from schemas.timing import sample_at
+from stages.child import Child, ChildDiedError, ChildError, ChildTimeoutError
 
-Engine = Literal["pyav", "decord"]
 MAX_PIXELS = 7680 * 4320
 """Largest frame accepted: 8K UHD."""
 RETIRE_GB = 1.2
@@ -39,7 +35,31 @@ RETIRE_GB = 1.2
 of different files a child held 3.4 GB. One ordinary file needs 0.2 to 0.6 GB."""
 KEPT_REMOTE_FILES = 2
 """Remote assets kept in scratch at a time."""
-TAIL_BYTES = 400
+
+
+class DecoderConfig(RecipePart):
+    """Who decodes frames, and within which limits; a file that exceeds one costs itself and nothing else."""
+
+    engine: Literal["pyav", "decord"] = "pyav"
+    """pyav: exact on everything libav reads, and salvages damaged files.
+
+    decord: less processor time for frames far apart, more for all of them (docs/decoding.md), where it can be exact: upright
+    H.264 of square pixels in MP4, MOV and Matroska; all else is still decoded by pyav. It knows frame numbers only, so
+    times come from the container, and damage is an error. Some ordinary files make it spin until `timeout_s`.
+    """
+    memory_gb: float = Field(default=4.0, gt=0)
+    """Address space of the decoder's process."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Longest time for one request, after which the process is killed."""
+    max_pixels: int = Field(default=MAX_PIXELS, gt=0)
+    """Larger frames are refused."""
+
+    @field_validator("engine")
+    @classmethod
+    def _is_installed(cls, engine: str) -> str:
+        if engine == "decord" and find_spec("decord") is None:
+            raise ValueError("decord is not installed: pip install decord, or use engine: pyav")
+        return engine
 
 
 @dataclass
@@ -94,31 +114,18 @@ class Frames:
 
 
 class Decoder:
-    """Reads media files, each request in a child process with limits. One per worker; safe to use from one thread.
-
-    `engine` chooses who decodes frames. "pyav" (default) is exact on everything libav reads and salvages damaged
-    files. "decord" is faster on a forward pass and at picking frames far apart, but knows frame numbers only: its frames
-    get their timestamps from the container, damage goes unnoticed, and what it cannot do exactly (anything but MP4/MOV
-    and Matroska, turned or non-square pictures, a frame count other than the container's) is decoded by PyAV instead.
-    It is run in the same killable child, because some ordinary files make it spin for ever, and asked frame by frame,
-    never in batches, for the same reason.
-    """
+    """Reads media files, each request in a child process with limits. One per worker; safe to use from one thread."""
 
     def __init__(
-        self,
-        scratch_dir: Path | str,
-        memory_gb: float = 4.0,
-        timeout_s: float = 600.0,
-        max_pixels: int = MAX_PIXELS,
-        engine: Engine = "pyav",
-        retire_gb: float = RETIRE_GB,
+        self, scratch_dir: Path | str, config: DecoderConfig = DecoderConfig(), retire_gb: float = RETIRE_GB
     ) -> None:
         self.scratch_dir = Path(scratch_dir)
-        self.memory_gb, self.timeout_s, self.max_pixels, self.engine = memory_gb, timeout_s, max_pixels, engine
+        self.engine, self.max_pixels = config.engine, config.max_pixels
+        self.memory_gb, self.timeout_s = config.memory_gb, config.timeout_s
         self.retire_gb = retire_gb
         self.cpu_s = 0.0
         """Processor time of the children so far."""
-        self._idle: list[_Child] = []
+        self._idle: list[Child] = []
         self._sounds: dict[tuple[object, ...], Waveform] = {}
         self._sound_file: tuple[str, int, int] | None = None
         self._remote: dict[str, Path] = {}
@@ -278,32 +285,27 @@ class Decoder:
 
     def _request(self, operation: str, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Chunk messages as they come, then the final answer. The child is killed if the caller stops early."""
-        child = self._idle.pop() if self._idle else _Child(self.scratch_dir, self.memory_gb, self.retire_gb)
-        is_finished = is_spent = False
+        child = self._idle.pop() if self._idle else self._new_child()
+        name = Path(arguments.get("path", "")).name
         try:
-            deadline = _Deadline(self.timeout_s)
-            child.send({"operation": operation, **arguments})
-            while True:
-                answer = child.receive(deadline, arguments.get("path", ""))
-                if "chunk" in answer:
-                    child.send({})
-                    yield answer["chunk"]
-                    continue
-                is_finished = answer.get("reason") != "decode_memory"
-                is_spent = answer.get("is_spent", False)
-                self.cpu_s += child.cpu_since(answer.get("cpu_s", 0.0))
-                if "error" in answer:
-                    raise MediaError(answer["error"], reason=answer["reason"], remedy=answer["remedy"])
-                yield answer["done"]
-                return
+            for answer in child.request(operation, arguments, self.timeout_s):
+                yield answer["chunk"] if "chunk" in answer else answer["done"]
+        except ItemError as error:
+            raise MediaError(error.message, reason=error.reason, remedy=error.remedy) from None
+        except ChildError as error:
+            raise _media_error(error, name, self.timeout_s) from None
         finally:
-            if is_finished and not is_spent:
-                self._idle.append(child)
-            else:
+            self.cpu_s += child.cpu_since()
+            if child.is_busy or child.has_grown:
                 child.kill()
-            if not is_finished:
+            else:
+                self._idle.append(child)
+            if child.is_busy:
                 for left in self.scratch_dir.glob(f"{Path(str(arguments.get('out', '?'))).name}*"):
                     left.unlink(missing_ok=True)
+
+    def _new_child(self) -> Child:
+        return Child("stages.media.child", memory_gb=self.memory_gb, retire_gb=self.retire_gb)
 
     def _scratch(self, name: str) -> Path:
         self.scratch_dir.mkdir(parents=True, exist_ok=True)
@@ -311,103 +313,27 @@ class Decoder:
         return self.scratch_dir / f"{name}-{os.getpid()}-{self._serial}"
 
 
-class _Deadline:
-    """Counts only the time spent waiting for the child, not the time its caller takes between chunks."""
-
-    def __init__(self, limit_s: float) -> None:
-        self.limit_s = self.left_s = limit_s
-
-    def wait(self, descriptor: int) -> bool:
-        """Whether `descriptor` became readable before the time was up."""
-        before = time.monotonic()
-        waiting = select.poll()
-        waiting.register(descriptor, select.POLLIN | select.POLLHUP)
-        ready = waiting.poll(max(0.0, self.left_s) * 1000)
-        self.left_s -= time.monotonic() - before
-        return bool(ready)
-
-
-class _Child:
-    """One child process and its two pipes."""
-
-    def __init__(self, scratch_dir: Path, memory_gb: float, retire_gb: float) -> None:
-        scratch_dir.mkdir(parents=True, exist_ok=True)
-        root = str(Path(__file__).resolve().parents[2])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        self._complaints = tempfile.TemporaryFile(dir=scratch_dir)  # noqa: SIM115 lives as long as the child
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "stages.media.child",
-                *(str(int(gb * 2**30)) for gb in (memory_gb, retire_gb)),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._complaints,
-            env=environment,
-            start_new_session=True,
-        )
-        assert self._process.stdin
-        assert self._process.stdout
-        self._in, self._out = self._process.stdin, self._process.stdout
-        self._pending = b""
-        self._cpu_s = 0.0
-
-    def send(self, message: dict[str, Any]) -> None:
-        try:
-            self._in.write(json.dumps(message).encode() + b"\n")
-            self._in.flush()
-        except BrokenPipeError:
-            pass  # the next receive says why the child is gone
-
-    def receive(self, deadline: _Deadline, path: str) -> dict[str, Any]:
-        """The next message. Raises MediaError if the child hangs or dies."""
-        name = Path(path).name
-        while b"\n" not in self._pending:
-            if not deadline.wait(self._out.fileno()):
-                raise MediaError(
-                    f"Decoding '{name}' took longer than {deadline.limit_s:g} s and was stopped.",
-                    reason="decode_timeout",
-                    remedy="Raise `timeout_s` of the decoder if the file is that long.",
-                )
-            block = os.read(self._out.fileno(), 1 << 16)
-            if not block:
-                raise self._death(name)
-            self._pending += block
-        line, _, self._pending = self._pending.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def _death(self, name: str) -> MediaError:
-        code = self._process.wait()
-        size = self._complaints.seek(0, os.SEEK_END)
-        self._complaints.seek(max(0, size - TAIL_BYTES))
-        tail = self._complaints.read().decode(errors="replace").strip()
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
-        last = f": {tail.splitlines()[-1]}" if tail else ""
-        return MediaError(f"The decoder {how} while working on '{name}'{last}.", reason="decoder_crashed")
-
-    def cpu_since(self, total_s: float) -> float:
-        """Processor seconds since the last call, given the child's total."""
-        used, self._cpu_s = max(0.0, total_s - self._cpu_s), total_s
-        return used
-
-    def kill(self) -> None:
-        """Ends the child at once."""
-        self._process.kill()
-        self._process.wait()
-        with suppress(BrokenPipeError):  # a request that never left is flushed here once more
-            self._in.close()
-        self._out.close()
-        self._complaints.close()
-
-
-def _kill_all(children: list[_Child]) -> None:
+def _kill_all(children: list[Child]) -> None:
     while children:
         children.pop().kill()
+
+
+def _media_error(error: ChildError, name: str, timeout_s: float) -> MediaError:
+    """What became of the file `name`, as the ledger shall know it."""
+    if isinstance(error, ChildTimeoutError):
+        return MediaError(
+            f"Decoding '{name}' took longer than {timeout_s:g} s and was stopped.",
+            reason="decode_timeout",
+            remedy="Raise decoder.timeout_s in the recipe if the file is that long.",
+        )
+    if isinstance(error, ChildDiedError):
+        last = f": {error.last_line}" if error.last_line else ""
+        return MediaError(f"The decoder {error.how} while working on '{name}'{last}.", reason="decoder_crashed")
+    return MediaError(
+        "Decoding needs more memory than allowed.",
+        reason="decode_memory",
+        remedy="Raise decoder.memory_gb in the recipe if the file is worth it.",
+    )
 
 
 def _stat(path: Path | str) -> os.stat_result:

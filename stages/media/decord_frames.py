@@ -1,7 +1,7 @@
 """Frames by decord instead of PyAV, where it can be exact. Runs inside the decoder's child process.
 
 decord 0.6 knows frame numbers, not timestamps, and ignores rotation and pixel aspect. Measured against PyAV: equal
-pixels, 1.3 to 1.5 times as fast on a forward pass. Its batch call spins for ever on some ordinary H.264 files
+pixels; for its cost see docs/decoding.md. Its batch call spins for ever on some ordinary H.264 files
 (github.com/dmlc/decord, issue 375), so frames are fetched one by one; its sound reader leaks and is not used.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from schemas.errors import MediaError
 from stages.media.open import clock_shift, geometry, open_media, pick
 from stages.media.picture import Chunk, Damage, View, last_duration, packets, pictures, target_size, wanted_slots
 
@@ -21,6 +22,8 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 EXACT = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 """Containers in which decord's seeks were seen to give the right frame; not so in MPEG-PS, MPEG-TS, AVI and ASF."""
+EXACT_CODEC = "h264"
+"""Codec in which they were; near the end of one HEVC file of 502 frames, frame 500 came out as 501 (benchmarks/decode.py)."""
 MIN_SIDE_PX = 16
 """Smaller pictures come out of decord with a broken shape."""
 
@@ -35,7 +38,8 @@ def decord_chunks(
     with open_media(path) as container:
         stream = pick(container, "video", None)
         first = next(pictures(container, stream, damage, max_pixels), None)
-        if first is None or container.format.name not in EXACT or not geometry(first.frame, stream).is_plain:
+        is_known = container.format.name in EXACT and stream.codec_context.name == EXACT_CODEC
+        if first is None or not is_known or not geometry(first.frame, stream).is_plain:
             return None
         width, height = target_size(geometry(first.frame, stream).display_size, view)
     if min(width, height) < MIN_SIDE_PX:
@@ -67,6 +71,8 @@ def _runs(
     view: View,
     size: int,
 ) -> Iterator[Chunk]:
+    import decord
+
     inside = [
         i
         for i, pts in enumerate(times[:-1])
@@ -77,7 +83,14 @@ def _runs(
     wanted = [i for i, keep in zip(inside, slots, strict=True) if keep]
     for low in range(0, len(wanted), size):
         numbers = wanted[low : low + size]
-        images = np.stack([reader[i].asnumpy() for i in numbers])
+        try:
+            images = np.stack([reader[i].asnumpy() for i in numbers])
+        except decord.DECORDError as error:
+            raise MediaError(
+                f"decord stopped between frames {numbers[0]} and {numbers[-1]}: {str(error).strip().splitlines()[0]}",
+                reason="decord_failed",
+                remedy="Use decoder.engine: pyav in the recipe, which goes on after damage.",
+            ) from None
         if view.is_gray:
             images = np.rint(images @ LUMA).astype(np.uint8)
         following = wanted[low + size] if low + size < len(wanted) else after

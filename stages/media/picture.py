@@ -130,7 +130,7 @@ def pictures(container: Any, stream: Any, damage: Damage, max_pixels: int) -> It
             raise MediaError(
                 f"A frame of {frame.width}x{frame.height} pixels is larger than the limit of {max_pixels} pixels.",
                 reason="too_many_pixels",
-                remedy="Raise `max_pixels` of the decoder if this is meant.",
+                remedy="Raise decoder.max_pixels in the recipe if this is meant.",
             )
         pts = clock.pts_of(frame)
         is_damaged = frame.is_corrupt or (not frame.key_frame and (is_damaged or damage.lost > lost))

@@ -80,7 +80,7 @@ class ShotSplit(Split[ShotSplitConfig]):
     def setup(self, ctx: Context) -> None:
         """Loads the engine."""
         super().setup(ctx)
-        self.detector = make_detector(self.config)
+        self.detector = ctx.model(make_detector, self.config)
 
     def split(self, row: Row) -> Sequence[dict[str, Any]]:
         """The shots of one asset, in order."""

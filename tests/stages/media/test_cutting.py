@@ -20,12 +20,12 @@ from schemas.shard import SOUND_RATE_HZ
 from schemas.timing import Span
 from stages.media.cut_copy import decode_times
 from stages.media.cutting import CutOptions, cut_clip, cut_sound, shifted, sound_lag, verify_clip
-from stages.media.decoder import Decoder, Frames, Waveform
+from stages.media.decoder import Decoder, DecoderConfig, Frames, Waveform
 
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder]:
-    media = Decoder(tmp_path_factory.mktemp("scratch"), timeout_s=120.0)
+    media = Decoder(tmp_path_factory.mktemp("scratch"), DecoderConfig(timeout_s=120.0))
     yield media
     media.close()
 

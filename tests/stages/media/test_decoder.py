@@ -18,8 +18,9 @@ import pytest
 
 from pipeline.demo.clips import flash_and_click, frame_number, variable_rate
 from pipeline.demo.write import Encoding
-from schemas.errors import MediaError
-from stages.media.decoder import Decoder, Frames, Waveform
+from schemas.errors import MediaError, RecipeError
+from stages.base import Context
+from stages.media.decoder import Decoder, DecoderConfig, Frames, Waveform
 from stages.media.open import Geometry
 from stages.media.sound import ChannelStatistics, Decoded, Placement, default_mono_weights, placed, stereo_weights
 
@@ -29,7 +30,7 @@ RATE_HZ = 48_000
 
 @pytest.fixture
 def decoder(tmp_path: Path) -> Iterator[Decoder]:
-    media = Decoder(tmp_path / "scratch", timeout_s=120.0)
+    media = Decoder(tmp_path / "scratch", DecoderConfig(timeout_s=120.0))
     yield media
     media.close()
 
@@ -112,7 +113,7 @@ def test_sizes(made: Any, decoder: Decoder) -> None:
 
 def test_decord_gives_the_same_frames_at_the_same_times(made: Any, decoder: Decoder, tmp_path: Path) -> None:
     pytest.importorskip("decord")
-    other = Decoder(tmp_path / "other", engine="decord")
+    other = Decoder(tmp_path / "other", DecoderConfig(engine="decord"))
     for name in ("plain.mp4", "ntsc.mp4", "vfr.mkv"):
         path, _ = made[name]
         a = decoder.frames(path, start=Fraction(1, 2), end=Fraction(2), max_fps=10)
@@ -121,6 +122,44 @@ def test_decord_gives_the_same_frames_at_the_same_times(made: Any, decoder: Deco
         assert a.end_pts == b.end_pts
         assert np.abs(a.images.astype(int) - b.images).mean() < 2
     other.close()
+
+
+def test_a_recipe_chooses_who_decodes_and_the_limits(made: Any, tmp_path: Path) -> None:
+    from pipeline.config import load_recipe
+
+    pytest.importorskip("decord")
+    path, _ = made["plain.mp4"]
+    for engine in ("pyav", "decord"):
+        recipe = load_recipe("quickstart", [f"decoder.engine={engine}"])
+        media = Context(tmp_path / engine, decoder=recipe.decoder).media
+        assert len(media.frames(path).pts) == 75
+        loaded = Path(f"/proc/{media._idle[0].pid}/maps").read_text()
+        assert ("libdecord" in loaded) == (engine == "decord")
+        media.close()
+    small = Context(tmp_path, decoder=load_recipe("quickstart", ["decoder.max_pixels=1000"]).decoder).media
+    with pytest.raises(MediaError, match=r"decoder\.max_pixels") as caught:
+        small.frames(path)
+    assert caught.value.reason == "too_many_pixels"
+    small.close()
+    with pytest.raises(RecipeError, match=r"decoder\.engine"):
+        load_recipe("quickstart", ["decoder.engine=opencv"])
+
+
+def test_damage_under_decord_is_an_error_that_names_the_way_out(made: Any, tmp_path: Path) -> None:
+    pytest.importorskip("decord")
+    path, _ = made["plain.mp4"]
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 4
+    noise = np.random.default_rng(1)
+    for at in noise.integers(start + 3000, start + len(content) // 2, 4000):
+        content[at] = int(noise.integers(0, 256))
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(content)
+    media = Decoder(tmp_path / "scratch", DecoderConfig(engine="decord"))
+    with pytest.raises(MediaError, match=r"decoder\.engine: pyav") as caught:
+        media.frames(damaged)
+    assert caught.value.reason == "decord_failed"
+    media.close()
 
 
 def test_display_matrix_and_aspect() -> None:
@@ -230,18 +269,18 @@ def test_mono_keeps_what_is_to_be_heard() -> None:
 def test_a_hanging_decode_is_killed(made: Any, tmp_path: Path) -> None:
     hanging = tmp_path / "pipe.mp4"
     os.mkfifo(hanging)
-    media = Decoder(tmp_path / "scratch", timeout_s=0.5)
+    media = Decoder(tmp_path / "scratch", DecoderConfig(timeout_s=0.5))
     path, _ = made["plain.mp4"]
     media.timeout_s = 60
     media.probe(path)
     media.timeout_s = 0.5
-    child = media._idle[0]._process
+    child = media._idle[0]
     os.kill(child.pid, signal.SIGSTOP)  # a decoder that spins without answering
     with pytest.raises(MediaError) as caught:
         media.probe(path)
     assert caught.value.reason == "decode_timeout"
     assert "0.5 s" in str(caught.value)
-    assert child.poll() == -signal.SIGKILL
+    assert child.exit_status == -signal.SIGKILL
     media.timeout_s = 60
     assert media.probe(path)["num_frames"] == 75  # the next file gets a fresh child
     with pytest.raises(MediaError) as caught:
@@ -252,9 +291,9 @@ def test_a_hanging_decode_is_killed(made: Any, tmp_path: Path) -> None:
 
 def test_a_crash_and_a_memory_limit_cost_one_request(made: Any, tmp_path: Path) -> None:
     path, _ = made["plain.mp4"]
-    media = Decoder(tmp_path / "scratch", memory_gb=1.0, timeout_s=60)
+    media = Decoder(tmp_path / "scratch", DecoderConfig(memory_gb=1.0, timeout_s=60))
     media.probe(path)
-    os.kill(media._idle[0]._process.pid, signal.SIGSEGV)
+    os.kill(media._idle[0].pid, signal.SIGSEGV)
     with pytest.raises(MediaError) as caught:
         media.probe(path)
     assert caught.value.reason == "decoder_crashed"
@@ -286,9 +325,9 @@ def test_a_child_that_is_gone_before_the_request_costs_that_request(made: Any, t
 
 def test_children_end_with_their_decoder(made: Any, tmp_path: Path) -> None:
     path, _ = made["plain.mp4"]
-    media = Decoder(tmp_path / "scratch", timeout_s=60)
+    media = Decoder(tmp_path / "scratch", DecoderConfig(timeout_s=60))
     media.probe(path)
-    pid = media._idle[0]._process.pid
+    pid = media._idle[0].pid
     del media
     for _ in range(100):
         if not Path(f"/proc/{pid}").exists():
@@ -468,7 +507,7 @@ def test_a_child_that_has_grown_is_replaced_and_its_answer_kept(tmp_path: Path) 
     from pipeline.demo import flash_and_click
 
     path = flash_and_click(tmp_path / "v.mp4", duration_s=2.0).path
-    decoder = Decoder(tmp_path / "scratch", memory_gb=4.0)
+    decoder = Decoder(tmp_path / "scratch", DecoderConfig(memory_gb=4.0))
     roomy = decoder.frames(path, long_side_px=64).images.copy()
     assert len(decoder._idle) == 1
     decoder.close()

@@ -1,19 +1,23 @@
-"""Speaks one text with eSpeak NG and prints PCM and events. Run as a script in a fresh interpreter, never imported.
+"""Speaks one text with eSpeak NG. The child process of `pipeline.demo.voice`, see `stages.child`.
 
 A child process per utterance, because the library carries oscillator state from one utterance to the next and seeds its
 noise from the clock: only a fresh process with a given seed repeats its samples. It also keeps the GPL-licensed library out
-of ours. Input (stdin): JSON {library, data, text, voice, rate_wpm, pitch, pitch_range, seed}.
-Output (stdout): one JSON line {sample_rate_hz, events: [[kind, text_position, text_length, sample, ipa]]}, then int16 PCM.
-Constants are those of eSpeak NG's speak_lib.h.
+of ours. It lies beside the demo's package and not in it, because running a module imports its package first, and that one
+costs five times what an utterance does. Constants are those of eSpeak NG's speak_lib.h.
+
+    speak  library, data, text, voice, rate_wpm, pitch, pitch_range, seed
+           {sample_rate_hz, events: [[kind, text_position, text_length, sample, ipa]], pcm: int16 in base64}
 """
 
 from __future__ import annotations
 
+import base64
 import ctypes
-import json
 import os
 import sys
 from typing import Any
+
+from stages.child import Message, contain, serve
 
 AUDIO_OUTPUT_SYNCHRONOUS = 2
 PHONEME_EVENTS_IN_IPA = 1 | 2
@@ -43,8 +47,8 @@ class Event(ctypes.Structure):
     ]
 
 
-def speak(request: dict[str, Any]) -> tuple[int, list[list[Any]], bytes]:
-    """(sample rate in Hz, events, int16 PCM bytes) of one request. SystemExit when the voice or library refuses."""
+def speak(operation: str, request: Message) -> Message:
+    """The answer to one request. SystemExit when the voice or library refuses."""
     lib = ctypes.CDLL(request["library"])
     rate_hz = lib.espeak_Initialize(
         AUDIO_OUTPUT_SYNCHRONOUS, 0, os.path.dirname(request["data"]).encode(), PHONEME_EVENTS_IN_IPA
@@ -76,9 +80,13 @@ def speak(request: dict[str, Any]) -> tuple[int, list[list[Any]], bytes]:
     lib.espeak_SetParameter(PITCH_RANGE, request["pitch_range"], 0)
     text = request["text"].encode() + b"\0"
     lib.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, POS_CHARACTER, 0, CHARS_UTF8, None, None)
-    return rate_hz, events, bytes(pcm)
+    return {"sample_rate_hz": rate_hz, "events": events, "pcm": base64.b64encode(pcm).decode()}
+
+
+def main() -> None:
+    """Serves requests until stdin closes."""
+    serve(contain(), speak)
 
 
 if __name__ == "__main__":
-    sample_rate_hz, found, sound = speak(json.load(sys.stdin))
-    sys.stdout.buffer.write(json.dumps({"sample_rate_hz": sample_rate_hz, "events": found}).encode() + b"\n" + sound)
+    main()

@@ -1,0 +1,256 @@
+"""A child process that can crash, hang or grow without costing its caller more than one request.
+
+Whoever runs code that untrusted bytes can bring down (decoders, C libraries) runs it behind `Child`, in a module whose
+`main` calls `contain` and then `serve`. The caller starts it as `python -P -m MODULE MEMORY_BYTES RETIRE_BYTES ...` and both
+sides speak JSON lines:
+
+    request    {"operation": NAME, argument: value, ...}
+    answers    {"chunk": ...}, any number, each acknowledged by a line so that at most two chunks exist at a time
+               then one of {"done": ...}, {"error": ..., "reason": ..., "remedy": ...}, {"no_memory": true}
+
+The child may not use more address space than it was told, leaves no core dump, and ends when its parent does. This module
+imports the standard library and `schemas.errors` only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from schemas.errors import ItemError
+
+PARENT_POLL_S = 2.0
+"""How often a child looks whether its parent still lives."""
+TAIL_BYTES = 400
+"""End of the child's stderr that is searched for its last line."""
+
+Message = dict[str, Any]
+
+
+class ChildError(Exception):
+    """The child gave no answer to a request and has been ended."""
+
+
+class ChildTimeoutError(ChildError):
+    """It did not answer in time."""
+
+
+class ChildMemoryError(ChildError):
+    """It reached its memory limit and said so."""
+
+
+class ChildDiedError(ChildError):
+    """It ended by itself."""
+
+    def __init__(self, how: str, last_line: str) -> None:
+        super().__init__(f"{how}: {last_line}" if last_line else how)
+        self.how = how
+        """With which status or by which signal."""
+        self.last_line = last_line
+        """What it last wrote to stderr."""
+
+
+class Child:
+    """One child process and its two pipes, with at most `memory_gb` of address space and one thread for arithmetic.
+
+    `arguments` follow the limits on its command line. Once it has touched more than `retire_gb` of memory, `has_grown`
+    tells its owner to let another take over.
+    """
+
+    def __init__(self, module: str, *arguments: str, memory_gb: float, retire_gb: float) -> None:
+        root = str(Path(__file__).resolve().parents[1])
+        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        limits = [str(int(gb * 2**30)) for gb in (memory_gb, retire_gb)]
+        self.is_busy = False
+        """Whether a request is not answered to the end; then it can only be killed."""
+        self.has_grown = False
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 lives as long as the child
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module, *limits, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        assert self._process.stdin
+        assert self._process.stdout
+        self._in, self._out = self._process.stdin, self._process.stdout
+        self._pending = b""
+        self._cpu_s = self._counted_cpu_s = 0.0
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also that of its group."""
+        return self._process.pid
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs, else its status, negative for a signal."""
+        return self._process.poll()
+
+    def request(self, operation: str, arguments: Message, timeout_s: float) -> Iterator[Message]:
+        """`{"chunk": ...}` messages as they come, then `{"done": ...}`.
+
+        `timeout_s` counts only the time spent waiting for the child. Raises ItemError where the operation raised one,
+        and ChildError, after which the child is gone. A caller that stops early has to `kill` it.
+        """
+        deadline = _Deadline(timeout_s)
+        self.is_busy = True
+        self._send({"operation": operation, **arguments})
+        while True:
+            answer = self._receive(deadline)
+            if "chunk" in answer:
+                self._send({})
+                yield answer
+                continue
+            if "no_memory" in answer:
+                self.kill()
+                raise ChildMemoryError("needs more memory than allowed")
+            self.is_busy, self.has_grown, self._cpu_s = False, answer.pop("has_grown"), answer.pop("cpu_s")
+            if "error" in answer:
+                raise ItemError(answer["error"], reason=answer["reason"], remedy=answer["remedy"])
+            yield answer
+            return
+
+    def ask(self, operation: str, arguments: Message, timeout_s: float) -> Any:
+        """The answer to a request without chunks; errors as for `request`."""
+        return list(self.request(operation, arguments, timeout_s))[-1]["done"]
+
+    def cpu_since(self) -> float:
+        """Processor seconds it used since the last call, as of its last answer."""
+        used, self._counted_cpu_s = max(0.0, self._cpu_s - self._counted_cpu_s), self._cpu_s
+        return used
+
+    def kill(self) -> None:
+        """Ends the child and whatever it started, at once. May be called twice."""
+        if self._process.returncode is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        with suppress(BrokenPipeError):  # a request that never left is flushed here once more
+            self._in.close()
+        self._out.close()
+        self._complaints.close()
+
+    def _send(self, message: Message) -> None:
+        with suppress(BrokenPipeError):  # the next receive says why the child is gone
+            self._in.write(json.dumps(message).encode() + b"\n")
+            self._in.flush()
+
+    def _receive(self, deadline: _Deadline) -> Message:
+        while b"\n" not in self._pending:
+            if not deadline.wait(self._out.fileno()):
+                self.kill()
+                raise ChildTimeoutError(f"took longer than {deadline.limit_s:g} s and was stopped")
+            block = os.read(self._out.fileno(), 1 << 16)
+            if not block:
+                raise self._death()
+            self._pending += block
+        line, _, self._pending = self._pending.partition(b"\n")
+        answer: Message = json.loads(line)
+        return answer
+
+    def _death(self) -> ChildDiedError:
+        if self._process.returncode is None:
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)  # unreaped, it still names its group
+        size = self._complaints.seek(0, os.SEEK_END)
+        self._complaints.seek(max(0, size - TAIL_BYTES))
+        tail = self._complaints.read().decode(errors="replace").strip()
+        self.kill()
+        code = self._process.returncode
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
+        return ChildDiedError(how, tail.splitlines()[-1] if tail else "")
+
+
+class _Deadline:
+    """Counts only the time spent waiting for the child, not the time its caller takes between chunks."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = self.left_s = limit_s
+
+    def wait(self, descriptor: int) -> bool:
+        """Whether `descriptor` became readable before the time was up."""
+        before = time.monotonic()
+        waiting = select.poll()
+        waiting.register(descriptor, select.POLLIN | select.POLLHUP)
+        ready = waiting.poll(max(0.0, self.left_s) * 1000)
+        self.left_s -= time.monotonic() - before
+        return bool(ready)
+
+
+# --- inside the child
+
+
+def contain() -> TextIO:
+    """Puts this process under the limits in its first argument and returns the stream for `serve`'s answers.
+
+    What libraries print to stdout goes to stderr from here on. To be called before anything heavy is imported.
+    """
+    memory_bytes = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return answers
+
+
+def serve(answers: TextIO, answer: Callable[[str, Message], Any]) -> None:
+    """Answers requests from stdin one by one with `answer(operation, arguments)` until stdin closes.
+
+    An iterator as its result gives chunks. Every final answer says whether this process has grown too large to serve
+    another.
+    """
+    retire_bytes = int(sys.argv[2])
+
+    def say(message: Message) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    def finish(message: Message) -> None:
+        say({**message, "cpu_s": time.process_time(), "has_grown": _peak_bytes() > retire_bytes})
+
+    with open(0, encoding="utf-8", closefd=False) as requests:
+        for line in requests:
+            arguments = json.loads(line)
+            try:
+                result = answer(arguments.pop("operation"), arguments)
+                if isinstance(result, Iterator):
+                    for chunk in result:
+                        say({"chunk": chunk})
+                        requests.readline()
+                    result = {}
+                finish({"done": result})
+            except ItemError as error:
+                finish({"error": error.message, "reason": error.reason, "remedy": error.remedy})
+            except MemoryError:
+                say({"no_memory": True})
+                return
+
+
+def _peak_bytes() -> int:
+    """Most memory this program held. `ru_maxrss` will not do on Linux: it begins at the size of the parent that forked."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _watch_parent(parent: int) -> None:
+    """Ends this process once `parent` is gone, even in the middle of a request."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_S)
+    os._exit(1)
