@@ -159,7 +159,7 @@ def read_index(run: RunDir, name: str) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class Sample:
+class PackedClip:
     """One clip, cut, verified and ready for the tar."""
 
     clip: Clip
@@ -171,7 +171,7 @@ class Sample:
     """Sync measured anew on the written file, if the sound was moved."""
 
 
-def make_sample(clip: Clip, plan: Plan, context: Context, remeasure: Remeasure) -> Sample:
+def make_sample(clip: Clip, plan: Plan, context: Context, remeasure: Remeasure) -> PackedClip:
     """One clip's payload, its cut verified and its repair measured. Raises ItemError."""
     import soundfile
 
@@ -199,7 +199,7 @@ def make_sample(clip: Clip, plan: Plan, context: Context, remeasure: Remeasure) 
     record = json.dumps(told, sort_keys=True, ensure_ascii=False, allow_nan=False)
     members = {"mp4": out.read_bytes(), "flac": flac.getvalue(), "json": record.encode(), "npy": vectors.getvalue()}
     out.unlink()
-    return Sample(clip, members, report, resync)
+    return PackedClip(clip, members, report, resync)
 
 
 def timbre_matrix(clip: Clip, plan: Plan) -> NDArray[np.float32]:
@@ -247,7 +247,7 @@ def caption_of(clip: Clip, plan: Plan) -> str:
     return written[0] if written else " ".join(span["text"] for span in clip.own["spans"] or ())
 
 
-def index_row(sample: Sample, task: ShardTask, plan: Plan) -> IndexRow:
+def index_row(sample: PackedClip, task: ShardTask, plan: Plan) -> IndexRow:
     """What the index says of one sample itself."""
     clip = sample.clip
     probe, own = clip.asset.probe, clip.own
@@ -282,7 +282,7 @@ def index_row(sample: Sample, task: ShardTask, plan: Plan) -> IndexRow:
     )
 
 
-def _measured(sample: Sample) -> dict[str, Any]:
+def _measured(sample: PackedClip) -> dict[str, Any]:
     """The columns `CUT` of a written clip."""
     return _cut_columns(sample.report) | _repair_columns(sample.report, sample.resync)
 
@@ -307,7 +307,7 @@ def _repair_columns(report: CutReport, found: Figures | None) -> dict[str, Any]:
     }
 
 
-def _pack_row(clip: Clip, task: ShardTask, sample: Sample | None, error: ItemError | None) -> dict[str, Any]:
+def _pack_row(clip: Clip, task: ShardTask, sample: PackedClip | None, error: ItemError | None) -> dict[str, Any]:
     verdict = Verdict("keep", stage=PACK_KIND)
     if error is not None:
         verdict = Verdict("error", f"{PACK_KIND}.{error.reason}", str(error), PACK_KIND)

@@ -11,7 +11,7 @@ CATALOG: dict[str, str] = {
     "shot_split": "stages.shot_split.stage:ShotSplit",
     "transcribe": "stages.transcribe.stage:Transcribe",
     "diarize": "stages.diarize.stage:Diarize",
-    "clip": "stages.clip:Clip",
+    "clip": "stages.clip:ClipSplit",
     "picture": "stages.picture:Picture",
     "audio": "stages.audio:Audio",
     "faces": "stages.faces:Faces",

@@ -48,7 +48,7 @@ class ClipConfig(StageConfig):
         return self
 
 
-class Clip(Split[ClipConfig]):
+class ClipSplit(Split[ClipConfig]):
     """Windows inside shots; nothing inside a transition, nothing across a word. What fits no window is cut away."""
 
     name = "clip"

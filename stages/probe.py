@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
-from pydantic import Field
 
 from schemas.fields import f, struct
 from schemas.records import Row
@@ -59,26 +58,24 @@ ADDS = struct(
 )
 
 
-class Config(StageConfig):
+class ProbeConfig(StageConfig):
     """How thoroughly an asset is read."""
 
-    decode: bool = Field(
-        default=True,
-        description="Decode everything once, so that damage is found and frames are counted by what is shown. "
-        "False reads packets only: some ten times cheaper, blind to damage inside them.",
-    )
+    decode: bool = True
+    """Decode everything once, so that damage is found and frames are counted by what is shown. False reads packets only:
+    some ten times cheaper, blind to damage inside them."""
 
 
-class Probe(Measure[Config]):
+class Probe(Measure[ProbeConfig]):
     """Streams, exact timelines, geometry and damage of an asset. A file nobody can decode raises MediaError."""
 
-    name: ClassVar[str] = "probe"
-    version: ClassVar[str] = "1"
-    level: ClassVar = "asset"
-    reads: ClassVar[tuple[str, ...]] = ("download.path",)
-    adds: ClassVar[pa.StructType] = ADDS
-    Config: ClassVar[type[StageConfig]] = Config
-    resources: ClassVar[Resources] = Resources(cpus=1.0, memory_gb=0.1)
+    name = "probe"
+    version = "1"
+    level = "asset"
+    reads = ("download.path",)
+    adds = ADDS
+    Config = ProbeConfig
+    resources = Resources(cpus=1.0, memory_gb=0.1)
 
     def measure(self, row: Row) -> dict[str, Any]:
         """The struct of one asset. Raises the MediaError it runs into."""

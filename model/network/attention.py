@@ -265,14 +265,7 @@ def _segment_attention_backward(
 
 
 @_segment_attention_backward.register_fake
-def _(
-    grad_LHD: Tensor,
-    inputs: list[Tensor],
-    y_LHD: Tensor,
-    lse_LH: Tensor,
-    starts: list[Tensor],
-    key_log_count: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad_LHD: Tensor, inputs: list[Tensor], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
     return q, k, v
 

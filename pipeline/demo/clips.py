@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.demo import sound as sounds
-from pipeline.demo.film import Film, edited, write_film
-from pipeline.demo.scenes import BouncingBall, Pan, Picture, Shot, Talking, Then
+from pipeline.demo.film import DemoFilm, edited, write_film
+from pipeline.demo.scenes import BouncingBall, DrawnPicture, DrawnShot, Pan, Talking, Then
 from pipeline.demo.sound import SENTENCES, Line, Shift
 from pipeline.demo.truth import Made, describe, spoken_truth
 from pipeline.demo.voice import SAMPLE_RATE_HZ, VOICES, synthesise
@@ -46,7 +46,7 @@ def talking_clip(
     lines = sounds.lines_in(who, EDGE_S + early_s, duration_s - EDGE_S - late_s, seed)
     picture = Talking([who], encoding.width_px, encoding.height_px, seed)
     bed = sounds.room_noise(duration_s, snr_db, seed)
-    film = Film([Shot(picture, encoding.frames_in(duration_s), who)], lines, shift, bed)
+    film = DemoFilm([DrawnShot(picture, encoding.frames_in(duration_s), who)], lines, shift, bed)
     about = f"{who} speaks facing the camera; sound {offset_ms:+g} ms, drift {drift_ms_per_s:+g} ms/s"
     return write_film(Path(path), film, encoding, "talking", about, {"cuts": [], "snr_db": snr_db})
 
@@ -60,8 +60,8 @@ def swapped_clip(
     lips = [Line(line.start_s, who, replace(line.speech, samples=0 * line.speech.samples)) for line in said]
     voice = [replace(line, on_screen=False) for line in heard]
     picture = Talking([who], encoding.width_px, encoding.height_px, seed)
-    film = Film(
-        [Shot(picture, encoding.frames_in(duration_s), who)],
+    film = DemoFilm(
+        [DrawnShot(picture, encoding.frames_in(duration_s), who)],
         [*lips, *voice],
         bed=sounds.room_noise(duration_s, 30, seed),
     )
@@ -86,15 +86,15 @@ def cuts_clip(
         kind = kinds[int(random.integers(len(kinds)))]
         blend = 0 if kind == "cut" else int(random.integers(8, 25))
         name, picture = pictures[index]
-        shots.append(Shot(picture, int(random.integers(*shot_frames, endpoint=True)), name, kind, blend))
-    film = Film(shots)
+        shots.append(DrawnShot(picture, int(random.integers(*shot_frames, endpoint=True)), name, kind, blend))
+    film = DemoFilm(shots)
     film = replace(film, bed=sounds.music(encoding.end_s(film.num_frames()), seed=seed))
     return write_film(
         Path(path), film, encoding, "multishot", f"{num_shots} shots over music", {"sync": "none (music)"}
     )
 
 
-def _pictures(width_px: int, height_px: int, seed: int) -> list[tuple[str, Picture]]:
+def _pictures(width_px: int, height_px: int, seed: int) -> list[tuple[str, DrawnPicture]]:
     """Named pictures, neighbours in this list as different as any."""
     size = (width_px, height_px)
     return [
@@ -132,7 +132,7 @@ def ball_clip(
         sounds.add(bed, sounds.impact(seed + index), heard_s)
         if 0 <= heard_s < duration_s:
             events.append({"label": "impact", "seen_s": round(float(impact_s), 6), "sound_onset_s": round(heard_s, 6)})
-    film = Film([Shot(picture, encoding.frames_in(duration_s), "ball")], bed=bed)
+    film = DemoFilm([DrawnShot(picture, encoding.frames_in(duration_s), "ball")], bed=bed)
     truth = {"cuts": [], "events": events, "sync": "exact by construction", "audio_lag_ms": offset_ms}
     return write_film(Path(path), film, encoding, "nonspeech", f"ball bouncing; knocks {offset_ms:+g} ms", truth)
 
@@ -183,12 +183,14 @@ def dialog_clip(
     lines = conversation(["ann", "ben"], num_turns, seed=seed)
     heads = {who: Talking([who], *size, seed) for who in ("ann", "ben")}
     both, cup = Talking(["ann", "ben"], *size, seed), Pan("coffee.png", *size, 0.1)
-    pictures: list[Picture] = []
+    pictures: list[DrawnPicture] = []
     for index, line in enumerate(lines):
         staging = stagings[index % len(stagings)]
         pictures.append({"alone": heads[line.who], "both": both, "off_screen": cup}[staging])
         lines[index] = replace(line, on_screen=staging != "off_screen")
-    film = Film(list(edited(lines, pictures, encoding)), lines, bed=sounds.room_noise(lines[-1].end_s + 1, 30, seed))
+    film = DemoFilm(
+        list(edited(lines, pictures, encoding)), lines, bed=sounds.room_noise(lines[-1].end_s + 1, 30, seed)
+    )
     about = f"Dialog of two in {num_turns} shots with hard cuts, staged {', '.join(stagings)}; in sync."
     return write_film(Path(path), film, encoding, "multishot", about)
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from pipeline.demo import sound as sounds
 from pipeline.demo.clips import Staging, ball_clip, conversation, dialog_clip, talking_clip, variable_rate
-from pipeline.demo.film import Film, edited, write_film
-from pipeline.demo.scenes import Pan, Picture, Shot, Still, Talking, Then
+from pipeline.demo.film import DemoFilm, edited, write_film
+from pipeline.demo.scenes import DrawnPicture, DrawnShot, Pan, Still, Talking, Then
 from pipeline.demo.truth import CONVENTIONS, LICENCE, Made, describe
 from pipeline.demo.write import Encoding, encode, turn_display
 
@@ -61,7 +61,7 @@ def _narrated(path: Path, seed: int) -> Made:
     pictures = [Talking(["cat"], *size, seed), Talking(["dan"], *size, seed), Talking(["cat"], *size, seed)]
     then: list[tuple[Then, int]] = [("dissolve", 12), ("fade", 8), ("cut", 0)]
     shots = list(edited(lines, [*pictures, Pan("coffee.png", *size, 0.1)], encoding, then))
-    film = Film(shots, lines, bed=sounds.room_noise(lines[-1].end_s + 1, 26, seed))
+    film = DemoFilm(shots, lines, bed=sounds.room_noise(lines[-1].end_s + 1, 26, seed))
     about = "A dissolve, a fade through black and a hard cut; the last shot is a coffee cup with an off-screen voice."
     return write_film(path, film, encoding, "multishot", about, {"expect": "kept, the last shot as off-screen voice"})
 
@@ -95,25 +95,27 @@ def _ball(path: Path, seed: int) -> Made:
 
 def _still_photo(path: Path, seed: int) -> Made:
     lines = sounds.lines_in("dan", 0.4, 4.6, seed + 5, on_screen=False)
-    film = Film([Shot(Still("chelsea.png", 320, 240), 125, "cat_photo")], lines, bed=sounds.room_noise(5.0, 30, seed))
+    film = DemoFilm(
+        [DrawnShot(Still("chelsea.png", 320, 240), 125, "cat_photo")], lines, bed=sounds.room_noise(5.0, 30, seed)
+    )
     about = "A photograph of a cat, nothing moves; narration."
     return write_film(path, film, Encoding(), "awkward", about, {"expect": "rejected: nothing moves"})
 
 
 def _dark_silent(path: Path, seed: int) -> Made:
-    film = Film([Shot(Still("rocket.jpg", 320, 240, 0.04), 100, "night")])
+    film = DemoFilm([DrawnShot(Still("rocket.jpg", 320, 240, 0.04), 100, "night")])
     truth = {"expect": "rejected: dark, static and digitally silent", "sync": "none"}
     return write_film(path, film, Encoding(), "awkward", "Almost black picture, digital silence.", truth)
 
 
 def _too_short(path: Path, seed: int) -> Made:
-    film = Film([Shot(Pan("rocket.jpg", 320, 240, 0.3), 20, "rocket")], bed=sounds.music(1.0, seed=seed))
+    film = DemoFilm([DrawnShot(Pan("rocket.jpg", 320, 240, 0.3), 20, "rocket")], bed=sounds.music(1.0, seed=seed))
     truth = {"expect": "cut away: 0.8 s is shorter than any clip", "sync": "none (music)"}
     return write_film(path, film, Encoding(), "awkward", "0.8 s of a gliding photograph with music.", truth)
 
 
 def _no_audio(path: Path, seed: int) -> Made:
-    film = Film([Shot(Pan("hubble_deep_field.jpg", 320, 240, 0.15), 90, "stars")], has_sound=False)
+    film = DemoFilm([DrawnShot(Pan("hubble_deep_field.jpg", 320, 240, 0.15), 90, "stars")], has_sound=False)
     return write_film(
         path, film, Encoding(fps=NTSC), "awkward", "Stars, no audio track.", {"expect": "rejected: no audio"}
     )
@@ -124,8 +126,8 @@ def _two_at_once(path: Path, seed: int) -> Made:
     lines = conversation(["ann", "dan"], 3, overlap=1.0, seed=seed + 6)
     duration_s = lines[-1].end_s + 0.5
     picture = Talking(["ann", "dan"], 640, 360, seed)
-    film = Film(
-        [Shot(picture, encoding.frames_in(duration_s), "both")], lines, bed=sounds.room_noise(duration_s, 5, seed)
+    film = DemoFilm(
+        [DrawnShot(picture, encoding.frames_in(duration_s), "both")], lines, bed=sounds.room_noise(duration_s, 5, seed)
     )
     truth = {"expect": "speech overlaps; noise 5 dB below speech", "cuts": [], "snr_db": 5}
     return write_film(
@@ -140,7 +142,7 @@ def _phone(path: Path, seed: int) -> Made:
     picture = Talking(["ann"], 240, 320, seed)
     stored = replace(upright, width_px=320, height_px=240, sound_start_s=0.25)
     num_frames = upright.frames_in(6.0)
-    film = Film([Shot(_Turned(picture), num_frames, "ann")], lines, bed=sounds.room_noise(6.1, 30, seed))
+    film = DemoFilm([DrawnShot(_Turned(picture), num_frames, "ann")], lines, bed=sounds.room_noise(6.1, 30, seed))
     truth = {"expect": "kept: upright 240x320, in sync by timestamps", "cuts": [], "rotation_degrees_clockwise": 90}
     made = write_film(
         path, film, stored, "awkward", "Phone clip: variable frame rate, rotated, sound starts late.", truth
@@ -149,10 +151,10 @@ def _phone(path: Path, seed: int) -> Made:
     return describe(path, "awkward", made.item["seen_and_heard"], made.item["ground_truth"])
 
 
-class _Turned(Picture):
+class _Turned(DrawnPicture):
     """A picture lying on its left side. Its face boxes are those of the upright picture, as it is meant to be shown."""
 
-    def __init__(self, upright: Picture) -> None:
+    def __init__(self, upright: DrawnPicture) -> None:
         self.upright = upright
 
     def at(self, time_s: float, mouths: Callable[[str, float], tuple[float, float]]) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.demo import sound as sounds
-from pipeline.demo.scenes import Picture, Shot, Then, frame_weights, frames_of, transitions
+from pipeline.demo.scenes import DrawnPicture, DrawnShot, Then, frame_weights, frames_of, transitions
 from pipeline.demo.sound import IN_SYNC, Line, Shift, Sound
 from pipeline.demo.truth import Made, describe, spoken_truth
 from pipeline.demo.voice import SAMPLE_RATE_HZ
@@ -18,10 +18,10 @@ CUT: Then = "cut"
 
 
 @dataclass(frozen=True)
-class Film:
+class DemoFilm:
     """Shots in order, lines of speech (scene time), the shift of the sound, and a bed (noise, music) under the whole."""
 
-    shots: Sequence[Shot]
+    shots: Sequence[DrawnShot]
     lines: Sequence[Line] = ()
     shift: Shift = IN_SYNC
     bed: Sound | None = None
@@ -49,25 +49,25 @@ class Film:
 
 
 def edited(
-    lines: Sequence[Line], pictures: Sequence[Picture], encoding: Encoding, then: Sequence[tuple[Then, int]] = ()
-) -> Iterator[Shot]:
+    lines: Sequence[Line], pictures: Sequence[DrawnPicture], encoding: Encoding, then: Sequence[tuple[Then, int]] = ()
+) -> Iterator[DrawnShot]:
     """One shot per line, showing its picture; transitions lie in the middle of the pauses. `then`: (kind, blend frames)."""
     fps = float(encoding.fps)
     first = 0
     for index, (line, picture) in enumerate(zip(lines, pictures, strict=True)):
         if index + 1 == len(lines):
-            yield Shot(picture, round((line.end_s + 0.5) * fps) - first, line.who)
+            yield DrawnShot(picture, round((line.end_s + 0.5) * fps) - first, line.who)
             return
         kind, blend = then[index] if then else (CUT, 0)
         length = {"cut": 0, "dissolve": blend, "fade": 2 * blend + blend // 2}[kind]
         begin = round((line.end_s + lines[index + 1].start_s) / 2 * fps - length / 2)
-        yield Shot(picture, begin - first, line.who, kind, blend)
+        yield DrawnShot(picture, begin - first, line.who, kind, blend)
         first = begin + length
 
 
 def write_film(
     path: Path,
-    film: Film,
+    film: DemoFilm,
     encoding: Encoding,
     category: str,
     seen_and_heard: str,

@@ -17,7 +17,7 @@ Mouths = Callable[[str, float], tuple[float, float]]
 """(who, scene time in s) -> (opening, rounding)."""
 
 
-class Picture(ABC):
+class DrawnPicture(ABC):
     """What one shot shows: an RGB picture for each time."""
 
     @abstractmethod
@@ -29,7 +29,7 @@ class Picture(ABC):
         return {}
 
 
-class Talking(Picture):
+class Talking(DrawnPicture):
     """One or several people side by side, each in an equal part of the width."""
 
     def __init__(self, who: Sequence[str], width_px: int, height_px: int, seed: int = 0) -> None:
@@ -48,7 +48,7 @@ class Talking(Picture):
         return boxes
 
 
-class Still(Picture):
+class Still(DrawnPicture):
     """A photograph that does not move at all, cropped to the frame. `gain` darkens or brightens it."""
 
     def __init__(self, name: str, width_px: int, height_px: int, gain: float = 1.0) -> None:
@@ -59,7 +59,7 @@ class Still(Picture):
         return self._picture
 
 
-class Pan(Picture):
+class Pan(DrawnPicture):
     """A camera gliding over a photograph at `speed` photograph widths per second, tinted by `gain`."""
 
     def __init__(
@@ -84,7 +84,7 @@ class Pan(Picture):
         return np.asarray(cv2.warpAffine(self._picture, matrix, (self.width_px, self.height_px)), np.uint8)
 
 
-class BouncingBall(Picture):
+class BouncingBall(DrawnPicture):
     """A ball that touches the ground exactly at `impacts_s` (scene time), over a gliding background."""
 
     def __init__(self, impacts_s: NDArray[np.float64], width_px: int, height_px: int) -> None:
@@ -135,14 +135,14 @@ Then = Literal["cut", "dissolve", "fade"]
 
 
 @dataclass(frozen=True)
-class Shot:
+class DrawnShot:
     """`num_frames` of one picture, and the transition of `blend_frames` that follows it (on top of num_frames).
 
     A dissolve blends this shot into the next over blend_frames; a fade takes blend_frames to black, blend_frames // 2 of
     black and blend_frames from black. The last shot of a film has no transition.
     """
 
-    picture: Picture
+    picture: DrawnPicture
     num_frames: int
     what: str = ""
     then: Then = "cut"
@@ -152,7 +152,7 @@ class Shot:
 Weights = tuple[tuple[int, float], ...]
 
 
-def frame_weights(shots: Sequence[Shot]) -> list[Weights]:
+def frame_weights(shots: Sequence[DrawnShot]) -> list[Weights]:
     """For every frame of the film, which shots make it up with which weight (the rest is black)."""
     frames: list[Weights] = []
     for index, shot in enumerate(shots):
@@ -169,7 +169,7 @@ def frame_weights(shots: Sequence[Shot]) -> list[Weights]:
     return frames
 
 
-def transitions(shots: Sequence[Shot]) -> dict[str, Any]:
+def transitions(shots: Sequence[DrawnShot]) -> dict[str, Any]:
     """`hard_cuts`, `soft_transitions` and `shots` in the form of the media manifest: frames from 0, last frame included."""
     hard_cuts, soft, ranges = [], [], []
     at = 0
@@ -197,7 +197,7 @@ def transitions(shots: Sequence[Shot]) -> dict[str, Any]:
     return {"hard_cuts": hard_cuts, "soft_transitions": soft, "shots": ranges}
 
 
-def frames_of(shots: Sequence[Shot], mouths: Mouths, frame_time_s: Callable[[int], float]) -> Iterator[Image]:
+def frames_of(shots: Sequence[DrawnShot], mouths: Mouths, frame_time_s: Callable[[int], float]) -> Iterator[Image]:
     """The frames of all shots and transitions in order; frame i shows the scene at frame_time_s(i)."""
     for index, weights in enumerate(frame_weights(shots)):
         parts = [(weight, shots[shot].picture.at(frame_time_s(index), mouths)) for shot, weight in weights]

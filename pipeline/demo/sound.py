@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.demo.voice import SAMPLE_RATE_HZ, SPEECH_RMS, Speech, synthesise
+from pipeline.demo.voice import SAMPLE_RATE_HZ, SPEECH_RMS, SpokenText, synthesise
 
 Sound = NDArray[np.float32]
 
@@ -49,7 +49,7 @@ class Line:
 
     start_s: float
     who: str
-    speech: Speech
+    speech: SpokenText
     on_screen: bool = True
 
     @property

@@ -65,8 +65,8 @@ to 0.90 within one) that an English recogniser still understands best (pocketsph
 
 
 @dataclass(frozen=True)
-class Word:
-    """One spoken word; seconds from the first sample of its Speech."""
+class SpokenWord:
+    """One spoken word; seconds from the first sample of its SpokenText."""
 
     text: str
     start_s: float
@@ -74,12 +74,12 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Speech:
+class SpokenText:
     """One spoken text. `samples`, `opening` and `rounding` are float32 of equal length at SAMPLE_RATE_HZ."""
 
     text: str
     voice: str
-    words: tuple[Word, ...]
+    words: tuple[SpokenWord, ...]
     samples: NDArray[np.float32]
     opening: NDArray[np.float32]
     rounding: NDArray[np.float32]
@@ -93,7 +93,7 @@ class Speech:
 @lru_cache(maxsize=256)
 def synthesise(
     text: str, voice: str = "ann", rate_wpm: int | None = None, pitch: int | None = None, seed: int = 0
-) -> Speech:
+) -> SpokenText:
     """Speech of `text` (ASCII English) by one of VOICES, beginning and ending with its first and last phoneme.
 
     `rate_wpm` and `pitch` default to the voice's own; the seed varies both by a few percent, as takes of one speaker differ.
@@ -113,8 +113,8 @@ def synthesise(
     shift_s = start / SAMPLE_RATE_HZ
     samples = samples[start:stop] * np.float32(SPEECH_RMS / np.sqrt(np.mean(samples[start:stop] ** 2)))
     opening, rounding = _mouth(shapes, shift_s, len(samples))
-    moved = tuple(Word(w.text, w.start_s - shift_s, w.end_s - shift_s) for w in words)
-    return Speech(text, voice, moved, np.clip(samples, -0.98, 0.98), opening, rounding)
+    moved = tuple(SpokenWord(w.text, w.start_s - shift_s, w.end_s - shift_s) for w in words)
+    return SpokenText(text, voice, moved, np.clip(samples, -0.98, 0.98), opening, rounding)
 
 
 def _run_espeak(text: str, name: str, rate_wpm: int, pitch: int) -> tuple[dict[str, Any], NDArray[np.float32]]:
@@ -144,7 +144,7 @@ def _run_espeak(text: str, name: str, rate_wpm: int, pitch: int) -> tuple[dict[s
 
 def _timed(
     text: str, events: list[list[Any]], end_s: float, rate_hz: int
-) -> tuple[list[Word], list[tuple[float, float, str]]]:
+) -> tuple[list[SpokenWord], list[tuple[float, float, str]]]:
     """Words and phonemes (start_s, end_s, ipa) from espeak's events, which give only where each one begins."""
     phonemes = [(position, sample / rate_hz, ipa) for kind, position, _, sample, ipa in events if kind == 7]
     ends = [start for _, start, _ in phonemes[1:]] + [end_s]
@@ -158,7 +158,7 @@ def _timed(
         ]
         if kind == 1 and spoken:
             word = text[position - 1 : position - 1 + length].strip(' .,;:!?"')
-            words.append(Word(word, spoken[0][0], spoken[-1][1]))
+            words.append(SpokenWord(word, spoken[0][0], spoken[-1][1]))
     return words, shapes
 
 

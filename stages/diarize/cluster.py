@@ -13,7 +13,7 @@ F32 = NDArray[np.float32]
 
 
 @dataclass
-class Unit:
+class VoicePiece:
     """A stretch of one track: frames [low, high), its clean speech and the embedding of that (None when too short)."""
 
     track: int
@@ -32,7 +32,7 @@ Measured on utterances cut to 0.8, 1.2, 2 and 3 s, same file: medians 0.63, 0.70
 
 
 @dataclass
-class Cluster:
+class VoiceCluster:
     """Units held for one person; `vector` is the sum of their embeddings weighted by clean seconds."""
 
     members: list[int]
@@ -40,7 +40,7 @@ class Cluster:
     clean_s: float
 
 
-def corrected_similarity(one: Cluster, other: Cluster) -> float:
+def corrected_similarity(one: VoiceCluster, other: VoiceCluster) -> float:
     """Cosine of two clusters' voices divided by what two stretches of one voice, this long, reach: about 1 = same.
 
     Without this correction short utterances of one person look like different people.
@@ -54,14 +54,14 @@ def corrected_similarity(one: Cluster, other: Cluster) -> float:
 class Bonds:
     """What is known about pairs of units [U, U]: the network's opinion (shares), the seconds they share; and its weights."""
 
-    units: list[Unit]
+    units: list[VoicePiece]
     seen_apart: F32
     seen_together: F32
     overlap_s: F32
     apart: float
     together: float
 
-    def score(self, one: Cluster, other: Cluster) -> float:
+    def score(self, one: VoiceCluster, other: VoiceCluster) -> float:
         """How much two clusters look like one person: corrected voice similarity, moved by what the network saw."""
         grid = np.ix_(one.members, other.members)
         weight = np.outer([self.units[i].clean_s for i in one.members], [self.units[i].clean_s for i in other.members])
@@ -75,13 +75,13 @@ class Bonds:
         return value
 
 
-def cluster_of(units: list[Unit], members: list[int]) -> Cluster:
+def cluster_of(units: list[VoicePiece], members: list[int]) -> VoiceCluster:
     """The cluster of the given units, all of which have embeddings."""
     weighted = [np.float32(units[i].clean_s) * np.asarray(units[i].embedding) for i in members]
-    return Cluster(members, np.sum(weighted, axis=0), sum(units[i].clean_s for i in members))
+    return VoiceCluster(members, np.sum(weighted, axis=0), sum(units[i].clean_s for i in members))
 
 
-def join(clusters: list[Cluster], bonds: Bonds, threshold: float) -> list[Cluster]:
+def join(clusters: list[VoiceCluster], bonds: Bonds, threshold: float) -> list[VoiceCluster]:
     """`clusters` after joining, best pair first, every pair whose score reaches the threshold."""
     pool = dict(enumerate(clusters))
     scores = {(a, b): bonds.score(pool[a], pool[b]) for a in pool for b in range(a)}

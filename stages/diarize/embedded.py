@@ -24,7 +24,7 @@ from pydantic import Field
 from schemas.spans import SPEECH_RATE_HZ, Turn
 from schemas.stretches import Runs, Stretch, bridged, runs
 from stages.base import Context, StageConfig
-from stages.diarize.cluster import Bonds, Cluster, Unit, cluster_of, join
+from stages.diarize.cluster import Bonds, VoiceCluster, VoicePiece, cluster_of, join
 from stages.engines.packaged import packaged
 from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder, unit
 from stages.engines.torchaudio_shim import make_torchaudio_importable
@@ -202,20 +202,20 @@ def active_runs(activity: F32, onset: float, offset: float) -> Runs:
     return np.asarray(found[np.array(is_reaching, bool)])
 
 
-def cut_units(tracks_TK: F32, config: EmbeddedConfig, min_on_s: float = 0.15) -> list[Unit]:
+def cut_units(tracks_TK: F32, config: EmbeddedConfig, min_on_s: float = 0.15) -> list[VoicePiece]:
     """Units of every track: what surely is one voice, long runs cut into equal parts; embeddings still missing."""
-    units: list[Unit] = []
+    units: list[VoicePiece] = []
     for track in range(tracks_TK.shape[1]):
         for low, high in active_runs(tracks_TK[:, track], config.onset, config.onset).tolist():
             if (high - low) * FRAME_S < min_on_s:
                 continue
             parts = int(np.ceil((high - low) * FRAME_S / config.max_unit_s))
             edges = np.linspace(low, high, parts + 1).round().astype(int)
-            units += [Unit(track, int(a), int(b), float(b - a) * FRAME_S) for a, b in pairwise(edges)]
+            units += [VoicePiece(track, int(a), int(b), float(b - a) * FRAME_S) for a, b in pairwise(edges)]
     return sorted(units, key=lambda u: (u.low, u.track))
 
 
-def embed_units(units: list[Unit], tracks_TK: F32, samples: F32, encoder: SpeakerEncoder) -> None:
+def embed_units(units: list[VoicePiece], tracks_TK: F32, samples: F32, encoder: SpeakerEncoder) -> None:
     """Fills `clean_s` and `embedding` of each unit from the frames in which no other track is active."""
     pieces = []
     for u in units:
@@ -233,7 +233,7 @@ def embed_units(units: list[Unit], tracks_TK: F32, samples: F32, encoder: Speake
         u.embedding = embedding
 
 
-def pair_evidence(units: list[Unit], windows: Windows) -> tuple[F32, F32]:
+def pair_evidence(units: list[VoicePiece], windows: Windows) -> tuple[F32, F32]:
     """What the network says about pairs of units that it saw in one window: (shares of apart, of together) [U, U].
 
     Only windows that hold most of both units count; pairs never seen together have zero of both.
@@ -259,7 +259,7 @@ def pair_evidence(units: list[Unit], windows: Windows) -> tuple[F32, F32]:
     return (apart + apart.T) / share, (together + together.T) / share
 
 
-def cluster_units(units: list[Unit], windows: Windows, config: EmbeddedConfig) -> list[Cluster]:
+def cluster_units(units: list[VoicePiece], windows: Windows, config: EmbeddedConfig) -> list[VoiceCluster]:
     """Clusters of the units that have embeddings, joined bottom-up."""
     low, high = np.array([[u.low, u.high] for u in units]).reshape(-1, 2).T * FRAME_S
     overlap = np.maximum(np.minimum(high[:, None], high) - np.maximum(low[:, None], low), 0).astype(np.float32)
@@ -268,7 +268,7 @@ def cluster_units(units: list[Unit], windows: Windows, config: EmbeddedConfig) -
     return join(singles, bonds, config.threshold)
 
 
-def first_activity(units: list[Unit], clusters: list[Cluster], tracks_TK: F32) -> F32:
+def first_activity(units: list[VoicePiece], clusters: list[VoiceCluster], tracks_TK: F32) -> F32:
     """Speaker activity [T, K] from the clusters' own units; units without embedding follow the unit nearest in their track."""
     owner = {i: k for k, c in enumerate(clusters) for i in c.members}
     for i, u in enumerate(units):
@@ -333,10 +333,10 @@ class Voices:
 
     windows: Windows
     tracks: F32
-    units: list[Unit]
+    units: list[VoicePiece]
 
 
-def group(voices: Voices, config: EmbeddedConfig) -> tuple[F32, list[Cluster]]:
+def group(voices: Voices, config: EmbeddedConfig) -> tuple[F32, list[VoiceCluster]]:
     """(activity [T, K] of each speaker, the clusters that are the speakers)."""
     clusters = cluster_units(voices.units, voices.windows, config)
     if not clusters:
@@ -373,7 +373,7 @@ class EmbeddedDiarizer:
         pauses = self.voice.stretches(samples, PAUSES)
         if not pauses:
             return []
-        parts: list[tuple[float, F32, list[Cluster]]] = []
+        parts: list[tuple[float, F32, list[VoiceCluster]]] = []
         for low, high in blocks(pauses, len(samples), self.config.block_s):
             start_s = low / SPEECH_RATE_HZ
             inside = [stretch.moved(-start_s) for stretch in pauses]
@@ -407,10 +407,10 @@ def blocks(speech: list[Stretch], num_samples: int, block_s: float) -> list[tupl
     return list(pairwise([*edges, num_samples]))
 
 
-def name_across(blocks_of: list[list[Cluster]], threshold: float) -> list[list[int]]:
+def name_across(blocks_of: list[list[VoiceCluster]], threshold: float) -> list[list[int]]:
     """A speaker number for each cluster of each block: voices alike are one person, two of one block never are."""
     units = [
-        Unit(block, 0, 0, c.clean_s, c.clean_s, unit(c.vector))
+        VoicePiece(block, 0, 0, c.clean_s, c.clean_s, unit(c.vector))
         for block, clusters in enumerate(blocks_of)
         for c in clusters
     ]

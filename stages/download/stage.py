@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -34,50 +34,49 @@ ADDS = struct(
 )
 
 
-class Config(StageConfig):
+class DownloadConfig(StageConfig):
     """Where bytes may come from and how hard to try."""
 
-    engine: Literal["direct", "yt_dlp"] = Field(
-        default="direct",
-        description="direct: fetches what the URL names. yt_dlp: hands http(s) URLs to yt-dlp, for pages that contain a "
-        "video (pip install 'nava-engine[youtube]'); everything else still goes direct.",
-    )
-    mode: Literal["reference", "copy"] = Field(
-        default="reference",
-        description="What to do with local files. reference: they stay where they are and nothing is duplicated. copy: "
-        "the store gets them too (hard-linked where possible), for runs that must stand alone or whose workers lack "
-        "the folder.",
-    )
-    schemes: tuple[str, ...] = Field(
-        default=("file", "http", "https", "s3", "gs"),
-        description="Only these are fetched, redirects included. Any other than file and http(s) goes through fsspec.",
-    )
-    allow_private_hosts: bool = Field(
-        default=False, description="Allow http(s) to loopback, link-local and private addresses."
-    )
-    max_bytes: int = Field(default=50 * 2**30, gt=0, description="Larger sources are refused.")
-    attempts: int = Field(default=5, ge=1, description="Attempts per source before it settles as an error.")
-    backoff_s: float = Field(default=0.5, ge=0, description="Pause after the first failure; doubles, with jitter.")
-    max_backoff_s: float = Field(default=60.0, ge=0, description="Longest pause between attempts.")
-    timeout_s: float = Field(default=60.0, gt=0, description="Longest silence of a server.")
-    per_host: int = Field(default=2, ge=1, description="Connections to one host at a time, per machine.")
-    min_interval_s: float = Field(default=0.0, ge=0, description="Shortest time between requests to one host.")
-    max_redirects: int = Field(default=5, ge=0, description="Redirects followed per source.")
-    yt_dlp_format: str = Field(
-        default="b", description="yt-dlp's format selection; 'bv*+ba' is better but needs the ffmpeg program to join."
-    )
+    engine: Literal["direct", "yt_dlp"] = "direct"
+    """direct: fetches what the URL names. yt_dlp: hands http(s) URLs to yt-dlp, for pages that contain a video (pip
+    install 'nava-engine[youtube]'); everything else still goes direct."""
+    mode: Literal["reference", "copy"] = "reference"
+    """What to do with local files. reference: they stay where they are and nothing is duplicated. copy: the store gets
+    them too (hard-linked where possible), for runs that must stand alone or whose workers lack the folder."""
+    schemes: tuple[str, ...] = ("file", "http", "https", "s3", "gs")
+    """Only these are fetched, redirects included. Any other than file and http(s) goes through fsspec."""
+    allow_private_hosts: bool = False
+    """Allow http(s) to loopback, link-local and private addresses."""
+    max_bytes: int = Field(default=50 * 2**30, gt=0)
+    """Larger sources are refused."""
+    attempts: int = Field(default=5, ge=1)
+    """Attempts per source before it settles as an error."""
+    backoff_s: float = Field(default=0.5, ge=0)
+    """Pause after the first failure; doubles, with jitter."""
+    max_backoff_s: float = Field(default=60.0, ge=0)
+    """Longest pause between attempts."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Longest silence of a server."""
+    per_host: int = Field(default=2, ge=1)
+    """Connections to one host at a time, per machine."""
+    min_interval_s: float = Field(default=0.0, ge=0)
+    """Shortest time between requests to one host."""
+    max_redirects: int = Field(default=5, ge=0)
+    """Redirects followed per source."""
+    yt_dlp_format: str = "b"
+    """yt-dlp's format selection; 'bv*+ba' is better but needs the ffmpeg program to join."""
 
 
-class Download(Measure[Config]):
+class Download(Measure[DownloadConfig]):
     """The bytes of each source. Same content, same asset: what the store has already is not fetched into it twice."""
 
-    name: ClassVar[str] = "download"
-    version: ClassVar[str] = "1"
-    level: ClassVar = "asset"
-    reads: ClassVar[tuple[str, ...]] = ("source_id", "uri", "fetch_uri", "metadata")
-    adds: ClassVar[pa.StructType] = ADDS
-    Config: ClassVar[type[StageConfig]] = Config
-    resources: ClassVar[Resources] = Resources(cpus=1.0, memory_gb=0.1, timeout_s=7200.0)
+    name = "download"
+    version = "1"
+    level = "asset"
+    reads = ("source_id", "uri", "fetch_uri", "metadata")
+    adds = ADDS
+    Config = DownloadConfig
+    resources = Resources(cpus=1.0, memory_gb=0.1, timeout_s=7200.0)
 
     def setup(self, ctx: Context) -> None:
         """Opens the store. Raises RecipeError if yt-dlp is asked for and missing."""
@@ -133,7 +132,7 @@ class Download(Measure[Config]):
         return fetch_http(uri, partial, http_limits(self.config), is_checked=stated is not None)
 
 
-def http_limits(config: Config) -> HttpLimits:
+def http_limits(config: DownloadConfig) -> HttpLimits:
     """The part of the configuration that concerns http(s)."""
     return HttpLimits(
         schemes=frozenset(config.schemes),
@@ -149,7 +148,7 @@ def http_limits(config: Config) -> HttpLimits:
     )
 
 
-def fetch_object(uri: str, partial_dir: Path, config: Config) -> Fetched:
+def fetch_object(uri: str, partial_dir: Path, config: DownloadConfig) -> Fetched:
     """The object at an fsspec URL in a file below `partial_dir`; tried again from its beginning after a failure.
 
     Credentials are those of the environment, as fsspec's own back ends look them up. Raises DownloadError.
@@ -182,7 +181,7 @@ def fetch_object(uri: str, partial_dir: Path, config: Config) -> Fetched:
     return Fetched(target, public_uri(uri), attempts)
 
 
-def fetch_page(uri: str, partial_dir: Path, config: Config) -> Fetched:
+def fetch_page(uri: str, partial_dir: Path, config: DownloadConfig) -> Fetched:
     """The video of a web page, found by yt-dlp. Raises DownloadError.
 
     Only the page's own address is checked against private networks; yt-dlp follows what the page says.

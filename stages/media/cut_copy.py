@@ -11,7 +11,7 @@ import numpy as np
 
 from stages.media.mux import Order, add_sound, interleave, open_output, thumbnail
 from stages.media.open import clock_shift, geometry, open_media, pick
-from stages.media.picture import Damage, Picture, packets
+from stages.media.picture import Damage, ShownPicture, packets
 
 COPY_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 COPY_FORMATS = ("yuv420p", "yuvj420p")
@@ -22,8 +22,8 @@ COPY_LOOKBACK_PACKETS = 2000
 
 def copy_packets(
     order: Order,
-    first: tuple[Any, Picture],
-    shown: Iterator[tuple[Any, Picture]],
+    first: tuple[Any, ShownPicture],
+    shown: Iterator[tuple[Any, ShownPicture]],
     samples: np.ndarray | None,
     rate_hz: int,
 ) -> dict[str, Any] | None:

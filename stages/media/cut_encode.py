@@ -16,7 +16,7 @@ from schemas.errors import MediaError
 from stages.media.cut_copy import copy_packets
 from stages.media.mux import Order, add_sound, interleave, open_output, thumbnail
 from stages.media.open import Geometry, geometry, open_media, pick
-from stages.media.picture import Damage, Picture, pictures, pictures_between
+from stages.media.picture import Damage, ShownPicture, pictures, pictures_between
 from stages.media.sound import write_sound
 
 LIMITED_RANGE = 1
@@ -27,20 +27,18 @@ def cut(
     path: str,
     out: str,
     span: list[int],
-    crf: int,
-    preset: str,
+    encoding: dict[str, Any],
     allow_copy: bool,
-    audio_bitrate: int,
     sound: str | None,
     rate_hz: int,
     max_pixels: int,
 ) -> dict[str, Any]:
     """Writes the clip to `out` and thumbnails of its frames to `out`.thumbs; returns what was written.
 
-    `span` is [start_pts, end_pts, num, den]; `sound` names a file of raw float32 [n, 2] that starts with the picture.
+    `span` is [start_pts, end_pts, num, den]; `encoding` has crf, preset and audio_bitrate; `sound` names a file of raw float32 [n, 2] that starts with the picture.
     """
     before_s = time.process_time()
-    order = Order(path, out, span[0], span[1], Fraction(span[2], span[3]), crf, preset, audio_bitrate)
+    order = Order(path, out, span[0], span[1], Fraction(span[2], span[3]), **encoding)
     samples = None if sound is None else np.fromfile(sound, np.float32).reshape(-1, 2)
     shown = _source_frames(order, max_pixels)
     first = next(shown, None)
@@ -56,7 +54,7 @@ def cut(
     return {**written, "thumbs": f"{out}.thumbs", "cut_cpu_s": time.process_time() - before_s}
 
 
-def _source_frames(order: Order, max_pixels: int) -> Iterator[tuple[Any, Picture]]:
+def _source_frames(order: Order, max_pixels: int) -> Iterator[tuple[Any, ShownPicture]]:
     """(stream, frame) of every frame inside the span."""
     start = order.start_pts * order.time_base
     stream, frames = pictures_between(partial(open_media, order.path), None, start, Damage(), max_pixels)
@@ -76,7 +74,7 @@ def _source_frames(order: Order, max_pixels: int) -> Iterator[tuple[Any, Picture
 
 
 def _encode(
-    order: Order, shown: Iterator[tuple[Any, Picture]], samples: np.ndarray | None, rate_hz: int
+    order: Order, shown: Iterator[tuple[Any, ShownPicture]], samples: np.ndarray | None, rate_hz: int
 ) -> dict[str, Any]:
     """Encodes the frames to H.264 without B-frames: decoding order is display order, so every reader agrees on times."""
     stream, first = next(shown)
@@ -128,7 +126,7 @@ def _assembly() -> str:
     return ":asm=AVX2" if has_it else ""
 
 
-def _chain(first: Picture, shown: Iterator[tuple[Any, Picture]]) -> Iterator[Picture]:
+def _chain(first: ShownPicture, shown: Iterator[tuple[Any, ShownPicture]]) -> Iterator[ShownPicture]:
     yield first
     for _, picture in shown:
         yield picture
@@ -147,7 +145,7 @@ def _tag_colour(context: Any, frame: Any, colorspace: int) -> None:
 
 
 def _prepared(
-    frames: Iterator[Picture], stream: Any, shape: Geometry, size: tuple[int, int], order: Order
+    frames: Iterator[ShownPicture], stream: Any, shape: Geometry, size: tuple[int, int], order: Order
 ) -> Iterator[Any]:
     """Upright yuv420p frames of `size`, deinterlaced where they hold two fields, pts counted from the clip's start."""
     graph, seen = None, None

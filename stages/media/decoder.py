@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -113,6 +113,21 @@ class Frames:
         return self.pts * (self.num / self.den)
 
 
+class Look(TypedDict, total=False):
+    """Which frames, and how they are to look."""
+
+    start: Fraction | None
+    end: Fraction | None
+    """Exact instants, half open; None: from the beginning, to the end."""
+    long_side_px: int | None
+    """Only ever shrinks."""
+    size: tuple[int, int] | None
+    """(width, height)."""
+    gray: bool
+    max_fps: float | None
+    """Leaves frames out on a regular time grid."""
+
+
 class Decoder:
     """Reads media files, each request in a child process with limits. One per worker; safe to use from one thread."""
 
@@ -202,17 +217,7 @@ class Decoder:
             samples = samples[:, 0]
         return Waveform(samples, told["rate_hz"], Fraction(told["start"]), told["damaged_packets"])
 
-    def frames(
-        self,
-        path: Path | str,
-        *,
-        start: Fraction | None = None,
-        end: Fraction | None = None,
-        long_side_px: int | None = None,
-        size: tuple[int, int] | None = None,
-        gray: bool = False,
-        max_fps: float | None = None,
-    ) -> Frames:
+    def frames(self, path: Path | str, **look: Unpack[Look]) -> Frames:
         """All frames with start <= time < end, as `iter_frames` gives them, in one array.
 
         Raises MediaError("no_frames") if there are none and MediaError("too_many_frames") if they would need more
@@ -220,9 +225,7 @@ class Decoder:
         """
         runs: list[Frames] = []
         budget = int(self.memory_gb * 2**30 / 2)
-        for run in self.iter_frames(
-            path, start=start, end=end, long_side_px=long_side_px, size=size, gray=gray, max_fps=max_fps
-        ):
+        for run in self.iter_frames(path, **look):
             runs.append(run)
             budget -= run.images.nbytes
             if budget < 0:
@@ -240,26 +243,16 @@ class Decoder:
         num_damaged = sum(run.num_damaged for run in runs)
         return Frames(images, pts, runs[-1].end_pts, runs[0].num, runs[0].den, num_damaged)
 
-    def iter_frames(
-        self,
-        path: Path | str,
-        *,
-        start: Fraction | None = None,
-        end: Fraction | None = None,
-        long_side_px: int | None = None,
-        size: tuple[int, int] | None = None,
-        gray: bool = False,
-        max_fps: float | None = None,
-        chunk: int = 256,
-    ) -> Generator[Frames]:
+    def iter_frames(self, path: Path | str, *, chunk: int = 256, **look: Unpack[Look]) -> Generator[Frames]:
         """Runs of up to `chunk` frames; at most two runs exist at a time.
 
-        `start` and `end` are exact instants, half open; `size` is (width, height), `long_side_px` only ever shrinks.
-        Frames are turned and stretched as a viewer would show them, all to the first frame's size. `max_fps` leaves
-        frames out on a regular time grid.
+        Frames are turned and stretched as a viewer would show them, all to the first frame's size.
         """
         out = self._scratch("frames")
-        view = {"size": size, "long_side_px": long_side_px, "is_gray": gray, "max_fps": max_fps}
+        start, end = look.get("start"), look.get("end")
+        view = {name: look.get(name) for name in ("size", "long_side_px", "max_fps")} | {
+            "is_gray": look.get("gray", False)
+        }
         request = {
             "path": str(path),
             "out": str(out),

@@ -74,7 +74,7 @@ def decoded(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ShownPicture:
     """One decoded frame and its place on the stream's clock."""
 
     frame: Any
@@ -118,7 +118,7 @@ class FrameClock:
         return self._last + self._shift
 
 
-def pictures(container: Any, stream: Any, damage: Damage, max_pixels: int) -> Iterator[Picture]:
+def pictures(container: Any, stream: Any, damage: Damage, max_pixels: int) -> Iterator[ShownPicture]:
     """Decoded frames in strictly increasing pts.
 
     One that does not move time forward (joined recordings that overlap) is left out and counted as damaged.
@@ -141,7 +141,7 @@ def pictures(container: Any, stream: Any, damage: Damage, max_pixels: int) -> It
             damage.note("a frame does not move time forward")
             continue
         last = pts
-        yield Picture(frame, pts, int(frame.duration or 0), is_damaged)
+        yield ShownPicture(frame, pts, int(frame.duration or 0), is_damaged)
 
 
 def _usual_step(stream: Any) -> int:
@@ -150,7 +150,7 @@ def _usual_step(stream: Any) -> int:
     return max(1, round(1 / (rate * Fraction(stream.time_base))))
 
 
-def last_duration(picture: Picture, previous_pts: int | None, stream: Any) -> int:
+def last_duration(picture: ShownPicture, previous_pts: int | None, stream: Any) -> int:
     """Length of the last frame in pts: as stated, else like the frame before it, else the stream's usual one."""
     if picture.duration > 0:
         return picture.duration
@@ -205,7 +205,7 @@ def target_size(display: tuple[int, int], view: View) -> tuple[int, int]:
 
 def pictures_between(
     reopen: Any, index: int | None, start: Fraction | None, damage: Damage, max_pixels: int
-) -> tuple[Any, Iterator[Picture]]:
+) -> tuple[Any, Iterator[ShownPicture]]:
     """(stream, frames from the first one with time >= `start` on), seeking where that is exact.
 
     `reopen()` gives a fresh container. A seek is only trusted when a frame at or before `start` came out of it, for
@@ -235,7 +235,7 @@ def pictures_between(
     return stream, _from(first_pts, next(frames, None), frames)
 
 
-def _from(first_pts: int, found: Picture | None, rest: Iterator[Picture]) -> Iterator[Picture]:
+def _from(first_pts: int, found: ShownPicture | None, rest: Iterator[ShownPicture]) -> Iterator[ShownPicture]:
     """`found` and `rest` without what lies before `first_pts`."""
     if found is not None and found.pts >= first_pts:
         yield found
@@ -266,12 +266,12 @@ class Chunk:
     num_damaged: int = 0
 
 
-def chunks(stream: Any, frames: Iterator[Picture], end: Fraction | None, view: View, size: int) -> Iterator[Chunk]:
+def chunks(stream: Any, frames: Iterator[ShownPicture], end: Fraction | None, view: View, size: int) -> Iterator[Chunk]:
     """Drawn frames before `end`, in runs of `size`. `end_pts` is the pts of the frame that follows the run."""
     renderer: Renderer | None = None
     buffer = np.empty(0, np.uint8)
     pts: list[int] = []
-    last: Picture | None = None
+    last: ShownPicture | None = None
     previous: int | None = None
     end_pts: int | None = None
     num_damaged = 0

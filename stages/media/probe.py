@@ -20,7 +20,7 @@ from stages.media.open import (
     pick,
     transfer_name,
 )
-from stages.media.picture import Damage, Picture, last_duration, packets, pictures
+from stages.media.picture import Damage, ShownPicture, last_duration, packets, pictures
 from stages.media.sound import FloatFrames, Placement, placed
 
 VIDEO_FIELDS = (
@@ -88,7 +88,7 @@ def _watch(path: str, index: int, decode: bool, max_pixels: int) -> Timeline:
         found = [(pts, length) for pts, length in sorted(found) if not timeline.pts or pts >= timeline.pts[0]]
         if found:
             timeline.pts = sorted({pts for pts, _ in found})
-            last = Picture(None, found[-1][0], found[-1][1])
+            last = ShownPicture(None, found[-1][0], found[-1][1])
             timeline.end_pts = last.pts + last_duration(last, _second_last(timeline.pts), stream)
     return timeline
 

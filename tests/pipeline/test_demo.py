@@ -32,8 +32,8 @@ from pipeline.demo import (
 )
 from pipeline.demo.demo_set import MAKERS
 from pipeline.demo.face import PEOPLE, TalkingFace
-from pipeline.demo.film import Film
-from pipeline.demo.scenes import Shot, Still
+from pipeline.demo.film import DemoFilm
+from pipeline.demo.scenes import DrawnShot, Still
 from pipeline.demo.sound import Line
 from pipeline.demo.voice import SAMPLE_RATE_HZ, VOICES, _run_espeak, synthesise
 from pipeline.demo.write import encode, turn_display
@@ -311,7 +311,7 @@ def test_turned_phone_clip_is_upright_after_rotation(tmp_path: Path) -> None:
 
 
 def test_nobody_speaks_on_screen_unseen() -> None:
-    film = Film([Shot(Still("coffee.png", 64, 48), 100)], [Line(0.4, "ann", synthesise(SENTENCE))])
+    film = DemoFilm([DrawnShot(Still("coffee.png", 64, 48), 100)], [Line(0.4, "ann", synthesise(SENTENCE))])
     with pytest.raises(ValueError, match="ann speaks on screen"):
         film.check(Encoding(64, 48))
 

@@ -16,7 +16,7 @@ from schemas.spans import Word
 from schemas.stretches import Stretch
 from schemas.timing import Span
 from stages.base import Context
-from stages.clip import Clip, ClipConfig, Talk, group_utterances, plan_windows, spans_within
+from stages.clip import ClipConfig, ClipSplit, Talk, group_utterances, plan_windows, spans_within
 
 
 @st.composite
@@ -178,7 +178,7 @@ def test_stage_cuts_on_real_frame_times_and_hours_balance(tmp_path: Path, contex
         "transcribe": TRANSCRIBE if has_speech else {"words": [], "speech": [], "language": None},
         "diarize": DIARIZE if has_speech else {"turns": [], "overlaps": []},
     }
-    stage = Clip(ClipConfig(min_s=1.0, max_s=3.0))
+    stage = ClipSplit(ClipConfig(min_s=1.0, max_s=3.0))
     stage.setup(context)
     clips = stage.split(row)
     assert clips

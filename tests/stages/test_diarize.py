@@ -16,7 +16,7 @@ from schemas.errors import RecipeError
 from schemas.spans import SPEECH_RATE_HZ, Turn, overlaps
 from schemas.stretches import Stretch, covered_s
 from stages.base import Context
-from stages.diarize.cluster import Bonds, Unit, cluster_of, corrected_similarity, join
+from stages.diarize.cluster import Bonds, VoicePiece, cluster_of, corrected_similarity, join
 from stages.diarize.embedded import (
     FRAME_S,
     WINDOW_FRAMES,
@@ -208,8 +208,8 @@ def test_what_never_reaches_the_onset_is_no_turn() -> None:
 def test_similarity_is_corrected_for_length() -> None:
     voice = unit(RANDOM.normal(size=256).astype(np.float32))
     other = unit(0.8 * voice + 0.6 * unit(RANDOM.normal(size=256).astype(np.float32)))
-    pair = [Unit(0, 0, 1, 1.0, clean_s, e) for clean_s, e in ((0.8, voice), (0.8, other))]
-    long = [Unit(0, 0, 1, 9.0, 9.0, e) for e in (voice, other)]
+    pair = [VoicePiece(0, 0, 1, 1.0, clean_s, e) for clean_s, e in ((0.8, voice), (0.8, other))]
+    long = [VoicePiece(0, 0, 1, 9.0, 9.0, e) for e in (voice, other)]
     assert corrected_similarity(*(cluster_of(pair, [i]) for i in (0, 1))) > corrected_similarity(
         *(cluster_of(long, [i]) for i in (0, 1))
     )
@@ -217,7 +217,7 @@ def test_similarity_is_corrected_for_length() -> None:
 
 def test_what_the_network_saw_decides_between_like_voices() -> None:
     voice = unit(RANDOM.normal(size=256).astype(np.float32))
-    units = [Unit(i, i * 100, i * 100 + 90, 1.5, 1.5, voice_like(voice, 0.4)) for i in range(4)]
+    units = [VoicePiece(i, i * 100, i * 100 + 90, 1.5, 1.5, voice_like(voice, 0.4)) for i in range(4)]
     none = np.zeros((4, 4), np.float32)
     singles = [cluster_of(units, [i]) for i in range(4)]
     assert len(join(singles, Bonds(units, none, none, none, 0.2, 0.05), 0.88)) == 1
@@ -228,8 +228,11 @@ def test_what_the_network_saw_decides_between_like_voices() -> None:
 
 def test_two_speakers_of_one_block_never_become_one() -> None:
     voice = unit(RANDOM.normal(size=256).astype(np.float32))
-    first = [cluster_of([Unit(0, 0, 1, 5.0, 5.0, voice)], [0]), cluster_of([Unit(0, 0, 1, 5.0, 5.0, voice)], [0])]
-    second = [cluster_of([Unit(0, 0, 1, 5.0, 5.0, voice)], [0])]
+    first = [
+        cluster_of([VoicePiece(0, 0, 1, 5.0, 5.0, voice)], [0]),
+        cluster_of([VoicePiece(0, 0, 1, 5.0, 5.0, voice)], [0]),
+    ]
+    second = [cluster_of([VoicePiece(0, 0, 1, 5.0, 5.0, voice)], [0])]
     (a, b), (c,) = name_across([first, second], 0.88)
     assert a != b
     assert c in (a, b)

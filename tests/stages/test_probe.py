@@ -15,7 +15,7 @@ from pipeline.demo.clips import flash_and_click, variable_rate
 from pipeline.demo.write import Encoding
 from schemas.errors import MediaError
 from stages.media.probe import is_variable
-from stages.probe import ADDS, Config, Probe
+from stages.probe import ADDS, Probe, ProbeConfig
 
 SMALL = Encoding(width_px=192, height_px=96)
 
@@ -23,7 +23,7 @@ SMALL = Encoding(width_px=192, height_px=96)
 @pytest.fixture
 def probe(context: Any) -> Callable[..., dict[str, Any]]:
     def ask(path: Path, **options: Any) -> dict[str, Any]:
-        stage = Probe(Config(**options))
+        stage = Probe(ProbeConfig(**options))
         stage.setup(context)
         (result,) = stage.process([{"download": {"path": str(path)}}])
         if isinstance(result, Exception):

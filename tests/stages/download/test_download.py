@@ -20,7 +20,7 @@ import pytest
 
 from schemas.errors import DownloadError, RecipeError
 from stages.download.fetch_http import HttpLimits, checked_address, fetch_http, host_slot, is_public
-from stages.download.stage import ADDS, Config, Download
+from stages.download.stage import ADDS, Download, DownloadConfig
 from stages.download.store import AssetStore, suffix_of
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
@@ -130,7 +130,7 @@ LIMITS = HttpLimits(allow_private_hosts=True, backoff_s=0.0, timeout_s=10.0)
 def stage(context: Any) -> Callable[..., Download]:
     def make(**options: Any) -> Download:
         chosen = {"allow_private_hosts": True, "backoff_s": 0.0, "timeout_s": 10.0} | options
-        made = Download(Config(**chosen))
+        made = Download(DownloadConfig(**chosen))
         made.setup(context)
         return made
 
@@ -387,13 +387,13 @@ def test_object_stores_in_and_out(context: Any) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/raw/a.mp4", CONTENT)
     context.store_dir = "memory://run/assets"
-    download = Download(Config(schemes=("file", "memory"), attempts=2, backoff_s=0.0, max_bytes=400_000))
+    download = Download(DownloadConfig(schemes=("file", "memory"), attempts=2, backoff_s=0.0, max_bytes=400_000))
     download.setup(context)
     got = fetch(download, "memory://raw/a.mp4")
     assert got["path"] == f"memory://run/assets/{SHA256[:2]}/{SHA256}.mp4"
     assert memory.cat_file(f"/run/assets/{SHA256[:2]}/{SHA256}.mp4") == CONTENT
     assert context.media.localise(got["path"]).read_bytes() == CONTENT
-    patient = Download(Config(schemes=("memory",), attempts=2, backoff_s=60.0))
+    patient = Download(DownloadConfig(schemes=("memory",), attempts=2, backoff_s=60.0))
     patient.setup(context)
     began = time.monotonic()
     assert reason(patient, "memory://raw/none.mp4") == "not_found"
