@@ -35,7 +35,8 @@ def cut(
 ) -> dict[str, Any]:
     """Writes the clip to `out` and thumbnails of its frames to `out`.thumbs; returns what was written.
 
-    `span` is [start_pts, end_pts, num, den]; `encoding` has crf, preset and audio_bitrate; `sound` names a file of raw float32 [n, 2] that starts with the picture.
+    `span` is [start_pts, end_pts, num, den]; `encoding` has crf, preset and audio_bitrate; `sound` names a file of raw
+    float32 [n, 2] that starts with the picture.
     """
     before_s = time.process_time()
     order = Order(path, out, span[0], span[1], Fraction(span[2], span[3]), **encoding)
