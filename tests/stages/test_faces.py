@@ -73,6 +73,7 @@ def test_faces_and_whose_they_are(talk: Path, tmp_path: Path, context: Context) 
 
 def test_a_worker_looks_at_a_clip_once(talk: Path, context: Context, looks: list[int]) -> None:
     stage = Faces(FacesConfig(identity="none"))
+    context.configs = {"faces": stage.config}
     stage.setup(context)
     watch = FaceWatch.of(context)
     first, second = (span_of_file(context, talk, *part) for part in ((0, Fraction(1, 2)), (Fraction(1, 2), 1)))
