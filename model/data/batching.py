@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from model.data.index import ShardIndex
-from model.data.order import EpochShare, EpochStream, Part, epoch_share, key_of, mix, split_runs
+from model.data.order import DrawPart, EpochShare, EpochStream, epoch_share, key_of, mix, split_runs
 from model.data.packing import Item, Limits, Pack, Packer
 from model.data.position import PlanPosition, TeamPosition
 from model.data.target import TargetTrial, derived_target
@@ -125,7 +125,7 @@ class EpochPlan:
         self._uses: list[Modality | None] = [part.use for part in config.mixture] or [None]
         self._rows = self._select_rows()
         self.run_starts = split_runs(index.shards[1], self._run_length())
-        self.parts: list[Part] = []
+        self.parts: list[DrawPart] = []
         self.summaries: list[PartSummary] = []
         draws = _draws([self._num_rows(i) for i in range(len(self._rows))], [p.weight for p in config.mixture])
         for i, num_draws in enumerate(draws):
@@ -191,7 +191,7 @@ class EpochPlan:
             dearest, longest = max(dearest, float(row_flops.max())), max(longest, int(row_tokens.max()))
         name = self.config.mixture[number].name if self.config.mixture else "all"
         run_flops = np.diff(np.concatenate(before))
-        part = Part(name, num_rows, num_draws, rows, edges, run_flops, lambda wanted: self.cost(wanted, use))
+        part = DrawPart(name, num_rows, num_draws, rows, edges, run_flops, lambda wanted: self.cost(wanted, use))
         share = num_draws / num_rows
         self.parts.append(part)
         self.summaries.append(

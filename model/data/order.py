@@ -74,7 +74,7 @@ def split_runs(shard_of_row: NDArray[np.int32], run_length: int) -> NDArray[np.i
 
 
 @dataclass(frozen=True)
-class Part:
+class DrawPart:
     """One ingredient: its rows in index order, cut into runs, and how many draws an epoch makes.
 
     `rows` None means every row of the index. `cost` maps row numbers to (FLOPs, tokens).
@@ -97,7 +97,7 @@ class Part:
 class EpochShare:
     """A part's runs in the order of one epoch, cut into equal shares.
 
-    begin, end: [num_runs] positions in `Part.rows`; before: [num_runs + 1] samples in the runs before each; bounds:
+    begin, end: [num_runs] positions in `DrawPart.rows`; before: [num_runs + 1] samples in the runs before each; bounds:
     [num_streams + 1] samples before each share.
     """
 
@@ -118,7 +118,7 @@ class EpochShare:
         return begin, end
 
 
-def epoch_share(part: Part, epoch: int, num_streams: int, key: int) -> EpochShare:
+def epoch_share(part: DrawPart, epoch: int, num_streams: int, key: int) -> EpochShare:
     """The part's runs permuted for `epoch`, repeated until `num_draws` samples, and cut into equal FLOPs.
 
     Cost: O(runs). Every row is drawn floor or ceil of num_draws / num_rows times.
@@ -147,13 +147,13 @@ def epoch_share(part: Part, epoch: int, num_streams: int, key: int) -> EpochShar
     return share
 
 
-def _flops_within(part: Part, begin: int, end: int) -> NDArray[np.float64]:
+def _flops_within(part: DrawPart, begin: int, end: int) -> NDArray[np.float64]:
     """[end - begin + 1] running FLOPs of positions begin ... end."""
     flops, _ = part.cost(part.rows_at(np.arange(begin, end)))
     return np.concatenate([[0.0], np.cumsum(flops)])
 
 
-def _cut_into_equal_flops(part: Part, share: EpochShare, flops: NDArray[np.float64]) -> None:
+def _cut_into_equal_flops(part: DrawPart, share: EpochShare, flops: NDArray[np.float64]) -> None:
     """Set `share.bounds` to the samples before the running FLOPs first reach each k / num_streams of the total."""
     flops_before = np.concatenate([[0.0], np.cumsum(flops)])
     num_streams = len(share.bounds) - 1
@@ -184,7 +184,9 @@ class DrawWindow:
 class EpochStream:
     """One stream of one epoch: rows by ordinal, parts interleaved evenly. O(1) to enter at any position."""
 
-    def __init__(self, parts: list[Part], shares: list[EpochShare], stream: int, window_runs: int, key: int) -> None:
+    def __init__(
+        self, parts: list[DrawPart], shares: list[EpochShare], stream: int, window_runs: int, key: int
+    ) -> None:
         self._parts = parts
         self._runs = [share.of_stream(stream) for share in shares]
         self._before = [np.concatenate([[0], np.cumsum(end - begin)]) for begin, end in self._runs]

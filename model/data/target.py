@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.order import Part, key_of, mix
+from model.data.order import DrawPart, key_of, mix
 from model.data.packing import Item, Limits, Packer
 
 HEADROOM = 1.25
@@ -31,7 +31,7 @@ largest packs win."""
 class TargetTrial:
     """Fills packs with pseudo-random samples of a mixture, to see which target suits them."""
 
-    def __init__(self, parts: Sequence[Part], token_budget: int, members: int, buffer_size: int, key: int) -> None:
+    def __init__(self, parts: Sequence[DrawPart], token_budget: int, members: int, buffer_size: int, key: int) -> None:
         self._token_budget, self._members, self._buffer_size, self._key = token_budget, members, buffer_size, key
         num_draws = sum(part.num_draws for part in parts)
         items: list[Item] = []

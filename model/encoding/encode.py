@@ -36,7 +36,7 @@ SHORTEST_VOICE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class ClipWindow:
     """A stretch of a clip on the 24 fps grid. `num_frames` is 4n+1 beside a picture, any number for sound alone."""
 
     number: int
@@ -60,12 +60,12 @@ class EncodedWindow:
 
     sample: Sample
     clip_id: str
-    window: Window
+    window: ClipWindow
     height_px: int
     width_px: int
 
 
-def windows_of(duration_s: float, has_video: bool, config: EncodeConfig) -> list[Window]:
+def windows_of(duration_s: float, has_video: bool, config: EncodeConfig) -> list[ClipWindow]:
     """Windows of a clip, side by side; empty when even the first is shorter than `min_frames`."""
     available = int(round(duration_s * FRAME_RATE_HZ, 6))
     found = []
@@ -74,11 +74,11 @@ def windows_of(duration_s: float, has_video: bool, config: EncodeConfig) -> list
         num_frames = snap_frames(num_frames) if has_video and num_frames > 0 else num_frames
         if num_frames < config.min_frames:
             break
-        found.append(Window(number, number * config.max_frames, num_frames))
+        found.append(ClipWindow(number, number * config.max_frames, num_frames))
     return found
 
 
-def window_key(clip_id: str, window: Window) -> str:
+def window_key(clip_id: str, window: ClipWindow) -> str:
     """Sample key: the clip's own for its first window, with a number behind it for the others."""
     return clip_id if window.number == 0 else f"{clip_id}-w{window.number:02d}"
 
@@ -126,7 +126,7 @@ class ClipEncoder:
         self,
         key: str,
         annotation: Mapping[str, Any],
-        window: Window,
+        window: ClipWindow,
         pixels_THWC: Tensor | None,
         wave_CS: Tensor | None,
         voices: Mapping[int, Tensor],
@@ -141,7 +141,9 @@ class ClipEncoder:
             placeholders=placeholders,
         )
 
-    def _pictures(self, raw: RawSample, windows: Sequence[Window], height_px: int, width_px: int) -> Iterator[Tensor]:
+    def _pictures(
+        self, raw: RawSample, windows: Sequence[ClipWindow], height_px: int, width_px: int
+    ) -> Iterator[Tensor]:
         """uint8 [T, H, W, 3] of each window; the clip is decoded once."""
         times = [(w.start_frame + k) / FRAME_RATE_HZ for w in windows for k in range(w.num_frames)]
         frames = read_frames(raw.members["mp4"], times, height_px, width_px)
@@ -159,7 +161,7 @@ class ClipEncoder:
             return None
         return torch.from_numpy(read_sound(raw.members["flac"], self._network.audio_sample_rate_hz))
 
-    def _audio(self, wave_CS: Tensor, window: Window, has_video: bool) -> Tensor:
+    def _audio(self, wave_CS: Tensor, window: ClipWindow, has_video: bool) -> Tensor:
         if self._codecs.audio is None:
             raise ModelError(f"{self._config.codecs} has no audio_vae/ for clips with sound.")
         rate_hz, per_latent = self._network.audio_sample_rate_hz, self._codecs.audio.samples_per_latent
@@ -177,7 +179,7 @@ class ClipEncoder:
         return self._codecs.audio.encode(torch.nn.functional.pad(cut, (0, missing))).cpu()
 
     def _text(
-        self, annotation: Mapping[str, Any], voices: Mapping[int, Tensor], window: Window
+        self, annotation: Mapping[str, Any], voices: Mapping[int, Tensor], window: ClipWindow
     ) -> tuple[Tensor, tuple[int, ...], list[Tensor | None]]:
         """(text rows, placeholder rows, one voice or None per line) of what is said in the window."""
         assert self._codecs.text is not None, "checked when opened"

@@ -17,7 +17,7 @@ from model.data.reader import SampleReader, open_shards
 from model.encoding.clip_media import read_frames, read_sound
 from model.encoding.codec import TextEncoder, open_codecs
 from model.encoding.config import EncodeConfig
-from model.encoding.encode import ClipEncoder, EncodedWindow, Window, windows_of
+from model.encoding.encode import ClipEncoder, ClipWindow, EncodedWindow, windows_of
 from model.encoding.encode_shards import encode_shards
 from model.encoding.latents import read_latents
 from model.encoding.online import open_index
@@ -102,9 +102,9 @@ def test_sound_keeps_its_place_and_pitch() -> None:
 
 def test_windows_lie_side_by_side_and_are_never_padded() -> None:
     config = EncodeConfig(codecs=Path("."), max_frames=49, max_windows=3, min_frames=17)
-    assert windows_of(5.0, True, config) == [Window(0, 0, 49), Window(1, 49, 49), Window(2, 98, 21)]
-    assert windows_of(2.2, True, config) == [Window(0, 0, 49)]
-    assert windows_of(2.2, False, config.model_copy(update={"max_frames": 121})) == [Window(0, 0, 52)]
+    assert windows_of(5.0, True, config) == [ClipWindow(0, 0, 49), ClipWindow(1, 49, 49), ClipWindow(2, 98, 21)]
+    assert windows_of(2.2, True, config) == [ClipWindow(0, 0, 49)]
+    assert windows_of(2.2, False, config.model_copy(update={"max_frames": 121})) == [ClipWindow(0, 0, 52)]
     assert windows_of(0.6, True, config) == []
     whole = EncodeConfig(codecs=Path("."))
     for duration in (1.4, 3.0, 5.04, 9.9):
