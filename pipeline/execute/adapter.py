@@ -30,6 +30,8 @@ from schemas.records import Cost, Struct
 from stages.base import Context, Measure, Split
 
 log = logging.getLogger("nava.adapter")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "PYANNOTE_METRICS_ENABLED": "0"}
+"""Environment of whoever runs stages: libraries never call home."""
 
 
 class Worker:

@@ -5,12 +5,13 @@ Time limits of stages are not enforced: there is nobody to end a process and sta
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from pipeline import pack
-from pipeline.execute.adapter import Worker
+from pipeline.execute.adapter import OFFLINE, Worker
 from pipeline.execute.monitor import Monitor, Snapshot
 from pipeline.plan import Plan
 from pipeline.store import RunDir
@@ -67,7 +68,8 @@ class Here:
 
 @contextmanager
 def here(plan: Plan, directory: RunDir) -> Iterator[Here]:
-    """The executor of this process."""
+    """The executor of this process, which calls no hub from here on."""
+    os.environ.update(OFFLINE)
     executor = Here(plan, directory)
     try:
         yield executor

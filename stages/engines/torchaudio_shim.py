@@ -8,6 +8,7 @@ and does not need the extension. On a CUDA build of torch this does nothing.
 from __future__ import annotations
 
 import sys
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -16,9 +17,12 @@ def make_torchaudio_importable() -> None:
     """Nothing; call it before the first import of torchaudio, whisperx or pyannote.audio. Costs one import of torch.
 
     Puts a stand-in for `torchaudio._extension` into sys.modules that reports the compiled parts as absent. What is then
-    missing is forced_align, the RNN-T loss and CTC decoding, none of which is used here.
+    missing is forced_align, the RNN-T loss and CTC decoding, none of which is used here. pyannote.audio's page-long warning
+    that torchcodec cannot be loaded is left out as well: sound is handed over decoded.
     """
     import torch
+
+    warnings.filterwarnings("ignore", message=r"\s*torchcodec is not installed", category=UserWarning)
 
     if torch.version.cuda is not None or "torchaudio" in sys.modules:
         return
