@@ -30,8 +30,13 @@ from schemas.records import Cost, Struct
 from stages.base import Context, Measure, Split
 
 log = logging.getLogger("nava.adapter")
-OFFLINE = {"HF_HUB_OFFLINE": "1", "PYANNOTE_METRICS_ENABLED": "0"}
-"""Environment of whoever runs stages: libraries never call home."""
+LIBRARY_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "PYANNOTE_METRICS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+"""Of whoever runs stages: libraries never call home, and one worker uses one core so that as many fit as there are."""
 
 
 class Worker:

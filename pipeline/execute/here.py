@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline import pack
-from pipeline.execute.adapter import OFFLINE, Worker
+from pipeline.execute.adapter import LIBRARY_ENVIRONMENT, Worker
 from pipeline.execute.monitor import Monitor, Snapshot
 from pipeline.plan import Plan
 from pipeline.store import RunDir
@@ -68,10 +68,16 @@ class Here:
 
 @contextmanager
 def here(plan: Plan, directory: RunDir) -> Iterator[Here]:
-    """The executor of this process, which calls no hub from here on."""
-    os.environ.update(OFFLINE)
+    """The executor of this process, which calls no hub from here on, and computes on one core as a worker on Ray does.
+
+    More threads would add up the same numbers in another order: equal runs would differ in the seventh digit.
+    """
+    from threadpoolctl import threadpool_limits
+
+    os.environ.update(LIBRARY_ENVIRONMENT)
     executor = Here(plan, directory)
-    try:
-        yield executor
-    finally:
-        executor.close()
+    with threadpool_limits(1):
+        try:
+            yield executor
+        finally:
+            executor.close()

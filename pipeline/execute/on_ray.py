@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline import pack
 from pipeline.config import Recipe
-from pipeline.execute.adapter import OFFLINE
+from pipeline.execute.adapter import LIBRARY_ENVIRONMENT
 from pipeline.execute.monitor import Monitor, RemoteMonitor, Snapshot
 from pipeline.plan import Cluster, Plan, WorkerGroup, make_plan
 from pipeline.store import RunDir
@@ -33,8 +33,6 @@ RAY_ENVIRONMENT = {
     "RAY_health_check_timeout_ms": "3000",
 }
 """A lost node is noticed within seconds (docs/cluster.md); a local runtime is private to this user and asks no token."""
-LIBRARY_ENVIRONMENT = {**OFFLINE, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""One worker uses one core, so that as many fit as there are."""
 
 
 class OnRay:
