@@ -1,13 +1,14 @@
 # make demo   set up, curate generated demo media, show what came of it
 # make test   set up, run all tests
 # make lint   style and types
+# make docs   the parts of docs/ that the code says itself
 # make bench  the benchmarks that run on one CPU, tables into build/
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 
 $(VENV)/.ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +31,9 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.ready
+	$(BIN)/python -m pipeline.show.reference docs
 
 bench: $(VENV)/.ready
 	mkdir -p build

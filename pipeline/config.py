@@ -28,7 +28,7 @@ class Packing(RecipePart):
     """How kept clips become shards."""
 
     target_shard_mb: float = 512.0
-    """Estimated size at which a shard is full; performance.md E.2 prefers 4 to 8 GB on object stores."""
+    """Estimated size at which a shard is full. On object stores 4 to 8 GB spare requests."""
     validation_fraction: float = 0.0
     """Share of recordings whose clips go to split `validation`."""
     same_voice: float | None = Field(default=0.65, gt=0, le=1)

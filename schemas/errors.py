@@ -7,7 +7,7 @@ NavaError                    anything this project raises on purpose; printed wi
 |   |-- DownloadError        the bytes could not be fetched
 |   |-- MediaError           the bytes could not be opened or decoded
 |   |-- EngineError          an engine refused this item
-|   `-- StageTimeoutError         a stage ran past its time limit, or killed its worker, on this item
+|   `-- StageTimeoutError    a stage ran past its time limit, or killed its worker, on this item
 |-- ContractError            a stage returned something other than it declared
 |-- LedgerError              the ledger is missing, of another version or inconsistent
 |-- ShardError               a shard or its index is damaged or breaks the shard contract
