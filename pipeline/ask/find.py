@@ -17,13 +17,18 @@ def find(run: Run, key: str) -> list[dict[str, Any]]:
     """
     rows = {kind: run.ledger.settled(kind).to_pylist() for kind in Level}
     for kind in (Level.CLIP, Level.SHOT):
-        hits = [row for row in rows[kind] if row["row_id"].startswith(key)]
+        named = {row["row_id"]: row for row in reversed(rows[kind]) if row["row_id"].startswith(key)}
+        hits = list(named.values())  # of equal bytes given twice, the rows of the first source
         if len(hits) == 1:
+            unit = {
+                each: [row for row in rows[each] if row["source_id"] == hits[0]["source_id"]]
+                for each in (Level.SHOT, Level.ASSET)
+            }
             chain = [row for row in run.ledger.table(PACK_KIND).to_pylist() if row["row_id"] == hits[0]["row_id"]]
             chain.append(hits[0])
             if kind is Level.CLIP:
-                chain += [row for row in rows[Level.SHOT] if row["row_id"] == hits[0]["parent_id"]]
-            chain += [row for row in rows[Level.ASSET] if row["source_id"] == hits[0]["source_id"]]
+                chain += [row for row in unit[Level.SHOT] if row["row_id"] == hits[0]["parent_id"]]
+            chain += unit[Level.ASSET]
             return chain[::-1]
         if len(hits) > 1:
             raise LedgerError(f"'{key}' is the beginning of {len(hits)} {kind} ids.", remedy="Give more of it.")

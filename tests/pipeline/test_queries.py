@@ -92,6 +92,15 @@ def test_why_tells_the_chain_from_source_to_verdict(run: Run) -> None:
         find(run, "nowhere.mp4")
 
 
+def test_of_equal_bytes_given_twice_why_tells_the_first(run: Run) -> None:
+    kinds = [run.ledger.table(kind).to_pylist() for kind in ("asset", "shot", "clip")]
+    source_id = run.ledger.settled("clip").to_pylist()[0]["source_id"]
+    copy = [{**row, "source_id": f"{source_id}z"} for rows in kinds for row in rows if row["source_id"] == source_id]
+    Ledger(run.ledger.uri, ledger_schema(run.plan)).commit("copy", copy)
+    clip_id = copy[-1]["row_id"]
+    assert {row["source_id"] for row in find(Run(run.dir.uri), clip_id)} == {source_id}
+
+
 def test_a_run_of_another_recipe_is_not_mixed_in(run: Run, toy_recipe: dict[str, Any]) -> None:
     plan = make_plan(parse_recipe(toy_recipe))
     with pytest.raises(LedgerError, match="another recipe"):
