@@ -8,6 +8,7 @@ MEDIA_DIR holds manifest.json in the form of the project's test media: `items[].
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -357,6 +358,14 @@ def _ratios(rows: list[tuple[Any, ...]], names: tuple[str, ...]) -> dict[str, An
     return {name: _interval([(row[1 + i], row[-1]) for row in rows]) for i, name in enumerate(names)}
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the scores of a media folder as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("media_dir", help="folder with manifest.json")
+    parser.add_argument("--engines", default="pocketsphinx,align", help="transcribers to score")
+    chosen = parser.parse_args(argv)
+    json.dump(score_speech(chosen.media_dir, chosen.engines.split(",")), sys.stdout, indent=1)
+
+
 if __name__ == "__main__":
-    chosen = sys.argv[3].split(",") if len(sys.argv) > 3 else ("pocketsphinx", "align")
-    json.dump(score_speech(sys.argv[1], chosen), sys.stdout, indent=1)
+    main()
