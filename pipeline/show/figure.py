@@ -20,6 +20,8 @@ from schemas.records import Clip, Level, Row, Struct
 LATENT_MS = 40
 """NAVA's audio token; sound and picture that differ by less are together as far as it can tell."""
 NUM_FRAMES = 8
+WIDTH = 13.0
+"""Of the figure, in inches."""
 RATE_HZ = 16_000
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's colours, told apart with any colour vision; every lane carries its letter as well."""
@@ -41,8 +43,9 @@ def draw(chain: Sequence[Row], plan: Plan, out: Path) -> None:
     clip = clip_of(last, asset_of(chain[0]))
     pictures, times, sound = _media(clip)
     curves = _shown(clip, plan, "curve")
-    heights = [3.0, 1.6, 1.4, *(1.6 for _ in curves)]
-    size = (13, 1.2 * sum(heights))
+    strip = WIDTH * pictures[0].shape[0] / (pictures[0].shape[1] * len(pictures))
+    heights = [strip + 0.6, 1.9, 1.7, *(1.9 for _ in curves)]
+    size = (WIDTH, sum(heights))
     figure, axes = plt.subplots(len(heights), 1, figsize=size, height_ratios=heights, constrained_layout=True)
     duration = clip.duration_us / 1e6
     _frames(axes[0], pictures, times, duration)
@@ -135,7 +138,7 @@ def _lanes(axis: Any, clip: Clip, plan: Plan, duration: float) -> None:
     for spec, field, struct in _shown(clip, plan, "lane"):
         if spec.column != Level.CLIP:
             for at, item in enumerate(struct[field.name]):
-                bar(f"{field.name} {at}", item, "#999999", "")
+                bar(f"{spec.column} {field.name} {at}", item, "#999999", "")
     axis.set_yticks(range(len(lanes)), lanes, fontsize=8)
     axis.set_xlim(0, duration)
     axis.invert_yaxis()

@@ -42,9 +42,11 @@ def stats_text(answer: Mapping[str, Any]) -> str:
         parts = [f"{name} {_hms(hours['kept'])} kept of {_hms(sum(hours.values()))}" for name, hours in shares.items()]
         lines += ["", f"{path}: " + "; ".join(parts)]
     if answer["histograms"]:
-        lines += ["", f"{'measure':<22}{'low':>9}  {'hours: kept above, not kept below':<22}{'high':>9}"]
+        names = {path: _measure(path, shown["unit"]) for path, shown in answer["histograms"].items()}
+        width = max(map(len, names.values()))
+        lines += ["", f"{'measure':<{width}}{'low':>11}  hours kept (above) and not{'high':>5}"]
         for path, shown in answer["histograms"].items():
-            lines += _histogram_lines(path, shown)
+            lines += _histogram_lines(names[path], width, _scale(path), shown)
     if answer["cost"]:
         lines += [
             "",
@@ -64,10 +66,12 @@ def balance_lines(hours: Mapping[str, Any]) -> list[str]:
     rows = [("in", total), ("kept", hours["kept"]), ("cut away", hours["cut_away"])]
     rows += [(f"rejected  {reason}", amount) for reason, amount in _largest(hours["rejected"])]
     rows += [(f"error     {reason}", amount) for reason, amount in _largest(hours["errors"])]
-    lines = [f"{'hours':<44}{'h:mm:ss.mmm':>13}{'share':>8}"]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{'hours':<{width}}{'h:mm:ss.mmm':>13}{'share':>8}"]
     for name, amount in rows:
         share = amount / total if total else 0.0
-        lines.append(f"{name:<44}{_hms(amount, millis=True):>13}{share:>8.1%}  {'█' * round(share * BAR_WIDTH)}")
+        bar = "█" * round(share * BAR_WIDTH)
+        lines.append(f"{name:<{width}}{_hms(amount, millis=True):>13}{share:>8.1%}  {bar}".rstrip())
     difference = hours["exact_us"]["difference"]
     lines.append("adds up exactly" if difference == 0 else f"DOES NOT ADD UP: {difference / 1e6:.6f} s unaccounted for")
     return [*lines, ""]
@@ -166,14 +170,21 @@ def _facts(struct: Struct) -> list[str]:
     return shown
 
 
-def _histogram_lines(path: str, shown: Mapping[str, Any]) -> list[str]:
-    scale = 1e-6 if path.endswith("_us") else 1.0
-    name = path.removesuffix("_us") + (" [s]" if scale != 1 else f" [{shown['unit']}]" if shown["unit"] else "")
+def _scale(path: str) -> float:
+    return 1e-6 if path.endswith("_us") else 1.0
+
+
+def _measure(path: str, unit: str) -> str:
+    unit = "s" if _scale(path) != 1 else unit
+    return path.removesuffix("_us") + (f" [{unit}]" if unit else "")
+
+
+def _histogram_lines(name: str, width: int, scale: float, shown: Mapping[str, Any]) -> list[str]:
     top = max([*shown["kept"], *shown["other"]]) or 1.0
     low, high = shown["edges"][0] * scale, shown["edges"][-1] * scale
     return [
-        f"{name:<22}{low:>9.4g}  {_bars(shown['kept'], top)}{high:>9.4g}",
-        f"{'':<22}{'':>9}  {_bars(shown['other'], top)}",
+        f"{name:<{width}}{low:>11.4g}  {_bars(shown['kept'], top)}{high:>11.4g}",
+        f"{'':<{width}}{'':>11}  {_bars(shown['other'], top)}".rstrip(),
     ]
 
 
