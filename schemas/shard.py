@@ -3,7 +3,7 @@
     shards/00000.tar      samples laid end to end, members of one sample adjacent and in this order
         {clip_id}.mp4       picture and sound of exactly the clip
         {clip_id}.flac      the same sound, 48 kHz, lossless
-        {clip_id}.json      every annotation (see docs/shards.md)
+        {clip_id}.json      what was measured on the clip (see docs/shards.md)
         {clip_id}.npy       float32 [num_spans, dim]: timbre reference embeddings, zero rows where there is none
     index/00000.arrow     one row per sample (`INDEX`), Arrow IPC
     index/manifest.json   every shard with sha256, sizes and the contract version

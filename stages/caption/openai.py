@@ -93,7 +93,7 @@ class OpenaiEngine:
             raise _PassingError(
                 f"The answer holds {len(found or [])} spoken lines, not exactly the {len(lines)} given.",
                 reason="caption_spans_lost",
-                remedy="Use a stronger model, raise caption.openai.tries, or use engine: template.",
+                remedy="Use a stronger model, raise stages.caption.openai.tries, or use engine: template.",
             )
         return text
 
@@ -117,7 +117,7 @@ class OpenaiEngine:
             raise EngineError(
                 f"{self.config.base_url} refused the request with {answer.status_code}: {said}",
                 reason="caption_refused",
-                remedy="Check caption.openai.model, api_key_env, and whether the model takes sound (send_audio).",
+                remedy="Check stages.caption.openai.model, api_key_env, and whether the model takes sound (send_audio).",
             )
         try:
             text = answer.json()["choices"][0]["message"]["content"]

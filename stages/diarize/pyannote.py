@@ -38,7 +38,7 @@ class PyannoteDiarizer:
         if not weights or not config.is_file():
             raise RecipeError(
                 f"No pyannote pipeline at '{weights}'.",
-                remedy="Set diarize.weights to a local folder with the pipeline's config.yaml, or use engine: embedded.",
+                remedy="Set stages.diarize.weights to a local folder with the pipeline's config.yaml, or use engine: embedded.",
             )
         os.environ["PYANNOTE_METRICS_ENABLED"] = "0"
         os.environ["HF_HUB_OFFLINE"] = "1"

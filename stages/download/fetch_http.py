@@ -193,7 +193,7 @@ def too_large(uri: str, size: int, limit: int) -> DownloadError:
     return DownloadError(
         f"{public_uri(uri)} has at least {size} bytes, more than the limit of {limit}.",
         reason="too_large",
-        remedy="Raise download.max_bytes if it is wanted.",
+        remedy="Raise stages.download.max_bytes if it is wanted.",
     )
 
 
@@ -302,7 +302,7 @@ def checked_address(uri: str, limits: HttpLimits) -> str:
         raise DownloadError(
             f"{public_uri(uri)}: scheme '{parts.scheme}' is not allowed here.",
             reason="scheme_not_allowed",
-            remedy="Add it to download.schemes if it is wanted.",
+            remedy="Add it to stages.download.schemes if it is wanted.",
         )
     if not parts.hostname:
         raise DownloadError(f"'{public_uri(uri)}' names no host.", reason="scheme_not_allowed")
@@ -317,7 +317,7 @@ def checked_address(uri: str, limits: HttpLimits) -> str:
             raise DownloadError(
                 f"{public_uri(uri)} leads to the private address {address}.",
                 reason="private_address",
-                remedy="Set download.allow_private_hosts if this is your own server.",
+                remedy="Set stages.download.allow_private_hosts if this is your own server.",
             )
     return addresses[0]
 

@@ -95,7 +95,7 @@ class Download(Measure[DownloadConfig]):
             raise DownloadError(
                 f"{public_uri(uri)}: scheme '{scheme}' is not allowed here.",
                 reason="scheme_not_allowed",
-                remedy="Add it to download.schemes if it is wanted.",
+                remedy="Add it to stages.download.schemes if it is wanted.",
             )
         if scheme == "file":
             return self._local(Path(uri.removeprefix("file://")), stated)

@@ -78,7 +78,7 @@ class FaceEncoder:
         except ImportError as error:
             raise RecipeError(
                 "Faces are compared by dlib, which is not installed.",
-                remedy="Run: pip install dlib-bin, or set faces.identity: none in the recipe.",
+                remedy="Run: pip install dlib-bin, or set stages.faces.identity: none in the recipe.",
             ) from error
         return cls(dlib.face_recognition_model_v1(str(weights)))
 
