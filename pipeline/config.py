@@ -46,11 +46,15 @@ class Recipe(RecipePart):
     """Everything that decides what a run does."""
 
     name: str
+    """Shown in plans and answers, and written into every sample."""
     description: str = ""
+    """What it is for, for people."""
     stages: dict[str, Any]
     """Stage name -> its configuration, in running order."""
     gates: dict[str, dict[str, Gate]] = Field(default_factory=dict)
+    """Stage -> field -> bounds: min, max, abs_max, equals, one_of; `when` other fields have values; `missing: reject`."""
     resources: dict[str, Resources] = Field(default_factory=dict)
+    """Stage -> what one worker of it needs, instead of the stage's own figures."""
     audit_fraction: float = 0.02
     """Share of clips measured to the end whatever the gates say, for unbiased what-if estimates."""
     decoder: DecoderConfig = DecoderConfig()

@@ -42,7 +42,9 @@ class Resources(StageConfig):
     """What one worker of a stage needs. Plain numbers, stated and never probed."""
 
     cpus: float = 1.0
+    """CPUs, also in parts."""
     gpus: float = 0.0
+    """GPUs, also in parts; a stage that needs one shares no worker with neighbours that do not."""
     memory_gb: float = 0.3
     """What the stage adds to a worker that already runs others; a worker is planned with the sum and 1 GB for itself."""
     batch: int = 1

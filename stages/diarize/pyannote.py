@@ -50,7 +50,9 @@ class PyannoteDiarizer:
 
         pipeline = Pipeline.from_pretrained(config)
         if pipeline is None:
-            raise RecipeError(f"'{config}' does not describe a pyannote pipeline.", remedy="Check diarize.weights.")
+            raise RecipeError(
+                f"'{config}' does not describe a pyannote pipeline.", remedy="Check stages.diarize.weights."
+            )
         return cls(pipeline.to(torch.device(device)))
 
     def turns(self, samples: NDArray[np.float32]) -> list[Turn]:

@@ -216,7 +216,8 @@ def _yt_dlp() -> Any:
         import yt_dlp
     except ImportError:
         raise RecipeError(
-            "download.engine is yt_dlp, but yt-dlp is not installed.", remedy="Run: pip install 'nava-engine[youtube]'"
+            "stages.download.engine is yt_dlp, but yt-dlp is not installed.",
+            remedy="Run: pip install 'nava-engine[youtube]'",
         ) from None
     return yt_dlp
 

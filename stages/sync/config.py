@@ -15,6 +15,7 @@ class SyncRepair(StageConfig):
     acts_on: ClassVar[str] = "sync"
     """The stage whose measurements it needs."""
     enabled: bool = False
+    """Off: clips are cut as they were found."""
     min_offset_ms: float = 20.0
     """Smaller offsets are left alone: they lie within half an audio latent (40 ms)."""
     min_confidence: float = 6.0
