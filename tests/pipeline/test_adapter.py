@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from pipeline.ask.queries import balance
 from pipeline.execute.monitor import Monitor
@@ -19,11 +18,10 @@ from pipeline.ledger import Ledger
 from pipeline.unit import Node
 from schemas.errors import EngineError, PlanError
 from schemas.ids import source_id
-from schemas.records import Level
+from schemas.records import Level, Source
 from tests.pipeline import toy_stages
 from tests.pipeline.toy_run import advance, settled, toy_source
-
-FAULTS = st.sampled_from(["item", "bug", "returned", "keys", "nan", "type", "unmeasured"])
+from tests.strategies import toy_recipes, toy_sources
 
 
 def statuses(nodes: list[Node]) -> list[tuple[str, str | None]]:
@@ -117,31 +115,13 @@ def test_a_hanging_row_ends_its_worker_and_is_not_tried_again(toy_recipe: dict[s
     assert ("error", "timeout") in statuses(done.clips)
 
 
+@pytest.mark.usefixtures("toy_recipe")
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_hours_add_up_under_random_faults(
-    toy_recipe: dict[str, Any], tmp_path_factory: Any, data: st.DataObject
+@given(recipe=toy_recipes(), sources=toy_sources())
+def test_hours_add_up_under_random_faults_and_gates(
+    tmp_path_factory: Any, recipe: dict[str, Any], sources: list[Source]
 ) -> None:
-    sources = []
-    for number in range(data.draw(st.integers(1, 4))):
-        faults = data.draw(
-            st.dictionaries(
-                st.sampled_from(
-                    ["download", "probe", "shot_split", "clip:0", "clip:1", "audio:0", "audio:2", "sync:0"]
-                ),
-                FAULTS | st.just("media"),
-                max_size=3,
-            )
-        )
-        sources.append(
-            toy_source(
-                f"v{number}", frames=data.draw(st.integers(1, 700)), shot=data.draw(st.integers(10, 300)),
-                clip=data.draw(st.integers(5, 90)), video=data.draw(st.booleans()), faults=faults,
-            )
-        )  # fmt: skip
-    if data.draw(st.booleans()):
-        sources.append(replace(sources[0], uri="copy", source_id=source_id("copy")))
-    with settled(toy_recipe, sources, tmp_path_factory.mktemp("run")) as ledger:
+    with settled(recipe, sources, tmp_path_factory.mktemp("run")) as ledger:
         for unit_ in ledger.units(ledger.source_ids()):
             assert not ledger.commit(unit_.source.source_id, unit_.ledger_rows()), "a second commit is a no-op"
         for level in Level:
