@@ -4,63 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from pipeline.ask.queries import balance
-from pipeline.config import parse_recipe
-from pipeline.execute.adapter import Worker
-from pipeline.execute.here import here
 from pipeline.execute.monitor import Monitor
-from pipeline.ledger import Ledger, ledger_schema
-from pipeline.plan import make_plan
-from pipeline.run import measure, write_facts
-from pipeline.show.progress import Progress
-from pipeline.store import RunDir
-from pipeline.unit import Node, Unit
+from pipeline.ledger import Ledger
+from pipeline.unit import Node
 from schemas.errors import EngineError, PlanError
 from schemas.ids import source_id
 from schemas.records import Level, Source
-
-FAULTS = st.sampled_from(["item", "bug", "returned", "keys", "nan", "type", "unmeasured"])
-
-
-def unit(name: str, **facts: Any) -> Source:
-    metadata = json.dumps({"frames": 500, "shot": 100, "clip": 40} | facts)
-    return Source(source_id=source_id(name), uri=name, metadata=metadata)
-
-
-def advance(recipe: dict[str, Any], source: Source, monitor: Monitor | None = None) -> Unit:
-    """The unit after all worker groups of the first pass, through the Arrow schema between them as on a cluster."""
-    monitor = monitor or Monitor()
-    plan = make_plan(parse_recipe(recipe))
-    table = pa.Table.from_pylist([Unit.of_source(source).row()], schema=plan.unit_schema())
-    for group in range(len(plan.passes[0].groups)):
-        table = Worker(plan, (0, group), "", monitor)(table)
-    (row,) = table.to_pylist()
-    return Unit.of(row)
-
-
-@contextmanager
-def settled(recipe: dict[str, Any], sources: list[Source], folder: Path) -> Iterator[Ledger]:
-    """The ledger of a whole run in this process, up to packing."""
-    plan, directory = make_plan(parse_recipe(recipe)), RunDir(folder)
-    ledger = Ledger(directory.url("ledger"), ledger_schema(plan))
-    ledger.create(plan.recipe.measure_hash())
-    write_facts(directory, plan, sources)
-    todo = [source for source in sources if not ledger.passes(source.source_id)]
-    with here(plan, directory) as executor, Progress(len(sources), 0, quiet=True) as progress:
-        measure(plan, todo, executor, ledger, progress)
-    yield ledger
+from tests.pipeline import toy_stages
+from tests.pipeline.toy_run import advance, settled, toy_source
+from tests.strategies import toy_recipes, toy_sources
 
 
 def statuses(nodes: list[Node]) -> list[tuple[str, str | None]]:
@@ -68,7 +29,7 @@ def statuses(nodes: list[Node]) -> list[tuple[str, str | None]]:
 
 
 def test_without_faults_gates_decide(toy_recipe: dict[str, Any]) -> None:
-    done = advance(toy_recipe, unit("a"))
+    done = advance(toy_recipe, toy_source("a"))
     assert done.asset.verdict.status == "keep"
     assert statuses(done.clips) == [("keep", None), ("reject", "audio.value.min")] * 5
     assert done.clips[1].structs["sync"] is None, "a rejected clip is not measured further"
@@ -81,7 +42,7 @@ def test_without_faults_gates_decide(toy_recipe: dict[str, Any]) -> None:
      ("nan", "unexpected"), ("type", "unexpected")],
 )  # fmt: skip
 def test_one_bad_clip_in_a_batch_costs_only_itself(toy_recipe: dict[str, Any], kind: str, reason: str) -> None:
-    done = advance(toy_recipe, unit("a", shot=500, faults={"audio:4": kind}))
+    done = advance(toy_recipe, toy_source("a", shot=500, faults={"audio:4": kind}))
     found = statuses(done.clips)
     assert found[4] == ("error", reason)
     assert [status for at, (status, _) in enumerate(found) if at != 4] == ["keep", "reject"] * 2 + [
@@ -94,38 +55,36 @@ def test_one_bad_clip_in_a_batch_costs_only_itself(toy_recipe: dict[str, Any], k
 def test_a_stage_that_cannot_start_ends_the_run_and_settles_nothing(
     toy_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, cause: Exception
 ) -> None:
-    import toy_stages
-
     def fail(*_: Any) -> None:
         raise cause
 
     monkeypatch.setattr(toy_stages.Audio, "setup", fail)
     monitor = Monitor()
     with pytest.raises(PlanError, match="stage audio cannot start"):
-        advance(toy_recipe, unit("a"), monitor)
+        advance(toy_recipe, toy_source("a"), monitor)
     assert str(cause) in monitor.snapshot().refusal
 
 
 def test_an_error_of_the_asset_settles_it_and_its_children(toy_recipe: dict[str, Any]) -> None:
-    done = advance(toy_recipe, unit("a", faults={"probe": "media"}))
+    done = advance(toy_recipe, toy_source("a", faults={"probe": "media"}))
     assert (done.asset.verdict.status, done.asset.verdict.reason, done.clips) == ("error", "not_decodable", [])
     assert "no picture in here" in done.asset.verdict.message
 
 
 def test_a_missing_measurement_is_an_error_not_a_score(toy_recipe: dict[str, Any]) -> None:
-    done = advance(toy_recipe, unit("a", faults={"sync:0": "unmeasured"}))
+    done = advance(toy_recipe, toy_source("a", faults={"sync:0": "unmeasured"}))
     assert ("error", "sync.offset_ms.missing") in statuses(done.clips)
 
 
 def test_audited_clips_are_measured_to_the_end_but_never_kept(toy_recipe: dict[str, Any]) -> None:
-    done = advance(toy_recipe | {"audit_fraction": 1.0}, unit("a"))
+    done = advance(toy_recipe | {"audit_fraction": 1.0}, toy_source("a"))
     rejected = [node for node in done.clips if node.verdict.status == "reject"]
     assert len(rejected) == 5
     assert all(node.structs["sync"] is not None and node.verdict.is_audit for node in rejected)
 
 
 def test_a_row_found_in_flight_after_two_worker_deaths_settles_as_error(toy_recipe: dict[str, Any]) -> None:
-    source = unit("a", shot=500)
+    source = toy_source("a", shot=500)
     clip = advance(toy_recipe, source).clips[0].row_id
     monitor = Monitor()
     for _ in range(2):
@@ -138,7 +97,7 @@ def test_a_row_found_in_flight_after_two_worker_deaths_settles_as_error(toy_reci
 
 def test_a_hanging_row_ends_its_worker_and_is_not_tried_again(toy_recipe: dict[str, Any]) -> None:
     """The watchdog exits the process, so the first attempt runs in a child."""
-    source = unit("a", shot=500, faults={"audio:3": "hang"})
+    source = toy_source("a", shot=500, faults={"audio:3": "hang"})
     monitor = Monitor()
     for _ in range(2):
         read, write = os.pipe()
@@ -156,31 +115,13 @@ def test_a_hanging_row_ends_its_worker_and_is_not_tried_again(toy_recipe: dict[s
     assert ("error", "timeout") in statuses(done.clips)
 
 
+@pytest.mark.usefixtures("toy_recipe")
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_hours_add_up_under_random_faults(
-    toy_recipe: dict[str, Any], tmp_path_factory: Any, data: st.DataObject
+@given(recipe=toy_recipes(), sources=toy_sources())
+def test_hours_add_up_under_random_faults_and_gates(
+    tmp_path_factory: Any, recipe: dict[str, Any], sources: list[Source]
 ) -> None:
-    sources = []
-    for number in range(data.draw(st.integers(1, 4))):
-        faults = data.draw(
-            st.dictionaries(
-                st.sampled_from(
-                    ["download", "probe", "shot_split", "clip:0", "clip:1", "audio:0", "audio:2", "sync:0"]
-                ),
-                FAULTS | st.just("media"),
-                max_size=3,
-            )
-        )
-        sources.append(
-            unit(
-                f"v{number}", frames=data.draw(st.integers(1, 700)), shot=data.draw(st.integers(10, 300)),
-                clip=data.draw(st.integers(5, 90)), video=data.draw(st.booleans()), faults=faults,
-            )
-        )  # fmt: skip
-    if data.draw(st.booleans()):
-        sources.append(replace(sources[0], uri="copy", source_id=source_id("copy")))
-    with settled(toy_recipe, sources, tmp_path_factory.mktemp("run")) as ledger:
+    with settled(recipe, sources, tmp_path_factory.mktemp("run")) as ledger:
         for unit_ in ledger.units(ledger.source_ids()):
             assert not ledger.commit(unit_.source.source_id, unit_.ledger_rows()), "a second commit is a no-op"
         for level in Level:
@@ -196,7 +137,7 @@ def test_hours_add_up_under_random_faults(
 
 
 def test_ledger_reads_do_not_depend_on_commit_order(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    sources = [unit(name) for name in ("a", "b", "c")]
+    sources = [toy_source(name) for name in ("a", "b", "c")]
     sheets = []
     for folder, order in (("x", sources), ("y", sources[::-1])):
         with settled(toy_recipe, order, tmp_path / folder) as ledger:
@@ -209,9 +150,9 @@ def test_ledger_reads_do_not_depend_on_commit_order(toy_recipe: dict[str, Any], 
 def test_what_a_collect_says_is_asked_again_when_the_run_grows(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     """The source that stands for the others may change: the one turned away comes back, and later stages follow."""
     names = sorted(("a", "b", "c"), key=source_id)
-    with settled(toy_recipe, [unit(names[1])], tmp_path) as ledger:
+    with settled(toy_recipe, [toy_source(names[1])], tmp_path) as ledger:
         assert [row["verdict"]["status"] for row in ledger.settled("asset").to_pylist()] == ["keep"]
-    with settled(toy_recipe, [unit(name) for name in names], tmp_path) as ledger:
+    with settled(toy_recipe, [toy_source(name) for name in names], tmp_path) as ledger:
         assets = {row["source_id"]: row for row in ledger.settled("asset").to_pylist()}
         found = [assets[source_id(name)]["verdict"]["status"] for name in names]
         assert found == ["keep", "reject", "reject"]
@@ -220,16 +161,16 @@ def test_what_a_collect_says_is_asked_again_when_the_run_grows(toy_recipe: dict[
         assert kept == {source_id(names[0])}
         assert {row["late"]["of"] for row in clips if row["source_id"] in kept and row["late"]} == kept
         before = ledger.commit_times()
-    with settled(toy_recipe, [unit(name) for name in names], tmp_path) as ledger:
+    with settled(toy_recipe, [toy_source(name) for name in names], tmp_path) as ledger:
         assert ledger.commit_times() == before, "nothing changed, so nothing is measured or written again"
     ledger.reopen([source_id(names[0])])
-    with settled(toy_recipe, [unit(names[1]), unit(names[2])], tmp_path) as ledger:
+    with settled(toy_recipe, [toy_source(names[1]), toy_source(names[2])], tmp_path) as ledger:
         assets = {row["source_id"]: row["verdict"]["status"] for row in ledger.settled("asset").to_pylist()}
         assert assets == {source_id(names[1]): "keep", source_id(names[2]): "reject"}
 
 
 def test_an_error_behind_a_collect_costs_its_row(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    with settled(toy_recipe, [unit("a", faults={"late:0": "bug"})], tmp_path) as ledger:
+    with settled(toy_recipe, [toy_source("a", faults={"late:0": "bug"})], tmp_path) as ledger:
         found = [(row["verdict"]["status"], row["verdict"]["reason"]) for row in ledger.settled("clip").to_pylist()]
         assert sorted(found, key=str).count(("error", "unexpected")) == 5, "clip 0 of every shot"
         assert balance(ledger).difference_us == 0
@@ -237,7 +178,7 @@ def test_an_error_behind_a_collect_costs_its_row(toy_recipe: dict[str, Any], tmp
 
 def test_reopened_units_are_measured_anew_and_others_stay(tmp_path: Path, toy_recipe: dict[str, Any]) -> None:
     faulty = {"a": {"probe": "media"}, "b": {"audio:1": "item"}, "c": {}}
-    units = {name: unit(name, faults=faults) for name, faults in faulty.items()}
+    units = {name: toy_source(name, faults=faults) for name, faults in faulty.items()}
     with settled(toy_recipe, list(units.values()), tmp_path) as ledger:
         whole = ledger.table("clip").filter(pc.field("source_id") == units["c"].source_id)
     assert ledger.with_errors() == sorted(units[name].source_id for name in "ab")
@@ -245,13 +186,13 @@ def test_reopened_units_are_measured_anew_and_others_stay(tmp_path: Path, toy_re
     assert [bool(ledger.passes(source.source_id)) for source in units.values()] == [False, False, True]
     assert ledger.table("clip").equals(whole)
     assert Ledger(ledger.uri).with_errors() == []
-    with settled(toy_recipe, [unit("a"), units["c"]], tmp_path) as ledger:
+    with settled(toy_recipe, [toy_source("a"), units["c"]], tmp_path) as ledger:
         assert balance(ledger).assets["keep"] == 2
 
 
 def test_credentials_reach_the_download_and_nothing_else(toy_recipe: dict[str, Any]) -> None:
     done = advance(
-        toy_recipe, replace(unit("https://host/v.mp4"), fetch_uri="https://user:secret@host/v.mp4?sig=secret")
+        toy_recipe, replace(toy_source("https://host/v.mp4"), fetch_uri="https://user:secret@host/v.mp4?sig=secret")
     )
     assert done.source.fetch_uri.endswith("sig=secret"), "it travels with the unit"
     assert "secret" not in json.dumps(done.ledger_rows())

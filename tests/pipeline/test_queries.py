@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_adapter import settled, unit
 
 from pipeline.ask.find import find
 from pipeline.ask.queries import Run, stats
@@ -17,19 +16,15 @@ from pipeline.ledger import Ledger, ledger_schema
 from pipeline.plan import make_plan
 from pipeline.show.text import stats_text, what_if_text, why_text
 from schemas.errors import LedgerError
-from schemas.records import Source
+from tests.pipeline.toy_run import make_run, toy_source
 
-
-def make_run(folder: Path, recipe: dict[str, Any], sources: list[Source]) -> Run:
-    """A finished run without shards: toy clips have no media to be cut from."""
-    with settled(recipe, sources, folder):
-        return Run(str(folder))
+TWO = [toy_source("good.mp4"), toy_source("bad.mp4", faults={"shot_split": "item"})]
 
 
 @pytest.fixture
 def run(tmp_path: Path, toy_recipe: dict[str, Any]) -> Run:
     """Two sources of 20 s, one of them broken: 5 shots x 2 clips of 1.6 s, every second clip rejected."""
-    return make_run(tmp_path / "run", toy_recipe, [unit("good.mp4"), unit("bad.mp4", faults={"shot_split": "item"})])
+    return make_run(toy_recipe, TWO, tmp_path / "run")
 
 
 def test_stats_are_complete_and_add_up(run: Run) -> None:
@@ -65,11 +60,11 @@ def test_loosening_is_an_interval_and_says_so(run: Run) -> None:
 
 def test_the_audit_lane_turns_the_interval_into_an_estimate(tmp_path: Path, toy_recipe: dict[str, Any]) -> None:
     """With every clip audited nothing is undecided: the what-if equals a run under the other gates."""
-    sources = [unit("a.mp4"), unit("b.mp4", shot=90)]
-    audited = make_run(tmp_path / "audited", toy_recipe | {"audit_fraction": 1.0}, sources)
+    sources = [toy_source("a.mp4"), toy_source("b.mp4", shot=90)]
+    audited = make_run(toy_recipe | {"audit_fraction": 1.0}, sources, tmp_path / "audited")
     loose = json.loads(json.dumps(toy_recipe))
     loose["gates"]["audio"]["value"]["min"] = 0
-    really = stats(make_run(tmp_path / "loose", loose, sources))["hours"]["kept"]
+    really = stats(make_run(loose, sources, tmp_path / "loose"))["hours"]["kept"]
     answer = what_if(audited, ["gates.audio.value.min=0"])
     assert answer["is_exact"]
     assert answer["kept"]["low"] == pytest.approx(really)

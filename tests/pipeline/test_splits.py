@@ -11,7 +11,8 @@ import pytest
 from pipeline.config import Packing, load_recipe
 from pipeline.plan import make_plan
 from pipeline.splits import likenesses, split_assets
-from schemas.records import Asset, Clip, Source, Verdict
+from schemas.records import Asset, Clip
+from tests import rows
 
 PLAN = make_plan(load_recipe("quickstart"))
 ((_, VOICES),) = PLAN.meaning("voice")
@@ -25,11 +26,6 @@ def measured(path: str, embeddings: list[list[float] | None]) -> Kept:
     return {column: {items: [{leaf: embedding} for embedding in embeddings]}}
 
 
-def asset(name: str, structs: Kept) -> Asset:
-    source = Source(source_id=f"s{name}", uri=name)
-    return Asset(source=source, asset_id=name, duration_us=1, verdict=Verdict("keep"), structs=structs)
-
-
 def recordings(casts: list[list[int]], seed: int = 0) -> dict[str, Asset]:
     """Assets by id; the same number in two casts is one person, heard with some noise."""
     rng = np.random.default_rng(seed)
@@ -41,7 +37,7 @@ def recordings(casts: list[list[int]], seed: int = 0) -> dict[str, Asset]:
 
     names = [f"a{number:04d}" for number in range(len(casts))]
     return {
-        name: asset(name, measured(VOICES, [heard(person) for person in cast]))
+        name: rows.asset(measured(VOICES, [heard(person) for person in cast]), name=name)
         for name, cast in zip(names, casts, strict=True)
     }
 
@@ -106,7 +102,7 @@ def test_a_face_keeps_recordings_together_where_voices_differ() -> None:
     faces[21] = None
     shown = [measured(FACES, [face]) for face in faces] + [{FACES.split(".")[0]: None}]
     clips = [
-        Clip(clip_id=f"c{n}", shot_id="h", asset=of, duration_us=1, verdict=Verdict("keep"), structs=structs)
+        rows.clip(clip_id=f"c{n}", asset=of, structs=structs)
         for n, (of, structs) in enumerate(zip([*assets.values(), assets["a0000"]], shown, strict=True))
     ]
     for same_face in (0.45, None):

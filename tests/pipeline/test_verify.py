@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from test_adapter import unit
 
 from pipeline.ask.queries import Run
 from pipeline.ask.verify import problems
@@ -21,7 +20,7 @@ from schemas.errors import DamagedSampleError
 from schemas.shard import INDEX, MEMBERS, index_rows
 from schemas.shard_file import SampleLocation, ShardFacts, ShardReader, ShardWriter, locations
 from tests.model.curated_shards import KnownClip, write_run
-from tests.pipeline.test_queries import make_run
+from tests.pipeline.toy_run import make_run, toy_source
 
 Damage = Callable[[Run], None]
 
@@ -36,7 +35,8 @@ def pack(run: Run, shards: list[list[str]]) -> Run:
 @pytest.fixture
 def measured(tmp_path: Path, toy_recipe: dict[str, Any]) -> Run:
     """A run of two sources with five kept clips, not packed."""
-    return make_run(tmp_path / "run", toy_recipe, [unit("good.mp4"), unit("bad.mp4", faults={"shot_split": "item"})])
+    sources = [toy_source("good.mp4"), toy_source("bad.mp4", faults={"shot_split": "item"})]
+    return make_run(toy_recipe, sources, tmp_path / "run")
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_shards_on_an_object_store_are_streamed_and_opened_too(packed: Run) -> N
 def test_export_writes_clips_and_refuses_damaged_ones(packed: Run, tmp_path: Path) -> None:
     done = export_nava(packed, tmp_path / "out")
     records = [json.loads(line) for line in (tmp_path / "out" / "data.jsonl").read_text().splitlines()]
-    assert (done["records"], done["hours"] * 3600) == (5, pytest.approx(5 * 0.4))
+    assert (done.num_records, done.duration_s) == (5, pytest.approx(5 * 0.4))
     with ShardReader(packed.dir.open("shards/00000.tar")) as reader:
         first = bytes(reader.sample(places_of(packed)[0])["mp4"])
     assert Path(records[0]["video_info"][0]["data_path"]).read_bytes() == first

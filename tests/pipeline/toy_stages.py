@@ -181,14 +181,14 @@ class Late(Measure[StageConfig]):
 
 
 CATALOG = {
-    "download": "toy_stages:Download",
-    "probe": "toy_stages:Probe",
-    "shot_split": "toy_stages:ShotSplit",
-    "clip": "toy_stages:Clip",
-    "audio": "toy_stages:Audio",
-    "sync": "toy_stages:Sync",
-    "duplicates": "toy_stages:Duplicates",
-    "late": "toy_stages:Late",
+    "download": "tests.pipeline.toy_stages:Download",
+    "probe": "tests.pipeline.toy_stages:Probe",
+    "shot_split": "tests.pipeline.toy_stages:ShotSplit",
+    "clip": "tests.pipeline.toy_stages:Clip",
+    "audio": "tests.pipeline.toy_stages:Audio",
+    "sync": "tests.pipeline.toy_stages:Sync",
+    "duplicates": "tests.pipeline.toy_stages:Duplicates",
+    "late": "tests.pipeline.toy_stages:Late",
 }
 RECIPE = {
     "name": "toy",

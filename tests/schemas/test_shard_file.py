@@ -31,20 +31,7 @@ from schemas.shard_file import (
     locations,
     parse_index,
 )
-
-EXTENSIONS = st.lists(st.sampled_from(["mp4", "flac", "json", "npy", "safetensors", "txt"]), min_size=1, unique=True)
-KEYS = st.from_regex(r"[a-z0-9][A-Za-z0-9_-]{0,79}", fullmatch=True)
-SIZES = st.one_of(st.integers(0, 1600), st.sampled_from([511, 512, 513, 10_240]))
-Samples = dict[str, dict[str, bytes]]
-
-
-@st.composite
-def samples(draw: st.DrawFn) -> tuple[list[str], Samples]:
-    """(members in their order, payloads by member by key) of a small shard."""
-    members = draw(EXTENSIONS)
-    keys = draw(st.lists(KEYS, min_size=1, max_size=4, unique=True))
-    random = draw(st.randoms(use_true_random=False))
-    return members, {key: {name: random.randbytes(draw(SIZES)) for name in members} for key in keys}
+from tests.strategies import Samples, shard_samples
 
 
 def write(members: list[str], content: Samples) -> tuple[bytes, list[SampleLocation], ShardWriter]:
@@ -55,7 +42,7 @@ def write(members: list[str], content: Samples) -> tuple[bytes, list[SampleLocat
 
 
 @settings(max_examples=60, deadline=None)
-@given(samples())
+@given(shard_samples())
 def test_every_reader_finds_what_was_written(given_samples: tuple[list[str], Samples]) -> None:
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -76,7 +63,7 @@ def test_every_reader_finds_what_was_written(given_samples: tuple[list[str], Sam
 
 
 @settings(max_examples=60, deadline=None)
-@given(samples(), st.data())
+@given(shard_samples(), st.data())
 def test_a_flipped_byte_anywhere_in_a_sample_is_found(given_samples: tuple[list[str], Samples], data: Any) -> None:
     tar, places, _ = write(*given_samples)
     hit = data.draw(st.sampled_from(places))

@@ -10,15 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.stretches import Stretch, Timed, bridged, covered_s, inside, merge, outside, pad, runs
-
-TICKS = st.integers(0, 400)
-"""Sixteenths of a second: sums and differences of such floats are exact."""
-
-
-@st.composite
-def stretch_lists(draw: st.DrawFn) -> list[Stretch]:
-    drawn = draw(st.lists(st.tuples(TICKS, st.integers(1, 80)), max_size=12))
-    return [Stretch(a / 16, (a + length) / 16) for a, length in drawn]
+from tests.strategies import TICKS, stretches
 
 
 def covers(stretches: list[Stretch], ticks: int = 480) -> np.ndarray:
@@ -30,27 +22,27 @@ def covers(stretches: list[Stretch], ticks: int = 480) -> np.ndarray:
     return found
 
 
-@given(stretch_lists())
-def test_a_union_covers_the_same_instants_once(stretches: list[Stretch]) -> None:
-    merged = merge(stretches)
+@given(stretches())
+def test_a_union_covers_the_same_instants_once(drawn: list[Stretch]) -> None:
+    merged = merge(drawn)
     assert merge(merged) == merged
-    assert (covers(merged) == covers(stretches)).all()
-    assert sum(s.duration_s for s in merged) == covers(stretches).sum() / 16
+    assert (covers(merged) == covers(drawn)).all()
+    assert sum(s.duration_s for s in merged) == covers(drawn).sum() / 16
     assert all(a.end_s < b.start_s for a, b in pairwise(merged))
 
 
-@given(stretch_lists(), st.integers(0, 40))
-def test_closing_gaps_leaves_only_longer_ones(stretches: list[Stretch], gap: int) -> None:
-    closed = merge(stretches, gap / 16)
+@given(stretches(), st.integers(0, 40))
+def test_closing_gaps_leaves_only_longer_ones(drawn: list[Stretch], gap: int) -> None:
+    closed = merge(drawn, gap / 16)
     assert merge(closed, gap / 16) == closed
     assert all(b.start_s - a.end_s >= gap / 16 for a, b in pairwise(closed))
-    assert not (covers(merge(stretches)) & ~covers(closed)).any()
-    assert [s.start_s for s in closed[:1]] == [s.start_s for s in merge(stretches)[:1]]
+    assert not (covers(merge(drawn)) & ~covers(closed)).any()
+    assert [s.start_s for s in closed[:1]] == [s.start_s for s in merge(drawn)[:1]]
 
 
-@given(stretch_lists(), TICKS, st.integers(1, 200))
-def test_inside_and_outside_share_a_stretch_between_them(stretches: list[Stretch], start: int, length: int) -> None:
-    where, others = Stretch(start / 16, (start + length) / 16), merge(stretches)
+@given(stretches(), TICKS, st.integers(1, 200))
+def test_inside_and_outside_share_a_stretch_between_them(drawn: list[Stretch], start: int, length: int) -> None:
+    where, others = Stretch(start / 16, (start + length) / 16), merge(drawn)
     covered, left = inside(where, others), outside(where, others)
     assert merge([*covered, *left]) == [where]
     assert not (covers(covered, 640) & covers(left, 640)).any()
@@ -58,9 +50,9 @@ def test_inside_and_outside_share_a_stretch_between_them(stretches: list[Stretch
     assert covered_s(where, others) == sum(where.overlap_s(other) for other in others)
 
 
-@given(stretch_lists(), st.integers(0, 16))
-def test_padding_stays_inside_the_sound_and_out_of_neighbours(stretches: list[Stretch], width: int) -> None:
-    merged = [s for s in merge(stretches) if s.end_s <= 30.0]
+@given(stretches(), st.integers(0, 16))
+def test_padding_stays_inside_the_sound_and_out_of_neighbours(drawn: list[Stretch], width: int) -> None:
+    merged = [s for s in merge(drawn) if s.end_s <= 30.0]
     padded = pad(merged, width / 16, 30.0)
     assert all(p.start_s <= m.start_s and p.end_s >= m.end_s for p, m in zip(padded, merged, strict=True))
     assert all(p.start_s >= 0 and p.end_s <= 30.0 for p in padded)

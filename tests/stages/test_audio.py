@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from schemas.stretches import Stretch
+from schemas.timing import Span
 from stages.audio import AUDIO, Audio, AudioConfig, bandwidth, clipping, held_tones, kind_of, loudness, measure
 from stages.base import Context
+from tests.rows import clip_row, struct_of
 
 RATE = 48000
 
@@ -121,15 +123,11 @@ def test_kind_follows_voice_activity_and_held_tones() -> None:
     assert kind_of(0.99, 1.0, None) == "silence"
 
 
-def row_of(path: Path, context: Context, end_s: float) -> dict[str, Any]:
-    span = {"start_pts": 500, "end_pts": round(end_s * 1000), "tb_num": 1, "tb_den": 1000}
-    speech = [{"start_s": 0.0, "end_s": 1.0}]
-    return {
-        "download": {"path": str(path)},
-        "probe": context.media.probe(path, decode=False),
-        "transcribe": {"speech": speech},
-        "clip": span,
-    }
+def row_of(path: Path, context: Context, start_s: float, end_s: float) -> dict[str, Any]:
+    """A clip of `path`, in whose first second somebody speaks."""
+    span = Span(round(start_s * 1000), round(end_s * 1000), 1, 1000)
+    speech = struct_of("transcribe", speech=[Stretch(0.0, 1.0).row()])
+    return clip_row(path, span, probe=context.media.probe(path, decode=False), transcribe=speech)
 
 
 def test_stage_measures_its_clip_alone(tmp_path: Path, context: Context) -> None:
@@ -144,9 +142,9 @@ def test_stage_measures_its_clip_alone(tmp_path: Path, context: Context) -> None
     stage.setup(context)
     loud, longer, mute = stage.process(
         [
-            row_of(path, context, 1.0),
-            row_of(path, context, 2.5),
-            {**row_of(path, context, 1.0), "probe": {"has_audio": False}},
+            row_of(path, context, 0.5, 1.0),
+            row_of(path, context, 0.5, 2.5),
+            {**row_of(path, context, 0.5, 1.0), "probe": struct_of("probe", has_audio=False)},
         ]
     )
     assert isinstance(loud, dict)
@@ -178,7 +176,6 @@ def test_stage_measures_its_clip_alone(tmp_path: Path, context: Context) -> None
 def test_real_files(media_dir: Path, context: Context, name: str, key: str, low: float, high: float) -> None:
     stage = Audio(AudioConfig())
     stage.setup(context)
-    row = row_of(media_dir / name, context, 2.0)
-    (found,) = stage.process([{**row, "clip": {**row["clip"], "start_pts": 0}}])
+    (found,) = stage.process([row_of(media_dir / name, context, 0.0, 2.0)])
     assert isinstance(found, dict)
     assert low <= found[key] <= high

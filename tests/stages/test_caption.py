@@ -20,20 +20,18 @@ from hypothesis import strategies as st
 
 from schemas.errors import EngineError, RecipeError
 from schemas.lines import lines_in, plain_line
-from schemas.records import span_fields
 from schemas.spans import SpeechSpan
-from schemas.timing import Span
 from stages.caption.openai import OpenaiConfig
 from stages.caption.stage import Caption, CaptionConfig, describe
+from tests.rows import clip_row, span_of_file, speech_span, struct_of
 
 
-def span(text: str, speaker: str | None = "A", is_overlap: bool = False) -> dict[str, Any]:
-    return {"text": text, "speaker": speaker, "is_overlap": is_overlap, "start_s": 0.0, "end_s": 1.0}
+def span(text: str, speaker: str | None = "A", is_overlap: bool = False) -> SpeechSpan:
+    return speech_span(text, speaker=speaker, is_overlap=is_overlap)
 
 
-def row_of(spans: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    row: dict[str, Any] = {"picture": None, "audio": None, "sync": None}
-    return row | {"clip": {"spans": spans}, "probe": {"has_audio": True}} | more
+def row_of(spans: list[SpeechSpan], **more: Any) -> dict[str, Any]:
+    return clip_row(spans=spans, **{"picture": None, "audio": None, "sync": None} | more)
 
 
 def written(row: dict[str, Any], context: Any, **config: Any) -> Any:
@@ -45,9 +43,12 @@ def written(row: dict[str, Any], context: Any, **config: Any) -> Any:
 def test_a_dialogue_reads_well(context: Any) -> None:
     row = row_of(
         [span("Hello there."), span("Hi!", "B"), span("Who is it?", "B"), span("Wait", "A", True)],
-        picture={"brightness": 0.8, "motion": 0.0},
-        audio={"loudness_lufs": -40.0},
-        sync={"active": [{"span_index": 0, "status": "on_screen"}, {"span_index": 1, "status": "off_screen"}]},
+        picture=struct_of("picture", brightness=0.8, motion=0.0),
+        audio=struct_of("audio", loudness_lufs=-40.0),
+        sync=struct_of(
+            "sync",
+            active=[{"span_index": 0, "status": "on_screen"}, {"span_index": 1, "status": "off_screen"}],
+        ),
     )
     assert written(row, context)["text"] == (
         "A still, bright shot. Two people speak. The first speaker, on screen, says: <S>Hello there.<E> "
@@ -74,7 +75,7 @@ def test_nobody_speaks_and_nothing_measured(context: Any) -> None:
     )
 )
 def test_as_many_lines_as_spans_whatever_they_hold(drawn: list[tuple[str, str | None]]) -> None:
-    spans = [SpeechSpan.of(span(text, speaker)) for text, speaker in drawn]
+    spans = [span(text, speaker) for text, speaker in drawn]
     text = describe(spans, {}, [None] * len(spans))
     assert lines_in(text) == [plain_line(s.text) for s in spans]
     assert text.count("<") == 2 * len(spans)
@@ -131,11 +132,11 @@ def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return talking_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", duration_s=3.0).path
 
 
-def clip_row(path: Path, context: Any) -> dict[str, Any]:
-    found = context.media.probe(path)
-    num, den = found["tb_num"], found["tb_den"]
-    clip = span_fields(Span(den // num, 2 * den // num, num, den)) | {"spans": [span("Hello there."), span("Hi!", "B")]}
-    return row_of([], download={"path": str(path)}) | {"clip": clip}
+def second_of(path: Path, context: Any) -> dict[str, Any]:
+    """The second second of a file as a clip with two lines."""
+    probe = context.media.probe(path)
+    said = [span("Hello there."), span("Hi!", "B")]
+    return clip_row(path, span_of_file(probe, 1, 2), said, probe=probe, picture=None, audio=None, sync=None)
 
 
 def config_for(server: Server, **more: Any) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def test_frames_sound_and_lines_are_sent(
     monkeypatch.setenv("CAPTION_TEST_KEY", "secret-1")
     server = serve([(200, GOOD)])
     found = written(
-        clip_row(clip_file, context), context,
+        second_of(clip_file, context), context,
         **config_for(server, api_key_env="CAPTION_TEST_KEY", num_frames=3, long_side_px=128),
     )  # fmt: skip
     assert found == {"engine": "openai", "model": "m", "text": " ".join(GOOD.split()), "num_lines": 2}
@@ -175,7 +176,7 @@ def test_busy_servers_and_lost_lines_are_tried_again(
     serve: Callable[..., Server], clip_file: Path, context: Any
 ) -> None:
     server = serve([(503, ""), (429, ""), (200, "She says <S>Hello.<E>"), (200, "<S>Hello there. <E> <S>Hi!<E>")])
-    found = written(clip_row(clip_file, context), context, **config_for(server))
+    found = written(second_of(clip_file, context), context, **config_for(server))
     assert lines_in(found["text"]) == ["Hello there. ", "Hi!"]
     assert len(server.asked) == 4
     context.media.close()
@@ -201,7 +202,7 @@ def test_what_goes_wrong_is_an_error_without_the_key(
     monkeypatch.setenv("CAPTION_TEST_KEY", "secret-2")
     config = config_for(serve(script), api_key_env="CAPTION_TEST_KEY", tries=2)
     with pytest.raises(EngineError) as caught:
-        written(clip_row(clip_file, context), context, **config)
+        written(second_of(clip_file, context), context, **config)
     assert caught.value.reason == reason
     assert not re.search("secret", str(caught.value) + repr(caught.value))
     context.media.close()
@@ -210,7 +211,7 @@ def test_what_goes_wrong_is_an_error_without_the_key(
 def test_no_server_and_no_key(clip_file: Path, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     nobody = {"engine": "openai", "openai": OpenaiConfig(base_url="http://127.0.0.1:9/v1", tries=2, wait_s=0.0)}
     with pytest.raises(EngineError) as caught:
-        written(clip_row(clip_file, context), context, **nobody)
+        written(second_of(clip_file, context), context, **nobody)
     assert caught.value.reason == "caption_unreachable"
     monkeypatch.delenv("CAPTION_TEST_KEY", raising=False)
     with pytest.raises(RecipeError, match="CAPTION_TEST_KEY"):

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.records import CLIP, span_fields, span_of
-from schemas.spans import Word
+from schemas.records import CLIP, span_of
+from schemas.spans import Turn, Word, overlaps
 from schemas.stretches import Stretch
 from schemas.timing import Span
 from stages.base import Context
 from stages.clip import ClipConfig, ClipSplit, Talk, group_utterances, plan_windows, spans_within
+from tests.rows import shot_row, struct_of
 
 
 @st.composite
@@ -111,23 +112,12 @@ def test_limits_must_be_ordered() -> None:
         ClipConfig(min_s=5, max_s=4)
 
 
-TRANSCRIBE = {
-    "language": "en",
-    "speech": [{"start_s": 0.0, "end_s": 3.0}],
-    "words": [
-        {"text": "lay", "start_s": 0.4, "end_s": 0.7, "confidence": 0.9},
-        {"text": "white", "start_s": 0.7, "end_s": 1.0, "confidence": 0.7},
-        {"text": "set", "start_s": 1.1, "end_s": 1.5, "confidence": None},
-        {"text": "blue", "start_s": 2.6, "end_s": 2.9, "confidence": 0.5},
-    ],
-}
-DIARIZE = {
-    "turns": [
-        {"speaker": "A", "start_s": 0.3, "end_s": 1.05, "confidence": 1.0},
-        {"speaker": "B", "start_s": 0.95, "end_s": 3.0, "confidence": 1.0},
-    ],
-    "overlaps": [{"start_s": 0.95, "end_s": 1.0}],
-}
+SAID = (Word("lay", 0.4, 0.7, 0.9), Word("white", 0.7, 1.0, 0.7), Word("set", 1.1, 1.5), Word("blue", 2.6, 2.9, 0.5))
+TURNS = (Turn("A", 0.3, 1.05, 1.0), Turn("B", 0.95, 3.0, 1.0))
+TRANSCRIBE = struct_of(
+    "transcribe", language="en", speech=[Stretch(0.0, 3.0).row()], words=[word.row() for word in SAID]
+)
+DIARIZE = struct_of("diarize", turns=[turn.row() for turn in TURNS], overlaps=[part.row() for part in overlaps(TURNS)])
 
 
 def test_words_become_spans_of_one_speaker_each_on_the_clip_clock() -> None:
@@ -171,13 +161,9 @@ def test_stage_cuts_on_real_frame_times_and_hours_balance(tmp_path: Path, contex
     still_frames(path, 120)
     decoded = context.media.frames(path, size=(16, 16))
     span = Span(int(decoded.pts[0]), decoded.end_pts, decoded.num, decoded.den)
-    shot = {"shot_id": "h1", "is_transition": False, **span_fields(span)}
-    row = {
-        "download": {"asset_id": "a1", "path": str(path)},
-        "shot": shot,
-        "transcribe": TRANSCRIBE if has_speech else {"words": [], "speech": [], "language": None},
-        "diarize": DIARIZE if has_speech else {"turns": [], "overlaps": []},
-    }
+    heard = TRANSCRIBE if has_speech else struct_of("transcribe", words=[], speech=[])
+    turns = DIARIZE if has_speech else struct_of("diarize", turns=[], overlaps=[])
+    row = shot_row(path, span, transcribe=heard, diarize=turns)
     stage = ClipSplit(ClipConfig(min_s=1.0, max_s=3.0))
     stage.setup(context)
     clips = stage.split(row)
@@ -192,4 +178,4 @@ def test_stage_cuts_on_real_frame_times_and_hours_balance(tmp_path: Path, contex
         kept += clip["duration_us"]
     assert 0 < kept <= span.duration_us
     assert any(c["has_speech"] for c in clips) == has_speech
-    assert stage.split({**row, "shot": {**shot, "is_transition": True}}) == []
+    assert stage.split({**row, "shot": {**row["shot"], "is_transition": True}}) == []

@@ -33,6 +33,7 @@ from stages.diarize.embedded import (
 from stages.diarize.pyannote import PyannoteDiarizer
 from stages.diarize.stage import Diarize, DiarizeConfig, name_by_appearance
 from stages.engines.speakers import SpeakerEncoder, similarity, unit
+from tests.rows import asset_row, struct_of
 
 RANDOM = np.random.default_rng(11)
 
@@ -87,7 +88,7 @@ def test_stage_returns_what_it_declares(tmp_path: Path, context: Any, engine: Em
     path, _, truth = spoken(tmp_path, num_speakers=2, num_turns=4, overlap=0.5, seed=4)
     stage = Diarize(DiarizeConfig())
     stage.ctx, stage.engine, stage.encoder = context, engine, engine.encoder
-    rows = [{"download": {"path": str(path)}, "probe": {"has_audio": flag}} for flag in (True, False)]
+    rows = [asset_row(path, probe=struct_of("probe", has_audio=flag)) for flag in (True, False)]
     found, nothing = stage.process(rows)
     assert isinstance(found, dict)
     assert set(found) == {field.name for field in Diarize.adds}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import pytest
 
 from pipeline.demo import ball_clip, talking_clip
 from schemas.errors import ItemError
-from schemas.records import span_fields
 from schemas.timing import Span
 from stages import faces as faces_module
 from stages.base import Context
 from stages.engines.face_tracks import FaceTracker, Tracks
 from stages.faces import Faces, FacesConfig, FaceWatch
+from tests.rows import clip_row, span_of_file
 
 
 @pytest.fixture(scope="module")
@@ -40,24 +39,17 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
-def span_of_file(context: Context, path: Path, low: Fraction = Fraction(0), high: Fraction = Fraction(1)) -> Span:
-    """The part of a file between two shares of its length."""
-    probe = context.media.probe(path)
-    start, length = probe["video_start_pts"], probe["video_end_pts"] - probe["video_start_pts"]
-    return Span(start + int(low * length), start + int(high * length), probe["tb_num"], probe["tb_den"])
-
-
-def row_of(path: Path, span: Span) -> dict[str, Any]:
-    return {"clip": span_fields(span), "download": {"path": str(path)}}
+def part_of(context: Context, path: Path, start_s: float = 0.0, end_s: float | None = None) -> Span:
+    return span_of_file(context.media.probe(path), start_s, end_s)
 
 
 def test_faces_and_whose_they_are(talk: Path, tmp_path: Path, context: Context) -> None:
     stage = Faces(FacesConfig())
     stage.setup(context)
     ball = ball_clip(tmp_path / "ball.mp4").path
-    gone = row_of(tmp_path / "gone.mp4", Span(0, 10, 1, 25))
+    gone = clip_row(tmp_path / "gone.mp4", Span(0, 10, 1, 25))
     found, nobody, missing = stage.process(
-        [row_of(talk, span_of_file(context, talk)), row_of(ball, span_of_file(context, ball)), gone]
+        [clip_row(talk, part_of(context, talk)), clip_row(ball, part_of(context, ball)), gone]
     )
     assert isinstance(found, dict)
     pa.array([found], type=Faces.adds)
@@ -76,8 +68,8 @@ def test_a_worker_looks_at_a_clip_once(talk: Path, context: Context, looks: list
     context.configs = {"faces": stage.config}
     stage.setup(context)
     watch = FaceWatch.of(context)
-    first, second = (span_of_file(context, talk, *part) for part in ((0, Fraction(1, 2)), (Fraction(1, 2), 1)))
-    stage.process([row_of(talk, first), row_of(talk, second)])
+    first, second = part_of(context, talk, 0.0, 2.0), part_of(context, talk, 2.0, 4.0)
+    stage.process([clip_row(talk, first), clip_row(talk, second)])
     for span in (first, second):
         remembered = watch.recall(talk, span)
         assert len(looks) == 2, "both clips of the asset are remembered"
@@ -95,7 +87,7 @@ def test_a_watch_forgets_the_asset_before_and_what_is_too_much(
 ) -> None:
     watch, copy = FaceWatch(context, FacesConfig()), tmp_path / "copy.mp4"
     copy.write_bytes(talk.read_bytes())
-    span = span_of_file(context, talk, high=Fraction(1, 4))
+    span = part_of(context, talk, end_s=1.0)
     for path in (talk, copy, copy, talk):
         watch.recall(path, span)
     assert len(looks) == 3
@@ -109,6 +101,6 @@ def test_a_watch_forgets_the_asset_before_and_what_is_too_much(
 
 def test_a_stage_that_looks_alone_is_set_as_the_recipe_sets_faces(talk: Path, tmp_path: Path) -> None:
     context = Context(tmp_path / "scratch", configs={"faces": FacesConfig(long_side_px=160)})
-    seen = FaceWatch.of(context).recall(talk, span_of_file(context, talk, high=Fraction(1, 4)))
+    seen = FaceWatch.of(context).recall(talk, part_of(context, talk, end_s=1.0))
     assert max(seen.width_px, seen.height_px) == 160
     context.media.close()

@@ -11,6 +11,7 @@ import pytest
 
 from stages.base import Context
 from stages.picture import PICTURE, Picture, PictureConfig, Watch, edge_length, freezes, repeats, standstills
+from tests.rows import clip_row, span_of_file, struct_of
 
 WIDTH, HEIGHT = 384, 216
 
@@ -121,11 +122,9 @@ def test_edge_length() -> None:
     assert edge_length(np.array([True, True])) == 2
 
 
-def clip_row(context: Context, path: Path, end_s: Fraction | None = None) -> dict[str, Any]:
+def row_of(context: Context, path: Path, end_s: Fraction | None = None) -> dict[str, Any]:
     probe = context.media.probe(path, decode=False)
-    end = probe["video_end_pts"] if end_s is None else int(end_s * probe["tb_den"] / probe["tb_num"])
-    clip = {"start_pts": probe["video_start_pts"], "end_pts": end, "tb_num": probe["tb_num"], "tb_den": probe["tb_den"]}
-    return {"download": {"path": str(path)}, "probe": probe, "clip": clip}
+    return clip_row(path, span_of_file(probe, end=end_s), probe=probe)
 
 
 def test_stage_reads_only_its_clip(tmp_path: Path, context: Context) -> None:
@@ -142,14 +141,16 @@ def test_stage_reads_only_its_clip(tmp_path: Path, context: Context) -> None:
         out.mux(stream.encode())
     stage = Picture(PictureConfig())
     stage.setup(context)
-    whole, first = stage.process([clip_row(context, path), clip_row(context, path, Fraction(1))])
+    whole, first = stage.process([row_of(context, path), row_of(context, path, Fraction(1))])
     assert isinstance(whole, dict)
     assert isinstance(first, dict)
     assert set(whole) == {field.name for field in PICTURE}
     assert whole["picture_ratio"] == pytest.approx(0.5)
     assert first["picture_ratio"] == 1.0
     assert whole["freeze_ratio"] == pytest.approx(0.5, abs=0.03)
-    (broken,) = stage.process([{**clip_row(context, path), "download": {"path": str(tmp_path / "gone.mp4")}}])
+    (broken,) = stage.process(
+        [{**row_of(context, path), "download": struct_of("download", path=str(tmp_path / "gone.mp4"))}]
+    )
     assert isinstance(broken, Exception)
 
 
@@ -173,7 +174,7 @@ def test_damage_lasts_until_the_next_key_frame(tmp_path: Path, context: Context)
     path.write_bytes(data)
     stage = Picture(PictureConfig())
     stage.setup(context)
-    (found,) = stage.process([clip_row(context, path)])
+    (found,) = stage.process([row_of(context, path)])
     assert isinstance(found, dict)
     assert found["damaged_ratio"] == pytest.approx(14 / 49)  # the broken one itself is not shown
 
@@ -196,6 +197,6 @@ def test_damage_lasts_until_the_next_key_frame(tmp_path: Path, context: Context)
 def test_real_files(media_dir: Path, context: Context, name: str, key: str, low: float, high: float) -> None:
     stage = Picture(PictureConfig())
     stage.setup(context)
-    (found,) = stage.process([clip_row(context, media_dir / name)])
+    (found,) = stage.process([row_of(context, media_dir / name)])
     assert isinstance(found, dict)
     assert low <= found[key] <= high

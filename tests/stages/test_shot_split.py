@@ -18,6 +18,7 @@ from schemas.timing import microseconds
 from stages.base import Context
 from stages.shot_split.content import Boundary, ContentDetector, blends, combine, examine, lasting
 from stages.shot_split.stage import Clock, ShotSplit, ShotSplitConfig, make_detector, partition
+from tests.rows import asset_row
 
 FPS = 25.0
 
@@ -202,7 +203,7 @@ def test_stage_finds_the_cuts_of_a_coded_file(tmp_path: Path, context: Context, 
     probe = context.media.probe(path)
     stage = ShotSplit(ShotSplitConfig.model_validate({"engine": engine}))
     stage.setup(context)
-    row = {"download": {"asset_id": "a1", "path": str(path)}, "probe": probe}
+    row = asset_row(path, probe=probe)
     shots = stage.split(row)
     assert [s["num_frames"] for s in shots] == [40, 50, 30]
     assert [s["start_kind"] for s in shots] == ["start", "hard", "hard"]

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from schemas.spans import SPEECH_RATE_HZ, SpeechSpan, Turn
 from schemas.stretches import Stretch
+from schemas.timing import Span
 from stages.media.decoder import Waveform
 from stages.timbre import Timbre, TimbreConfig, choose_reference, cleanliness, on_asset
+from tests.rows import clip_row, struct_of
 
 CLIP = Stretch(10.0, 20.0)
 SOUND = Waveform(np.full(40 * SPEECH_RATE_HZ, 0.1, np.float32), SPEECH_RATE_HZ, Fraction(0))
@@ -106,17 +108,13 @@ def test_stage_on_real_voices(media_dir: Path, context: Any) -> None:
     given_turns = items[name]["ground_truth"]["speaker_turns"]
     turns = [Turn(t["speaker"], t["start"], t["end"]) for t in given_turns]
     spans = [span(t["speaker"], t["start"] - 10, t["end"] - 10) for t in given_turns if 10 <= t["start"] < 20]
-    row = {
-        "clip": {
-            "asset_start_s": 10.0,
-            "asset_end_s": 24.0,
-            "spans": [one.row() for one in (*spans, span(None, 13, 14))],
-        },
-        "diarize": {"turns": [turn.row() for turn in turns]},
-        "transcribe": {"speech": [{"start_s": t["start"], "end_s": t["end"]} for t in given_turns]},
-        "download": {"path": str(media_dir / name)},
-        "probe": {"has_audio": True},
-    }
+    row = clip_row(
+        media_dir / name,
+        Span(250, 600, 1, 25),
+        [*spans, span(None, 13, 14)],
+        diarize=struct_of("diarize", turns=[turn.row() for turn in turns]),
+        transcribe=struct_of("transcribe", speech=[Stretch(t["start"], t["end"]).row() for t in given_turns]),
+    )
     stage = Timbre(TimbreConfig())
     stage.setup(context)
     (found,) = stage.process([row])
@@ -130,7 +128,6 @@ def test_stage_on_real_voices(media_dir: Path, context: Any) -> None:
 
 def test_stage_without_speech(context: Any) -> None:
     stage = Timbre(TimbreConfig())
-    row = {"clip": {"spans": []}, "probe": {"has_audio": False}}
-    assert stage.process([row]) == [
+    assert stage.process([clip_row(probe=struct_of("probe", has_audio=False))]) == [
         {"references": [], "num_cross_utterance": 0, "num_same_span": 0, "num_missing": 0, "min_similarity": None}
     ]

@@ -34,6 +34,7 @@ from stages.transcribe.pocketsphinx import recogniser
 from stages.transcribe.stage import Transcribe, TranscribeConfig, agreement
 from stages.transcribe.whisperx import WhisperxConfig, WhisperxEngine
 from stages.transcribe.words import drop_loops, keep_spoken, spread
+from tests.rows import asset_row, struct_of
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,8 @@ def words_of(text: str, step_s: float = 0.3) -> list[Word]:
 
 
 def row_for(path: Path, metadata: dict[str, Any] | None = None, has_audio: bool = True) -> dict[str, Any]:
-    return {
-        "uri": str(path),
-        "metadata": json.dumps(metadata or {}),
-        "download": {"path": str(path)},
-        "probe": {"has_audio": has_audio},
-    }
+    probe = struct_of("probe", has_audio=has_audio)
+    return asset_row(path, probe=probe, metadata=json.dumps(metadata or {}))
 
 
 def run_stage(context: Any, config: TranscribeConfig, row: dict[str, Any]) -> dict[str, Any]:

@@ -26,14 +26,18 @@ from pipeline.pack import make_sample, read_index
 from pipeline.plan import make_plan
 from pipeline.show.text import why_text
 from schemas.errors import ItemError
-from schemas.records import Asset, Clip, Source, Verdict
-from schemas.spans import Reference
+from schemas.lines import marked
+from schemas.records import Clip
+from schemas.spans import Turn, Word
+from schemas.stretches import Stretch
 from schemas.timing import Span
 from stages.base import Context
 from stages.sync.config import SyncRepair
 from stages.sync.repair import Remeasure, Repair, repair_of, with_moved_sound
 from stages.sync.result import Figures
 from stages.timbre import reference_fields
+from tests import rows
+from tests.rows import struct_of
 
 LATE_MS = 120.0
 DRIFT_MS_PER_S = -8.0
@@ -85,57 +89,36 @@ def test_strangers_sound_stays_however_low_the_bar() -> None:
 
 
 def asset_of(words: list[tuple[str, float, float, str]]) -> dict[str, Any]:
-    """An asset that says `words` (text, start, end, speaker), each word a turn of its own."""
+    """What is measured on an asset that says `words` (text, start, end, speaker), each word a turn of its own."""
+    said = [Word(text, start_s, end_s, 0.5).row() for text, start_s, end_s, _ in words]
+    speech = [Stretch(start_s, end_s).row() for _, start_s, end_s, _ in words]
+    turns = [Turn(speaker, start_s, end_s).row() for _, start_s, end_s, speaker in words]
     return {
-        "transcribe": {
-            "language": "en",
-            "speech": [{"start_s": a, "end_s": b} for _, a, b, _ in words],
-            "words": [{"text": t, "start_s": a, "end_s": b, "confidence": 0.5} for t, a, b, _ in words],
-        },
-        "diarize": {"turns": [{"speaker": s, "start_s": a, "end_s": b} for _, a, b, s in words], "overlaps": []},
+        "transcribe": struct_of("transcribe", language="en", speech=speech, words=said),
+        "diarize": struct_of("diarize", turns=turns, overlaps=[]),
     }
 
 
-def settled(asset: dict[str, Any], structs: dict[str, Any]) -> Clip:
-    """A clip that was kept, and its asset, with what was measured on them."""
-    source = Source(source_id="s0", uri="asset.mp4")
-    whole = Asset(source=source, asset_id="a0", duration_us=1, verdict=Verdict("keep"), structs=asset)
-    length_us = structs["clip"].get("duration_us", 5_000_000)
-    return Clip(
-        clip_id="c0", shot_id="h0", asset=whole, duration_us=length_us, verdict=Verdict("keep"), structs=structs
-    )
-
-
-def clip_of(asset: dict[str, Any], low: int, high: int) -> Clip:
+def clip_of(structs: dict[str, Any], low: int, high: int) -> Clip:
     """The clip [low, high) in hundredths of a second, with the spans the clip stage would give it."""
     from stages.clip import Talk, spans_within
 
-    span, talk = Span(low, high, 1, 100), Talk.of(asset, 0.3)
-    spans = [found.row() for found in spans_within(span, talk.utterances, talk.overlaps, talk.language)]
+    span, talk = Span(low, high, 1, 100), Talk.of(structs, 0.3)
+    spans = spans_within(span, talk.utterances, talk.overlaps, talk.language)
     references = [
-        Reference(
-            span_index=i,
-            speaker="A",
-            origin="same_span" if i == 0 else "same_asset",
-            asset_start_s=0.0,
-            asset_end_s=1.0,
-            similarity=0.9 - 0.1 * i,
-            cleanliness=1.0,
-            embedding=[float(i)],
-        )
+        rows.reference(i, [float(i)], origin="same_asset" if i else "same_span", similarity=0.9 - 0.1 * i)
         for i in range(len(spans))
     ]
     active = [{"span_index": i, "status": "on_screen", "track": i, "score": 3.0} for i in range(len(spans))]
-    quoted = " ".join(f"<S>{span['text']}<E>" for span in spans)
-    structs = {
-        "clip": {"start_pts": low, "end_pts": high, "tb_num": 1, "tb_den": 100, "spans": spans},
-        "sync": MEASURED | {"active": active},
+    quoted = " ".join(marked(span.text) for span in spans)
+    measured = {
+        "sync": struct_of("sync", **MEASURED, active=active),
         "timbre": reference_fields(references, len(spans)),
-        "caption": {"engine": "openai", "model": "m", "text": quoted, "num_lines": len(spans)},
+        "caption": struct_of("caption", engine="openai", model="m", text=quoted, num_lines=len(spans)),
         "picture": None,
         "audio": None,
     }
-    return settled(asset, structs)
+    return rows.clip(span, spans, measured, asset=rows.asset(structs))
 
 
 CONFIGS = parse_recipe(
@@ -206,18 +189,17 @@ def test_drift_is_taken_out_around_the_middle() -> None:
 
 def measured_clip(path: Path, make_row: Any, context: Context) -> Clip:
     """A whole file as one clip, really measured, as packing gets it."""
-    from schemas.records import span_fields
     from stages.sync.config import SyncConfig
     from stages.sync.stage import Sync
 
     asset = make_row(path)
-    probe = asset["probe"]
-    span = Span(probe["video_start_pts"], probe["video_end_pts"], probe["tb_num"], probe["tb_den"])
-    clip = span_fields(span) | {"spans": [], "num_frames": probe["num_frames"]}
+    span = rows.span_of_file(asset["probe"])
+    own = rows.clip_struct(span, num_frames=asset["probe"]["num_frames"])
     stage = Sync(SyncConfig())
     stage.setup(context)
-    (sync,) = stage.process([asset | {"clip": clip}])
-    return settled({name: asset[name] for name in ("download", "probe")}, {"clip": clip, "sync": sync})
+    (sync,) = stage.process([asset | {"clip": own}])
+    of = rows.asset({name: asset[name] for name in ("download", "probe")})
+    return rows.clip(span, structs={"clip": own, "sync": sync}, asset=of)
 
 
 def test_a_repair_that_does_not_help_is_an_error(tmp_path: Path, make_row: Any, context: Context) -> None:

@@ -38,6 +38,7 @@ from stages.sync.mouth import (
     sound_features,
 )
 from stages.sync.stage import Sync
+from tests.rows import clip_row, span_of_file, speech_span, struct_of
 
 Clip = Callable[..., dict[str, Any]]
 
@@ -49,19 +50,10 @@ def sync_of(context: Any) -> Clip:
     faces.setup(context)
     stage.setup(context)
 
-    def run(path: Path, spans: Sequence[Any] = (), speech: Any = None, span: tuple[int, int] | None = None) -> Any:
+    def run(path: Path, spans: Sequence[SpeechSpan] = (), speech: Any = None) -> Any:
         probe = context.media.probe(path)
-        clip = {
-            "start_pts": probe["video_start_pts"],
-            "end_pts": probe["video_end_pts"],
-            "tb_num": probe["tb_num"],
-            "tb_den": probe["tb_den"],
-            "spans": list(spans),
-        }
-        if span is not None:
-            clip |= {"start_pts": span[0], "end_pts": span[1]}
-        transcribe = None if speech is None else {"speech": speech}
-        row = {"clip": clip, "download": {"path": str(path)}, "probe": probe, "transcribe": transcribe}
+        transcribe = None if speech is None else struct_of("transcribe", speech=speech)
+        row = clip_row(path, span_of_file(probe), spans, probe=probe, transcribe=transcribe)
         (seen,) = faces.process([row])
         (result,) = stage.process([row | {"faces": seen}])
         assert isinstance(seen, dict)
@@ -247,10 +239,7 @@ def test_what_cannot_be_measured_is_null_and_says_why(
 
 def test_offset_of_120_ms_put_in_is_measured(tmp_path: Path, sync_of: Clip) -> None:
     made = talking_clip(tmp_path / "late.mp4", offset_ms=120.0, seed=3)
-    spans = [
-        {"start_s": t["start"], "end_s": t["end"], "speaker": "A", "is_overlap": False}
-        for t in made.item["ground_truth"]["speaker_turns"]
-    ]
+    spans = [speech_span("", t["start"], t["end"]) for t in made.item["ground_truth"]["speaker_turns"]]
     result = sync_of(made.path, spans)
     assert (result["status"], result["kind"], result["num_faces"]) == ("measured", "speech", 1)
     assert result["offset_ms"] == pytest.approx(120, abs=40)
@@ -413,10 +402,7 @@ def test_manifest_says_who_is_in_view(media_dir: Path, sync_of: Clip) -> None:
     items = json.loads((media_dir / "manifest.json").read_text())["items"]
     name = "talking/split_screen_two_people_plus_offscreen_voice.mp4"
     (item,) = [i for i in items if i["path"] == name]
-    spans = [
-        {"start_s": t["start"], "end_s": t["end"], "speaker": t["speaker"], "is_overlap": False}
-        for t in item["ground_truth"]["speaker_turns"]
-    ]
+    spans = [speech_span("", t["start"], t["end"], t["speaker"]) for t in item["ground_truth"]["speaker_turns"]]
     result = sync_of(media_dir / name, spans)
     assert [a["status"] for a in result["active"]] == ["on_screen", "on_screen", "off_screen"]
     left, right = (result["tracks"][a["track"]]["x"] for a in result["active"][:2])
