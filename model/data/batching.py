@@ -142,21 +142,22 @@ class EpochPlan:
         if not self.config.mixture:
             return [None]
         selected: list[NDArray[np.int64] | None] = []
-        names, source_of_row = self.index.sources
+        wanted = sorted({name for part in self.config.mixture for name in part.sources or ()})
+        source_of_row = self.index.source_positions(wanted) if wanted else np.zeros(0, np.int32)
         has_video, has_audio = self.index.has_video, self.index.has_audio
         for part in self.config.mixture:
             mask = np.ones(len(self.index), dtype=np.bool_)
             if part.modality:
                 mask &= (has_video == ("video" in part.modality)) & (has_audio == (part.modality != "video"))
             if part.sources is not None:
-                mask &= np.isin(source_of_row, [i for i, name in enumerate(names) if name in part.sources])
+                mask &= np.isin(source_of_row, [wanted.index(name) for name in part.sources])
             if part.use:
                 mask &= (has_video | ("video" not in part.use)) & (has_audio | (part.use == "video"))
             if not mask.any():
                 raise PlanError(
                     f"mixture part {part.name!r} matches none of the {len(self.index)} rows "
                     f"(modality={part.modality}, sources={part.sources}, use={part.use}).",
-                    remedy=f"Change or remove it. Sources in the index: {', '.join(names[:20])}.",
+                    remedy=f"Change or remove it. Sources in the index: {', '.join(self.index.source_names(20))}.",
                 )
             selected.append(None if mask.all() else np.flatnonzero(mask))
         return selected

@@ -1,215 +1,234 @@
 """The Arrow index of a run's shards, as the planner and the reader see it: one row per sample, addressed by row number.
 
-Numbers the planner touches for every row live in arrays, 12 to 26 bytes a row (2.6 GB for 1e8 clips at most, no copy
-when the index is one uncompressed record batch); ids and byte offsets stay in the memory map, fetched row by row.
+What the planner asks of every row lies in arrays: three token counts, two modalities and the number of the shard, 18
+bytes a row, and 4 more where a split leaves rows out. Everything else stays in the files (`model/data/index_files.py`).
+
+Measured on 10^6 rows of curated shards, 2 % of them of another split, on a busy host of two cores (CPU seconds; memory
+of the process itself, mapped files aside):
+
+                              one file            7,143 files
+    open                      @ONE_OPEN@
+    first location            @ONE_LOC@
+    `EpochPlan`               @ONE_PLAN@
+    first step                @ONE_STEP@
 """
 
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from functools import cached_property
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from schemas.arrow_file import read_table
+from model.data.index_files import BatchPlace, HeldFile, IndexFile, MappedRows, grouped, index_files, open_index_file
+from schemas.arrow_file import table_bytes
 from schemas.errors import ShardError
 from schemas.shard_file import SampleLocation
 
-REQUIRED = (
-    "clip_id",
-    "shard",
-    "has_video",
-    "has_audio",
-    "source",
-    "video_tokens",
-    "audio_tokens",
-    "text_tokens",
-    "sample_offset",
-    "sample_bytes",
-    "crc32",
-)
+TOKENS = ("video_tokens", "audio_tokens", "text_tokens")
+REQUIRED = ("clip_id", "shard", "has_video", "has_audio", "source", *TOKENS, "sample_offset", "sample_bytes", "crc32")
+
+
+class PlannedColumns(NamedTuple):
+    """[num_rows] each: what the planner asks of every row. `shard` is the position of its shard among the names."""
+
+    video_tokens: NDArray[np.int32]
+    audio_tokens: NDArray[np.int32]
+    text_tokens: NDArray[np.int32]
+    has_video: NDArray[np.bool_]
+    has_audio: NDArray[np.bool_]
+    shard: NDArray[np.int32]
 
 
 class ShardIndex:
-    """Rows of one or more index tables, in order. Build with `open` or `from_table`; immutable afterwards."""
+    """Rows of one or more index files, in order. Build with `open` or `from_table`; immutable afterwards.
 
-    def __init__(self, table: pa.Table, digest: str) -> None:
-        missing = [name for name in REQUIRED if name not in table.column_names]
-        if missing:
-            raise ShardError(
-                f"the index lacks the columns {', '.join(missing)}.",
-                remedy="Pack the shards again with this version; the trainer needs byte offsets and token counts.",
-            )
-        self.table = table
-        self.digest = digest
-        self.video_tokens = _int_column(table, "video_tokens")
-        self.audio_tokens = _int_column(table, "audio_tokens")
-        self.text_tokens = _int_column(table, "text_tokens")
+    Arrays of one number a row: `video_tokens`, `audio_tokens`, `text_tokens`, `has_video`, `has_audio`. `shards`: distinct
+    shard names and, for each row, the position of its shard among them. `digest` identifies the plan.
+    """
+
+    def __init__(self, rows: MappedRows, columns: PlannedColumns, shard_names: list[str], digest: str) -> None:
+        self._rows, self.digest = rows, digest
+        self.video_tokens, self.audio_tokens, self.text_tokens = columns[:3]
+        self.has_video, self.has_audio = columns.has_video, columns.has_audio
+        self.shards = shard_names, columns.shard
 
     @classmethod
     def open(cls, path: str | Path | Sequence[str | Path], *, split: str | None = None) -> ShardIndex:
         """Index of every `*.arrow` file under `path` (a file, a folder, an fsspec URL, or several), in name order.
 
-        Local files are memory-mapped, remote ones are held in memory. `split` keeps only rows of that split. The digest
-        covers the bytes of every file and the split: it identifies the plan. Cost: one pass over the files. Raises
-        ShardError when there is no index or the schemas differ.
+        Local files are mapped; remote ones are fetched many at a time and mapped from a temporary file. `split` keeps only
+        rows of that split. The digest covers the bytes of every file and the split. Cost: one pass over the files. Raises
+        ShardError when there is no index, the schemas differ or the planner's columns are not there.
         """
-        digest, tables = hashlib.sha256(), []
-        for name, source in _arrow_sources([path] if isinstance(path, (str, Path)) else list(path)):
-            digest.update(hashlib.sha256(source).digest())
-            try:
-                tables.append(read_table(source))
-            except pa.ArrowInvalid as error:
-                raise ShardError(
-                    f"{name} is not an Arrow IPC file: {error}", remedy="Pack the shards again."
-                ) from error
-        try:
-            table = pa.concat_tables(tables)
-        except pa.ArrowInvalid as error:
-            raise ShardError(f"the index files have different columns: {error}", remedy="Pack them alike.") from error
+        digest = hashlib.sha256()
+
+        def read() -> Iterator[tuple[IndexFile, pa.Buffer]]:
+            for file in index_files([path] if isinstance(path, (str, Path)) else list(path)):
+                content = file.buffer()
+                digest.update(hashlib.sha256(content).digest())
+                yield file, content
+
+        found = _gathered(read(), split)
         if split is not None:
-            table = table.filter(pc.equal(table["split"], split))
             digest.update(split.encode())
-        return cls(table, digest.hexdigest())
+        return cls(*found, digest.hexdigest())
 
     @classmethod
     def from_table(cls, table: pa.Table) -> ShardIndex:
-        """Index of a table in memory; the digest covers its Arrow bytes."""
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table.combine_chunks())
-        return cls(table, hashlib.sha256(sink.getvalue()).hexdigest())
+        """Index of a table in memory, which is copied; the digest covers its Arrow bytes."""
+        whole, sink = table.combine_chunks(), pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, whole.schema) as writer:
+            writer.write_table(whole)
+        content = pa.py_buffer(table_bytes(whole))
+        found = _gathered([(HeldFile("the table", content), content)], None)
+        return cls(*found, hashlib.sha256(sink.getvalue()).hexdigest())
+
+    def planned_as(
+        self, rows: NDArray[np.int64], video_tokens: NDArray[np.int32], audio_tokens: NDArray[np.int32]
+    ) -> ShardIndex:
+        """Some of these rows, in ascending order, with other token counts; the digest covers all of it."""
+        digest = hashlib.sha256(self.digest.encode())
+        for numbers in (rows, video_tokens, audio_tokens):
+            digest.update(numbers.tobytes())
+        columns = PlannedColumns(
+            video_tokens,
+            audio_tokens,
+            self.text_tokens[rows],
+            self.has_video[rows],
+            self.has_audio[rows],
+            self.shards[1][rows],
+        )
+        return ShardIndex(self._rows.picked(rows), columns, self.shards[0], digest.hexdigest())
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return len(self._rows)
 
-    @cached_property
-    def has_video(self) -> NDArray[np.bool_]:
-        """Whether each row has a picture."""
-        return _bool_column(self.table, "has_video")
+    @property
+    def table(self) -> pa.Table:
+        """Every column of every row, made anew: for tools that copy or print an index; the planner has no need of it."""
+        table = pa.concat_tables(self._rows.tables())
+        for name in TOKENS:
+            field = table.schema.field(name)
+            counts = pa.array(getattr(self, name)).cast(field.type)
+            table = table.set_column(table.column_names.index(name), field, counts)
+        return table
 
-    @cached_property
-    def has_audio(self) -> NDArray[np.bool_]:
-        """Whether each row has sound."""
-        return _bool_column(self.table, "has_audio")
+    def numbers(self, *names: str) -> dict[str, NDArray[Any]]:
+        """[num_rows] of each named column, nulls as 0, copied out of the files. Cost: one pass over them."""
+        parts = [
+            [pc.fill_null(table[name], 0).to_numpy().copy() for name in names] for table in self._rows.tables(names)
+        ]
+        return {name: np.concatenate(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)}
 
-    @cached_property
-    def sources(self) -> tuple[list[str], NDArray[np.int32]]:
-        """Distinct source names and, for each row, the position of its source among them."""
-        return _encoded(self.table, "source")
+    def source_positions(self, names: Sequence[str]) -> NDArray[np.int32]:
+        """[num_rows] position of each row's source among `names`, -1 for another source. Cost: one pass over the files."""
+        wanted = pa.array(names, pa.string())
+        found = (pc.index_in(table["source"], value_set=wanted) for table in self._rows.tables(["source"]))
+        return np.concatenate([pc.fill_null(positions, -1).to_numpy() for positions in found])
 
-    @cached_property
-    def shards(self) -> tuple[list[str], NDArray[np.int32]]:
-        """Distinct shard names and, for each row, the position of its shard among them."""
-        return _encoded(self.table, "shard")
+    def source_names(self, most: int) -> list[str]:
+        """The first distinct source names, at most so many. Cost: a pass over the files until they are found."""
+        names: dict[str, None] = {}
+        for table in self._rows.tables(["source"]):
+            names |= dict.fromkeys(pc.fill_null(table["source"], "").unique().to_pylist())
+            if len(names) >= most:
+                break
+        return list(names)[:most]
 
     def clip_id(self, row: int) -> str:
         """Sample key of one row."""
-        batch, inside = self._find(row)
+        batch, inside = self._rows.find(row)
         return batch.clip_id(inside)
 
     def values(self, row: int) -> dict[str, Any]:
         """Every column of one row, as Python values."""
-        return {name: self.table[name][row].as_py() for name in self.table.column_names}
+        batch, inside = self._rows.find(row)
+        return batch.values(inside) | {name: int(getattr(self, name)[row]) for name in TOKENS}
 
     def location(self, row: int) -> SampleLocation:
-        """Byte ranges of one sample; members the sample does not have (null or empty) are left out. Cost: 2 us."""
-        batch, inside = self._find(row)
-        return batch.location(inside)
+        """Byte ranges of one sample; members the sample does not have (null or empty) are left out.
 
-    def _find(self, row: int) -> tuple[MappedBatch, int]:
-        batch = bisect_right(self._starts, row) - 1
-        return self._batches[batch], row - self._starts[batch]
-
-    @cached_property
-    def _batches(self) -> list[MappedBatch]:
-        columns = [n for n in self.table.column_names if n in ("clip_id", "crc32") or n.endswith(("_offset", "_bytes"))]
-        shards, codes = self.shards
-        batches, start = [], 0
-        for batch in self.table.select(columns).to_batches():
-            batches.append(MappedBatch(batch, shards, codes[start : start + len(batch)].data))
-            start += len(batch)
-        return batches
-
-    @cached_property
-    def _starts(self) -> list[int]:
-        return list(accumulate((len(batch) for batch in self._batches), initial=0))
+        Cost: 3 us; 0.2 ms more when the row's file is not among the `index_files.KEPT_BATCHES` opened last. Raises ShardError
+        when the file is no longer the one that was planned from.
+        """
+        batch, inside = self._rows.find(row)
+        names, codes = self.shards
+        return batch.location(inside, names[codes[row]])
 
 
-class MappedBatch:
-    """Where the samples of one record batch are, by row inside it; numbers are read from the memory map, not copied.
-
-    `codes` are the positions of its rows' shards among `shards`.
-    """
-
-    def __init__(self, batch: pa.RecordBatch, shards: list[str], codes: memoryview) -> None:
-        def ints(name: str) -> memoryview:
-            column = batch.column(name)
-            values: memoryview = (column.fill_null(0) if column.null_count else column).to_numpy().data
-            return values
-
-        self._clip_ids, self._shards, self._codes = batch.column("clip_id"), shards, codes
-        self._sample = ints("sample_offset"), ints("sample_bytes"), ints("crc32")
-        members = [n.removesuffix("_offset") for n in batch.schema.names if n.endswith("_offset")]
-        self._members = [(n, ints(f"{n}_offset"), ints(f"{n}_bytes")) for n in members if n != "sample"]
-
-    def __len__(self) -> int:
-        return len(self._clip_ids)
-
-    def clip_id(self, row: int) -> str:
-        """See `ShardIndex.clip_id`."""
-        return str(self._clip_ids[row].as_py())
-
-    def location(self, row: int) -> SampleLocation:
-        """See `ShardIndex.location`."""
-        offset, num_bytes, crc32 = self._sample
-        members = {name: (offsets[row], size) for name, offsets, sizes in self._members if (size := sizes[row])}
-        shard = self._shards[self._codes[row]]
-        return SampleLocation(self.clip_id(row), shard, offset[row], num_bytes[row], crc32[row], members)
+def _gathered(
+    files: Iterable[tuple[IndexFile, pa.Buffer]], split: str | None
+) -> tuple[MappedRows, PlannedColumns, list[str]]:
+    """What `ShardIndex` keeps of files and their contents: the rows of a split (None: all), their columns, shard names."""
+    places: list[BatchPlace] = []
+    parts: list[PlannedColumns] = []
+    rows: list[NDArray[np.int64]] = []
+    names: dict[str, int] = {}
+    num_rows = 0
+    for group in grouped(_planned_batches(files, split, places)):
+        table = group
+        if split is not None:
+            is_wanted = pc.fill_null(pc.equal(group["split"], split), False)
+            rows.append(num_rows + np.flatnonzero(is_wanted.to_numpy()))
+            table = group.filter(is_wanted)
+        num_rows += len(group)
+        parts.append(_planned_columns(table, names))
+    columns = PlannedColumns._make(np.concatenate(column) for column in zip(*parts, strict=True))
+    pa.default_memory_pool().release_unused()
+    is_whole = len(columns.shard) == num_rows
+    return MappedRows(places, None if is_whole else np.concatenate(rows)), columns, list(names)
 
 
-def _arrow_sources(paths: list[str | Path]) -> Iterator[tuple[str, pa.Buffer]]:
-    """Name and bytes of every index file, mapped where they are local."""
-    for path in paths:
-        if "://" in str(path):
-            from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+def _planned_batches(
+    files: Iterable[tuple[IndexFile, pa.Buffer]], split: str | None, places: list[BatchPlace]
+) -> Iterator[pa.RecordBatch]:
+    """The columns that are planned from, batch by batch; `places` learns where each one is."""
+    schema: pa.Schema | None = None
+    wanted = ["shard", "has_video", "has_audio", *TOKENS, *([] if split is None else ["split"])]
+    for file, content in files:
+        reader = open_index_file(file, content)
+        if schema is None:
+            schema = reader.schema
+            _refuse_missing(file, schema, {*REQUIRED, *wanted})
+        elif not schema.equals(reader.schema):
+            raise ShardError(
+                f"the index files have different columns: those of {file.name} are not those of {places[0].file.name}.",
+                remedy="Pack them alike.",
+            )
+        if not reader.num_record_batches:
+            yield schema.empty_table().select(wanted).to_batches()[0]
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            places.append(BatchPlace(file, number, len(batch)))
+            yield batch.select(wanted)
 
-            files, root = url_to_fs(str(path))
-            names = sorted(files.glob(f"{root}/*.arrow")) if files.isdir(root) else [root] if files.exists(root) else []
-            sources = ((name, pa.py_buffer(files.cat_file(name))) for name in names)
-        else:
-            local = sorted(Path(path).glob("*.arrow")) if Path(path).is_dir() else [Path(path)]
-            names = [str(file) for file in local if file.exists()]
-            sources = ((name, pa.memory_map(name).read_buffer()) for name in names)
-        if not names:
-            raise ShardError(f"no index at {path}.", remedy="Give the run's index folder, which holds *.arrow files.")
-        yield from sources
+
+def _refuse_missing(file: IndexFile, schema: pa.Schema, needed: set[str]) -> None:
+    if missing := sorted(needed - set(schema.names)):
+        raise ShardError(
+            f"{file.name} lacks the columns {', '.join(missing)}.",
+            remedy="Pack the shards again with this version; the trainer needs byte offsets and token counts.",
+        )
 
 
-def _int_column(table: pa.Table, name: str) -> NDArray[np.int32]:
+def _planned_columns(table: pa.Table, shard_names: dict[str, int]) -> PlannedColumns:
+    """The columns in memory of their own; `shard_names` maps names to positions and learns new ones."""
+    video_tokens, audio_tokens, text_tokens = (_counts(table, name) for name in TOKENS)
+    has_video, has_audio = (pc.fill_null(table[name], False).to_numpy() for name in ("has_video", "has_audio"))
+    shard = pc.fill_null(table["shard"], "").combine_chunks().dictionary_encode()
+    positions = [shard_names.setdefault(name, len(shard_names)) for name in shard.dictionary.to_pylist()]
+    codes = np.array(positions, np.int32)[shard.indices.to_numpy()]
+    return PlannedColumns(video_tokens, audio_tokens, text_tokens, has_video, has_audio, codes)
+
+
+def _counts(table: pa.Table, name: str) -> NDArray[np.int32]:
     column = table[name]
     if column.null_count:
         raise ShardError(f"the index column {name} has {column.null_count} nulls.", remedy="Pack the shards again.")
-    values: NDArray[np.int32] = column.to_numpy().astype(np.int32, copy=False)
-    return values
-
-
-def _bool_column(table: pa.Table, name: str) -> NDArray[np.bool_]:
-    values: NDArray[np.bool_] = pc.fill_null(table[name], False).to_numpy().astype(np.bool_, copy=False)
-    return values
-
-
-def _encoded(table: pa.Table, name: str) -> tuple[list[str], NDArray[np.int32]]:
-    column = pc.fill_null(table[name], "").combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.string())
-    coded = column.dictionary_encode()
-    return coded.dictionary.to_pylist(), coded.indices.to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+    return np.array(column.to_numpy(), np.int32)

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from model.data.batching import EpochPlan
@@ -134,7 +133,7 @@ def buckets(plan: EpochPlan) -> list[BucketRow]:
     """Rows, tokens and FLOPs of one pass over the index by modality, aspect and length, the dearest first."""
     index = plan.index
     flops, tokens = plan.cost(np.arange(len(index)), None)
-    table = {n: pc.fill_null(index.table[n], 0).to_numpy() for n in ("height_px", "width_px", "duration_s")}
+    table = index.numbers("height_px", "width_px", "duration_s")
     labels = {0: "audio"}
     sizes = np.where(index.has_video, table["height_px"].astype(np.int64) * 65_536 + table["width_px"], 0)
     for size in np.unique(sizes[sizes > 0]).tolist():

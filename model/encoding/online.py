@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+from numpy.typing import NDArray
 
 from model.data.index import ShardIndex
 from model.data.reader import RawSample
@@ -21,7 +21,7 @@ from model.encoding.encode import ClipEncoder, bucket_of, windows_of
 from model.encoding.latents import read_latents, write_latents
 from model.network.config import NavaConfig
 from model.network.tokens import Sample
-from schemas.budget import FRAME_RATE_HZ, audio_tokens, paired_audio_tokens, video_tokens
+from schemas.budget import FRAME_RATE_HZ, audio_tokens, latent_frames, paired_audio_tokens, video_tokens
 from schemas.errors import DamagedSampleError, ItemError, ModelError
 
 _encoder: ClipEncoder | None = None
@@ -35,23 +35,58 @@ def open_index(data: DataConfig) -> ShardIndex:
 
 
 def planned_index(index: ShardIndex, config: EncodeConfig) -> ShardIndex:
-    """Rows whose first window can be trained on, with the tokens of that window. Cost: 20 us a row."""
-    rows, video, audio = [], [], []
-    for row in range(len(index)):
-        facts = index.values(row)
-        windows = windows_of(facts["duration_s"], facts["has_video"], config)
-        if not windows:
-            continue
-        rows.append(row)
-        num_frames = windows[0].num_frames
-        video.append(video_tokens(num_frames, *bucket_of(facts, config)) if facts["has_video"] else 0)
-        paired = paired_audio_tokens(num_frames) if facts["has_video"] else audio_tokens(num_frames / FRAME_RATE_HZ)
-        audio.append(paired if facts["has_audio"] else 0)
-    table = index.table.take(pa.array(rows, pa.int64()))
-    for name, counts in (("video_tokens", video), ("audio_tokens", audio)):
-        column = pa.array(np.array(counts, np.int32))
-        table = table.set_column(table.column_names.index(name), name, column)
-    return ShardIndex.from_table(table)
+    """Rows whose first window can be trained on, with the tokens of that window.
+
+    Windows and buckets are reckoned once for every number of frames and every size there is. Cost: @COST@
+    """
+    facts = index.numbers("duration_s", "height_px", "width_px")
+    frames = np.clip(_whole_frames(facts["duration_s"]), 0, config.max_frames)
+    length_FV = _first_windows(int(frames.max(initial=0)), config)
+    num_frames = length_FV[frames, index.has_video.astype(np.int8)]
+    rows = np.flatnonzero(num_frames)
+    num_frames, has_video = num_frames[rows], index.has_video[rows]
+    lengths = range(1, int(num_frames.max(initial=0)) + 1)
+    latents, paired, alone = (
+        np.array([0, *map(count, lengths)])
+        for count in (latent_frames, paired_audio_tokens, lambda n: audio_tokens(n / FRAME_RATE_HZ))
+    )
+    per_latent = np.zeros(len(rows), np.int64)
+    per_latent[has_video] = _tokens_per_latent(
+        facts["height_px"][rows][has_video], facts["width_px"][rows][has_video], config
+    )
+    audio = np.where(has_video, paired[num_frames], alone[num_frames]) * index.has_audio[rows]
+    return index.planned_as(rows, (per_latent * latents[num_frames]).astype(np.int32), audio.astype(np.int32))
+
+
+def _whole_frames(duration_s: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Frames that fit each duration, the last one counting when it lacks less than half a millionth.
+
+    So does `windows_of` by rounding to six digits. The distance to the next whole number is exact in float64 and never
+    equals 5e-7, so both agree on every duration.
+    """
+    exact = duration_s.astype(np.float64) * FRAME_RATE_HZ
+    whole = np.floor(exact)
+    return (whole + (whole + 1 - exact < 5e-7)).astype(np.int64)
+
+
+def _first_windows(most_frames: int, config: EncodeConfig) -> NDArray[np.int64]:
+    """[most_frames + 1, 2] frames of the first window of a clip of so many frames, without and with a picture; 0: none."""
+    windows = (
+        windows_of(n / FRAME_RATE_HZ, has_video, config) for n in range(most_frames + 1) for has_video in (False, True)
+    )
+    return np.array([found[0].num_frames if found else 0 for found in windows], np.int64).reshape(-1, 2)
+
+
+def _tokens_per_latent(
+    height_px: NDArray[np.int32], width_px: NDArray[np.int32], config: EncodeConfig
+) -> NDArray[np.int64]:
+    """Video tokens of one latent time step of each clip, brought to its bucket."""
+    sizes, size_of_row = np.unique(height_px.astype(np.int64) << 32 | width_px, return_inverse=True)
+    tokens = [
+        video_tokens(1, *bucket_of({"has_video": True, "height_px": size >> 32, "width_px": size & 0xFFFFFFFF}, config))
+        for size in sizes.tolist()
+    ]
+    return np.array(tokens, np.int64)[size_of_row]
 
 
 class OnlineEncoder:
