@@ -25,7 +25,7 @@ from schemas.errors import ShardError
 from schemas.shard_file import SampleLocation
 
 KEPT_BATCHES = 256
-"""Batches open at a time, about 12 kB each; one pack stream reads from 32 places, and opening a batch again takes 0.2 ms."""
+"""Batches open at a time, about 11 kB each; one pack stream reads from 32 places, and opening a batch again takes 0.2 ms."""
 FETCHED_FILES, FETCHED_BYTES = 1024, 64 << 20
 """Most remote files asked for together, and the bytes of them that are enough; fsspec chooses how many go at once."""
 GROUPED_BATCHES, GROUPED_ROWS = 1024, 1 << 16
