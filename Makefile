@@ -1,5 +1,6 @@
 # make demo   set up, curate generated demo media, show what came of it
 # make test   set up, run all tests
+# make quick  set up, run the tests that start no Ray and take less than ten seconds each
 # make lint   style and types
 # make docs   the parts of docs/ that the code says itself
 # make bench  the benchmarks that run on one CPU, tables into build/
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test quick lint docs bench clean
 
 $(VENV)/.ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +27,9 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+quick: $(VENV)/.ready
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not ray and not slow"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.ray_runs import curate_media, shared_folder, write_media
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PYANNOTE_METRICS_ENABLED", "0")
@@ -23,6 +26,27 @@ def media_dir() -> Path:
     if not (folder / "manifest.json").is_file():
         pytest.skip("no real test media here; set NAVA_TEST_MEDIA to a folder with a manifest.json")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The media of `make demo`; sources.jsonl lists them."""
+    return shared_folder(tmp_path_factory, "demo-media", write_media)
+
+
+@pytest.fixture(scope="session")
+def demo_run(demo_media: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `make demo`, made by the real command on real Ray. Who uses it is marked `ray` and `slow`."""
+    return shared_folder(tmp_path_factory, "demo-run", partial(curate_media, demo_media)) / "run"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that reads the demo's run may be the one that starts Ray for it."""
+    for item in items:
+        if "demo_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(900))
 
 
 @pytest.fixture

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,11 +30,16 @@ from model.training.parallel import open_world
 from model.training.train import Training
 from pipeline.ask.queries import Run, balance, stats
 from pipeline.ask.verify import problems
-from pipeline.demo import ball_clip, write_demo
+from pipeline.config import load_recipe
+from pipeline.demo import ball_clip
+from pipeline.execute.here import here
+from pipeline.run import run
+from schemas.errors import PlanError
+from stages.download.sources import expand_sources
 from tests.model.latent_shards import TINY, by_euler, recipe, write_latent_shards
+from tests.ray_runs import SAID, curate, finish, starts_ray
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
-
+NO_WEIGHTS = "stage diarize cannot start. No pyannote pipeline at '/nowhere'"
 LIGHT = """
 name: light
 description: No lips to read; on media without speech this is all about the machinery.
@@ -56,54 +59,24 @@ pack: {target_shard_mb: 1}
 """
 
 
-def curate(*arguments: str) -> subprocess.Popen[str]:
-    """`nava-curate` as a user starts it, in a process group of its own."""
-    command = [sys.executable, "-m", "pipeline.cli", *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """Its output; fails if it failed."""
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    return output
-
-
-def facts(run: Path) -> dict[str, Any]:
+def facts(out: Path) -> dict[str, Any]:
     """Everything two equal runs agree in: ledger rows without their cost, and the bytes of shards and indexes."""
-    ledger = Run(str(run)).ledger
+    ledger = Run(str(out)).ledger
     rows = {
         kind: [{key: value for key, value in row.items() if key != "cost"} for row in ledger.settled(kind).to_pylist()]
         for kind in ("asset", "shot", "clip")
     }
     files = {
-        path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for folder in ("shards", "index")
-        for path in sorted((run / folder).iterdir())
+        for path in sorted((out / folder).iterdir())
     }
     return {"rows": json.loads(json.dumps(rows, default=str)), "files": files}
 
 
-@pytest.fixture(scope="module")
-def demo_media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo set of `make demo`."""
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def demo_run(demo_media: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of `make demo`."""
-    out = tmp_path_factory.mktemp("run") / "run"
-    output = finish(curate("run", "quickstart", "--input", str(demo_media / "sources.jsonl"), "--out", str(out)))
-    assert "adds up exactly" in output
-    return out
-
-
+@starts_ray
 def test_the_demo_keeps_rejects_and_errs_for_stated_reasons(demo_run: Path) -> None:
+    assert "adds up exactly" in (demo_run.parent / SAID).read_text()
     answer = stats(Run(str(demo_run)))
     assert answer["clips"]["kept"] > 0
     assert answer["clips"]["rejected"] > 0
@@ -227,45 +200,78 @@ def sounds_from_noise(model: Nava, samples: list[Sample]) -> list[torch.Tensor]:
     return [sample.audio for sample in done if sample.audio is not None]
 
 
-def test_killed_and_restarted_runs_end_as_if_undisturbed(tmp_path: Path) -> None:
-    media = tmp_path / "media"
-    media.mkdir()
-    for seed in range(6):
-        ball_clip(media / f"{seed}.mp4", duration_s=4.0, seed=seed)
+def write_balls(folder: Path, count: int) -> None:
+    folder.mkdir()
+    for seed in range(count):
+        ball_clip(folder / f"{seed}.mp4", duration_s=3.0, seed=seed)
+
+
+def curate_here(recipe: Path, media: Path, out: Path, **options: Any) -> None:
+    """A run of all media without Ray."""
+    run(load_recipe(str(recipe)), expand_sources([str(media)]), str(out), here, quiet=True, **options)
+
+
+@pytest.fixture
+def light(tmp_path: Path) -> Path:
+    """The recipe LIGHT as a file."""
+    path = tmp_path / "light.yaml"
+    path.write_text(LIGHT)
+    return path
+
+
+def num_commits(out: Path) -> int:
+    """Commits of a run's ledger, the one that makes the table included."""
+    return len(list((out / "ledger" / "_delta_log").glob("*.json")))
+
+
+KILLED_WHEN: dict[str, Callable[[Path], bool]] = {
+    "the ledger is there and Ray starts": lambda out: num_commits(out) >= 1,
+    "the first source is settled": lambda out: num_commits(out) >= 2,
+    "half of the sources are settled": lambda out: num_commits(out) >= 5,
+    "a shard is published": lambda out: any((out / "shards").glob("*.tar")),
+}
+
+
+@starts_ray
+def test_killed_and_restarted_runs_end_as_if_undisturbed(tmp_path: Path, light: Path) -> None:
+    """On Ray, killed in every phase; the undisturbed run is one without Ray, and both ways give the same run."""
+    media, calm, killed = (tmp_path / name for name in ("media", "calm", "killed"))
+    write_balls(media, 6)
     (media / "broken.mp4").write_text("not a video")
-    recipe = tmp_path / "light.yaml"
-    recipe.write_text(LIGHT)
-    base = ["run", str(recipe), "--input", str(media), "--quiet", "--out"]
-    finish(curate(*base, str(tmp_path / "calm")))
-    expected = facts(tmp_path / "calm")
+    curate_here(light, media, calm)
+    expected = facts(calm)
     assert len(expected["files"]) > 1
-    chance = random.Random(0)
-    for _ in range(4):
-        process = curate(*base, str(tmp_path / "killed"))
-        time.sleep(chance.uniform(2, 16))
+    again = ["run", str(light), "--input", str(media), "--quiet", "--out", str(killed)]
+    for phase, is_reached in KILLED_WHEN.items():
+        process = curate(*again)
+        while not is_reached(killed):
+            assert process.poll() is None, f"ended before {phase}: {process.communicate()[0]}"
+            time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    finish(curate(*base, str(tmp_path / "killed")))
-    assert facts(tmp_path / "killed") == expected
-    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "killed").rglob("*.tar"))
-    finish(curate(*base, str(tmp_path / "killed")))
-    assert before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "killed").rglob("*.tar"))
+    finish(curate(*again))
+    assert facts(killed) == expected
+    before = sorted((path, path.stat().st_mtime_ns) for path in killed.rglob("*.tar"))
+    curate_here(light, media, killed)
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in killed.rglob("*.tar"))
 
 
-def test_errors_are_taken_up_again_when_asked(tmp_path: Path) -> None:
+def test_errors_are_taken_up_again_when_asked(tmp_path: Path, light: Path) -> None:
     media, out = tmp_path / "media", tmp_path / "run"
-    media.mkdir()
-    for seed in range(2):
-        ball_clip(media / f"{seed}.mp4", duration_s=3.0, seed=seed)
+    write_balls(media, 2)
     whole = (media / "1.mp4").read_bytes()
     (media / "1.mp4").write_text("the disk was away")
-    recipe = tmp_path / "light.yaml"
-    recipe.write_text(LIGHT)
-    again = ["run", str(recipe), "--input", str(media), "--quiet", "--out", str(out)]
-    assert "1 sources with errors" in finish(curate(*again))
+
+    def in_error() -> int:
+        return balance(Run(str(out)).ledger).assets["error"]
+
+    curate_here(light, media, out)
+    assert in_error() == 1
     (media / "1.mp4").write_bytes(whole)
-    assert "1 sources with errors" in finish(curate(*again)), "an error is settled until somebody asks"
-    assert "0 sources with errors" in finish(curate(*again, "--retry-errors"))
+    curate_here(light, media, out)
+    assert in_error() == 1, "an error is settled until somebody asks"
+    curate_here(light, media, out, retry_errors=True)
+    assert in_error() == 0
     assert balance(Run(str(out)).ledger).assets["keep"] == 2
     assert not list(problems(Run(str(out))))
 
@@ -273,38 +279,33 @@ def test_errors_are_taken_up_again_when_asked(tmp_path: Path) -> None:
 def test_missing_weights_end_the_run_with_the_remedy(tmp_path: Path) -> None:
     ball_clip(tmp_path / "ball.mp4", duration_s=3.0)
     setting = ["--set", "stages.diarize.engine=pyannote", "--set", "stages.diarize.weights=/nowhere"]
-    process = curate(
-        "run", "quickstart", "--input", str(tmp_path / "ball.mp4"), "--out", str(tmp_path / "run"), *setting
-    )
+    given = ["--input", str(tmp_path / "ball.mp4"), "--out", str(tmp_path / "run")]
+    process = curate("run", "quickstart", "--here", *given, *setting)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 2, output
-    assert "stage diarize cannot start. No pyannote pipeline at '/nowhere'" in output
+    assert NO_WEIGHTS in output
     assert "Traceback" not in output
     assert Run(str(tmp_path / "run")).ledger.table("asset").num_rows == 0
 
 
-def test_the_same_recipe_runs_on_a_separately_started_cluster(tmp_path: Path) -> None:
+@starts_ray
+def test_the_same_recipe_runs_on_a_separately_started_cluster(tmp_path: Path, light: Path) -> None:
+    """And where weights are missing there, the worker's own words come back to who started the run."""
     from ray.cluster_utils import Cluster
 
-    from pipeline.config import load_recipe
     from pipeline.execute.on_ray import on_ray
-    from pipeline.run import run
-    from stages.download.sources import expand_sources
 
-    media = tmp_path / "media"
-    media.mkdir()
-    for seed in range(6):
-        ball_clip(media / f"{seed}.mp4", duration_s=3.0, seed=seed)
-    recipe = tmp_path / "light.yaml"
-    recipe.write_text(LIGHT)
+    write_balls(tmp_path / "media", 6)
+    sources = expand_sources([str(tmp_path / "media")])
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
-        done = run(
-            load_recipe(str(recipe)), expand_sources([str(media)]), str(tmp_path / "run"),
-            partial(on_ray, address=cluster.address), quiet=True,
-        )  # fmt: skip
+        opener = partial(on_ray, address=cluster.address)
+        done = run(load_recipe(str(light)), sources, str(tmp_path / "run"), opener, quiet=True)
+        blind = load_recipe(str(light), ["stages.diarize.engine=pyannote", "stages.diarize.weights=/nowhere"])
+        with pytest.raises(PlanError, match=NO_WEIGHTS):
+            run(blind, sources[:1], str(tmp_path / "blind"), opener, quiet=True)
     finally:
         cluster.shutdown()
     assert len(done.nodes) == 2, "work was done on both nodes"

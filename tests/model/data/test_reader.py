@@ -6,7 +6,6 @@ import json
 import os
 import tarfile
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -234,31 +233,51 @@ def test_prefetch_is_bounded(tmp_path: Path) -> None:
     assert sum(len(pack.samples) for pack in taken) <= decoded[0] <= 5 * most
 
 
+class Clock:
+    """The reader's clock: it stands still, but for a second at everything slow, which waits until the caller waits for it."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._caller, self._asked, self._changed = threading.get_ident(), 0, threading.Condition()
+
+    def perf_counter(self) -> float:
+        """The caller asks three times per pack: when it hands it out, before it waits, and after."""
+        with self._changed:
+            self._asked += threading.get_ident() == self._caller
+            self._changed.notify_all()
+            return self.now_s
+
+    def take_a_second(self) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._asked % 3 == 2, timeout=60)
+            self.now_s += 1
+
+
 @pytest.mark.parametrize("slow", ["read", "decode"])
-def test_a_stall_is_attributed_to_what_was_slow(tmp_path: Path, slow: str) -> None:
-    index = write_shards(tmp_path)
+def test_a_stall_is_attributed_to_what_was_slow(tmp_path: Path, slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, clock = write_shards(tmp_path), Clock()
+    monkeypatch.setattr("model.data.reader.time", clock)
 
     class SlowShards(LocalShards):
         def read(self, shard: str, offset: int, num_bytes: int) -> memoryview:
-            time.sleep(0.01 if slow == "read" else 0)
+            if slow == "read":
+                clock.take_a_second()
             return super().read(shard, offset, num_bytes)
 
     def decode(raw: RawSample) -> dict[str, Any]:
-        time.sleep(0.01 if slow == "decode" else 0)
+        if slow == "decode":
+            clock.take_a_second()
         return decode_latents(raw)
 
     loader = PackLoader(make_plan(index).stream(), SampleReader(index, SlowShards(tmp_path)), decode,
                         num_workers=1, prefetch=1)  # fmt: skip
-    began = time.perf_counter()
-    for _ in range(6):
-        next(loader)
-    elapsed = time.perf_counter() - began
+    num_samples = sum(len(next(loader).samples) for _ in range(6))
     loader.close()
     stalls = loader.stalls
     assert stalls.num_packs == 6
-    assert 0 < stalls.total_s <= elapsed
-    shares = {"read": stalls.read_s, "decode": stalls.decode_s, "queue": stalls.queue_s}
-    assert max(shares, key=lambda kind: shares[kind]) == slow
+    waited = {"read": stalls.read_s, "decode": stalls.decode_s, "queue": stalls.queue_s}
+    assert waited == {"read": 0, "decode": 0, "queue": 0, slow: num_samples}
+    assert stalls.total_s == clock.now_s == num_samples
 
 
 def test_a_pack_is_announced_before_it_is_read(tmp_path: Path) -> None:

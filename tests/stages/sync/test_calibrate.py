@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +34,7 @@ from stages.sync.thresholds import (
     recommend,
     text_of,
 )
+from tests.ray_runs import part_of_run
 
 
 def case(clip: str, kind: CaseKind, offset_ms: float | None, confidence: float) -> Case:
@@ -155,6 +155,11 @@ def talkers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+WHEN = {"sync.kind": "speech", "sync.status": "measured"}
+QUICKSTART = {"offset_ms": {"abs_max": 160.0, "when": WHEN}, "confidence": {"min": 3.0, "when": WHEN}}
+"""What the demo's recipe asks of sync."""
+
+
 @pytest.mark.slow
 def test_a_folder_of_videos_is_calibrated(talkers: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "calibrate", str(talkers), "--json", str(tmp_path / "out.json")]
@@ -179,59 +184,25 @@ def test_a_folder_of_videos_is_calibrated(talkers: Path, tmp_path: Path) -> None
     assert "no recommendation from fewer than 5" in done.stdout
 
 
-RECIPE: dict[str, Any] = {
-    "name": "talk",
-    "stages": {
-        name: {}
-        for name in ("download", "probe", "shot_split", "transcribe", "diarize", "clip", "audio", "faces", "sync")
-    },
-    "gates": {"sync": {"offset_ms": {"abs_max": 200}, "confidence": {"min": 2}}},
-}
-
-
-def curate(media: Path, out: Path) -> None:
-    """A run's ledger as `nava-curate run` leaves it, its workers called one after the other without Ray."""
-    from pipeline.config import parse_recipe
-    from pipeline.execute.here import here
-    from pipeline.ledger import Ledger, ledger_schema
-    from pipeline.plan import make_plan
-    from pipeline.run import measure, write_facts
-    from pipeline.show.progress import Progress
-    from pipeline.store import RunDir
-    from stages.download.sources import expand_sources
-
-    plan, directory = make_plan(parse_recipe(RECIPE)), RunDir(out)
-    sources = expand_sources([str(media)])
-    ledger = Ledger(directory.url("ledger"), ledger_schema(plan))
-    ledger.create(plan.recipe.measure_hash())
-    write_facts(directory, plan, sources)
-    with here(plan, directory) as executor, Progress(len(sources), 0, quiet=True) as progress:
-        measure(plan, sources, executor, ledger, progress)
-
-
-@pytest.mark.slow
-def test_a_run_is_calibrated_on_its_own_clips(tmp_path: Path) -> None:
-    media = tmp_path / "media"
-    media.mkdir()
-    talking_clip(media / "good.mp4", who="dan", duration_s=5.0, seed=11)
-    talking_clip(media / "late.mp4", 600.0, who="ben", duration_s=6.0, seed=5)
-    curate(media, tmp_path / "run")
+def test_a_run_is_calibrated_on_its_own_clips(demo_run: Path, tmp_path: Path) -> None:
+    run = str(part_of_run(demo_run, ["monologue_720p.mp4", "sound_late_600ms.mp4"], tmp_path / "run"))
     told: list[str] = []
-    answer = calibrate(str(tmp_path / "run"), report=told.append)
+    answer = calibrate(run, report=told.append)
     assert answer.num_clips == len(told) == 1
-    assert answer.passed_gates == {"offset_ms": {"abs_max": 200.0}, "confidence": {"min": 2.0}}
+    assert answer.passed_gates == QUICKSTART
     (part,) = answer.classes
     assert (part.sync_kind, part.num_measured, part.num_swapped) == ("speech", 1, 0)
     text = text_of(answer)
-    assert "offset_ms abs_max 200, confidence min 2" in text
+    assert "offset_ms abs_max 160" in text
+    assert "confidence min 3" in text
     assert "--include-rejected" in text
-    wider = calibrate(str(tmp_path / "run"), Options(include_rejected=True), report=told.append)
+    wider = calibrate(run, Options(include_rejected=True), report=told.append)
     assert (wider.num_clips, wider.passed_gates) == (2, {})
     (part,) = wider.classes
     assert (part.num_measured, part.num_swapped) == (2, 2)
     untouched = sorted(c.offset_ms for c in part.cases if c.kind == "untouched" and c.offset_ms is not None)
     assert untouched == [pytest.approx(0, abs=60), pytest.approx(600, abs=60)]
-    assert calibrate(str(tmp_path / "run"), replace(Options(), num_clips=1), report=told.append).num_clips == 1
+    assert calibrate(run, replace(Options(), num_clips=1), report=told.append).num_clips == 1
 
 
 def test_what_cannot_be_calibrated_says_so(tmp_path: Path) -> None:

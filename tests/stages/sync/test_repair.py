@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +21,10 @@ from pipeline.ask.find import find
 from pipeline.ask.queries import Run
 from pipeline.config import load_recipe, parse_recipe
 from pipeline.demo import swapped_clip, talking_clip
+from pipeline.execute.here import here
 from pipeline.pack import make_sample, read_index
 from pipeline.plan import make_plan
+from pipeline.run import run
 from pipeline.show.text import why_text
 from schemas.errors import ItemError
 from schemas.lines import marked
@@ -32,6 +33,7 @@ from schemas.spans import Turn, Word
 from schemas.stretches import Stretch
 from schemas.timing import Span
 from stages.base import Context
+from stages.download.sources import expand_sources
 from stages.sync.config import SyncRepair
 from stages.sync.repair import Remeasure, Repair, repair_of, with_moved_sound
 from stages.sync.result import Figures
@@ -221,33 +223,31 @@ def test_a_repair_that_does_not_help_is_an_error(tmp_path: Path, make_row: Any, 
 
 
 @pytest.fixture(scope="module")
-def repaired_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(media, run): late, drifting and swapped clips through `nava-curate run` with repair on and gates wide open."""
+def repaired_run(demo_media: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(media, run): late, drifting and swapped clips through a run without Ray with repair on and gates wide open."""
     folder = tmp_path_factory.mktemp("repair")
-    media, run = folder / "media", folder / "run"
+    media, out = folder / "media", folder / "run"
     media.mkdir()
-    talking_clip(media / "late.mp4", LATE_MS, who="ann", duration_s=7.0, seed=3)
+    shutil.copy(demo_media / "sound_late_120ms.mp4", media / "late.mp4")
     talking_clip(media / "drifting.mp4", LATE_MS, DRIFT_MS_PER_S, who="ben", duration_s=DRIFTING_S, seed=11)
     swapped_clip(media / "swapped.mp4", who="dan", duration_s=7.0, seed=4)
-    chosen = {
-        "sync_repair.enabled": "true",
-        "sync_repair.min_confidence": "0",
-        "gates.sync.offset_ms.abs_max": "1500",
-        "gates.sync.confidence.min": "0",
-        "stages.clip.max_s": "16",
-    }
-    command = [sys.executable, "-m", "pipeline.cli", "run", "quickstart", "-q", "-i", str(media), "-o", str(run)]
-    command += [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
-    subprocess.run(command, check=True, timeout=600, capture_output=True)
-    return media, run
+    chosen = (
+        "sync_repair.enabled=true",
+        "sync_repair.min_confidence=0",
+        "gates.sync.offset_ms.abs_max=1500",
+        "gates.sync.confidence.min=0",
+        "stages.clip.max_s=16",
+    )
+    run(load_recipe("quickstart", chosen), expand_sources([str(media)]), str(out), here, quiet=True)
+    return media, out
 
 
-def packed(run: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], np.ndarray[Any, Any]]:
+def packed(out: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], np.ndarray[Any, Any]]:
     """(index row, annotation, sound) of the one clip of source `name`."""
-    opened = Run(str(run))
+    opened = Run(str(out))
     sources = {row["source_id"]: row["source"]["uri"] for row in opened.ledger.settled("asset").to_pylist()}
     (row,) = [r for r in read_index(opened.dir, "00000").to_pylist() if sources[r["source"]].endswith(name)]
-    with tarfile.open(run / "shards" / row["shard"]) as tar:
+    with tarfile.open(out / "shards" / row["shard"]) as tar:
         members = {key: tar.extractfile(f"{row['clip_id']}.{key}").read() for key in ("json", "flac")}  # type: ignore[union-attr]
     return row, json.loads(members["json"]), soundfile.read(io.BytesIO(members["flac"]), always_2d=True)[0][:, 0]
 
@@ -264,16 +264,15 @@ def lag_s(media: Path, sound: np.ndarray[Any, Any], low_s: float, high_s: float)
     return float((int(np.argmax(curve)) - reach) / 48_000)
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("repair")
 @pytest.mark.timeout(900)
 class TestRun:
     """What a whole run packs."""
 
     def test_a_constant_offset_is_taken_out(self, repaired_run: tuple[Path, Path]) -> None:
-        media, run = repaired_run
-        row, told, sound = packed(run, "late.mp4")
+        media, out = repaired_run
+        row, told, sound = packed(out, "late.mp4")
         assert row["applied_shift_ms"] == pytest.approx(LATE_MS, abs=45)
         assert row["applied_drift_ms_per_s"] == 0
         assert lag_s(media / "late.mp4", sound, 2, 5) == pytest.approx(row["applied_shift_ms"] / 1000, abs=2 / 48_000)
@@ -282,17 +281,17 @@ class TestRun:
         assert row["cut_sound_error_samples"] == 0
         for name in ("applied_shift_ms", "applied_drift_ms_per_s", "repaired_offset_ms", "repaired_confidence"):
             assert told[name] == row[name]
-        chain = find(Run(str(run)), row["clip_id"])
+        chain = find(Run(str(out)), row["clip_id"])
         assert [step["kind"] for step in chain] == ["asset", "shot", "clip", "pack"]
         assert chain[-1]["pack"]["repaired_offset_ms"] == row["repaired_offset_ms"]
-        assert f"applied_shift_ms={row['applied_shift_ms']:.4g}" in why_text(chain, Run(str(run)).plan)
-        before = [clip for clip in Run(str(run)).ledger.settled("clip").to_pylist() if clip["row_id"] == row["clip_id"]]
+        assert f"applied_shift_ms={row['applied_shift_ms']:.4g}" in why_text(chain, Run(str(out)).plan)
+        before = [clip for clip in Run(str(out)).ledger.settled("clip").to_pylist() if clip["row_id"] == row["clip_id"]]
         was, now = (spans[0]["words"][-1]["start_s"] for spans in (before[0]["clip"]["spans"], told["clip"]["spans"]))
         assert was - now == pytest.approx(row["applied_shift_ms"] / 1000, abs=1e-4)
 
     def test_a_linear_drift_is_taken_out(self, repaired_run: tuple[Path, Path]) -> None:
-        media, run = repaired_run
-        row, _, sound = packed(run, "drifting.mp4")
+        media, out = repaired_run
+        row, _, sound = packed(out, "drifting.mp4")
         assert row["duration_s"] == pytest.approx(DRIFTING_S)
         assert row["applied_drift_ms_per_s"] == pytest.approx(DRIFT_MS_PER_S, abs=2.5)
         assert abs(row["repaired_offset_ms"]) < 25
@@ -303,7 +302,7 @@ class TestRun:
             assert taken_out == pytest.approx(true_lag, abs=0.06)
 
     def test_sound_of_other_words_stays(self, repaired_run: tuple[Path, Path]) -> None:
-        _, run = repaired_run
-        row, told, _ = packed(run, "swapped.mp4")
+        _, out = repaired_run
+        row, told, _ = packed(out, "swapped.mp4")
         assert told["sync"]["finding"] in ("no_match", "unclear")
         assert (row["applied_shift_ms"], row["repaired_offset_ms"]) == (0.0, None)
