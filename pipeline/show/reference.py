@@ -21,7 +21,6 @@ from typing import Any, get_args
 
 import pyarrow as pa
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 import stages
 from pipeline.config import RECIPES, Recipe, load_recipe
@@ -102,7 +101,7 @@ def setting_rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str
         if isinstance(default, BaseModel):
             yield from setting_rows(type(default), f"{prefix}{name}.")
             continue
-        shown = "required" if default is PydanticUndefined else f"`{_plain(default)}`"
+        shown = "required" if info.is_required() else f"`{_plain(default)}`"
         kinds = [choice for choice in get_args(info.annotation) if isinstance(choice, str)]
         choices = f"One of {', '.join(f'`{kind}`' for kind in kinds)}. " if kinds else ""
         yield f"`{prefix}{name}`", shown, choices + (info.description or said.get(name, ""))
