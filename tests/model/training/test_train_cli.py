@@ -112,6 +112,7 @@ def command(folder: Path, out: str, *more: str) -> list[str]:
     return [*more, "-m", "model.cli", "train", str(folder / "recipe.yaml"), "--out", str(folder / out)]
 
 
+@pytest.mark.slow
 def test_torchrun_trains_on_the_samples_of_one_process(tmp_path: Path) -> None:
     write_latent_shards(tmp_path / "data", [random_clip(i) for i in range(24)])
     config = recipe(tmp_path / "data", num_steps=2)
@@ -139,7 +140,7 @@ def test_ray_encodes_shards_and_trains_on_two_workers(tmp_path: Path) -> None:
     )
     run("tiny-codecs", str(tmp_path / "codecs"))
     os.environ["PYTHONPATH"] = str(ROOT)
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
     try:
         encode = ["encode", str(tmp_path / "run"), "--codecs", str(tmp_path / "codecs"), "--recipe", "tiny"]
         tiny = ["--set", "resolution=256", "--set", "max_frames=33"]
