@@ -234,6 +234,7 @@ def test_a_caption_that_does_not_pair_is_left_out_and_named(home: Path, tmp_path
     assert "2 spoken lines but 1 speech spans" in manifest.left_out["bad"]
 
 
+@pytest.mark.slow
 def test_online_encoding_trains_on_the_same_latents_as_stored_ones(home: Path, tmp_path: Path) -> None:
     config = settings(home)
     encode_shards(str(home / "run"), tmp_path / "latents", config, TINY, say=lambda _: None)

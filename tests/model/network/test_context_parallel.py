@@ -121,6 +121,7 @@ def plain(runs: dict[str, Run]) -> dict[str, Plain]:
     return {name: plain_training(run.config, run.num_steps) for name, run in runs.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "gradient_bar", "weight_bar"),
     [

@@ -34,6 +34,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[TrainConfi
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "gradient_bar", "weight_bar"),
     [("float32", 2e-6, None), ("float64", 1e-13, 1e-12), ("copies", 1e-13, 1e-12)],

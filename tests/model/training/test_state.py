@@ -31,6 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_save_in_the_background_is_bitwise_what_it_was_and_reads_at_any_number_of_ranks(
     data: Path, tmp_path: Path
 ) -> None:
@@ -49,6 +50,7 @@ def test_a_save_in_the_background_is_bitwise_what_it_was_and_reads_at_any_number
     assert set(notes["position"]["teams"]) == set("012345")
 
 
+@pytest.mark.slow
 def test_one_two_one_ranks_equal_an_uninterrupted_run(data: Path, tmp_path: Path) -> None:
     config = recipe(data, num_steps=9, parallel={"precision": "float64"}, output={"checkpoint_every_steps": 100})
     train_until(0, config, tmp_path / "whole", 9, tmp_path / "whole.pt")
@@ -80,6 +82,7 @@ def test_resume_at_one_rank_is_bitwise_equal_and_takes_up_the_position_in_millis
     assert position_ms < 5000, "a position is restored, not replayed"
 
 
+@pytest.mark.slow
 def test_a_kill_while_writing_leaves_the_previous_checkpoint_and_the_next_start_finds_it(
     data: Path, tmp_path: Path
 ) -> None:
