@@ -6,6 +6,7 @@ sides speak JSON lines:
 
     request    {"operation": NAME, argument: value, ...}
     answers    {"chunk": ...}, any number, each acknowledged by a line so that at most two chunks exist at a time
+               {"alive": true} every second for as long as the operation calls `progress`
                then one of {"done": ...}, {"error": ..., "reason": ..., "remedy": ...}, {"no_memory": true}
 
 The child may not use more address space than it was told, leaves no core dump, and ends when its parent does. This module
@@ -31,6 +32,8 @@ from typing import Any, TextIO
 
 from schemas.errors import ItemError
 
+ALIVE_EVERY_S = 1.0
+"""How often a child that makes progress says so; a limit on standing still means little below twice that."""
 PARENT_POLL_S = 2.0
 """How often a child looks whether its parent still lives."""
 TAIL_BYTES = 400
@@ -104,15 +107,20 @@ class Child:
     def request(self, operation: str, arguments: Message, timeout_s: float) -> Iterator[Message]:
         """`{"chunk": ...}` messages as they come, then `{"done": ...}`.
 
-        `timeout_s` counts only the time spent waiting for the child. Raises ItemError where the operation raised one,
-        and ChildError, after which the child is gone. A caller that stops early has to `kill` it.
+        `timeout_s` is how long it may stand still, not how long it may take: a long file is no broken one. Raises ItemError
+        where the operation raised one, and ChildError, after which the child is gone. A caller that stops early has to
+        `kill` it.
         """
         deadline = _Deadline(timeout_s)
         self.is_busy = True
         self._send({"operation": operation, **arguments})
         while True:
             answer = self._receive(deadline)
+            if "alive" in answer:
+                deadline.restart()
+                continue
             if "chunk" in answer:
+                deadline.restart()
                 self._send({})
                 yield answer
                 continue
@@ -180,6 +188,10 @@ class _Deadline:
     def __init__(self, limit_s: float) -> None:
         self.limit_s = self.left_s = limit_s
 
+    def restart(self) -> None:
+        """The child has made progress: all of the time is left again."""
+        self.left_s = self.limit_s
+
     def wait(self, descriptor: int) -> bool:
         """Whether `descriptor` became readable before the time was up."""
         before = time.monotonic()
@@ -207,6 +219,16 @@ def contain() -> TextIO:
     return answers
 
 
+_steps = 0
+"""Calls of `progress` in this process."""
+
+
+def progress() -> None:
+    """The operation has come a step further; called by loops over what a file holds."""
+    global _steps  # noqa: PLW0603 one counter per process, read by its own reporter
+    _steps += 1
+
+
 def serve(answers: TextIO, answer: Callable[[str, Message], Any]) -> None:
     """Answers requests from stdin one by one with `answer(operation, arguments)` until stdin closes.
 
@@ -215,9 +237,22 @@ def serve(answers: TextIO, answer: Callable[[str, Message], Any]) -> None:
     """
     retire_bytes = int(sys.argv[2])
 
+    lock = threading.Lock()
+
     def say(message: Message) -> None:
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
+        with lock:
+            answers.write(json.dumps(message) + "\n")
+            answers.flush()
+
+    def report() -> None:
+        known = _steps
+        while True:
+            time.sleep(ALIVE_EVERY_S)
+            if _steps != known:
+                known = _steps
+                say({"alive": True})
+
+    threading.Thread(target=report, daemon=True).start()
 
     def finish(message: Message) -> None:
         say({**message, "cpu_s": time.process_time(), "has_grown": _peak_bytes() > retire_bytes})

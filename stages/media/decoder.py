@@ -50,7 +50,7 @@ class DecoderConfig(RecipePart):
     memory_gb: float = Field(default=4.0, gt=0)
     """Address space of the decoder's process."""
     timeout_s: float = Field(default=600.0, gt=0)
-    """Longest time for one request, after which the process is killed."""
+    """How long a request may stand still before its process is killed; one that makes progress may take its time."""
     max_pixels: int = Field(default=MAX_PIXELS, gt=0)
     """Larger frames are refused."""
 
@@ -188,14 +188,17 @@ class Decoder:
         mono: bool = True,
         channels: int | None = None,
         stream: int | None = None,
+        is_kept: bool = True,
     ) -> Waveform:
-        """The whole sound of `path`, from `stream` or the one `probe` chooses; cached for the last asset.
+        """The whole sound of `path`, from `stream` or the one `probe` chooses; cached for the last asset if `is_kept`.
 
         Mono is mixed after ITU-R BS.775 with the centre in full; silent channels are left out and where channels
         cancel each other the loudest stands alone. `mono=False` keeps the file's channels, `channels=2` makes stereo
         of any layout; `rate_hz=None` keeps the file's rate. Raises MediaError("no_audio") if there is no sound.
         """
         channels = channels or (1 if mono else None)
+        if not is_kept:
+            return self._audio(path, rate_hz, channels, stream)
         stat = _stat(path)
         file = (str(path), stat.st_size, stat.st_mtime_ns)
         if file != self._sound_file:

@@ -12,6 +12,7 @@ import av
 import numpy as np
 
 from schemas.errors import MediaError
+from stages.child import progress
 from stages.media.open import Geometry, clock_shift, geometry, pick
 
 MAX_DEMUX_ERRORS = 100
@@ -59,6 +60,7 @@ def packets(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
             continue
         if packet.is_corrupt:
             damage.note("the container flags a packet as corrupt")
+        progress()
         yield packet
 
 

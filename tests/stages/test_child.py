@@ -18,7 +18,7 @@ from stages.child import Child, ChildDiedError, ChildMemoryError, ChildTimeoutEr
 CHILD = """
 import os, resource, subprocess, sys, time
 from schemas.errors import MediaError
-from stages.child import contain, serve
+from stages.child import contain, progress, serve
 
 def answer(operation, arguments):
     if operation == "count":
@@ -38,6 +38,11 @@ def answer(operation, arguments):
         return subprocess.Popen(["sleep", "600"]).pid
     if operation == "sleep":
         time.sleep(600)
+    if operation == "work":
+        for _ in range(50):
+            time.sleep(0.1)
+            progress()
+        return "done at last"
 
 serve(contain(), answer)
 """
@@ -169,3 +174,9 @@ def test_children_import_little(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_a_child_that_makes_progress_may_take_longer_than_its_limit(start: Callable[..., Child]) -> None:
+    assert start().ask("work", {}, 3.0) == "done at last"
+    with pytest.raises(ChildTimeoutError):
+        start().ask("sleep", {}, 3.0)
