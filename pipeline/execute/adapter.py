@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.execute.gates import apply_gates, settle_error, settle_rest
+from pipeline.execute.gates import apply_gates, restore_failures, settle_error, settle_rest, without_rejected
 from pipeline.execute.monitor import MonitorLike, Poison, StageTally
 from pipeline.plan import Plan, StageSpec
 from pipeline.unit import Node, Unit
@@ -47,7 +47,14 @@ class Worker:
     """
 
     def __init__(
-        self, plan: Plan, place: tuple[int, int], store_dir: str, monitor: MonitorLike, *, ends_late: bool = True
+        self,
+        plan: Plan,
+        place: tuple[int, int],
+        store_dir: str,
+        monitor: MonitorLike,
+        *,
+        ends_late: bool = True,
+        cuts_dir: str = "",
     ) -> None:
         self.plan = plan
         self.number, group = place
@@ -57,8 +64,9 @@ class Worker:
         self.schema = plan.unit_schema()
         self.monitor, self.ends_late = monitor, ends_late
         self._scratch = tempfile.TemporaryDirectory(prefix="nava-")
-        recipe = plan.recipe
-        self.context = Context(Path(self._scratch.name), store_dir, recipe.decoder, recipe.stage_configs())
+        configs = {spec.name: spec.config for spec in plan.stages}
+        hashes = {spec.name: spec.hash for spec in plan.stages}
+        self.context = Context(Path(self._scratch.name), store_dir, plan.recipe.decoder, configs, hashes, cuts_dir)
         self._ready: dict[str, Measure[Any] | Split[Any]] = {}
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -91,9 +99,25 @@ class Worker:
         return result
 
     def _run(self, spec: StageSpec, unit: Unit, poison: Sequence[Poison]) -> None:
+        restore_failures(spec, unit)
         rows = [node for node in unit.rows(spec.cls.level) if node.verdict is None]
-        if not rows:
-            return
+        new = [node for node in rows if node.hashes.get(spec.name) != spec.hash]
+        if spec.cls.skips_rejected:
+            new = without_rejected(self.plan, spec, new)
+        if new:
+            self._measure(spec, unit, new, poison)
+        rejects = apply_gates(self.plan, spec, [node for node in unit.rows(spec.adds_to) if node.verdict is None])
+        if new:
+            self.monitor.leave(unit.source.source_id, spec.name, StageTally(rejects=rejects))
+
+    def _measure(self, spec: StageSpec, unit: Unit, rows: Sequence[Node], poison: Sequence[Poison]) -> None:
+        """Measures rows on which nothing of this stage's hash has been said yet."""
+        if spec.is_split:
+            unit.orphan(spec.adds_to, rows)
+        for node in rows:
+            node.hashes.pop(spec.name, None)
+            if not spec.is_split:
+                node.structs.pop(spec.column, None)
         started, cpu = time.monotonic(), self._cpu_s()
         goes_alone = spec.is_split or any(item.stage == spec.name for item in poison)
         step = 1 if goes_alone else spec.resources.batch
@@ -107,9 +131,8 @@ class Worker:
             wall_s=time.monotonic() - started,
             cpu_s=self._cpu_s() - cpu,
         )
-        made = [node for node in unit.rows(spec.adds_to) if node.verdict is None]
-        tally.rejects = apply_gates(self.plan, spec, made)
         self.monitor.leave(unit.source.source_id, spec.name, tally)
+        unit.cost = [each for each in unit.cost if each.stage != spec.name]
         unit.cost.append(Cost(spec.name, tally.wall_s, tally.cpu_s, tally.rows))
 
     def _without_poison(
@@ -119,32 +142,35 @@ class Worker:
         for node in rows:
             cause = bad.get(node.row_id)
             if cause == "timeout":
-                limit = spec.resources.timeout_s
-                msg = f"{_where(unit, node)}: {spec.name} ran past its limit of {limit:g} s and was killed."
-                remedy = f"Raise resources.{spec.name}.timeout_s if the file is worth it."
-                settle_error(node, spec.name, StageTimeoutError(msg, remedy=remedy))
+                limit_s = _limit_s(spec, node)
+                msg = f"{_where(unit, node)}: {spec.name} ran past its limit of {limit_s:.4g} s and was killed."
+                remedy = f"Raise resources.{spec.name}.timeout_s or timeout_per_s if the file is worth it."
+                settle_error(node, spec, StageTimeoutError(msg, remedy=remedy))
             elif cause == "crash":
                 msg = f"{_where(unit, node)}: {spec.name} took its worker process down repeatedly."
-                settle_error(node, spec.name, StageTimeoutError(msg, reason="worker_crash"))
+                settle_error(node, spec, StageTimeoutError(msg, reason="worker_crash"))
         return [node for node in rows if node.row_id not in bad]
 
     def _step(self, spec: StageSpec, unit: Unit, batch: Sequence[Node]) -> None:
         """One call of the stage; a batch that fails as a whole is tried row by row."""
         ids = [node.row_id for node in batch]
         self.monitor.enter(unit.source.source_id, spec.name, ids)
-        with self._limited(spec, unit.source.source_id, ids, len(batch)):
+        limit_s = sum(_limit_s(spec, node) for node in batch)
+        with self._limited(spec, unit.source.source_id, ids, limit_s):
             outcome = self._attempt(spec, unit, batch)
         if isinstance(outcome, Exception):
             if len(batch) > 1:
                 for node in batch:
                     self._step(spec, unit, [node])
             else:
-                settle_error(batch[0], spec.name, _as_item_error(outcome, spec, _where(unit, batch[0])))
+                settle_error(batch[0], spec, _as_item_error(outcome, spec, _where(unit, batch[0])))
             return
         for node, result in zip(batch, outcome, strict=True):
             if isinstance(result, ItemError):
-                settle_error(node, spec.name, result)
-            elif not spec.is_split:
+                settle_error(node, spec, result)
+                continue
+            node.hashes[spec.name] = spec.hash
+            if not spec.is_split:
                 node.structs[spec.column] = result
 
     def _attempt(
@@ -188,24 +214,23 @@ class Worker:
             self._ready[spec.name] = stage  # type: ignore[assignment]
         return self._ready[spec.name]
 
-    def _refusal(self, spec: StageSpec, error: Exception) -> PlanError:
+    @staticmethod
+    def _refusal(spec: StageSpec, error: Exception) -> PlanError:
         """A stage that cannot start would fail on every row alike; that is no row's fault, so it ends the run."""
         reason = str(error) if isinstance(error, NavaError) else f"{type(error).__name__}: {error}."
-        refusal = PlanError(
+        return PlanError(
             f"stage {spec.name} cannot start. {reason}", remedy="Nothing is lost: afterwards the same command goes on."
         )
-        self.monitor.refuse(str(refusal))
-        return refusal
 
     @contextmanager
-    def _limited(self, spec: StageSpec, unit_id: str, row_ids: list[str], num_rows: int) -> Iterator[None]:
-        """Ends this process when the body outlasts the stage's limit; Ray then starts a new worker."""
+    def _limited(self, spec: StageSpec, unit_id: str, row_ids: list[str], limit_s: float) -> Iterator[None]:
+        """Ends this process when the body outlasts its limit; another worker is then started elsewhere."""
 
         def give_up() -> None:
             self.monitor.expire(unit_id, spec.name, row_ids)
             os._exit(70)
 
-        timer = threading.Timer(spec.resources.timeout_s * num_rows, give_up)
+        timer = threading.Timer(limit_s, give_up)
         timer.daemon = True
         if self.ends_late:
             timer.start()
@@ -215,14 +240,17 @@ class Worker:
             timer.cancel()
 
 
+def _limit_s(spec: StageSpec, node: Node) -> float:
+    return spec.resources.timeout_s + spec.resources.timeout_per_s * node.media_s
+
+
 def _where(unit: Unit, node: Node) -> str:
     return unit.source.uri if node is unit.asset else f"{unit.source.uri} {node.row_id}"
 
 
 def _view(spec: StageSpec, node: Node) -> dict[str, Any]:
     """The columns `spec` reads, from the row and its ancestors."""
-    names = dict.fromkeys(path.split(".")[0] for path in spec.cls.reads)
-    return {name: node.lookup(name) for name in names}
+    return {name: node.lookup(name) for name in spec.sees}
 
 
 def _checked(spec: StageSpec, result: Any) -> Struct:

@@ -15,9 +15,10 @@ from schemas.records import NO_CHILD, Level, Struct, Verdict
 from schemas.verdict import Check, Status, column, evaluate, settle
 
 
-def settle_error(node: Node, stage: str, error: ItemError) -> None:
-    """Settles a row as the error it ran into."""
-    node.verdict = Verdict("error", error.reason, str(error), stage)
+def settle_error(node: Node, spec: StageSpec, error: ItemError) -> None:
+    """Settles a row as the error it ran into in a stage."""
+    node.verdict = Verdict("error", error.reason, str(error), spec.name)
+    node.failed_by = spec.hash
 
 
 def apply_gates(plan: Plan, spec: StageSpec, rows: Sequence[Node]) -> int:
@@ -29,6 +30,13 @@ def apply_gates(plan: Plan, spec: StageSpec, rows: Sequence[Node]) -> int:
             node.verdict = verdict
             turned_away += status == "reject"
     return turned_away
+
+
+def without_rejected(plan: Plan, spec: StageSpec, rows: Sequence[Node]) -> list[Node]:
+    """The rows that no gate before stage `spec` turns away; audited ones are open whatever the gates say."""
+    before = [other.name for other in plan.stages[: plan.stages.index(spec)] if other.adds_to == spec.adds_to]
+    checks = [check for check in plan.checks if check.stage in before]
+    return [node for node, status, _ in judge(plan, rows, checks) if status in ("keep", "open")]
 
 
 def judge(plan: Plan, rows: Sequence[Node], checks: Sequence[Check]) -> Iterator[tuple[Node, Status, Verdict]]:
@@ -57,13 +65,18 @@ def _table(plan: Plan, rows: Sequence[Node], checks: Sequence[Check]) -> pa.Tabl
     return pa.table(arrays) if arrays else pa.table({"": pa.nulls(len(rows))})
 
 
-def reopen(plan: Plan, number: int, unit: Unit) -> None:
-    """Opens again what the passes before pass `number` kept, and what that pass or a later one had settled."""
-    later = {spec.name for each in plan.passes[number:] for spec in each.stages}
-    for node in _nodes(unit):
-        verdict = node.verdict
-        if verdict is not None and (verdict.status == "keep" or verdict.stage in later):
-            node.verdict = None
+def reopen(unit: Unit, *, retry_errors: bool = False) -> None:
+    """Opens every row of a finished unit, to be judged anew from what was measured.
+
+    A row that failed in a stage fails again without being asked, unless `retry_errors` makes that stage look again.
+    """
+    for node in unit.nodes:
+        failed_by, node.failed_by = node.failed_by, None
+        verdict, node.verdict, node.failure = node.verdict, None, None
+        if verdict is not None and failed_by is not None and not retry_errors:
+            node.failed_by, node.failure = failed_by, verdict
+        if verdict is not None and verdict.status == "error" and retry_errors:
+            node.hashes.pop(str(verdict.stage), None)
 
 
 def settle_rest(plan: Plan, number: int, unit: Unit) -> None:
@@ -87,22 +100,40 @@ def settle_rest(plan: Plan, number: int, unit: Unit) -> None:
     unit.asset.verdict = Verdict("keep") if unit.clips else NO_CHILD[Level.ASSET]
 
 
-def begin(plan: Plan, number: int, unit: Unit, collected: Mapping[str, Struct]) -> None:
-    """Puts what the Collect before pass `number` said of the unit's rows into them, and applies its gates.
+def judge_again(plan: Plan, number: int, unit: Unit) -> None:
+    """Takes a reopened unit through the gates of all passes before pass `number`, on what is measured already."""
+    for each in plan.passes[:number]:
+        for spec in each.stages:
+            if unit.asset.verdict is None:
+                restore_failures(spec, unit)
+                made = [node for node in unit.rows(spec.adds_to) if node.verdict is None]
+                apply_gates(plan, spec, [node for node in made if spec.is_split or spec.name in node.hashes])
+
+
+def restore_failures(spec: StageSpec, unit: Unit) -> None:
+    """Settles the open rows that this very stage could not measure before."""
+    for node in unit.rows(spec.cls.level):
+        is_known = node.failure is not None and node.failure.stage == spec.name
+        if node.verdict is None and is_known:
+            if node.failed_by == spec.hash:
+                node.verdict = node.failure
+            else:
+                node.failed_by = node.failure = None
+
+
+def begin(plan: Plan, spec: StageSpec, unit: Unit, collected: Mapping[str, Struct]) -> None:
+    """Puts what a Collect said of the unit's rows into them, and applies its gates.
 
     `collected` is row id -> struct; a row it does not name was not reached.
     """
-    spec = plan.passes[number].collect
-    assert spec is not None
-    reopen(plan, number, unit)
     rows = unit.rows(spec.adds_to)
     for node in rows:
-        node.structs[spec.column] = collected.get(node.row_id)
+        said = collected.get(node.row_id)
+        node.structs[spec.column] = said
+        node.hashes.pop(spec.name, None)
+        if said is not None:
+            node.hashes[spec.name] = spec.hash
     apply_gates(plan, spec, [node for node in rows if node.verdict is None and node.structs[spec.column] is not None])
-
-
-def _nodes(unit: Unit) -> tuple[Node, ...]:
-    return (unit.asset, *unit.shots, *unit.clips)
 
 
 def _unmeasured(verdict: Verdict) -> Verdict:

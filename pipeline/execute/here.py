@@ -6,16 +6,15 @@ Time limits of stages are not enforced: there is nobody to end a process and sta
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from pipeline import pack
 from pipeline.execute.adapter import LIBRARY_ENVIRONMENT, Worker
+from pipeline.execute.lease import Desk, Lease, Settled
 from pipeline.execute.monitor import Monitor, Snapshot
 from pipeline.plan import Plan
 from pipeline.store import RunDir
-from pipeline.unit import Unit
 
 
 class Here:
@@ -30,22 +29,22 @@ class Here:
         """The workers of pass `number`, one per group."""
         if number not in self._workers:
             places = [(number, at) for at in range(len(self._plan.passes[number].groups))]
-            store = self._directory.url("assets")
+            store, cuts = self._directory.url("assets"), self._directory.url("cuts")
             self._workers[number] = [
-                Worker(self._plan, place, store, self._monitor, ends_late=False) for place in places
+                Worker(self._plan, place, store, self._monitor, ends_late=False, cuts_dir=cuts) for place in places
             ]
         return self._workers[number]
 
-    def carry(self, number: int, units: Iterable[Unit]) -> Iterator[Unit]:
-        """`units` after the workers of pass `number`, in their order."""
-        for unit in units:
-            done = unit
-            for worker in self.workers(number):
-                done = worker.advance(done)
-            yield done
+    def carry(self, lease: Lease) -> Iterator[Settled]:
+        """The units of a lease as they finish."""
+        desk = Desk(self._plan, lease.number, self._directory)
+        for unit in desk.units(lease):
+            for worker in self.workers(lease.number):
+                worker.advance(unit)
+            yield desk.settled(unit)
 
-    def pack(self, tasks: Sequence[pack.ShardTask]) -> Iterator[tuple[pack.ShardTask, list[dict[str, Any]]]]:
-        """Each shard once it is published, with the ledger rows of its clips."""
+    def pack(self, tasks: Iterable[pack.ShardTask]) -> Iterator[tuple[pack.ShardTask, list[str]]]:
+        """See `pipeline.run.Executor.pack`."""
         for task in tasks:
             yield task, pack.pack_shard(task, self._plan.recipe, self._directory)
 
@@ -55,7 +54,7 @@ class Here:
 
     @contextmanager
     def watched(self, show: Callable[[Snapshot], None]) -> Iterator[None]:
-        """The display is fed when a unit is finished; nothing runs beside it."""
+        """The display is fed when all is done; nothing runs beside the work."""
         yield
         show(self._monitor.snapshot())
 

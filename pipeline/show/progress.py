@@ -1,108 +1,199 @@
-"""The live display of a run: a table per stage on a terminal, one line every ten seconds elsewhere."""
+"""The live display of a run: a table per stage on a terminal, one line every ten seconds elsewhere.
+
+Whatever comes from outside (names, messages) is printed as it is, never read as markup.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from pipeline.execute.monitor import Snapshot
+from pipeline.execute.monitor import AtWork, Snapshot
 from schemas.records import Verdict
 
 PLAIN_EVERY_S = 10.0
+ERRORS_PER_REASON = 3
+"""Errors of one reason that are printed; the ledger has them all."""
+FORETOLD_AFTER_S = 5.0
+"""Neither rate nor time left is told earlier than this after the first settled source: it would promise too much."""
+AT_WORK_SHOWN = 4
+
+
+class Forecast:
+    """How long the rest takes, by media time: from the first settled source on, because before it models load.
+
+    What is told never climbs: a source that turns out long makes it stand still, not jump.
+    """
+
+    def __init__(self, num_sources: int, num_before: int) -> None:
+        self.num_left = num_sources - num_before
+        self.num_done = 0
+        self.done_us = 0
+        self.in_hand: dict[str, int] = {}
+        """Source -> its length as far as it is known, of those being worked on."""
+        self._first: tuple[float, int] | None = None
+        self._told_s: float | None = None
+
+    @property
+    def known_us(self) -> int:
+        """Media time known so far: of what is settled, and of what is being worked on."""
+        return self.done_us + sum(self.in_hand.values())
+
+    def settled(self, duration_us: int, now: float) -> None:
+        """A source of this length is done."""
+        self.num_left -= 1
+        self.num_done += 1
+        self.done_us += duration_us
+        if self._first is None:
+            self._first = (now, duration_us)
+
+    def rate(self, now: float) -> float | None:
+        """Media seconds per second since the first settled source; None while there is nothing to go by."""
+        if self._first is None or now - self._first[0] < FORETOLD_AFTER_S or self.done_us <= self._first[1]:
+            return None
+        return (self.done_us - self._first[1]) / 1e6 / (now - self._first[0])
+
+    def left_s(self, now: float) -> float | None:
+        """Seconds to the end, None while nothing can be said."""
+        if self._first is None or self.num_done < 2 or now - self._first[0] < FORETOLD_AFTER_S or not self.num_left:
+            return self._told_s if self.num_left else None
+        rate = self.rate(now)
+        if rate is None:
+            left = self.num_left * (now - self._first[0]) / (self.num_done - 1)
+        else:
+            known = [length for length in self.in_hand.values() if length]
+            mean_us = (self.done_us + sum(known)) / (self.num_done + len(known))
+            unseen = max(self.num_left - len(known), 0)
+            left = (sum(known) + unseen * mean_us) / 1e6 / rate
+        self._told_s = left if self._told_s is None else min(self._told_s, left)
+        return self._told_s
 
 
 class Progress:
-    """Counts, rates and time left, per source and per stage. Writes to stderr; stdout stays machine-readable."""
+    """Sources, media time, rate and time left. Writes to stderr; stdout stays machine-readable."""
 
     def __init__(self, num_sources: int, num_before: int, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet)
-        self._num_sources, self._done, self._before = num_sources, num_before, num_before
+        self._console = Console(stderr=True, quiet=quiet, markup=False, highlight=False)
+        self._num_sources, self._before = num_sources, num_before
+        self._forecast = Forecast(num_sources, num_before)
         self._started = self._last_line = time.monotonic()
         self._statuses: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
         self._shards: tuple[int, int] | None = None
         self._live = Live(console=self._console, refresh_per_second=2, transient=True)
         self._snapshot = Snapshot()
 
     def __enter__(self) -> Progress:
         if self._before:
-            self._console.print(f"resuming: {self._before} of {self._num_sources} sources are already settled")
+            self._print(f"resuming: {self._before} of {self._num_sources} sources are already settled")
         if self._console.is_terminal:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
-        self._console.print(self._headline(), soft_wrap=True)
+        self._print(self.headline())
 
-    def unit_done(self, verdict: Verdict) -> None:
-        """A source settled with `verdict` and was committed."""
-        self._done += 1
+    def unit_done(self, verdict: Verdict, duration_us: int) -> None:
+        """A source of this length settled with `verdict`."""
+        self._forecast.settled(duration_us, time.monotonic())
         self._statuses[verdict.status] += 1
         if verdict.status == "error":
-            self._console.print(f"[red]error[/] {verdict.message}", soft_wrap=True, highlight=False)
+            reason = verdict.reason or "error"
+            self._reasons[reason] += 1
+            if self._reasons[reason] <= ERRORS_PER_REASON:
+                self._print(f"error {verdict.message}", style="red")
+            elif self._reasons[reason] == ERRORS_PER_REASON + 1:
+                self._print(f"more sources end as {reason}: the ledger has them all, `nava-curate stats` counts them")
 
     def collecting(self, stage: str) -> None:
         """A stage looks at all rows of the run."""
-        self._console.print(f"{stage} looks at the whole run", highlight=False)
+        self._print(f"{stage} looks at the whole run")
 
     def unit_replaced(self, before: Verdict, after: Verdict) -> None:
         """A later pass carried a source on that had settled as `before`."""
         self._statuses[before.status] -= 1
         self._statuses[after.status] += 1
 
-    def packing(self, total: int, done: int) -> None:
-        """Packing begins, `done` shards being there already."""
+    def cutting_again(self, num_clips: int) -> None:
+        """Media of clips that were packed or cut are missing or damaged."""
+        self._console.print(f"{num_clips} clips have to be cut again: their media are gone or damaged", highlight=False)
+
+    def packing(self, total: int, done: int, *, is_redrawn: bool = False) -> None:
+        """Packing begins, `done` shards being there already; `is_redrawn` if all clips are dealt out anew."""
         self._shards = (done, total)
+        if is_redrawn:
+            self._console.print(f"shards are to have another size: all clips move into {total}", highlight=False)
 
     def shard_done(self, name: str, num_clips: int) -> None:
         """A shard was published and committed."""
         assert self._shards is not None
         self._shards = (self._shards[0] + 1, self._shards[1])
-        self._console.print(f"packed shard {name} ({num_clips} clips)", highlight=False)
+        self._print(f"packed shard {name} ({num_clips} clips)")
 
     def show(self, snapshot: Snapshot) -> None:
         """Refreshes the display from the monitor's snapshot."""
         self._snapshot = snapshot
+        self._forecast.in_hand = {at.unit: at.duration_us for at in snapshot.at_work}
         if self._live.is_started:
-            self._live.update(self._table())
+            self._live.update(Group(Text(self.headline()), self._table(), *map(Text, self._at_work())))
         elif time.monotonic() - self._last_line > PLAIN_EVERY_S:
             self._last_line = time.monotonic()
-            busy = ", ".join(f"{stage} {seconds:.0f} s" for _, stage, seconds in snapshot.in_flight)
-            self._console.print(f"{self._headline()}{'; now ' + busy if busy else ''}", soft_wrap=True, highlight=False)
+            self._print("; ".join([self.headline(), *self._at_work()]))
 
-    def _headline(self) -> str:
-        elapsed = time.monotonic() - self._started
-        fresh = self._done - self._before
+    def headline(self) -> str:
+        """One line: what is done, how fast, how long it will take."""
+        now, told = time.monotonic(), self._forecast
+        text = f"{self._num_sources - told.num_left}/{self._num_sources} sources in {now - self._started:.0f} s"
+        if told.num_left and not told.num_done and not self._snapshot.stages:
+            text += ", starting workers: loading models"
+        if told.known_us:
+            text += f", {_span(told.done_us / 1e6)} of {_span(told.known_us / 1e6)} media known so far"
+        rate, left_s = told.rate(now), told.left_s(now)
+        if rate is not None and told.num_left:
+            text += f", {rate:.1f} s of media a second"
+        if left_s is not None:
+            text += f", about {_span(left_s)} left"
         counts = ", ".join(f"{count} {status}" for status, count in sorted(self._statuses.items()) if count > 0)
-        text = f"{self._done}/{self._num_sources} sources in {elapsed:.0f} s"
-        if fresh and self._done < self._num_sources:
-            text += f", about {(self._num_sources - self._done) * elapsed / fresh:.0f} s left"
         if counts:
             text += f" ({counts})"
         if self._shards is not None:
             text += f"; {self._shards[0]}/{self._shards[1]} shards"
         return text
 
+    def _at_work(self) -> list[str]:
+        longest = sorted(self._snapshot.at_work, key=lambda at: -at.for_s)[:AT_WORK_SHOWN]
+        return [_line(at) for at in longest]
+
     def _table(self) -> Table:
-        table = Table(title=self._headline(), title_justify="left", box=None, pad_edge=False)
-        for name in ("stage", "rows", "rejected", "errors", "rows/s", "busy", "s/row", "left"):
+        table = Table(box=None, pad_edge=False)
+        for name in ("stage", "rows", "rejected", "errors", "rows/s", "busy", "s/row"):
             table.add_column(name, justify="left" if name == "stage" else "right")
         elapsed = max(time.monotonic() - self._started, 1e-3)
-        fresh = max(self._done - self._before, 1)
-        workers = max(sum(self._snapshot.nodes.values()), 1)
-        remaining = self._num_sources - self._done
         for stage, tally in self._snapshot.stages.items():
             per_row = tally.wall_s / max(tally.rows, 1)
-            left = tally.wall_s / fresh * remaining / workers
-            table.add_row(
+            cells = (
                 stage, str(tally.rows), str(tally.rejects), str(tally.errors),
-                f"{tally.rows / elapsed:.2f}", f"{tally.wall_s:.0f} s", f"{per_row:.2f}", f"{left:.0f} s",
+                f"{tally.rows / elapsed:.2f}", f"{tally.wall_s:.0f} s", f"{per_row:.2f}",
             )  # fmt: skip
-        for unit, stage, seconds in self._snapshot.in_flight:
-            if seconds > PLAIN_EVERY_S:
-                table.add_row(f"[dim]{stage} on {unit} for {seconds:.0f} s[/]")
+            table.add_row(*map(Text, cells))
         return table
+
+    def _print(self, line: str, style: str | None = None) -> None:
+        self._console.print(Text(line, style=style or ""), soft_wrap=True)
+
+
+def _line(at: AtWork) -> str:
+    return f"{at.stage} {at.for_s:.0f} s on {at.unit}"
+
+
+def _span(seconds: float) -> str:
+    """A length of time in the unit a person would use."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -7,8 +7,11 @@ A source's metadata names its length in frames (25 a second), its shot and clip 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +21,7 @@ from schemas.errors import EngineError, ItemError, MediaError
 from schemas.fields import f, struct
 from schemas.records import CLIP, SHOT, Row, span_fields
 from schemas.timing import Span
-from stages.base import Collect, Measure, Resources, Split, StageConfig
+from stages.base import Collect, Context, Measure, Resources, Split, StageConfig
 
 
 def fault(row: Row, stage: str, index: int | str = "") -> str | None:
@@ -35,6 +38,21 @@ def misbehave(kind: str | None) -> Any:
         raise ZeroDivisionError("a bug")
     if kind == "hang":
         time.sleep(60)
+    if kind == "crash":
+        os._exit(1)
+    if kind and kind.startswith("once "):
+        if not Path(kind.removeprefix("once ")).exists():
+            Path(kind.removeprefix("once ")).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return None
+    if kind and kind.startswith("until "):
+        began = time.monotonic()
+        while not Path(kind.removeprefix("until ")).exists() and time.monotonic() - began < 60:
+            time.sleep(0.05)
+        return None
+    if kind and kind.startswith("sleep"):
+        time.sleep(float(kind.removeprefix("sleep")))
+        return None
     if kind == "returned":
         return EngineError("refused in its place.")
     return {"keys": {"other": 1}, "nan": {"value": float("nan")}, "type": {"value": "text"}}.get(kind or "")
@@ -66,8 +84,10 @@ class Probe(Measure[StageConfig]):
 
     def process(self, batch: Sequence[Row]) -> list[dict[str, Any]]:
         """One struct per row."""
-        if fault(batch[0], "probe") == "media":
+        kind = fault(batch[0], "probe")
+        if kind == "media":
             raise MediaError("no picture in here.")
+        misbehave(kind)
         facts = [json.loads(row["metadata"]) for row in batch]
         return [{"duration_us": fact["frames"] * 40_000, "has_video": fact.get("video", True)} for fact in facts]
 
@@ -122,7 +142,7 @@ class Audio(Measure[StageConfig]):
     name, version, level, reads = "audio", "1", "clip", ("metadata", "clip")
     adds = struct(f("value", pa.float64(), doc="score"))
     Config = StageConfig
-    resources = Resources(batch=3, timeout_s=0.2)
+    resources = Resources(batch=3, timeout_s=0.2, timeout_per_s=0.0)
 
     def process(self, batch: Sequence[Row]) -> list[dict[str, Any] | ItemError]:
         """One struct or error per row."""
@@ -180,6 +200,22 @@ class Late(Measure[StageConfig]):
         return [{"of": row["duplicates"]["first"]} for row in batch]
 
 
+class Shut(Measure[StageConfig]):
+    """A stage that cannot start."""
+
+    name, version, level, reads = "shut", "1", "clip", ("clip",)
+    adds = struct(f("value", pa.float64(), doc="nothing"))
+    Config = StageConfig
+
+    def setup(self, ctx: Context) -> None:
+        """Refuses."""
+        raise EngineError("no key.")
+
+    def process(self, batch: Sequence[Row]) -> list[dict[str, Any]]:
+        """Never called."""
+        raise NotImplementedError
+
+
 CATALOG = {
     "download": "tests.pipeline.toy_stages:Download",
     "probe": "tests.pipeline.toy_stages:Probe",
@@ -189,11 +225,12 @@ CATALOG = {
     "sync": "tests.pipeline.toy_stages:Sync",
     "duplicates": "tests.pipeline.toy_stages:Duplicates",
     "late": "tests.pipeline.toy_stages:Late",
+    "shut": "tests.pipeline.toy_stages:Shut",
 }
 RECIPE = {
     "name": "toy",
     "audit_fraction": 0.0,
-    "stages": {name: {} for name in CATALOG},
+    "stages": {name: {} for name in CATALOG if name != "shut"},
     "gates": {
         "probe": {"has_video": {"equals": True}},
         "audio": {"value": {"min": 0.5}},

@@ -1,0 +1,148 @@
+"""The Ray runtime a run uses: a private one on this machine's loopback, or a cluster that somebody started."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.execute.adapter import LIBRARY_ENVIRONMENT
+from pipeline.plan import Cluster
+from schemas.errors import NavaError
+
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_grpc_client_keepalive_time_ms": "5000",
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
+}
+"""A lost node is noticed within seconds (docs/cluster.md). Ray's own lines stay in its log files: what they say of a worker that
+ended, the run says itself, of a row and with a remedy."""
+LOOPBACK_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Without clusters Ray binds every port to 127.0.0.1, as it does by itself on systems other than Linux; read on import."""
+STARTS = 2
+"""A busy machine may need longer than the 30 s Ray gives its own processes; once more is usually enough."""
+BETWEEN_STARTS_S = 5.0
+ANSWERED_S = 10.0
+
+
+@contextmanager
+def connected(address: str | None, num_cpus: int | None) -> Iterator[Any]:
+    """The ray module, connected to `address` or to a private runtime of `num_cpus` CPUs; what was started is stopped.
+
+    Raises NavaError where neither can be had.
+    """
+    private = {} if address else LOOPBACK_ENVIRONMENT
+    with tempfile.TemporaryDirectory(prefix="nava-ray-") as folder:
+        if not address and "ray" not in sys.modules:
+            private = private | _token(Path(folder))
+        with _environment(RAY_ENVIRONMENT | private):
+            import ray
+
+            is_ours = not ray.is_initialized()
+            if is_ours:
+                _start(ray, address, num_cpus)
+            try:
+                yield ray
+            finally:
+                if is_ours:
+                    ray.shutdown()
+
+
+def _token(folder: Path) -> dict[str, str]:
+    """A secret that only this user can read, without which nobody talks to the private runtime."""
+    path = folder / "token"
+    path.touch(0o600)
+    path.write_text(secrets.token_hex(32))
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """`values` in this process's environment and its children's; what the user has set stays as it is."""
+    added = {key: value for key, value in values.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            os.environ.pop(key, None)
+
+
+def _start(ray: Any, address: str | None, num_cpus: int | None) -> None:
+    settings: dict[str, Any] = {
+        "runtime_env": {"env_vars": LIBRARY_ENVIRONMENT},
+        "log_to_driver": False,
+        "logging_level": "error",
+    }
+    if address:
+        _check_answers(address)
+        settings["address"] = address
+    else:
+        settings |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for start in range(STARTS):
+        try:
+            ray.init(**settings)
+            return
+        except Exception as error:  # Ray raises bare Exceptions here
+            ray.shutdown()
+            if start + 1 == STARTS:
+                raise _not_there(address, error) from error
+            time.sleep(BETWEEN_STARTS_S)
+
+
+def _check_answers(address: str) -> None:
+    """Raises NavaError where nobody listens at HOST:PORT: Ray itself would end this process without an exception."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=ANSWERED_S).close()
+        except OSError as error:
+            raise _not_there(address, error) from error
+
+
+def _not_there(address: str | None, error: Exception) -> NavaError:
+    said = str(error).strip().split("\n")[0].rstrip(".")
+    if address:
+        msg = f"no Ray cluster answers at {address}: {said}."
+        return NavaError(msg, remedy="Start one (docs/cluster.md), or leave --address out to run on this machine.")
+    msg = f"Ray could not be started on this machine, twice: {said}."
+    remedy = "Try again when the machine is less busy, with fewer --cpus, or with --here, which needs no Ray."
+    return NavaError(msg, remedy=remedy)
+
+
+def alive_nodes(ray: Any) -> dict[str, dict[str, float]]:
+    """Node id -> what it offers: CPU, GPU, memory in bytes."""
+    return {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
+
+
+def describe_cluster(ray: Any) -> Cluster:
+    """Totals and largest node of the connected cluster."""
+    nodes = alive_nodes(ray).values()
+    return Cluster(
+        cpus=sum(node.get("CPU", 0.0) for node in nodes),
+        gpus=sum(node.get("GPU", 0.0) for node in nodes),
+        memory_gb=sum(node.get("memory", 0.0) for node in nodes) / 1e9,
+        node_cpus=max((node.get("CPU", 0.0) for node in nodes), default=0.0),
+        node_gpus=max((node.get("GPU", 0.0) for node in nodes), default=0.0),
+    )
+
+
+def local_cluster(num_cpus: int | None = None) -> Cluster:
+    """What a private runtime on this machine would offer, without starting it."""
+    cpus = float(num_cpus or os.cpu_count() or 1)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return Cluster(cpus, 0.0, memory, cpus, 0.0)

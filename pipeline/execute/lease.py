@@ -1,0 +1,103 @@
+"""What the driver hands out and gets back: leases of sources, and units that are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from pipeline.execute.collect import read_collected
+from pipeline.execute.gates import begin, judge_again, reopen, settle_rest
+from pipeline.ledger import Ledger, unit_tables
+from pipeline.plan import Plan
+from pipeline.store import RunDir
+from pipeline.unit import Unit
+from schemas.arrow_file import read_table, table_bytes
+from schemas.records import Source, Verdict, identity_of
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Sources that are carried through one pass by whoever holds it."""
+
+    number: int
+    """The pass."""
+    sources: tuple[Source, ...]
+    known: frozenset[str] = frozenset()
+    """Source ids that have rows in the ledger, which are completed instead of begun."""
+    retry_errors: bool = False
+    lost: frozenset[str] = frozenset()
+    """Ids of clips whose media are nowhere any more and have to be cut again."""
+
+    def part(self, sources: Sequence[Source]) -> Lease:
+        """A lease of some of its sources; costs what these cost, however many are known."""
+        known = frozenset(source.source_id for source in sources if source.source_id in self.known)
+        return Lease(self.number, tuple(sources), known, self.retry_errors, self.lost)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A unit that went through a pass, its rows ready for the ledger."""
+
+    source_id: str
+    verdict: Verdict
+    before: Verdict | None
+    """How the source had settled, where it is not new."""
+    duration_us: int
+    tables: Mapping[str, bytes] = field(repr=False)
+    """Kind -> its rows as an Arrow file."""
+
+    def rows(self) -> dict[str, pa.Table]:
+        """Kind -> its rows."""
+        return {kind: read_table(data) for kind, data in self.tables.items()}
+
+
+class Desk:
+    """Turns the sources of leases into open units, and carried units into rows. One per process and pass."""
+
+    def __init__(self, plan: Plan, number: int, directory: RunDir) -> None:
+        self._plan, self._number, self._directory = plan, number, directory
+        self.before: dict[str, Verdict] = {}
+        """Source id -> how it had settled, of units that are open."""
+
+    def units(self, lease: Lease) -> Iterator[Unit]:
+        """The units of a lease, ready to be measured; those in the ledger with all they hold, judged as far as they got."""
+        known = sorted(source.source_id for source in lease.sources if source.source_id in lease.known)
+        found: dict[str, Unit] = {}
+        if known:
+            ledger = Ledger(self._directory.url("ledger"))
+            found = {unit.source.source_id: unit for unit in ledger.units(self._plan, known)}
+        said = read_collected(self._plan, self._number, self._directory, known)
+        for source in lease.sources:
+            unit = found.pop(source.source_id, None)
+            if unit is None:
+                yield Unit.of_source(source)
+                continue
+            assert unit.asset.verdict is not None
+            self.before[source.source_id] = unit.asset.verdict
+            unit.asset.source = source
+            reopen(unit, retry_errors=lease.retry_errors)
+            if self._plan.cutter is not None:
+                for clip in unit.clips:
+                    if clip.row_id in lease.lost:
+                        clip.hashes.pop(self._plan.cutter.name, None)
+            judge_again(self._plan, self._number, unit)
+            spec = self._plan.passes[self._number].collect
+            if spec is not None:
+                begin(self._plan, spec, unit, said.get(source.source_id, {}))
+            yield unit
+
+    def settled(self, unit: Unit) -> Settled:
+        """The finished unit: what is still open in it is settled."""
+        settle_rest(self._plan, self._number, unit)
+        assert unit.asset.verdict is not None
+        source_id = unit.source.source_id
+        tables = unit_tables(self._plan, unit, self._plan.identity(self._number))
+        return Settled(
+            source_id,
+            unit.asset.verdict,
+            self.before.pop(source_id, None),
+            identity_of(unit.asset.structs)[1] or 0,
+            {kind: table_bytes(table) for kind, table in tables.items()},
+        )

@@ -1,0 +1,119 @@
+"""The actor that does the work: carries the units of a lease through one worker group and yields them as they finish."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.execute.adapter import Worker
+from pipeline.execute.counters import Counters
+from pipeline.execute.hop import Hop
+from pipeline.execute.lease import Desk, Lease, Settled
+from pipeline.execute.remote_monitor import RemoteMonitor
+from pipeline.plan import Plan
+from pipeline.store import RunDir
+from pipeline.unit import Unit
+
+YIELDED_EVERY_S = 0.5
+"""Units that finish within this time of one another travel together."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker stands: pass, group, and its own name in this run."""
+
+    number: int
+    group: int
+    name: str
+
+
+class GroupWorker:
+    """One worker process of one worker group. `carry` and the other methods run in threads of their own.
+
+    In a pass that ends with its Collect there is no stage to run: units are opened, judged anew and settled.
+    """
+
+    def __init__(self, plan: Plan, place: Place, directory_uri: str, monitor: Any) -> None:
+        directory = RunDir(directory_uri)
+        self._plan, self._number = plan, place.number
+        groups = plan.passes[place.number].groups
+        self._is_last = place.group >= len(groups) - 1
+        self._counters = Counters()
+        self._monitor = RemoteMonitor(monitor, place.name, self._counters)
+        self._desk = Desk(plan, place.number, directory)
+        here, store = (place.number, place.group), directory.url("assets")
+        cuts = directory.url("cuts")
+        self._worker = Worker(plan, here, store, self._monitor, cuts_dir=cuts) if groups else None
+        self._lock = threading.Lock()
+        self._serial, self._waiting = -1, set[str]()
+
+    def hello(self) -> str:
+        """The id of the node it runs on, once it runs."""
+        import ray
+
+        node: str = ray.get_runtime_context().get_node_id()
+        self._monitor.started(f"{ray.util.get_node_ip_address()}/{node[:8]}")
+        return node
+
+    def carry(self, serial: int, lease: Lease, is_careful: bool, *hops: Hop) -> Iterator[list[Settled] | Hop | str]:
+        """The units of lease number `serial`, in its order, those given back left out.
+
+        The first group opens them from the lease, a later one takes its `hops`, one per source; the last group yields
+        lists of finished units, an earlier one each unit's `Hop` and then its source id, by which the driver knows the hop
+        without fetching it.
+        """
+        with self._lock:
+            self._serial, self._waiting = serial, {source.source_id for source in lease.sources}
+        self._monitor.is_careful = is_careful
+        done: list[Settled] = []
+        since = time.monotonic()
+        for unit in self._units(lease, hops):
+            if not self._take(unit.source.source_id):
+                continue
+            self._monitor.unit = unit
+            if self._worker is not None:
+                self._worker.advance(unit)
+            if not self._is_last:
+                yield Hop.of(self._plan, unit, self._desk.before.pop(unit.source.source_id, None))
+                yield unit.source.source_id
+                continue
+            done.append(self._desk.settled(unit))
+            self._counters.unit(self._plan, self._number, unit)
+            if is_careful or time.monotonic() - since >= YIELDED_EVERY_S:
+                yield done
+                done, since = [], time.monotonic()
+        if done:
+            yield done
+        self._monitor.tell()
+
+    def give_back(self, serial: int) -> list[str]:
+        """Source ids of lease number `serial` that were not begun, and now never will be."""
+        with self._lock:
+            if serial != self._serial:
+                return []
+            given, self._waiting = sorted(self._waiting), set()
+            return given
+
+    def close(self) -> None:
+        """Ends the decoder's child and removes the scratch folder."""
+        if self._worker is not None:
+            self._worker.close()
+
+    def _take(self, source_id: str) -> bool:
+        """Whether the unit is still this worker's to do."""
+        with self._lock:
+            is_ours = source_id in self._waiting
+            self._waiting.discard(source_id)
+            return is_ours
+
+    def _units(self, lease: Lease, hops: tuple[Hop, ...]) -> Iterator[Unit]:
+        if not hops:
+            yield from self._desk.units(lease)
+        for hop in hops:
+            unit = hop.unit()
+            if hop.before is not None:
+                self._desk.before[unit.source.source_id] = hop.before
+            yield unit
