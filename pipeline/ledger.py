@@ -1,13 +1,18 @@
-"""The ledger: one Delta Lake table per run that holds every row and verdict, committed once per unit and pass.
+"""The ledger: one Delta Lake table per run that holds every row and verdict, partitioned by kind: asset, shot, clip.
 
-Rows of all kinds share the table: `asset`, `shot`, `clip` (one commit per source) and `pack` (one commit per shard).
-A commit carries the unit's id as a Delta application transaction whose version counts the passes the unit has been
-through, so that writing the same unit twice is a no-op. A later pass replaces a unit's rows in one commit; reopening a
-unit takes them back in one commit that says so.
+Columns are flat and named by their dotted paths (`sync.offset_ms`), so that a question reads the leaves it needs; a stage's
+`{stage}.hash` says what looked at the row and is null where nobody did. Docs and roles stay out of the written schema: they
+would outweigh the rows (see `ledger_fields`, docs/ledger.md).
+
+Units are committed many at a time (`LedgerWriter`), each with all its rows or not at all. Whether a unit is there is read
+from the rows: its asset row names the identity of the plan it went through. One writer transaction with a rising version makes
+a second writer lose cleanly. Reading costs what the columns asked for cost, and never grows with the number of commits
+after a compaction.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,278 +20,277 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.plan import Plan
-from pipeline.unit import Unit
+from pipeline.unit import NESTED, Node, Unit
 from schemas.errors import LedgerError
-from schemas.fields import f, struct
-from schemas.records import COST, SOURCE, VERDICT, Asset, Clip, Level, Row, Shot, Source, Verdict
-from schemas.shard import CUT
+from schemas.fields import f
+from schemas.leaves import bare, flattened, leaves, nested, small_first
+from schemas.records import COST, SOURCE, VERDICT, Asset, Clip, Level, Shot, Source, Verdict, identity_of
 
 if TYPE_CHECKING:
     import polars as pl
 
-LEDGER_VERSION = 1
-OPEN = 0
-"""Version of the Delta transaction of a unit whose rows were taken back; else it is the number of passes done."""
-UNITS_AT_ONCE = 1000
-"""Units to a commit or a read where many are touched at once."""
-PACK_KIND = "pack"
-"""Kind of the rows that tell what became of a clip when it was packed."""
-PACK = struct(f("shard", pa.string(), doc="shard the clip went to"), *CUT)
+LEDGER_VERSION = 2
+WRITER = "writer"
+"""Application id of the one Delta transaction all commits carry."""
+NUM_UNITS = "nava_units"
+"""Key of a commit's metadata that tells how many units it holds."""
+MOST_SMALL_FILES = 1000
+"""More data files than this are compacted when a run opens its ledger: each costs a reader about a millisecond."""
+NEAR_ROWS = 4096
+"""Rows that lie no further apart are read in one go."""
+MOST_PLACES = 64
+"""Rows in more places than this are read with all that lies between them: each place costs a look at the files' footers."""
+COMPACTED_BYTES = 256_000_000
 KEYS = [
-    f("kind", pa.string(), doc="asset, shot, clip or pack"),
+    f("kind", pa.string(), doc="asset, shot or clip"),
     f("row_id", pa.string(), doc="id of the row"),
     f("parent_id", pa.string(), doc="id of the row it came from; null for assets"),
     f("source_id", pa.string(), doc="unit of work the row was committed with"),
     f("asset_id", pa.string(), doc="asset of the row; null where the bytes could not be had"),
     f("duration_us", pa.int64(), unit="us", doc="length of the row; null where it could not be measured"),
     f("verdict", VERDICT, doc="how the row settled"),
+    f("source", SOURCE, doc="what the run was given; of assets"),
+    f("failed_by", pa.string(), doc="hash of the stage that could not measure the row; verdict.stage names it"),
+    f("passed", pa.string(), doc="identity of the plan, up to the pass the unit has been through; of assets"),
 ]
-SOURCE_COLUMN = f("source", SOURCE, doc="source row")
-PACK_COLUMN = f("pack", PACK, doc="packing")
-COST_COLUMN = f("cost", pa.list_(COST), doc="time per stage; the only column that differs between equal runs")
-NOT_MEASURED = {field.name for field in (*KEYS, SOURCE_COLUMN, PACK_COLUMN, COST_COLUMN)}
-"""Columns that no stage measured."""
+COST_COLUMN = f(
+    "cost", pa.list_(COST), doc="time per stage; the only column that differs between equal runs; of assets"
+)
+
+
+def hash_column(stage: str) -> str:
+    """The column that says which version of a stage looked at a row."""
+    return f"{stage}.hash"
 
 
 def ledger_schema(plan: Plan) -> pa.Schema:
-    """Columns of the ledger for `plan`: keys, source, one struct per stage, pack and cost."""
-    stages = [pa.field(spec.column, spec.cls.adds) for spec in plan.stages]
-    told = {"ledger_version": str(LEDGER_VERSION)}
-    return pa.schema([*KEYS, SOURCE_COLUMN, *stages, PACK_COLUMN, COST_COLUMN], metadata=told)
+    """The columns as they are written, for all kinds of rows."""
+    fields = [leaf for key in KEYS for leaf in leaves(key.name, key.type)]
+    for spec in plan.stages:
+        fields.append(pa.field(hash_column(spec.name), pa.string()))
+        fields += leaves(spec.column, spec.cls.adds)
+    fields += leaves(COST_COLUMN.name, COST_COLUMN.type)
+    return pa.schema(small_first({field.name: field for field in fields}.values()))
 
 
-def asset_of(row: Row) -> Asset:
-    """The view of an asset's ledger row."""
+def unit_tables(plan: Plan, unit: Unit, passed: str) -> dict[str, pa.Table]:
+    """Kind -> the ledger rows of a finished unit, only the columns that kind has."""
+    asset_id, duration_us = identity_of(unit.asset.structs)
+    tables = {}
+    for level in Level:
+        nodes = unit.rows(level)
+        if not nodes:
+            continue
+        owns = [node.structs[level] or {} for node in nodes] if level is not Level.ASSET else [{}]
+        columns: dict[str, Any] = {
+            "kind": [level.value] * len(nodes),
+            "row_id": [node.row_id for node in nodes],
+            "parent_id": [own.get("parent_id") for own in owns],
+            "source_id": [unit.source.source_id] * len(nodes),
+            "asset_id": [asset_id] * len(nodes),
+            "duration_us": [own.get("duration_us", duration_us) for own in owns],
+            "failed_by": [node.failed_by for node in nodes],
+            **flattened("verdict", [_verdict_of(node) for node in nodes], VERDICT),
+        }
+        if level is Level.ASSET:
+            columns |= flattened("source", [unit.source.row()], SOURCE)
+            columns["passed"] = [passed]
+            columns["cost"] = pa.array([[each.row() for each in unit.cost]], type=bare(COST_COLUMN.type))
+        for spec in plan.stages:
+            if level in (spec.adds_to, spec.cls.level):
+                columns[hash_column(spec.name)] = pa.array([node.hashes.get(spec.name) for node in nodes], pa.string())
+            if level is spec.adds_to:
+                columns |= flattened(spec.column, [node.structs.get(spec.column) for node in nodes], spec.cls.adds)
+        tables[level.value] = _typed(columns, ledger_schema(plan))
+    return tables
+
+
+def _typed(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    fields = [field for field in schema if field.name in columns]
+    arrays = [
+        pa.array(values, field.type) if isinstance(values := columns[field.name], list) else values for field in fields
+    ]
+    return pa.table(arrays, schema=pa.schema(fields))
+
+
+def _verdict_of(node: Node) -> dict[str, Any]:
+    assert node.verdict is not None, "an open row never reaches the ledger"
+    return node.verdict.row()
+
+
+def rows_to_units(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Iterator[Unit]:
+    """The units whose flat ledger rows these are, in order of source id."""
+    by_source: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        by_source.setdefault(row["source_id"], {level: [] for level in Level})[row["kind"]].append(row)
+    for source_id in sorted(by_source):
+        kinds = by_source[source_id]
+        (asset,) = kinds[Level.ASSET]
+        shots = sorted(kinds[Level.SHOT], key=lambda row: row[f"{Level.SHOT}.index"])
+        place = {row["row_id"]: at for at, row in enumerate(shots)}
+        clips = sorted(kinds[Level.CLIP], key=lambda row: (place[row["parent_id"]], row[f"{Level.CLIP}.index"]))
+        yield Unit.of(
+            {
+                **nested("source", asset, SOURCE),
+                **_plain(plan, Level.ASSET, asset),
+                NESTED[Level.SHOT]: [_plain(plan, Level.SHOT, row) for row in shots],
+                NESTED[Level.CLIP]: [_plain(plan, Level.CLIP, row) for row in clips],
+                "cost": asset["cost"],
+            }
+        )
+
+
+def _plain(plan: Plan, level: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat row as a row of `Plan.unit_schema`."""
+    hashes = {
+        spec.name: row[hash_column(spec.name)]
+        for spec in plan.stages
+        if level in (spec.adds_to, spec.cls.level) and row.get(hash_column(spec.name)) is not None
+    }
+    verdict = nested("verdict", row, VERDICT)
+    return {
+        **structs_of(plan, level, row),
+        "hashes": list(hashes.items()),
+        "failed_by": row["failed_by"],
+        "verdict": verdict,
+    }
+
+
+def structs_of(plan: Plan, level: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Column -> what its stage measured, of a flat row; null where it was not reached or failed."""
+    return {
+        spec.column: nested(spec.column, row, spec.cls.adds)
+        if spec.is_split or row.get(hash_column(spec.name)) is not None
+        else None
+        for spec in plan.at_level(level)
+    }
+
+
+def asset_of(plan: Plan, row: Mapping[str, Any]) -> Asset:
+    """The view of an asset's flat row."""
     return Asset(
-        source=Source.of(row["source"]),
+        source=Source.of(nested("source", row, SOURCE)),
         asset_id=row["asset_id"],
         duration_us=row["duration_us"],
-        verdict=Verdict.of(row["verdict"]),
-        structs=_measured(row),
+        verdict=Verdict.of(nested("verdict", row, VERDICT)),
+        structs=structs_of(plan, Level.ASSET, row),
     )
 
 
-def shot_of(row: Row) -> Shot:
-    """The view of a shot's ledger row."""
+def shot_of(plan: Plan, row: Mapping[str, Any]) -> Shot:
+    """The view of a shot's flat row."""
     return Shot(
         shot_id=row["row_id"],
         source_id=row["source_id"],
         duration_us=row["duration_us"],
-        verdict=Verdict.of(row["verdict"]),
-        structs=_measured(row),
+        verdict=Verdict.of(nested("verdict", row, VERDICT)),
+        structs=structs_of(plan, Level.SHOT, row),
     )
 
 
-def clip_of(row: Row, asset: Asset) -> Clip:
-    """The view of a clip's ledger row."""
+def clip_of(plan: Plan, row: Mapping[str, Any], asset: Asset) -> Clip:
+    """The view of a clip's flat row."""
     return Clip(
         clip_id=row["row_id"],
         shot_id=row["parent_id"],
         asset=asset,
         duration_us=row["duration_us"],
-        verdict=Verdict.of(row["verdict"]),
-        structs=_measured(row),
+        verdict=Verdict.of(nested("verdict", row, VERDICT)),
+        structs=structs_of(plan, Level.CLIP, row),
     )
 
 
-def _measured(row: Row) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in NOT_MEASURED}
-
-
 class Ledger:
-    """A run's Delta table. `uri` is a local path or an object-store URL."""
+    """A run's Delta table, for reading. `uri` is a local path or an object-store URL."""
 
-    def __init__(self, uri: str, schema: pa.Schema | None = None) -> None:
+    def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._schema = schema
-
-    def create(self, measure_hash: str) -> None:
-        """Makes the empty table, or checks that an existing one belongs to the same measurements."""
-        from deltalake import DeltaTable
-
-        assert self._schema is not None
-        if DeltaTable.is_deltatable(self.uri):
-            known = self._table.metadata().description
-            if known != measure_hash:
-                msg = f"{self.uri} holds a run of another recipe (measure hash {known}, now {measure_hash})."
-                raise LedgerError(msg, remedy="Use a new --out, or `stats --set` to ask what other gates would do.")
-            return
-        # Statistics of the wide structs would outweigh the rows, and rewritten files lack some that readers then miss.
-        told = {"delta.dataSkippingStatsColumns": "kind,row_id,source_id"}
-        DeltaTable.create(self.uri, self._schema, description=measure_hash, configuration=told)
 
     @cached_property
-    def _table(self) -> Any:
+    def table(self) -> Any:
+        """The table as it is at the first look; `refresh` looks again. Raises LedgerError if it is missing or damaged."""
         from deltalake import DeltaTable
-        from deltalake.exceptions import TableNotFoundError
+        from deltalake.exceptions import DeltaError, TableNotFoundError
 
         try:
-            return DeltaTable(self.uri)
+            table = DeltaTable(self.uri)
+            told = json.loads(table.metadata().description or "{}")
         except TableNotFoundError:
             msg = f"no ledger at {self.uri}."
             raise LedgerError(msg, remedy="Give the folder that `nava-curate run --out` wrote.") from None
+        except DeltaError as error:
+            remedy = "Run `nava-curate verify` to see which commit, and take its file back from a copy."
+            raise LedgerError(f"the ledger at {self.uri} cannot be read: {error}.", remedy=remedy) from error
+        except ValueError:
+            told = {}
+        if told.get("ledger_version") != LEDGER_VERSION:
+            msg = f"the ledger at {self.uri} was written by another version of this program."
+            raise LedgerError(msg, remedy="Curate into a new --out, or read it with the version that wrote it.")
+        return table
 
-    def commit(self, unit_id: str, rows: Sequence[Mapping[str, Any]]) -> bool:
-        """Appends the rows of one unit in one transaction; False if that unit is already there."""
-        from deltalake import write_deltalake
+    def refresh(self) -> None:
+        """Sees what was committed since."""
+        self.table.update_incremental()
 
-        if self.passes(unit_id):
-            return False
-        write_deltalake(self._table, self._arrow(rows), mode="append", commit_properties=_counted([unit_id], 1))
-        self._table.update_incremental()
-        return True
-
-    def replace(self, unit: Unit, passes: int) -> None:
-        """Puts the rows of a unit that went through `passes` passes in place of those it has, in one transaction."""
-        from deltalake import write_deltalake
-
-        unit_id = unit.source.source_id
-        write_deltalake(
-            self._table,
-            self._arrow(unit.ledger_rows()),
-            mode="overwrite",
-            predicate=f"kind != '{PACK_KIND}' AND source_id = '{unit_id}'",
-            commit_properties=_counted([unit_id], passes),
-        )
-        self._table.update_incremental()
-
-    def _arrow(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-        return pa.Table.from_pylist([dict(row) for row in rows], schema=self._schema)
-
-    def passes(self, unit_id: str) -> int:
-        """Passes the unit has been through since it was last reopened; 0 if it is not there."""
-        return int(self._table.transaction_version(unit_id) or OPEN)
-
-    def with_errors(self) -> list[str]:
-        """Source ids of the units in which the source, a shot or a clip settled as an error."""
+    def scan(self, kind: str) -> pl.LazyFrame:
+        """All rows of one kind, lazily; ask for the columns that are needed and no others."""
         import polars as pl
 
-        is_error = pl.col("verdict").struct.field("status") == "error"
-        rows = self._scan().filter((pl.col("kind") != PACK_KIND) & is_error)
-        return sorted(rows.select("source_id").unique().collect()["source_id"].to_list())
+        return pl.scan_delta(self.table).filter(pl.col("kind") == str(kind))
 
-    def reopen(self, source_ids: Sequence[str]) -> None:
-        """Takes the rows of these units back, so that a run measures them anew."""
-        for chunk in _chunks(source_ids):
-            names = ", ".join(f"'{source_id}'" for source_id in chunk)
-            self._table.delete(
-                f"kind != '{PACK_KIND}' AND source_id IN ({names})", commit_properties=_counted(chunk, OPEN)
-            )
-            self._table.update_incremental()
+    def passed(self) -> pl.DataFrame:
+        """`source_id` and `passed` of every unit that is there: two leaves, whatever else the rows hold."""
+        return self.scan(Level.ASSET).select("source_id", "passed").collect()
 
-    def units(self, source_ids: Sequence[str]) -> Iterator[Unit]:
-        """These units as they stand, in order of id; the rows of `UNITS_AT_ONCE` are held at a time."""
+    def rows(
+        self, kind: str | None, where: pl.Expr | None = None, columns: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Flat rows of one kind, or of all, as plain data, in a fixed order; for few rows at a time."""
         import polars as pl
 
-        for chunk in _chunks(sorted(source_ids)):
-            wanted = (pl.col("kind") != PACK_KIND) & pl.col("source_id").is_in(chunk)
-            rows: dict[str, list[dict[str, Any]]] = {}
-            for row in _arrow_of(self._scan().filter(wanted)).to_pylist():
-                rows.setdefault(row["source_id"], []).append(row)
-            for source_id in sorted(rows):
-                yield _unit_of(rows[source_id])
+        names = list(dict.fromkeys(["source_id", "row_id", *columns])) if columns is not None else None
+        is_wanted = pl.lit(True) if kind is None else pl.col("kind") == str(kind)
+        found = self._only(is_wanted if where is None else is_wanted & where, names)
+        return list(found.sort("source_id", "row_id").iter_rows(named=True))
 
-    def commit_times(self) -> list[float]:
-        """Unix times of the commits, oldest first."""
-        return sorted(entry["timestamp"] / 1000 for entry in self._table.history() if entry["operation"] == "WRITE")
-
-    def table(self, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """All committed rows of one kind, in a fixed order."""
+    def units(self, plan: Plan, source_ids: Sequence[str]) -> Iterator[Unit]:
+        """These units as they stand, in order of id; all their rows are held at once."""
         import polars as pl
 
-        rows = self._scan().filter(pl.col("kind") == kind).sort("source_id", "row_id")
-        if columns is not None:
-            rows = rows.select(list(dict.fromkeys(["kind", "row_id", "source_id", *columns])))
-        return _arrow_of(rows)
+        frame = self._only(pl.col("source_id").is_in(list(source_ids)))
+        yield from rows_to_units(plan, list(frame.iter_rows(named=True)))
 
-    def rows(self, level: str, paths: Sequence[str]) -> pl.LazyFrame:
-        """`row_id`, `source_id` and a column per dotted path, named by it, of all rows of a level, in a fixed order.
+    def _only(self, where: pl.Expr, names: Sequence[str] | None = None) -> pl.DataFrame:
+        """The rows that fulfil a condition. What the condition looks at is read first, then what lies near a hit."""
+        import polars as pl
+
+        whole = pl.scan_delta(self.table)
+        places = whole.with_row_index("at").filter(where).select("at").collect(engine="streaming")
+        is_far = (pl.col("at").diff() > NEAR_ROWS).fill_null(False).cum_sum()
+        near = places.sort("at").group_by(is_far.alias("run")).agg(first=pl.col("at").min(), last=pl.col("at").max())
+        parts = [whole.slice(first, last - first + 1) for _, first, last in near.iter_rows()]
+        if len(parts) > MOST_PLACES or not parts:
+            parts = [whole if parts else whole.limit(0)]
+        found = (part.filter(where).select(pl.all() if names is None else pl.col(names)) for part in parts)
+        return pl.concat([part.collect(engine="streaming") for part in found])
+
+    def collectable(self, level: str, paths: Sequence[str]) -> pl.LazyFrame:
+        """`row_id`, `source_id` and a column per path of all rows of a level, in a fixed order: what a Collect sees.
 
         A path may lead into the row's own columns or those of its shot or asset.
         """
         import polars as pl
 
-        def of_level(kind: str) -> pl.LazyFrame:
-            keys = [pl.col(name) for name in ("row_id", "source_id", "parent_id")]
-            return self._scan().filter(pl.col("kind") == kind).select(*keys, *(_leaf(path) for path in paths))
-
-        found = of_level(level)
+        found = self.scan(level).select("row_id", "source_id", "parent_id", *paths)
         above = [(Level.SHOT, "parent_id", "row_id")] if level == Level.CLIP else []
         above += [(Level.ASSET, "source_id", "source_id")] if level != Level.ASSET else []
         for kind, own_key, its_key in above:
-            parents = of_level(kind).select(pl.col(its_key).alias("key"), *paths)
+            parents = self.scan(kind).select(pl.col(its_key).alias("key"), *paths)
             joined = found.join(parents, left_on=own_key, right_on="key", how="left", suffix=" above")
             found = joined.with_columns(pl.coalesce(path, f"{path} above").alias(path) for path in paths)
         return found.select("row_id", "source_id", *paths).sort("row_id")
 
-    def source_ids(self) -> list[str]:
-        """Source ids of all units that are there."""
-        return [str(source_id) for source_id in self.table(Level.ASSET, [])["source_id"].to_pylist()]
-
-    def owners(self, level: str) -> dict[str, str]:
-        """row id -> source id of all rows of a level."""
-        rows = self.table(level, [])
-        return dict(zip(rows["row_id"].to_pylist(), rows["source_id"].to_pylist(), strict=True))
-
-    def _scan(self) -> pl.LazyFrame:
-        import polars as pl
-
-        self._table.update_incremental()
-        return pl.scan_delta(self._table)
-
-    def settled(self, kind: str, columns: Sequence[str] | None = None, *, packed: bool = True) -> pa.Table:
-        """Rows of one kind as they finally stand: with errors of packing, if `packed`."""
-        needed = None if columns is None else [*columns, "verdict"]
-        table = self.table(kind, needed)
-        return self._with_pack_errors(table) if packed and kind == Level.CLIP else table
-
-    def _with_pack_errors(self, table: pa.Table) -> pa.Table:
-        packs = self.table(PACK_KIND, ["verdict"])
-        outcome = dict(zip(packs["row_id"].to_pylist(), packs["verdict"].to_pylist(), strict=True))
-        verdicts = [
-            outcome[row] if (outcome.get(row) or {}).get("status") == "error" else verdict
-            for row, verdict in zip(table["row_id"].to_pylist(), table["verdict"].to_pylist(), strict=True)
-        ]
-        at = table.schema.get_field_index("verdict")
-        return table.set_column(at, table.schema.field(at), pa.array(verdicts, type=table.schema.field(at).type))
-
-
-def _counted(unit_ids: Sequence[str], passes: int) -> Any:
-    from deltalake import CommitProperties, Transaction
-
-    return CommitProperties(app_transactions=[Transaction(app_id=unit_id, version=passes) for unit_id in unit_ids])
-
-
-def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    for first in range(0, len(ids), UNITS_AT_ONCE):
-        yield ids[first : first + UNITS_AT_ONCE]
-
-
-def _leaf(path: str, suffix: str = "") -> pl.Expr:
-    import polars as pl
-
-    head, *rest = path.split(".")
-    found = pl.col(head + suffix)
-    for name in rest:
-        found = found.struct.field(name)
-    return found.alias(path)
-
-
-def _arrow_of(rows: pl.LazyFrame) -> pa.Table:
-    import polars as pl
-
-    return rows.collect().to_arrow(compat_level=pl.CompatLevel.oldest())
-
-
-def _unit_of(rows: Sequence[Row]) -> Unit:
-    """The unit whose ledger rows these are."""
-    nested: dict[str, list[dict[str, Any]]] = {level: [] for level in Level}
-    for row in rows:
-        reached = {name: value for name, value in _measured(row).items() if value is not None}
-        nested[row["kind"]].append(reached | {"verdict": row["verdict"]})
-    (asset,) = nested[Level.ASSET]
-    (told,) = (row for row in rows if row["kind"] == Level.ASSET)
-    shots = sorted(nested[Level.SHOT], key=lambda row: row[Level.SHOT]["index"])
-    place = {row[Level.SHOT]["shot_id"]: at for at, row in enumerate(shots)}
-    clips = sorted(nested[Level.CLIP], key=lambda row: (place[row[Level.CLIP]["parent_id"]], row[Level.CLIP]["index"]))
-    return Unit.of({**told["source"], **asset, "cost": told["cost"], "shots": shots, "clips": clips})
+    def commits(self, most: int = 20) -> list[tuple[float, int]]:
+        """(unix time, units) of the newest commits of rows, oldest first."""
+        entries = [entry for entry in self.table.history(most) if entry["operation"] == "WRITE"]
+        return sorted((entry["timestamp"] / 1000, int(entry.get(NUM_UNITS, 0))) for entry in entries)

@@ -6,8 +6,9 @@ and the cluster (the smallest pool of every worker fits at once, because Ray wai
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,11 +18,16 @@ import stages
 from pipeline.config import Recipe
 from schemas.errors import PlanError
 from schemas.fields import Meaning, describe, f, fields_below, resolve, roles_of, values_at
+from schemas.ids import digest
 from schemas.records import CLIP, COST, FETCH_URI, SHOT, SOURCE, VERDICT, Level, Struct
 from schemas.verdict import Check, checks_of
 from stages.base import Collect, Resources, Split, Stage, StageConfig
 
 LEVELS = tuple(Level)
+HASHES = f(
+    "hashes", pa.map_(pa.string(), pa.string()), doc="stage -> hash of what looked at the row; see StageSpec.hash"
+)
+FAILED_BY = f("failed_by", pa.string(), doc="hash of the stage that could not measure the row")
 WORKER_GB = 1.0
 """A worker before any model: interpreter, Ray, Arrow, and the decoder child with its pictures."""
 
@@ -34,6 +40,8 @@ class StageSpec:
     cls: type[Stage[StageConfig]]
     config: StageConfig
     resources: Resources
+    hash: str
+    """What made its answers: the stage's version and settings, the decoder's, and those of all the stages it reads."""
 
     @property
     def is_split(self) -> bool:
@@ -44,6 +52,17 @@ class StageSpec:
     def is_collect(self) -> bool:
         """Whether the stage looks at all rows of the run at once."""
         return issubclass(self.cls, Collect)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What it reads under its settings."""
+        return self.cls.reads_with(self.config)
+
+    @property
+    def sees(self) -> tuple[str, ...]:
+        """Columns it is shown: of what it reads, and of what it may read where it is there."""
+        paths = (*self.reads, *self.cls.may_read(self.config))
+        return tuple(dict.fromkeys(path.split(".")[0] for path in paths))
 
     @property
     def adds_to(self) -> Level:
@@ -58,7 +77,7 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """Neighbouring stages that share a worker process and its decoder."""
+    """Neighbouring stages that share a worker process and its decoder; none, where units are only judged anew."""
 
     stages: tuple[StageSpec, ...]
 
@@ -70,12 +89,12 @@ class WorkerGroup:
     @property
     def cpus(self) -> float:
         """CPUs of one worker."""
-        return max(spec.resources.cpus for spec in self.stages)
+        return max((spec.resources.cpus for spec in self.stages), default=1.0)
 
     @property
     def gpus(self) -> float:
         """GPUs of one worker."""
-        return max(spec.resources.gpus for spec in self.stages)
+        return max((spec.resources.gpus for spec in self.stages), default=0.0)
 
     @property
     def memory_gb(self) -> float:
@@ -118,10 +137,26 @@ class Plan:
     passes: tuple[Pass, ...]
     checks: tuple[Check, ...]
 
+    def identity(self, number: int) -> str:
+        """What a unit that went through pass `number` is the answer to: its stages, their gates, the audit lane."""
+        reached = {spec.name: spec.hash for each in self.passes[: number + 1] for spec in each.stages}
+        gates = {
+            name: {field: gate.model_dump(mode="json") for field, gate in fields.items()}
+            for name, fields in self.recipe.ordered_gates().items()
+            if name in reached
+        }
+        return digest(json.dumps([reached, gates, self.recipe.audit_fraction]))
+
     @property
     def groups(self) -> tuple[WorkerGroup, ...]:
         """The worker groups of all passes."""
         return tuple(group for each in self.passes for group in each.groups)
+
+    @property
+    def cutter(self) -> StageSpec | None:
+        """The stage that leaves the media of clips for the shards; None in a recipe that only measures."""
+        columns = [path.partition(".")[0] for _, path in self.meaning("payload")]
+        return next((spec for spec in self.stages if spec.column in columns), None)
 
     def at_level(self, level: str) -> list[StageSpec]:
         """Stages whose column lives on rows of `level`."""
@@ -147,7 +182,7 @@ class Plan:
     def columns(self, level: str) -> list[pa.Field]:
         """The columns of rows of `level`, verdict included."""
         own = [f(spec.column, spec.cls.adds, doc=_first_line(spec.cls)) for spec in self.at_level(level)]
-        return [*own, f("verdict", VERDICT, doc="how the row settled")]
+        return [*own, HASHES, FAILED_BY, f("verdict", VERDICT, doc="how the row settled")]
 
     def unit_schema(self) -> pa.Schema:
         """The row that flows through Ray: one source, with its shots and clips nested."""
@@ -165,11 +200,7 @@ class Plan:
 
 def make_plan(recipe: Recipe, cluster: Cluster | None = None) -> Plan:
     """The checked plan of `recipe`, for `cluster` if one is given. Raises PlanError."""
-    configs = recipe.stage_configs()
-    specs = tuple(
-        StageSpec(name, stages.load(name), config, recipe.resources.get(name, stages.load(name).resources))
-        for name, config in configs.items()
-    )
+    specs = _specs(recipe)
     _check_wiring(specs)
     checks = tuple(checks_of(recipe.ordered_gates()))
     _check_gates(specs, checks)
@@ -178,6 +209,20 @@ def make_plan(recipe: Recipe, cluster: Cluster | None = None) -> Plan:
         for each in passes:
             check_capacity(each.groups, cluster)
     return Plan(recipe, specs, passes, checks)
+
+
+def _specs(recipe: Recipe) -> tuple[StageSpec, ...]:
+    specs: list[StageSpec] = []
+    made: dict[str, str] = {}
+    for name, config in recipe.stage_configs().items():
+        cls = stages.load(name)
+        spec = StageSpec(name, cls, config, recipe.resources.get(name, cls.resources), "")
+        read = {column: made[column] for column in sorted(spec.sees) if column in made}
+        told = [name, cls.version, config.model_dump(mode="json"), recipe.decoder.model_dump(mode="json"), read]
+        spec = replace(spec, hash=digest(json.dumps(told)))
+        specs.append(spec)
+        made[spec.column] = spec.hash
+    return tuple(specs)
 
 
 def _passes(specs: Sequence[StageSpec]) -> tuple[Pass, ...]:
@@ -236,7 +281,8 @@ def _check_wiring(specs: Sequence[StageSpec]) -> None:
                 f"stage '{spec.name}' works on {spec.cls.level}s, which no earlier stage makes.",
                 remedy=f"Put the stage that splits into {spec.cls.level}s before it.",
             )
-        for path in spec.cls.reads:
+        there = [path for path in spec.cls.may_read(spec.config) if path.split(".")[0] in known]
+        for path in (*spec.reads, *there):
             head = path.split(".")[0]
             visible = head in known and LEVELS.index(level_of[head]) <= LEVELS.index(Level(spec.cls.level))
             if not visible:
@@ -302,7 +348,7 @@ def render(plan: Plan, cluster: Cluster | None = None) -> str:
         elif spec.is_collect:
             made = f"over all {spec.cls.level}s"
         lines += ["", f"{spec.name}  {made}, {version}: {_first_line(spec.cls)}"]
-        lines.append(f"  reads {', '.join(spec.cls.reads)}")
+        lines.append(f"  reads {', '.join(spec.reads)}")
         for path, kind, unit, doc in describe(list(spec.cls.adds), f"{spec.column}."):
             lines.append(f"  {path:<38} {kind:<8} {unit:<10} {doc}")
         for check in plan.checks:

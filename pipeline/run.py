@@ -1,8 +1,11 @@
-"""Carries sources through a plan, pass by pass, commits every finished unit, packs what was kept. Running it again resumes.
+"""Carries sources through a plan, pass by pass, commits what is finished, packs what was kept. Running it again resumes.
 
-sources --> workers of pass 0 --> one ledger commit per source
-        --> Collect over all rows --> workers of pass 1 --> the unit's rows replaced, one commit --> ...
-kept clips --> packers --> tar + index --> one ledger commit per shard
+sources --> leases --> workers of pass 0 --> rows, many units to a commit
+        --> Collect over all rows --> leases --> workers of pass 1 --> the units' rows replaced --> ...
+cut media --> packers --> tar + index --> manifest
+
+The driver sees leases and finished units, never what is measured. What a unit has been through is told by its rows, so a
+recipe that gained or changed a stage or a gate completes a run that is there: only what is missing is measured.
 """
 
 from __future__ import annotations
@@ -10,32 +13,35 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
+
+import polars as pl
+import pyarrow as pa
 
 from pipeline import pack
 from pipeline.config import Recipe
-from pipeline.execute.collect import Collected, collect
-from pipeline.execute.gates import begin, settle_rest
+from pipeline.execute.collect import collect
+from pipeline.execute.lease import Lease, Settled
 from pipeline.execute.monitor import Snapshot
-from pipeline.ledger import Ledger, ledger_schema
-from pipeline.plan import Plan, StageSpec, make_plan, render
+from pipeline.ledger import Ledger
+from pipeline.ledger_writer import LedgerWriter
+from pipeline.plan import Plan, make_plan, render
 from pipeline.show.progress import Progress
 from pipeline.store import RunDir
-from pipeline.unit import Unit
-from schemas.arrow_file import table_bytes
-from schemas.errors import RecipeError
-from schemas.records import SOURCE, Source, Struct, Verdict
+from schemas.arrow_file import read_table, table_bytes
+from schemas.errors import RecipeError, ShardError
+from schemas.records import SOURCE, Level, Source
 
 
 class Executor(Protocol):
     """Where the work is done: `pipeline.execute.here` or `pipeline.execute.on_ray`."""
 
-    def carry(self, number: int, units: Iterable[Unit]) -> Iterator[Unit]:
-        """`units` after the workers of pass `number`, in the order in which they finish."""
+    def carry(self, lease: Lease) -> Iterator[Settled]:
+        """The units of a lease of any size, as they finish."""
         ...
 
-    def pack(self, tasks: Sequence[pack.ShardTask]) -> Iterator[tuple[pack.ShardTask, list[dict[str, Any]]]]:
-        """Each shard once it is published, with the ledger rows of its clips."""
+    def pack(self, tasks: Iterable[pack.ShardTask]) -> Iterator[tuple[pack.ShardTask, list[str]]]:
+        """Each shard once it is published, or with the ids of clips whose media were damaged, and is not."""
         ...
 
     def nodes(self) -> dict[str, int]:
@@ -47,6 +53,9 @@ class Executor(Protocol):
         ...
 
 
+SOURCES = "sources.arrow"
+PACK_ROUNDS = 4
+"""Times that packing begins anew because media were gone or damaged."""
 Opener = Callable[[Plan, RunDir], AbstractContextManager[Executor]]
 
 
@@ -79,96 +88,111 @@ def run(
         raise RecipeError("no input files were found.", remedy="Give files, folders, globs, URLs or a manifest.")
     plan = make_plan(recipe)
     directory = RunDir(out)
-    ledger = Ledger(directory.url("ledger"), ledger_schema(plan))
-    ledger.create(recipe.measure_hash())
-    given = [source.source_id for source in sources]
-    if retry_errors:
-        ledger.reopen([source_id for source_id in ledger.with_errors() if source_id in set(given)])
-    write_facts(directory, plan, sources)
-    todo = [source for source in sources if not ledger.passes(source.source_id)]
-    done_before = len(sources) - len(todo)
-    with opener(plan, directory) as executor, Progress(len(sources), done_before, quiet) as progress:
-        with executor.watched(progress.show):
-            measure(plan, todo, executor, ledger, progress)
-            tasks = pack.plan_shards(ledger, recipe)
-            _pack(executor, tasks, directory, ledger, progress)
-        pack.write_manifest(directory, tasks, recipe)
-        nodes = executor.nodes()
-    return RunResult(len(sources), done_before, len(tasks), nodes)
+    with LedgerWriter(directory.url("ledger"), plan) as writer:
+        sources = write_facts(directory, plan, sources)
+        num_done = len(sources) - len(_todo(plan, 0, sources, writer.ledger, retry_errors))
+        with opener(plan, directory) as executor, Progress(len(sources), num_done, quiet) as progress:
+            with executor.watched(progress.show):
+                measure(plan, sources, executor, writer, progress, retry_errors=retry_errors)
+                num_shards = _pack(plan, sources, executor, writer, progress)
+            nodes = executor.nodes()
+    return RunResult(len(sources), num_done, num_shards, nodes)
 
 
-def measure(plan: Plan, todo: Sequence[Source], executor: Executor, ledger: Ledger, progress: Progress) -> None:
-    """Carries `todo` through pass 0, then every unit of the ledger that later passes concern through those."""
-    for unit in executor.carry(0, map(Unit.of_source, todo)):
-        ledger.commit(unit.source.source_id, unit.ledger_rows())
-        progress.unit_done(verdict_of(unit))
-    for number in range(1, len(plan.passes)):
-        _next_pass(plan, number, executor, ledger, progress)
-
-
-def _next_pass(plan: Plan, number: int, executor: Executor, ledger: Ledger, progress: Progress) -> None:
-    """Carries on every unit that has not been through pass `number`, or of which its Collect now says something else."""
-    each = plan.passes[number]
-    assert each.collect is not None
-    progress.collecting(each.collect.name)
-    said = collect(each.collect, ledger)
-    todo = _concerned(each.collect, number, said, ledger)
-    if not todo:
-        return
-    before: dict[str, Verdict] = {}
-
-    def begun() -> Iterator[Unit]:
-        for unit in ledger.units(todo):
-            before[unit.source.source_id] = verdict_of(unit)
-            begin(plan, number, unit, said.get(unit.source.source_id, {}))
-            yield unit
-
-    for unit in executor.carry(number, begun()) if each.groups else begun():
-        if not each.groups:
-            settle_rest(plan, number, unit)
-        ledger.replace(unit, number + 1)
-        progress.unit_replaced(before.pop(unit.source.source_id), verdict_of(unit))
-
-
-def verdict_of(unit: Unit) -> Verdict:
-    """How the source of a finished unit settled."""
-    assert unit.asset.verdict is not None
-    return unit.asset.verdict
-
-
-def _concerned(spec: StageSpec, number: int, said: Collected, ledger: Ledger) -> list[str]:
-    """Source ids of the units that pass `number` has to carry on; one look at the Collect's own column."""
-    rows = ledger.table(spec.adds_to, [spec.column])
-    ids, sources, before = (rows[name].to_pylist() for name in ("row_id", "source_id", spec.column))
-    nothing: Mapping[str, Struct] = {}
-    changed = {
-        source
-        for row_id, source, known in zip(ids, sources, before, strict=True)
-        if said.get(source, nothing).get(row_id) != known
-    }
-    unfinished = {source for source in ledger.source_ids() if ledger.passes(source) <= number}
-    return sorted(changed | unfinished)
-
-
-def _pack(
-    executor: Executor, tasks: Sequence[pack.ShardTask], directory: RunDir, ledger: Ledger, progress: Progress
+def measure(
+    plan: Plan,
+    sources: Sequence[Source],
+    executor: Executor,
+    writer: LedgerWriter,
+    progress: Progress,
+    *,
+    retry_errors: bool = False,
+    lost: Mapping[str, str] | None = None,
 ) -> None:
-    waiting = [
-        task for task in tasks if not (ledger.passes(task.unit_id) and directory.exists(f"index/{task.name}.arrow"))
-    ]
-    progress.packing(len(tasks), len(tasks) - len(waiting))
-    for task, rows in executor.pack(waiting):
-        ledger.commit(task.unit_id, rows)
-        progress.shard_done(task.name, len(task.clips))
+    """Carries every source that needs it through every pass; what is finished is in the ledger when this returns.
+
+    `lost` are clips that have to be cut again, with their sources.
+    """
+    for number, each in enumerate(plan.passes):
+        todo = _todo(plan, number, sources, writer.ledger, retry_errors)
+        again = set(lost.values()) if lost and plan.cutter in each.stages else set()
+        todo += [source for source in sources if source.source_id in again - {other.source_id for other in todo}]
+        if each.collect is not None:
+            progress.collecting(each.collect.name)
+            changed = set(collect(each.collect, writer.ledger, RunDir(writer.ledger.uri.rpartition("/")[0])))
+            waiting = {source.source_id for source in todo}
+            todo += [source for source in sources if source.source_id in changed - waiting]
+        known = frozenset(writer.ledger.passed()["source_id"])
+        lease = Lease(number, tuple(todo), known, retry_errors and number == 0, frozenset(lost or ()))
+        for settled in executor.carry(lease):
+            writer.add(settled.source_id, settled.rows(), is_there=settled.source_id in known)
+            if number == 0 and settled.source_id not in again:
+                progress.unit_done(settled.verdict, settled.duration_us)
+            elif settled.before is not None:
+                progress.unit_replaced(settled.before, settled.verdict)
+        writer.flush()
 
 
-def write_facts(directory: RunDir, plan: Plan, sources: Sequence[Source]) -> None:
-    """Writes what a run was given: sources.arrow, recipe.yaml, plan.txt."""
-    import pyarrow as pa
+def _todo(plan: Plan, number: int, sources: Sequence[Source], ledger: Ledger, retry_errors: bool) -> list[Source]:
+    """The sources that have not been through pass `number` of this very plan; one look at two columns of the ledger."""
+    through = {plan.identity(later) for later in range(number, len(plan.passes))}
+    done = set(ledger.passed().filter(pl.col("passed").is_in(through))["source_id"])
+    if retry_errors and number == 0:
+        done -= _with_errors(ledger)
+    return [source for source in sources if source.source_id not in done]
+
+
+def _with_errors(ledger: Ledger) -> set[str]:
+    """Source ids of units in which the source, a shot or a clip settled as an error."""
+    found: set[str] = set()
+    for level in Level:
+        is_error = pl.col("verdict.status") == "error"
+        found |= set(ledger.scan(level).filter(is_error).select("source_id").unique().collect()["source_id"])
+    return found
+
+
+def _pack(plan: Plan, sources: Sequence[Source], executor: Executor, writer: LedgerWriter, progress: Progress) -> int:
+    """Makes the shards of a settled run what they should be, and publishes them; returns how many there are.
+
+    Media that are gone or damaged are cut again first. Raises ShardError if they never come out whole.
+    """
+    directory = RunDir(writer.ledger.uri.rpartition("/")[0])
+    for _ in range(PACK_ROUNDS):
+        packing = pack.plan_shards(writer.ledger, plan, directory)
+        if packing.lost:
+            progress.cutting_again(len(packing.lost))
+            measure(plan, sources, executor, writer, progress, lost=packing.lost)
+            continue
+        progress.packing(len(packing.names), packing.num_there, is_redrawn=packing.is_redrawn)
+        is_damaged = False
+        for task, damaged in executor.pack(packing.tasks()):
+            is_damaged |= bool(damaged)
+            if not damaged:
+                progress.shard_done(task.name, len(task.clips))
+        if not is_damaged:
+            pack.publish(directory, packing, plan.recipe)
+            return len(packing.names)
+    raise ShardError(
+        f"media of clips under {directory.url('')} were cut {PACK_ROUNDS} times and damaged each time.",
+        remedy="Check the disk; then the same command goes on.",
+    )
+
+
+def write_facts(directory: RunDir, plan: Plan, sources: Sequence[Source]) -> list[Source]:
+    """Writes what a run was given: sources.arrow, recipe.yaml, plan.txt. Returns all sources of its life, old ones first."""
     import yaml
 
-    rows = [{each.name: getattr(source, each.name) for each in SOURCE} for source in sources]
-    table = pa.Table.from_pylist(rows, schema=pa.schema(list(SOURCE)))
-    directory.write("sources.arrow", table_bytes(table))
+    union = {source.source_id: source for source in read_sources(directory)}
+    union |= {source.source_id: source for source in sources}
+    rows = [{each.name: getattr(source, each.name) for each in SOURCE} for source in union.values()]
+    directory.write(SOURCES, table_bytes(pa.Table.from_pylist(rows, schema=pa.schema(list(SOURCE)))))
     directory.write("recipe.yaml", yaml.safe_dump(plan.recipe.model_dump(mode="json"), sort_keys=False).encode())
     directory.write("plan.txt", render(plan).encode())
+    return list(union.values())
+
+
+def read_sources(directory: RunDir) -> list[Source]:
+    """The sources a run was given so far; none for one that has not begun."""
+    if not directory.exists(SOURCES):
+        return []
+    return [Source.of(row) for row in read_table(directory.read(SOURCES)).to_pylist()]

@@ -1,6 +1,6 @@
 """The unit of work in a worker's hands: one source with its shots and clips, as a tree of rows that are being measured.
 
-It crosses from process to process as one row of `Plan.unit_schema`, and becomes ledger rows when it is finished.
+It crosses from process to process as one row of `Plan.unit_schema`, and becomes flat ledger rows when it is finished.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from schemas.records import SOURCE, Cost, Level, Row, Source, Struct, Verdict, identity_of
+from schemas.records import Cost, Level, Row, Source, Struct, Verdict, identity_of, size_of
 
+LEAST_BYTES_PER_S = 50_000
+"""400 kbit/s: less than almost any video needs, so that a file of unknown length is given time enough."""
 NESTED = {Level.SHOT: "shots", Level.CLIP: "clips"}
 """Level -> the unit's column that holds its rows."""
 
@@ -22,9 +24,15 @@ class Node:
     level: Level
     parent: Node | None
     structs: dict[str, Struct | None]
-    """Column -> what its stage measured; null where it was not reached."""
+    """Column -> what its stage measured; null where it was not reached, or failed."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """Stage -> hash of the stage that looked at the row; absent where it did not. A split looks at the parents."""
     verdict: Verdict | None = None
     """None while the row is open."""
+    failed_by: str | None = None
+    """Hash of the stage that could not measure the row; its verdict says how."""
+    failure: Verdict | None = None
+    """The verdict of a row that failed before, while the unit is judged anew."""
 
     @property
     def row_id(self) -> str:
@@ -32,6 +40,13 @@ class Node:
         own = self.structs[self.level]
         assert own is not None
         return str(own[f"{self.level}_id"])
+
+    @property
+    def media_s(self) -> float:
+        """Length of its media in seconds."""
+        own = self.structs[self.level]
+        assert own is not None
+        return float(own["duration_us"]) / 1e6
 
     def lookup(self, column: str) -> Any:
         """The column's value in this row or the nearest ancestor that has it, else None."""
@@ -50,6 +65,12 @@ class AssetNode(Node):
     def row_id(self) -> str:
         """The source's id."""
         return self.source.source_id
+
+    @property
+    def media_s(self) -> float:
+        """Length of its media in seconds: measured, or before that what its bytes may hold at most."""
+        _, duration_us = identity_of(self.structs)
+        return size_of(self.structs) / LEAST_BYTES_PER_S if duration_us is None else duration_us / 1e6
 
     def lookup(self, column: str) -> Any:
         """See Node.lookup."""
@@ -76,10 +97,25 @@ class Unit:
             return [self.asset]
         return self.shots if level == Level.SHOT else self.clips
 
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Its rows of all levels."""
+        return (self.asset, *self.shots, *self.clips)
+
     def adopt(self, level: str, parent: Node, children: Iterable[Struct]) -> None:
         """Takes in the children that a stage made out of `parent`."""
         rows = self.shots if level == Level.SHOT else self.clips
         rows.extend(Node(Level(level), parent, {level: child}) for child in children)
+
+    def orphan(self, level: str, parents: Sequence[Node]) -> None:
+        """Forgets the children of `parents`, rows of `level`, and all below them."""
+        gone = {id(parent) for parent in parents}
+        if level == Level.SHOT:
+            lost = {id(shot) for shot in self.shots if id(shot.parent) in gone}
+            self.shots = [shot for shot in self.shots if id(shot) not in lost]
+            self.clips = [clip for clip in self.clips if id(clip.parent) not in lost]
+        else:
+            self.clips = [clip for clip in self.clips if id(clip.parent) not in gone]
 
     @classmethod
     def of_source(cls, source: Source) -> Unit:
@@ -89,15 +125,15 @@ class Unit:
     @classmethod
     def of(cls, row: Row) -> Unit:
         """The unit in a row of `Plan.unit_schema`."""
-        source = Source.of(row)
-        apart = {*source.row(), *NESTED.values(), "verdict", "cost"}
-        asset = AssetNode(Level.ASSET, None, _reached(row, apart), _verdict(row), source=source)
+        asset = AssetNode(Level.ASSET, None, {}, source=Source.of(row))
+        _fill(asset, row, {*asset.source.row(), *NESTED.values(), "cost"})
         unit = cls(asset, cost=[Cost.of(each) for each in row.get("cost") or ()])
         parents: dict[str, Node] = {}
         for level, rows in ((Level.SHOT, unit.shots), (Level.CLIP, unit.clips)):
             for child in row.get(NESTED[level]) or ():
                 parent = parents[child[level]["parent_id"]] if level is Level.CLIP else asset
-                node = Node(level, parent, _reached(child, {"verdict"}), _verdict(child))
+                node = Node(level, parent, {})
+                _fill(node, child, set())
                 rows.append(node)
                 parents[node.row_id] = node
         return unit
@@ -106,43 +142,17 @@ class Unit:
         """The unit as a row of `Plan.unit_schema`."""
 
         def plain(node: Node) -> dict[str, Any]:
-            return {**node.structs, "verdict": None if node.verdict is None else node.verdict.row()}
+            verdict = None if node.verdict is None else node.verdict.row()
+            told = {"hashes": list(node.hashes.items()), "failed_by": node.failed_by, "verdict": verdict}
+            return {**node.structs, **told}
 
         nested = {column: [plain(node) for node in self.rows(level)] for level, column in NESTED.items()}
         return {**self.source.row(), **plain(self.asset), **nested, "cost": [each.row() for each in self.cost]}
 
-    def ledger_rows(self) -> list[dict[str, Any]]:
-        """The rows of the finished unit as the ledger keeps them: the asset, then its shots, then its clips."""
-        asset_id, duration_us = identity_of(self.asset.structs)
-        known = self.source.row()
-        rows = [
-            self._ledger_row(self.asset, asset_id, duration_us)
-            | {"source": {each.name: known[each.name] for each in SOURCE}, "cost": [each.row() for each in self.cost]}
-        ]
-        for node in (*self.shots, *self.clips):
-            own = node.structs[node.level]
-            assert own is not None
-            rows.append(self._ledger_row(node, asset_id, own["duration_us"]) | {"parent_id": own["parent_id"]})
-        return rows
 
-    def _ledger_row(self, node: Node, asset_id: str | None, duration_us: int | None) -> dict[str, Any]:
-        assert node.verdict is not None, "an open row never reaches the ledger"
-        return {
-            "kind": node.level.value,
-            "row_id": node.row_id,
-            "parent_id": None,
-            "source_id": self.source.source_id,
-            "asset_id": asset_id,
-            "duration_us": duration_us,
-            "verdict": node.verdict.row(),
-            **node.structs,
-        }
-
-
-def _reached(row: Row, apart: set[str]) -> dict[str, Struct | None]:
-    return {name: value for name, value in row.items() if name not in apart}
-
-
-def _verdict(row: Mapping[str, Any]) -> Verdict | None:
-    found = row.get("verdict")
-    return None if found is None else Verdict.of(found)
+def _fill(node: Node, row: Mapping[str, Any], apart: set[str]) -> None:
+    verdict = row.get("verdict")
+    node.verdict = None if verdict is None else Verdict.of(verdict)
+    node.hashes, node.failed_by = dict(row.get("hashes") or ()), row.get("failed_by")
+    apart = apart | {"verdict", "hashes", "failed_by"}
+    node.structs = {name: value for name, value in row.items() if name not in apart and value is not None}

@@ -70,16 +70,18 @@ def curate_media(media: Path, folder: Path) -> None:
 def part_of_run(whole: Path, names: Sequence[str], out: Path) -> Path:
     """A run in `out` of the sources of `whole` with these file names, settled as they are there and not packed."""
     from pipeline.ask.queries import Run
-    from pipeline.ledger import Ledger, ledger_schema
+    from pipeline.ledger import unit_tables
+    from pipeline.ledger_writer import LedgerWriter
     from pipeline.run import write_facts
     from pipeline.store import RunDir
 
     run, directory = Run(str(whole)), RunDir(out)
-    units = [unit for unit in run.ledger.units(run.ledger.source_ids()) if Path(unit.source.uri).name in names]
+    known = list(run.ledger.passed()["source_id"])
+    units = [unit for unit in run.ledger.units(run.plan, known) if Path(unit.source.uri).name in names]
     assert len(units) == len(names)
-    ledger = Ledger(directory.url("ledger"), ledger_schema(run.plan))
-    ledger.create(run.recipe.measure_hash())
     write_facts(directory, run.plan, [unit.source for unit in units])
-    for unit in units:
-        ledger.commit(unit.source.source_id, unit.ledger_rows())
+    through = run.plan.identity(len(run.plan.passes) - 1)
+    with LedgerWriter(directory.url("ledger"), run.plan) as writer:
+        for unit in units:
+            writer.add(unit.source.source_id, unit_tables(run.plan, unit, through), is_there=False)
     return out

@@ -8,19 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from pipeline.ask.queries import balance
+from pipeline.config import parse_recipe
 from pipeline.execute.monitor import Monitor
-from pipeline.ledger import Ledger
+from pipeline.ledger import unit_tables
+from pipeline.plan import make_plan
 from pipeline.unit import Node
 from schemas.errors import EngineError, PlanError
 from schemas.ids import source_id
 from schemas.records import Level, Source
 from tests.pipeline import toy_stages
-from tests.pipeline.toy_run import advance, settled, toy_source
+from tests.pipeline.toy_run import advance, settled, toy_source, verdicts
 from tests.strategies import toy_recipes, toy_sources
 
 
@@ -32,7 +33,7 @@ def test_without_faults_gates_decide(toy_recipe: dict[str, Any]) -> None:
     done = advance(toy_recipe, toy_source("a"))
     assert done.asset.verdict.status == "keep"
     assert statuses(done.clips) == [("keep", None), ("reject", "audio.value.min")] * 5
-    assert done.clips[1].structs["sync"] is None, "a rejected clip is not measured further"
+    assert done.clips[1].structs.get("sync") is None, "a rejected clip is not measured further"
     assert done.clips[1].verdict.message == "audio.value 0 < 0.5"
 
 
@@ -59,10 +60,8 @@ def test_a_stage_that_cannot_start_ends_the_run_and_settles_nothing(
         raise cause
 
     monkeypatch.setattr(toy_stages.Audio, "setup", fail)
-    monitor = Monitor()
-    with pytest.raises(PlanError, match="stage audio cannot start"):
-        advance(toy_recipe, toy_source("a"), monitor)
-    assert str(cause) in monitor.snapshot().refusal
+    with pytest.raises(PlanError, match=f"stage audio cannot start.*{cause}"):
+        advance(toy_recipe, toy_source("a"))
 
 
 def test_an_error_of_the_asset_settles_it_and_its_children(toy_recipe: dict[str, Any]) -> None:
@@ -122,15 +121,13 @@ def test_hours_add_up_under_random_faults_and_gates(
     tmp_path_factory: Any, recipe: dict[str, Any], sources: list[Source]
 ) -> None:
     with settled(recipe, sources, tmp_path_factory.mktemp("run")) as ledger:
-        for unit_ in ledger.units(ledger.source_ids()):
-            assert not ledger.commit(unit_.source.source_id, unit_.ledger_rows()), "a second commit is a no-op"
         for level in Level:
-            found = ledger.settled(level)["verdict"].to_pylist()
-            assert all(verdict["status"] in ("keep", "reject", "error") for verdict in found)
+            found = verdicts(ledger, level)
+            assert {verdict.status for verdict in found.values()} <= {"keep", "reject", "error"}
         sheet = balance(ledger)
         assert sheet.difference_us == 0
         assert sum(sheet.assets.values()) == len(sources)
-        known = {row["source_id"]: row["duration_us"] or 0 for row in ledger.table("asset").to_pylist()}
+        known = {row["source_id"]: row["duration_us"] or 0 for row in ledger.rows(Level.ASSET)}
         assert sheet.in_us == sum(known.values())
         parts = [sheet.kept_us, sheet.cut_away_us, *sheet.rejected_us.values(), *sheet.errors_us.values()]
         assert min(parts) >= 0
@@ -141,8 +138,7 @@ def test_ledger_reads_do_not_depend_on_commit_order(toy_recipe: dict[str, Any], 
     sheets = []
     for folder, order in (("x", sources), ("y", sources[::-1])):
         with settled(toy_recipe, order, tmp_path / folder) as ledger:
-            kept = [row for row in ledger.settled("clip").to_pylist() if row["verdict"]["status"] == "keep"]
-            sheets.append((balance(ledger), [row["source_id"] for row in kept]))
+            sheets.append((balance(ledger), verdicts(ledger, Level.CLIP)))
     assert sheets[0] == sheets[1]
     assert sheets[0][0].rejected_us["duplicates.is_first.equals"] == 2 * 20_000_000
 
@@ -151,43 +147,24 @@ def test_what_a_collect_says_is_asked_again_when_the_run_grows(toy_recipe: dict[
     """The source that stands for the others may change: the one turned away comes back, and later stages follow."""
     names = sorted(("a", "b", "c"), key=source_id)
     with settled(toy_recipe, [toy_source(names[1])], tmp_path) as ledger:
-        assert [row["verdict"]["status"] for row in ledger.settled("asset").to_pylist()] == ["keep"]
+        assert [verdict.status for verdict in verdicts(ledger, Level.ASSET).values()] == ["keep"]
     with settled(toy_recipe, [toy_source(name) for name in names], tmp_path) as ledger:
-        assets = {row["source_id"]: row for row in ledger.settled("asset").to_pylist()}
-        found = [assets[source_id(name)]["verdict"]["status"] for name in names]
-        assert found == ["keep", "reject", "reject"]
-        clips = ledger.settled("clip").to_pylist()
-        kept = {row["source_id"] for row in clips if row["verdict"]["status"] == "keep"}
+        found = verdicts(ledger, Level.ASSET)
+        assert [found[source_id(name)].status for name in names] == ["keep", "reject", "reject"]
+        clips = ledger.rows(Level.CLIP)
+        kept = {row["source_id"] for row in clips if row["verdict.status"] == "keep"}
         assert kept == {source_id(names[0])}
-        assert {row["late"]["of"] for row in clips if row["source_id"] in kept and row["late"]} == kept
-        before = ledger.commit_times()
+        assert {row["late.of"] for row in clips if row["source_id"] in kept and row["late.hash"]} == kept
+        version = ledger.table.version()
     with settled(toy_recipe, [toy_source(name) for name in names], tmp_path) as ledger:
-        assert ledger.commit_times() == before, "nothing changed, so nothing is measured or written again"
-    ledger.reopen([source_id(names[0])])
-    with settled(toy_recipe, [toy_source(names[1]), toy_source(names[2])], tmp_path) as ledger:
-        assets = {row["source_id"]: row["verdict"]["status"] for row in ledger.settled("asset").to_pylist()}
-        assert assets == {source_id(names[1]): "keep", source_id(names[2]): "reject"}
+        assert ledger.table.version() == version, "nothing changed, so nothing is measured or written again"
 
 
 def test_an_error_behind_a_collect_costs_its_row(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     with settled(toy_recipe, [toy_source("a", faults={"late:0": "bug"})], tmp_path) as ledger:
-        found = [(row["verdict"]["status"], row["verdict"]["reason"]) for row in ledger.settled("clip").to_pylist()]
-        assert sorted(found, key=str).count(("error", "unexpected")) == 5, "clip 0 of every shot"
+        found = [(verdict.status, verdict.reason) for verdict in verdicts(ledger, Level.CLIP).values()]
+        assert found.count(("error", "unexpected")) == 5, "clip 0 of every shot"
         assert balance(ledger).difference_us == 0
-
-
-def test_reopened_units_are_measured_anew_and_others_stay(tmp_path: Path, toy_recipe: dict[str, Any]) -> None:
-    faulty = {"a": {"probe": "media"}, "b": {"audio:1": "item"}, "c": {}}
-    units = {name: toy_source(name, faults=faults) for name, faults in faulty.items()}
-    with settled(toy_recipe, list(units.values()), tmp_path) as ledger:
-        whole = ledger.table("clip").filter(pc.field("source_id") == units["c"].source_id)
-    assert ledger.with_errors() == sorted(units[name].source_id for name in "ab")
-    ledger.reopen(ledger.with_errors())
-    assert [bool(ledger.passes(source.source_id)) for source in units.values()] == [False, False, True]
-    assert ledger.table("clip").equals(whole)
-    assert Ledger(ledger.uri).with_errors() == []
-    with settled(toy_recipe, [toy_source("a"), units["c"]], tmp_path) as ledger:
-        assert balance(ledger).assets["keep"] == 2
 
 
 def test_credentials_reach_the_download_and_nothing_else(toy_recipe: dict[str, Any]) -> None:
@@ -195,4 +172,6 @@ def test_credentials_reach_the_download_and_nothing_else(toy_recipe: dict[str, A
         toy_recipe, replace(toy_source("https://host/v.mp4"), fetch_uri="https://user:secret@host/v.mp4?sig=secret")
     )
     assert done.source.fetch_uri.endswith("sig=secret"), "it travels with the unit"
-    assert "secret" not in json.dumps(done.ledger_rows())
+    plan = make_plan(parse_recipe(toy_recipe))
+    told = [table.to_pylist() for table in unit_tables(plan, done, "x").values()]
+    assert "secret" not in json.dumps(told)

@@ -15,14 +15,16 @@ from pipeline.config import parse_recipe
 from pipeline.execute.adapter import Worker
 from pipeline.execute.here import here
 from pipeline.execute.monitor import Monitor
-from pipeline.ledger import Ledger, ledger_schema
+from pipeline.ledger import Ledger
+from pipeline.ledger_writer import LedgerWriter
 from pipeline.plan import make_plan
 from pipeline.run import measure, write_facts
 from pipeline.show.progress import Progress
 from pipeline.store import RunDir
 from pipeline.unit import Unit
 from schemas.ids import source_id
-from schemas.records import Source
+from schemas.leaves import nested
+from schemas.records import VERDICT, Source, Verdict
 
 
 def toy_source(name: str, **facts: Any) -> Source:
@@ -43,16 +45,21 @@ def advance(recipe: dict[str, Any], source: Source, monitor: Monitor | None = No
 
 
 @contextmanager
-def settled(recipe: dict[str, Any], sources: Sequence[Source], folder: Path) -> Iterator[Ledger]:
+def settled(
+    recipe: dict[str, Any], sources: Sequence[Source], folder: Path, *, retry_errors: bool = False
+) -> Iterator[Ledger]:
     """The ledger of a whole run up to packing: toy clips have no media to be cut from. The same folder resumes it."""
     plan, directory = make_plan(parse_recipe(recipe)), RunDir(folder)
-    ledger = Ledger(directory.url("ledger"), ledger_schema(plan))
-    ledger.create(plan.recipe.measure_hash())
-    write_facts(directory, plan, sources)
-    todo = [source for source in sources if not ledger.passes(source.source_id)]
-    with here(plan, directory) as executor, Progress(len(sources), 0, quiet=True) as progress:
-        measure(plan, todo, executor, ledger, progress)
-    yield ledger
+    with LedgerWriter(directory.url("ledger"), plan) as writer:
+        union = write_facts(directory, plan, sources)
+        with here(plan, directory) as executor, Progress(len(union), 0, quiet=True) as progress:
+            measure(plan, union, executor, writer, progress, retry_errors=retry_errors)
+    yield Ledger(directory.url("ledger"))
+
+
+def verdicts(ledger: Ledger, level: str) -> dict[str, Verdict]:
+    """Row id -> how it settled."""
+    return {row["row_id"]: Verdict.of(nested("verdict", row, VERDICT)) for row in ledger.rows(level)}
 
 
 def make_run(recipe: dict[str, Any], sources: Sequence[Source], folder: Path) -> Run:
