@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.ask.find import locate
 from pipeline.ask.queries import Run
 from pipeline.execute.here import here
-from pipeline.unit import Node, Unit
+from pipeline.unit import Node
 from schemas.errors import ItemError, LedgerError, RecipeError
-from schemas.records import Level
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Replayed:
 
 
 def replay(run: Run, stage: str, key: str) -> Replayed:
-    """Runs `stage` again on the row whose id begins with `key`, or on all rows of its level below that row.
+    """Runs `stage` again on the row that `key` names (see `locate`), or on all rows of its level below that row.
 
     Nothing is written. Raises RecipeError if the stage cannot be replayed, and LedgerError if no row it measured is
     found.
@@ -45,11 +45,12 @@ def replay(run: Run, stage: str, key: str) -> Replayed:
             f"'{stage}' is no stage of this run that measures rows.", remedy=f"Known: {', '.join(known)}."
         )
     spec = specs[stage]
-    unit = _unit_with(run, key)
+    at_key = locate(run, key)
+    (unit,) = run.ledger.units(run.plan, [at_key.source_id])
     rows = [
         node
         for node in unit.rows(spec.cls.level)
-        if node.structs.get(spec.column) is not None and any(each.row_id.startswith(key) for each in _lineage(node))
+        if node.structs.get(spec.column) is not None and any(each.row_id == at_key.row_id for each in _lineage(node))
     ]
     if not rows:
         raise LedgerError(f"'{key}' has no {spec.cls.level} that {stage} measured.", remedy="See `nava-curate why`.")
@@ -62,6 +63,7 @@ def replay(run: Run, stage: str, key: str) -> Replayed:
     found: list[Difference] = []
     with here(run.plan, run.dir) as executor:
         worker = executor.workers(number)[at]
+        worker.context.cuts_dir = str(worker.context.scratch_dir / "cuts")
         for node in rows:
             now = worker.measure(stage, node)
             if isinstance(now, ItemError):
@@ -92,13 +94,3 @@ def _lineage(node: Node) -> Iterator[Node]:
     while here is not None:
         yield here
         here = here.parent
-
-
-def _unit_with(run: Run, key: str) -> Unit:
-    """The unit that holds the row whose id begins with `key`."""
-    owners = {source for level in Level for row, source in run.ledger.owners(level).items() if row.startswith(key)}
-    if len(owners) != 1:
-        what = "no row" if not owners else f"rows of {len(owners)} sources"
-        raise LedgerError(f"'{key}' is the beginning of {what}.", remedy="Give the id of a clip, shot or source.")
-    (unit,) = run.ledger.units([owners.pop()])
-    return unit

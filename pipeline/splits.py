@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.plan import Plan
-from schemas.fields import Meaning, values_at
+from schemas.fields import Meaning
 from schemas.ids import fraction_of
-from schemas.records import Asset, Clip
+from schemas.records import Level
+
+if TYPE_CHECKING:
+    import polars as pl
 
 F32 = NDArray[np.float32]
 
@@ -28,33 +31,38 @@ class Likeness(NamedTuple):
     reach: float
 
 
-def likenesses(plan: Plan, assets: Iterable[Asset], clips: Iterable[Clip]) -> list[Likeness]:
-    """The voices and faces on assets and clips, whoever measured them, as far as the recipe compares them."""
+def likenesses(plan: Plan, scan: Callable[[Level], pl.LazyFrame]) -> Iterator[Likeness]:
+    """The voices and faces on the rows that `scan` gives of a level, whoever measured them, as far as the recipe compares
+    them. Each is read when it is asked for, and nothing but asset ids and embeddings is."""
     pack = plan.recipe.pack
-    owned = [(str(asset.asset_id), asset.structs) for asset in assets]
-    owned += [(str(clip.asset.asset_id), clip.structs) for clip in clips]
     reaches: dict[Meaning, float | None] = {
         "voice": None if pack.same_voice is None else float(np.sqrt(2 - 2 * pack.same_voice)),
         "face": pack.same_face,
     }
-    return [
-        _likeness(
-            [
-                (owner, e)
-                for _, path in plan.meaning(whose)
-                for owner, structs in owned
-                for e in values_at(structs, path)
-            ],
-            reach,
-        )
-        for whose, reach in reaches.items()
-        if reach is not None
-    ]
+    for whose, reach in reaches.items():
+        found = [_embeddings(scan(level), path) for level, path in plan.meaning(whose)]
+        if reach is not None and found:
+            owners = [owner for names, _ in found for owner in names]
+            known = [table for _, table in found if len(table)]
+            yield Likeness(owners, np.concatenate(known) if known else np.zeros((0, 0), np.float32), reach)
 
 
-def _likeness(found: Sequence[tuple[str, Sequence[float] | None]], reach: float) -> Likeness:
-    known = [(owner, embedding) for owner, embedding in found if embedding]
-    return Likeness([owner for owner, _ in known], np.array([e for _, e in known], np.float32), reach)
+def _embeddings(rows: pl.LazyFrame, path: str) -> tuple[list[str], F32]:
+    """Asset ids and embeddings [n, d] at a path such as `speakers.items[].embedding`, where there is one."""
+    import polars as pl
+
+    head, *inside = path.split("[]")
+    value = pl.col(head).alias("value")
+    found = rows.select("asset_id", value).drop_nulls()
+    for part in inside:
+        found = found.explode("value").drop_nulls()
+        for name in part.strip(".").split("."):
+            found = found.with_columns(pl.col("value").struct.field(name).alias("value")) if name else found
+    known = found.drop_nulls().filter(pl.col("value").list.len() > 0).collect(engine="streaming")
+    if not len(known):
+        return [], np.zeros((0, 0), np.float32)
+    values = known["value"].explode().to_numpy().astype(np.float32, copy=False)
+    return known["asset_id"].to_list(), values.reshape(len(known), -1)
 
 
 def split_assets(assets: Iterable[str], validation_fraction: float, likenesses: Iterable[Likeness]) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Gates and verdicts: thresholds are applied to finished measurements, so they can be changed without measuring again.
 
 A `Gate` bounds one measured field. `checks_of` unfolds gates into single comparisons, `evaluate` runs them over a
-table, `settle` turns the outcome into one status per row:
+table, `settle` turns the outcome into one status per row; `expressions` and `status_of` say the same of flat
+columns, lazily:
 
     keep     every check was measured and passed
     reject   the first check that failed, in stage order, is the reason
@@ -11,14 +12,19 @@ table, `settle` turns the outcome into one status per row:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import reduce
+from operator import and_, or_
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, model_validator
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Status = Literal["keep", "reject", "error", "open"]
 Operator = Literal["min", "max", "abs_max", "equals", "one_of"]
@@ -196,3 +202,87 @@ def _passes(values: pa.ChunkedArray, check: Check) -> Mask:
         case "one_of":
             passed = pc.is_in(values, value_set=pa.array(list(check.bound), values.type))
     return np.asarray(pc.fill_null(passed, False).to_numpy(zero_copy_only=False), bool)
+
+
+@dataclass(frozen=True)
+class Expression:
+    """What one check says of a row, as boolean expressions over flat columns that are never null; see `Outcome`."""
+
+    check: Check
+    failed: pl.Expr
+    missing: pl.Expr
+    unreached: pl.Expr
+
+    @property
+    def rejects(self) -> pl.Expr:
+        """Turns the row away."""
+        return self.failed | self.missing if self.check.gate.missing == "reject" else self.failed
+
+    @property
+    def errors(self) -> pl.Expr:
+        """Cannot decide, because its measurement is missing."""
+        import polars as pl
+
+        return self.missing if self.check.gate.missing == "error" else pl.lit(False)
+
+
+def expressions(checks: Sequence[Check], reached: Callable[[str], pl.Expr]) -> list[Expression]:
+    """What `evaluate` says, for flat columns named by dotted paths; `reached` says of a struct whether it is there."""
+    import polars as pl
+
+    found = []
+    for check in checks:
+        known = [pl.lit(True), *(reached(path.partition(".")[0]) for path in check.gate.when)]
+        wanted = [_holds(path, value) for path, value in check.gate.when.items()]
+        is_known = reduce(and_, known)
+        applies = reduce(and_, [is_known, *wanted])
+        is_there, value = reached(check.stage), pl.col(check.path)
+        found.append(
+            Expression(
+                check,
+                failed=applies & value.is_not_null() & ~_within(value, check).fill_null(False),
+                missing=applies & is_there & value.is_null(),
+                unreached=(applies & ~is_there) | ~is_known,
+            )
+        )
+    return found
+
+
+def status_of(said: Sequence[Expression]) -> pl.Expr:
+    """What `settle` says: keep, reject, error or open."""
+    import polars as pl
+
+    is_open = reduce(or_, (each.unreached for each in said), pl.lit(False))
+    status = pl.when(is_open).then(pl.lit("open")).otherwise(pl.lit("keep"))
+    for each in reversed(said):
+        status = pl.when(each.rejects).then(pl.lit("reject")).when(each.errors).then(pl.lit("error")).otherwise(status)
+    return status
+
+
+def _holds(path: str, wanted: Any) -> pl.Expr:
+    """Whether a field has one of the values of a condition; never null."""
+    import polars as pl
+
+    options = wanted if isinstance(wanted, list) else [wanted]
+    return reduce(or_, (_equals(pl.col(path), option).fill_null(False) for option in options), pl.lit(False))
+
+
+def _equals(value: pl.Expr, bound: Scalar) -> pl.Expr:
+    import polars as pl
+
+    is_number = isinstance(bound, float) and not isinstance(bound, bool)
+    return value.cast(pl.Float64) == pl.lit(bound, pl.Float64) if is_number else value == pl.lit(bound)
+
+
+def _within(value: pl.Expr, check: Check) -> pl.Expr:
+    """Null where the value is. Numbers are compared as doubles, as Arrow does; NaN is within nothing, as in Arrow."""
+    import polars as pl
+
+    if check.operator == "one_of":
+        return value.is_in(list(check.bound))
+    if check.operator == "equals":
+        return _equals(value, check.bound)
+    number = value.cast(pl.Float64)
+    number = number.abs() if check.operator == "abs_max" else number
+    bound = pl.lit(check.bound, pl.Float64)
+    return number.is_not_nan() & (number >= bound if check.operator == "min" else number <= bound)

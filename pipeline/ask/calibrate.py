@@ -12,16 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.ask.queries import Run
+from pipeline.ask.queries import STATUS, Run
 from pipeline.config import load_recipe, parse_recipe
 from pipeline.ledger import asset_of, clip_of
 from pipeline.store import RunDir
 from schemas.errors import RecipeError
 from schemas.recipe import apply_overrides
-from schemas.records import Level
+from schemas.records import HAS_AUDIO, Level
 from stages.base import Context
 from stages.download.sources import expand_sources
-from stages.sync.calibrate import Options, Sampled, clips_of_files, is_candidate, measure_cases
+from stages.sync.calibrate import Options, Sampled, clips_of_files, measure_cases
 from stages.sync.config import SyncConfig
 from stages.sync.stage import Sync
 from stages.sync.thresholds import Calibration, by_class, rates_of
@@ -72,11 +72,25 @@ def calibrate(
 
 
 def clips_of_run(run: Run, options: Options) -> list[Sampled]:
-    """A random sample of a run's clips that have sound."""
-    assets = {row["source_id"]: asset_of(row) for row in run.ledger.settled(Level.ASSET).to_pylist()}
-    judged = [
-        clip_of(row, assets[row["source_id"]]) for row in run.ledger.settled(Level.CLIP, packed=False).to_pylist()
-    ]
-    clips = [Sampled.of(clip) for clip in judged if is_candidate(clip, options)]
-    order = np.random.default_rng(options.seed).permutation(len(clips))
-    return [clips[at] for at in order[: options.num_clips]]
+    """A random sample of a run's clips that have sound, each once however often its bytes were given.
+
+    They were kept or, if asked for, turned away by sync alone.
+    """
+    import polars as pl
+
+    wanted = pl.col(STATUS) == "keep"
+    if options.include_rejected:
+        failed = pl.col("verdict.failed_gates")
+        by_sync = failed.list.eval(pl.element().str.starts_with(f"{Sync.name}.")).list.all() & (failed.list.len() > 0)
+        wanted |= (pl.col(STATUS) == "reject") & by_sync
+    has_sound = run.ledger.scan(Level.ASSET).filter(pl.col(HAS_AUDIO)).select("source_id")
+    clips = run.ledger.scan(Level.CLIP).filter(wanted).select("row_id", "source_id")
+    found = clips.join(has_sound, on="source_id", how="semi").group_by("row_id").agg(pl.col("source_id").min())
+    candidates = found.sort("row_id").collect(engine="streaming")
+    order = np.random.default_rng(options.seed).permutation(len(candidates))
+    chosen = candidates[order[: options.num_clips].tolist()]
+    sources = pl.col("source_id").is_in(chosen["source_id"].to_list())
+    assets = {row["source_id"]: asset_of(run.plan, row) for row in run.ledger.rows(Level.ASSET, sources)}
+    rows = run.ledger.rows(Level.CLIP, sources & pl.col("row_id").is_in(chosen["row_id"].to_list()))
+    by_place = {(row["row_id"], row["source_id"]): row for row in rows}
+    return [Sampled.of(clip_of(run.plan, by_place[key], assets[key[1]])) for key in chosen.iter_rows()]

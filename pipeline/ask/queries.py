@@ -1,72 +1,57 @@
-"""Questions to a run's ledger, answered in hours. One function per question; text and pages only show the answers.
+"""A run opened for reading, and the balance of its hours. One function per question; text and pages only show the answers.
 
-Durations are added up as integer microseconds and become hours at the very end, so the balance is exact.
+Durations are added up as integer microseconds and become hours at the very end, so the balance is exact. Every question
+is a lazy query over the leaves it needs, so that its cost does not grow with what else was measured.
+
+Hours of shots and clips count where their source was kept. The same bytes count once: where no gate turned the others away
+(because the recipe has none for it, or because the run is not that far yet), the source with the smallest id stands for all
+that were kept, and the others count as rejected `duplicate`.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Recipe, parse_recipe
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, hash_column
 from pipeline.plan import Plan, make_plan
 from pipeline.store import RunDir
 from schemas.arrow_file import read_table
 from schemas.errors import LedgerError
-from schemas.fields import roles_of, unit_of, values_at
-from schemas.records import Level, Struct
-from schemas.verdict import Check, column, evaluate
+from schemas.records import Level
+from schemas.verdict import Check
+
+if TYPE_CHECKING:
+    import polars as pl
 
 US_PER_HOUR = 3_600_000_000
-NUM_BINS = 20
-
-
-@dataclass
-class Balance:
-    """Where the hours went, in microseconds: in == kept + cut_away + sum(rejected) + sum(errors)."""
-
-    in_us: int = 0
-    kept_us: int = 0
-    cut_away_us: int = 0
-    rejected_us: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    errors_us: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    assets: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    shots: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    clips: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-
-    def add(self, verdict: Mapping[str, Any], duration_us: int) -> None:
-        """Books a settled row that has no children."""
-        if verdict["status"] == "keep":
-            self.kept_us += duration_us
-        else:
-            book = self.rejected_us if verdict["status"] == "reject" else self.errors_us
-            book[verdict["reason"]] += duration_us
-
-    @property
-    def difference_us(self) -> int:
-        """What does not add up; 0 in every sound ledger."""
-        return (
-            self.in_us - self.kept_us - self.cut_away_us - sum(self.rejected_us.values()) - sum(self.errors_us.values())
-        )
+DUPLICATE = "duplicate"
+"""Reason of a source that was kept although another one with its bytes was."""
+STATUS, REASON = "verdict.status", "verdict.reason"
 
 
 class Run:
-    """A run directory opened for reading."""
+    """A run directory opened for reading; its plan is made once."""
 
     def __init__(self, uri: str) -> None:
         import yaml
 
         self.dir = RunDir(uri)
         self.raw_recipe: dict[str, Any] = yaml.safe_load(self.dir.read("recipe.yaml"))
-        self.recipe: Recipe = parse_recipe(self.raw_recipe, self.dir.url("recipe.yaml"))
-        self.plan = make_plan(self.recipe)
         self.ledger = Ledger(self.dir.url("ledger"))
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe the run was last given."""
+        return parse_recipe(self.raw_recipe, self.dir.url("recipe.yaml"))
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan of its recipe."""
+        return make_plan(self.recipe)
 
     @property
     def num_sources(self) -> int:
@@ -74,168 +59,202 @@ class Run:
         return int(read_table(self.dir.read("sources.arrow")).num_rows)
 
 
+def counted_assets(ledger: Ledger) -> pl.LazyFrame:
+    """`source_id`, `asset_id`, `duration_us`, `status` and `reason` of every source, as it counts in questions about hours."""
+    import polars as pl
+
+    is_kept = pl.col(STATUS) == "keep"
+    first = pl.col("source_id").filter(is_kept).min().over("asset_id")
+    is_again = is_kept & pl.col("asset_id").is_not_null() & (pl.col("source_id") != first)
+    return ledger.scan(Level.ASSET).select(
+        "source_id",
+        "asset_id",
+        pl.col("duration_us").fill_null(0),
+        status=pl.when(is_again).then(pl.lit("reject")).otherwise(STATUS),
+        reason=pl.when(is_again).then(pl.lit(DUPLICATE)).otherwise(REASON),
+    )
+
+
+def status_below(above: str) -> pl.Expr:
+    """The status of a row below a source whose own is in column `above`: nothing counts as kept of one that does not."""
+    import polars as pl
+
+    is_lost = (pl.col("status") == "keep") & (pl.col(above) != "keep")
+    return pl.when(is_lost).then(pl.lit("reject")).otherwise("status")
+
+
+def kept_sources(ledger: Ledger) -> pl.LazyFrame:
+    """`source_id` of every source whose shots and clips count in hours."""
+    import polars as pl
+
+    return counted_assets(ledger).filter(pl.col("status") == "keep").select("source_id")
+
+
+def reached(column: str) -> pl.Expr:
+    """Whether the stage that adds `column` looked at a row; what a split adds is there wherever the row is."""
+    import polars as pl
+
+    return pl.lit(True) if column in set(Level) else pl.col(hash_column(column)).is_not_null()
+
+
+def leaves_of(checks: Iterable[Check]) -> list[str]:
+    """The flat columns that `checks` look at, those that say whether a stage was reached included."""
+    paths = [path for check in checks for path in (check.path, *check.gate.when)]
+    heads = [path.partition(".")[0] for path in paths]
+    hashes = [hash_column(head) for head in heads if head not in set(Level)]
+    return list(dict.fromkeys([*paths, *hashes]))
+
+
+def seen(ledger: Ledger, plan: Plan, level: Level, leaves: Iterable[str], own: Sequence[str] = ()) -> pl.LazyFrame:
+    """The rows of a level with keys, verdict, other columns of their `own`, and `leaves` of theirs or of the rows above."""
+    import polars as pl
+
+    levels = {spec.column: spec.adds_to for spec in plan.stages}
+    wanted: dict[Level, list[str]] = {each: [] for each in Level}
+    for leaf in dict.fromkeys(leaves):
+        wanted[levels[leaf.partition(".")[0]]].append(leaf)
+    keys = ["row_id", "source_id", "parent_id", "duration_us", "failed_by"]
+    keys += [STATUS, REASON, "verdict.stage", "verdict.is_audit"]
+    found = ledger.scan(level).select(*keys, *own, *wanted[level])
+    for above in list(Level)[: list(Level).index(level)]:
+        if wanted[above]:
+            on = ["source_id"] if above is Level.ASSET else ["source_id", "parent_id"]
+            parents = ledger.scan(above).select("source_id", pl.col("row_id").alias("parent_id"), *wanted[above])
+            found = found.join(parents.select(*on, *wanted[above]), on=on, how="left")
+    return found
+
+
+@dataclass
+class Balance:
+    """Where the hours went, in microseconds: in == kept + cut_away + sum(rejected) + sum(errors) in every sound ledger."""
+
+    in_us: int = 0
+    kept_us: int = 0
+    cut_away_us: int = 0
+    rejected_us: dict[str, int] = field(default_factory=dict)
+    errors_us: dict[str, int] = field(default_factory=dict)
+    assets: dict[str, int] = field(default_factory=dict)
+    shots: dict[str, int] = field(default_factory=dict)
+    clips: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def difference_us(self) -> int:
+        """What does not add up; 0 in every sound ledger."""
+        booked = self.kept_us + sum(self.rejected_us.values()) + sum(self.errors_us.values())
+        return self.in_us - self.cut_away_us - booked
+
+
 def balance(ledger: Ledger) -> Balance:
-    """The balance sheet. Raises LedgerError if some asset's children are longer than the asset."""
-    sheet = Balance()
-    children: dict[str, int] = defaultdict(int)
-    parents: set[str] = set()
-    for row in _brief(ledger, Level.ASSET):
-        sheet.assets[row["verdict"]["status"]] += 1
-        duration = row["duration_us"] or 0
-        sheet.in_us += duration
-        if row["verdict"]["status"] == "keep":
-            parents.add(row["source_id"])
-            children[row["source_id"]] += duration
-        else:
-            sheet.add(row["verdict"], duration)
-    for kind, counts in ((Level.SHOT, sheet.shots), (Level.CLIP, sheet.clips)):
-        for row in _brief(ledger, kind):
-            counts[row["verdict"]["status"]] += 1
-            if row["source_id"] in parents and not (kind == Level.SHOT and row["verdict"]["status"] == "keep"):
-                sheet.add(row["verdict"], row["duration_us"])
-                children[row["source_id"]] -= row["duration_us"]
-    too_long = [source for source, left in children.items() if left < 0]
-    if too_long:
-        raise LedgerError(f"clips and shots of source {too_long[0]} are longer than the source itself.")
-    sheet.cut_away_us = sum(children.values())
+    """The balance sheet.
+
+    What was measured is booked by the lengths and verdicts of rows: of a source that was not kept, its whole length; of a
+    kept one, those of its shots that were not kept (transitions, shots without a clip) and of its clips. What was cut away
+    is measured apart from that, by the exact spans: of a kept source, its length less the stretches that its shots cover;
+    of each kept shot of it, its span less the stretches that its clips cover. Shots partition the picture, so the first
+    part is 0 unless frames lie outside of them. The sheet fails to add up where shots or clips overlap, lie in none that
+    was kept, are there twice, or have another length than their span.
+
+    Raises LedgerError where the children of a source or of a shot cover more than there is of it, and where a source is
+    there twice.
+    """
+    import polars as pl
+
+    assets = counted_assets(ledger).with_row_index("asset_at").collect(engine="streaming")
+    if assets["source_id"].n_unique() != len(assets):
+        again = assets.filter(pl.col("source_id").is_duplicated())["source_id"].sort()[0]
+        raise LedgerError(f"source {again} is in the ledger twice.", remedy="Take the ledger back from a copy.")
+    of_asset = assets.lazy().select("source_id", "asset_at", above=pl.col("status"))
+    shots = _placed(ledger, Level.SHOT).join(of_asset, on="source_id", how="left", maintain_order="none")
+    shots = shots.with_row_index("shot_at").collect(engine="streaming").lazy()
+    of_shot = shots.select("source_id", "shot_at", "asset_at", "above", parent_id=pl.col("row_id"))
+    clips = _placed(ledger, Level.CLIP).join(of_shot, on=["source_id", "parent_id"], how="left", maintain_order="none")
+    clips = clips.drop("asset_at", "above").join(of_asset, on="source_id", how="left", maintain_order="none")
+    clips = clips.select("shot_at", "above", "status", "reason", "duration_us", "start_us", "end_us")
+    clips = clips.collect(engine="streaming").lazy()
+    sheet = Balance(in_us=int(assets["duration_us"].sum()))
+    sheet.assets = _counts(assets.lazy())
+    sheet.shots, sheet.clips = (_counts(each.with_columns(status=status_below("above"))) for each in (shots, clips))
+    is_kept, counts = pl.col("status") == "keep", pl.col("above") == "keep"
+    booked = pl.concat(
+        each.select("status", "reason", "duration_us")
+        for each in (assets.lazy().filter(~is_kept), shots.filter(counts & ~is_kept), clips.filter(counts))
+    )
+    _book(sheet, booked)
+    rest = _rest(shots.filter(counts & is_kept), clips, "shot_at")
+    lengths = assets.lazy().filter(is_kept).select("asset_at", start_us=0, end_us="duration_us")
+    gaps = _rest(lengths, shots.filter(counts), "asset_at")
+    _check(rest, gaps, shots, assets)
+    sheet.cut_away_us = int(rest["rest_us"].sum()) + int(gaps["rest_us"].sum())
     return sheet
 
 
-def _brief(ledger: Ledger, kind: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = ledger.settled(kind, ["duration_us"]).to_pylist()
-    return rows
+def _placed(ledger: Ledger, level: Level) -> pl.LazyFrame:
+    """The rows of a level with where they lie on the asset clock, in microseconds as `schemas.timing` rounds them."""
+    import polars as pl
+
+    def microseconds(pts: str) -> pl.Expr:
+        den, ticks = pl.col(f"{level}.tb_den"), pl.col(f"{level}.{pts}") * pl.col(f"{level}.tb_num")
+        return ticks // den * 1_000_000 + (2_000_000 * (ticks % den) + den) // (2 * den)
+
+    keys = ["source_id", "row_id", "parent_id", "duration_us"]
+    return ledger.scan(level).select(
+        *(keys if level is Level.CLIP else keys[:2] + keys[3:]),
+        start_us=microseconds("start_pts"),
+        end_us=microseconds("end_pts"),
+        status=STATUS,
+        reason=REASON,
+    )
 
 
-def stats(run: Run) -> dict[str, Any]:
-    """Everything `stats --json` prints; documented in docs/stats.md, keys are stable."""
-    sheet = balance(run.ledger)
-    clips = run.ledger.settled(Level.CLIP)
-    kept = np.array([verdict["status"] == "keep" for verdict in clips["verdict"].to_pylist()], bool)
-    hours = np.asarray(clips["duration_us"].to_numpy(), float) / US_PER_HOUR if clips.num_rows else np.zeros(0)
-    return {
-        "run": run.dir.uri,
-        "recipe": run.recipe.name,
-        "measure_hash": run.recipe.measure_hash(),
-        "hours": hours_of(sheet),
-        "assets": {"total": run.num_sources, "settled": sum(sheet.assets.values()), **_counts(sheet.assets)},
-        "shots": {"total": sum(sheet.shots.values()), **_counts(sheet.shots)},
-        "clips": {"total": sum(sheet.clips.values()), **_counts(sheet.clips)},
-        "gates": gate_table(run, clips),
-        "labels": labels(run.plan, clips, hours, kept),
-        "histograms": histograms(run.plan, clips, hours, kept),
-        "cost": cost(run.ledger),
-    }
+def _counts(rows: pl.LazyFrame) -> dict[str, int]:
+    import polars as pl
+
+    found = rows.group_by("status").agg(pl.len()).collect()
+    return {status: int(number) for status, number in sorted(found.iter_rows())}
 
 
-def hours_of(sheet: Balance) -> dict[str, Any]:
-    """The balance in hours, with the same figures in exact microseconds beside it."""
-    return {
-        "in": sheet.in_us / US_PER_HOUR,
-        "kept": sheet.kept_us / US_PER_HOUR,
-        "cut_away": sheet.cut_away_us / US_PER_HOUR,
-        "rejected": {name: us / US_PER_HOUR for name, us in sorted(sheet.rejected_us.items())},
-        "errors": {name: us / US_PER_HOUR for name, us in sorted(sheet.errors_us.items())},
-        "exact_us": {
-            "in": sheet.in_us,
-            "kept": sheet.kept_us,
-            "cut_away": sheet.cut_away_us,
-            "rejected": dict(sorted(sheet.rejected_us.items())),
-            "errors": dict(sorted(sheet.errors_us.items())),
-            "difference": sheet.difference_us,
-        },
-    }
+def _book(sheet: Balance, booked: pl.LazyFrame) -> None:
+    import polars as pl
+
+    sums = booked.group_by("status", "reason").agg(pl.col("duration_us").sum()).sort("status", "reason")
+    for status, reason, duration_us in sums.collect(engine="streaming").iter_rows():
+        if status == "keep":
+            sheet.kept_us += duration_us
+        else:
+            book = sheet.rejected_us if status == "reject" else sheet.errors_us
+            book[reason] = book.get(reason, 0) + duration_us
 
 
-def _counts(counts: Mapping[str, int]) -> dict[str, int]:
-    return {"kept": counts.get("keep", 0), "rejected": counts.get("reject", 0), "error": counts.get("error", 0)}
+def _rest(parents: pl.LazyFrame, children: pl.LazyFrame, key: str) -> pl.DataFrame:
+    """`key` and `rest_us` of every parent: its length less what its children cover, overlaps once.
+
+    Spans are sorted and pushed apart, the children of each parent behind those of the one before, so that one running
+    maximum over all of them finds the overlaps.
+    """
+    import polars as pl
+
+    spans = children.filter(pl.col(key).is_not_null()).select(key, "start_us", "end_us").sort(key, "start_us")
+    width = pl.col("end_us").max() - pl.col("start_us").min() + 1
+    shift = pl.col(key).rle_id().cast(pl.Int64) * width - pl.col("start_us").min()
+    apart = spans.select(key, start=pl.col("start_us") + shift, end=pl.col("end_us") + shift)
+    begins = pl.max_horizontal("start", pl.col("end").cum_max().shift())
+    covered = (
+        apart.select(key, covered_us=(pl.col("end") - begins).clip(0)).group_by(key).agg(pl.col("covered_us").sum())
+    )
+    rest = pl.col("end_us") - pl.col("start_us") - pl.col("covered_us").fill_null(0)
+    return parents.join(covered, on=key, how="left").select(key, rest_us=rest).collect()
 
 
-def labels(plan: Plan, clips: pa.Table, hours: Any, kept: Any) -> dict[str, dict[str, dict[str, float]]]:
-    """Hours by value of every field of clips that is shown as a label; of one inside a list, by its first item."""
-    out = {}
-    for path, shown in plan.fields(Level.CLIP):
-        if roles_of(shown).get("show") != "label" or not clips.num_rows:
-            continue
-        head, _, rest = path.partition(".")
-        structs = clips[head.removesuffix("[]")].to_pylist()
-        out[path] = _hours_by([_label(struct, rest) for struct in structs], hours, kept)
-    return out
+def _check(rest: pl.DataFrame, gaps: pl.DataFrame, shots: pl.LazyFrame, assets: pl.DataFrame) -> None:
+    """Raises LedgerError for the first parent that is shorter than what was made out of it."""
+    import polars as pl
 
-
-def _label(struct: Struct | None, path: str) -> Any:
-    """The value at `path` of a clip's struct; "none" where the list it lies in is empty, None where nobody looked."""
-    if struct is None:
-        return None
-    return next(iter(values_at(struct, path)), "none")
-
-
-def _hours_by(labels: Sequence[Any], hours: Any, kept: Any) -> dict[str, dict[str, float]]:
-    out: dict[str, dict[str, float]] = {}
-    for label, amount, is_kept in zip(labels, hours, kept, strict=False):
-        entry = out.setdefault("not measured" if label is None else str(label), {"kept": 0.0, "other": 0.0})
-        entry["kept" if is_kept else "other"] += float(amount)
-    return dict(sorted(out.items(), key=lambda item: -sum(item[1].values())))
-
-
-def histograms(plan: Plan, clips: pa.Table, hours: Any, kept: Any) -> dict[str, dict[str, Any]]:
-    """The histogram of every number of clips that is shown as one, where anything was measured."""
-    fields = {path: each for path, each in plan.fields(Level.CLIP) if roles_of(each).get("show") == "histogram"}
-    drawn = {path: histogram(clips, path, hours, kept) for path in fields if clips.num_rows}
-    return {path: {"unit": unit_of(fields[path]), **shown} for path, shown in drawn.items() if shown is not None}
-
-
-def histogram(clips: pa.Table, path: str, hours: Any, kept: Any) -> dict[str, Any] | None:
-    """Hours per bin of one measure, kept and not kept apart, or None where nothing was measured."""
-    values = column(clips, path).to_pylist()
-    numbers = np.array([np.nan if value is None else float(value) for value in values])
-    known = np.isfinite(numbers)
-    if not known.any():
-        return None
-    low, high = np.percentile(numbers[known], [1, 99])
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, NUM_BINS + 1)
-    clipped = np.clip(numbers, low, high)
-    return {
-        "edges": edges.tolist(),
-        "kept": np.histogram(clipped[known & kept], edges, weights=hours[known & kept])[0].tolist(),
-        "other": np.histogram(clipped[known & ~kept], edges, weights=hours[known & ~kept])[0].tolist(),
-        "not_measured": float(hours[~known].sum()),
-    }
-
-
-def gate_table(run: Run, clips: pa.Table) -> list[dict[str, Any]]:
-    """Per clip gate: hours it fails (gross) and hours that only it removes (marginal)."""
-    checks = clip_checks(run.plan)
-    if not clips.num_rows or not checks:
-        return []
-    rejects = evaluate(clips, checks).rejects
-    hours = np.asarray(clips["duration_us"].to_numpy(), float) / US_PER_HOUR
-    alone = rejects & (rejects.sum(axis=0) == 1)
-    return [
-        {"gate": check.name, "bound": check.bound, "gross_hours": float(hours[rejects[at]].sum()),
-         "marginal_hours": float(hours[alone[at]].sum())}
-        for at, check in enumerate(checks)
-    ]  # fmt: skip
-
-
-def cost(ledger: Ledger) -> dict[str, dict[str, float]]:
-    """Per stage: rows, wall and CPU seconds, and both per minute of video that went in."""
-    assets = ledger.table(Level.ASSET, ["duration_us", "cost"])
-    minutes = sum(duration or 0 for duration in assets["duration_us"].to_pylist()) / 60e6
-    out: dict[str, dict[str, float]] = {}
-    for entries in assets["cost"].to_pylist():
-        for entry in entries or []:
-            total = out.setdefault(entry["stage"], {"rows": 0, "wall_s": 0.0, "cpu_s": 0.0})
-            for key in total:
-                total[key] += entry[key]
-    for total in out.values():
-        total["wall_s_per_minute"] = total["wall_s"] / minutes if minutes else 0.0
-        total["cpu_s_per_minute"] = total["cpu_s"] / minutes if minutes else 0.0
-    return out
-
-
-def clip_checks(plan: Plan) -> list[Check]:
-    """The checks that look at clips."""
-    of_clips = {spec.name for spec in plan.at_level(Level.CLIP)}
-    return [check for check in plan.checks if check.stage in of_clips]
+    per_asset = rest.lazy().join(shots.select("shot_at", "asset_at"), on="shot_at").select("asset_at", "rest_us")
+    total = pl.concat([per_asset, gaps.lazy()]).group_by("asset_at").agg(pl.col("rest_us").sum()).collect()
+    too_long = total.filter(pl.col("rest_us") < 0).join(assets, on="asset_at")
+    if len(too_long):
+        source = too_long["source_id"].sort()[0]
+        raise LedgerError(f"clips and shots of source {source} are longer than the source itself.")
+    too_long = rest.filter(pl.col("rest_us") < 0).join(shots.collect(), on="shot_at")
+    if len(too_long):
+        raise LedgerError(f"clips of shot {too_long['row_id'].sort()[0]} are longer than the shot itself.")

@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
-from pipeline.ask.queries import US_PER_HOUR, Run, balance, clip_checks
+from pipeline.ask.queries import REASON, STATUS, Run, counted_assets, leaves_of, reached, seen
 from pipeline.config import parse_recipe
+from pipeline.ledger import Ledger, hash_column
 from pipeline.plan import Plan, make_plan
 from schemas.errors import LedgerError
-from schemas.ids import fraction_of
 from schemas.recipe import apply_overrides
 from schemas.records import NO_CHILD, Level
-from schemas.verdict import Check, Outcome, evaluate, settle
+from schemas.verdict import Check, expressions, status_of
+
+if TYPE_CHECKING:
+    import polars as pl
+
+NO_CHILDREN = [verdict.reason for verdict in NO_CHILD.values()]
+ALIVE = ["keep", "open"]
+"""Statuses of rows whose children may be kept."""
 
 
-def what_if(run: Run, overrides: Sequence[str]) -> dict[str, Any]:
-    """Kept hours under other gates, from the ledger alone.
+@dataclass(frozen=True)
+class WhatIf:
+    """Time kept under other gates, in microseconds."""
 
-    Tightening is exact. Loosening brings back rows that later stages never measured: `kept` is then an interval
-    [low, high], and `estimate` uses the audit lane, clips measured to the end at random; null where it is empty.
+    overrides: tuple[str, ...]
+    now_us: int
+    low_us: int
+    high_us: int
+    estimate_us: int | None
+    """What the audit lane makes of the undecided part; None where it holds nothing that tells."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every clip concerned was measured."""
+        return self.low_us == self.high_us
+
+
+def what_if(run: Run, overrides: Sequence[str]) -> WhatIf:
+    """Kept time under other gates, from the ledger alone.
+
+    Tightening is exact. Loosening brings back rows that later stages never measured: what is kept is then an interval,
+    and the estimate uses the audit lane, clips measured to the end at random. A source or shot that comes back and has
+    no clips yet may be kept whole; nothing tells how much of it, so there is no estimate then.
     Raises LedgerError if an override touches anything but gates, and RecipeError if it is none.
     """
     raw = apply_overrides(run.raw_recipe, overrides)
@@ -30,68 +54,89 @@ def what_if(run: Run, overrides: Sequence[str]) -> dict[str, Any]:
         msg = f"--set changes {', '.join(sorted(changed))}, but only gates can be asked about afterwards."
         raise LedgerError(msg, remedy="Run the recipe again into a new --out for anything else.")
     plan = make_plan(parse_recipe(raw, "what-if"))
-    assets = run.ledger.settled(Level.ASSET)
-    now = balance(run.ledger)
-    of_clips = clip_checks(plan)
-    status = _new_status(assets, [check for check in plan.checks if check not in of_clips])
-    old = [verdict["status"] for verdict in assets["verdict"].to_pylist()]
-    sources = assets["source_id"].to_pylist()
-    unmeasured = sum(
-        duration or 0
-        for before, after, duration in zip(old, status, assets["duration_us"].to_pylist(), strict=True)
-        if before == "reject" and after in ("keep", "open")
+    found = _hours(run.ledger, plan)
+    low, undecided, unmeasured = found["low"], found["undecided"], found["unmeasured"]
+    high = low + undecided + unmeasured
+    estimate = None
+    if low == high:
+        estimate = low
+    elif found["audited"] and not unmeasured:
+        estimate = low + round(undecided * found["passed"] / found["audited"])
+    return WhatIf(tuple(overrides), found["now"], low, high, estimate)
+
+
+def _hours(ledger: Ledger, plan: Plan) -> dict[str, int]:
+    """Microseconds of clips that are kept `now`, of those that the gates of `plan` keep (`low`) or leave `undecided`, of
+    sources and shots that come back and were never split (`unmeasured`), and of clips of the audit lane that get as far as
+    they did before (`audited`), with those of them that are kept (`passed`)."""
+    import polars as pl
+
+    us, after, above = pl.col("duration_us"), pl.col("after"), pl.col("above")
+    assets = _assets_after(ledger, plan).collect(engine="streaming").lazy()
+    of_asset = assets.select("source_id", "before", "above")
+    shots = _after(ledger, plan, Level.SHOT).join(of_asset, on="source_id")
+    shots = shots.with_columns(above=pl.when(above == "keep").then(after).otherwise(above))
+    clips = _after(ledger, plan, Level.CLIP)
+    if _checks(plan, Level.SHOT):
+        of_shot = shots.select("source_id", "before", "above", parent_id="row_id")
+        clips = clips.join(of_shot, on=["source_id", "parent_id"])
+    else:
+        clips = clips.join(of_asset, on="source_id")
+    is_alive, is_kept = above.is_in(ALIVE), (after == "keep") & (above == "keep")
+    is_audited = is_alive & pl.col("verdict.is_audit") & (pl.col(STATUS) == "reject") & pl.col("gets_as_far")
+    sums = clips.select(
+        now=us.filter((pl.col(STATUS) == "keep") & (pl.col("before") == "keep")).sum(),
+        low=us.filter(is_kept).sum(),
+        undecided=us.filter(is_alive & after.is_in(ALIVE) & ~is_kept).sum(),
+        audited=us.filter(is_audited).sum(),
+        passed=us.filter(is_audited & is_kept).sum(),
     )
-    alive = {source for source, after in zip(sources, status, strict=True) if after in ("keep", "open")}
-    clips = run.ledger.settled(Level.CLIP)
-    low, open_us, share = _clip_hours(clips, alive, plan)
-    high = low + open_us + unmeasured
-    estimate = None if (open_us and share is None) or unmeasured else (low + open_us * (share or 0.0)) / US_PER_HOUR
-    return {
-        "set": list(overrides),
-        "kept_now": now.kept_us / US_PER_HOUR,
-        "kept": {"low": low / US_PER_HOUR, "high": high / US_PER_HOUR},
-        "is_exact": low == high,
-        "estimate": low / US_PER_HOUR if low == high else estimate,
-        "delta": {"low": (low - now.kept_us) / US_PER_HOUR, "high": (high - now.kept_us) / US_PER_HOUR},
-    }
-
-
-def _clip_hours(clips: pa.Table, alive: set[str], plan: Plan) -> tuple[int, int, float | None]:
-    """(kept us, undecided us, share of undecided time that the audit lane keeps) under the recipe's gates."""
-    if not clips.num_rows:
-        return 0, 0, None
-    checks = clip_checks(plan)
-    outcome = evaluate(clips, checks)
-    statuses = _final(clips, settle(outcome)[0])
-    durations = clips["duration_us"].to_pylist()
-    kept = undecided = audited = passed = 0
-    ids, verdicts = clips["row_id"].to_pylist(), clips["verdict"].to_pylist()
-    for at, (source, status) in enumerate(zip(clips["source_id"].to_pylist(), statuses, strict=True)):
-        if source not in alive:
-            continue
-        kept += durations[at] if status == "keep" else 0
-        undecided += durations[at] if status == "open" else 0
-        is_audited = fraction_of(ids[at]) < plan.recipe.audit_fraction and verdicts[at]["status"] == "reject"
-        if is_audited and _passes_up_to(outcome, at, verdicts[at]["stage"]):
-            audited += durations[at]
-            passed += durations[at] if status == "keep" else 0
-    return kept, undecided, passed / audited if audited else None
-
-
-def _passes_up_to(outcome: Outcome, row: int, stage: str) -> bool:
-    """Whether a row passes every check up to and including those of `stage`."""
-    stages = [check.stage for check in outcome.checks]
-    last = max((at for at, name in enumerate(stages) if name == stage), default=-1)
-    return not outcome.rejects[: last + 1, row].any()
-
-
-def _new_status(table: pa.Table, checks: Sequence[Check]) -> list[str]:
-    return _final(table, list(settle(evaluate(table, checks))[0]))
-
-
-def _final(table: pa.Table, statuses: Sequence[str]) -> list[str]:
-    """New statuses, where errors of stages and assets without clips stay what they are."""
-    return [
-        old["status"] if (old["status"] == "error" or old["reason"] == NO_CHILD[Level.ASSET].reason) else new
-        for old, new in zip(table["verdict"].to_pylist(), statuses, strict=True)
+    whole = [
+        rows.filter(above.is_in(ALIVE) & after.is_in(ALIVE) & ~pl.col("is_split")).select(us.sum())
+        for rows in (assets, shots)
     ]
+    found, *unsplit = pl.collect_all([sums, *whole], engine="streaming")
+    return found.row(0, named=True) | {"unmeasured": sum(int(each.item()) for each in unsplit)}
+
+
+def _assets_after(ledger: Ledger, plan: Plan) -> pl.LazyFrame:
+    """Sources with their status `before` and `above`, as both count: bytes that are kept twice count once."""
+    import polars as pl
+
+    before = counted_assets(ledger).select("source_id", "asset_id", before="status")
+    assets = _after(ledger, plan, Level.ASSET).join(before, on="source_id")
+    is_alive = pl.col("after").is_in(ALIVE)
+    first = pl.col("source_id").filter(is_alive).min().over("asset_id")
+    is_again = is_alive & pl.col("asset_id").is_not_null() & (pl.col("source_id") != first)
+    return assets.with_columns(above=pl.when(is_again).then(pl.lit("reject")).otherwise("after"))
+
+
+def _checks(plan: Plan, level: Level) -> list[Check]:
+    names = {spec.name for spec in plan.at_level(level)}
+    return [check for check in plan.checks if check.stage in names]
+
+
+def _after(ledger: Ledger, plan: Plan, level: Level) -> pl.LazyFrame:
+    """The rows of a level with the status `after` other gates, where errors of stages and rows without children stay what
+    they are; whether a row was split (`is_split`), and whether it passes all gates up to the one that decided on it
+    (`gets_as_far`)."""
+    import polars as pl
+
+    said = expressions(_checks(plan, level), reached)
+    order = {spec.name: number for number, spec in enumerate(plan.stages)}
+    decided = pl.col("verdict.stage").replace_strict(order, default=-1, return_dtype=pl.Int64)
+    fails = [each.rejects & (pl.lit(order[each.check.stage]) <= decided) for each in said]
+    of_stage = pl.col("failed_by").is_not_null() | pl.col("verdict.stage").is_null()
+    stays = ((pl.col(STATUS) == "error") & of_stage) | pl.col(REASON).is_in(NO_CHILDREN).fill_null(False)
+    splits = [hash_column(spec.name) for spec in plan.stages if spec.is_split and spec.cls.level == level]
+    return seen(ledger, plan, level, leaves_of(each.check for each in said), own=splits).select(
+        "row_id",
+        "source_id",
+        "parent_id",
+        STATUS,
+        "verdict.is_audit",
+        pl.col("duration_us").fill_null(0),
+        after=pl.when(stays).then(STATUS).otherwise(status_of(said)),
+        is_split=pl.any_horizontal(pl.col(name).is_not_null() for name in splits) if splits else pl.lit(True),
+        gets_as_far=~pl.any_horizontal(fails) if fails else pl.lit(True),
+    )

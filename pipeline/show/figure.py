@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.ledger import PACK_KIND, asset_of, clip_of
+from pipeline.ask.find import Chain
 from pipeline.plan import Plan, StageSpec
 from schemas.errors import LedgerError
 from schemas.fields import Show, resolve, roles_of, unit_of
-from schemas.records import Clip, Level, Row, Struct
+from schemas.records import Clip, Level, Struct
 
 LATENT_MS = 40
 """NAVA's audio token; sound and picture that differ by less are together as far as it can tell."""
@@ -27,8 +27,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's colours, told apart with any colour vision; every lane carries its letter as well."""
 
 
-def draw(chain: Sequence[Row], plan: Plan, out: Path) -> None:
-    """Writes a PNG for the clip that `chain` leads to (see ask.find). Raises LedgerError if it is no clip.
+def draw(chain: Chain, plan: Plan, out: Path) -> None:
+    """Writes a PNG for the clip that `chain` leads to (see ask.find). Raises LedgerError if that is no clip.
 
     Lanes, remarks on spans and curves are drawn of every field whose role says so.
     """
@@ -37,10 +37,9 @@ def draw(chain: Sequence[Row], plan: Plan, out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    last = [row for row in chain if row["kind"] != PACK_KIND][-1]
-    if last["kind"] != Level.CLIP:
-        raise LedgerError(f"{last['row_id']} is no clip.", remedy="Give a clip id; `why SOURCE` lists them.")
-    clip = clip_of(last, asset_of(chain[0]))
+    clip = chain.rows[-1]
+    if not isinstance(clip, Clip) or len(chain.rows) > len(Level):
+        raise LedgerError("the figure is drawn of one clip.", remedy="Give a clip id; `why SOURCE` lists them.")
     pictures, times, sound = _media(clip)
     curves = _shown(clip, plan, "curve")
     strip = WIDTH * pictures[0].shape[0] / (pictures[0].shape[1] * len(pictures))

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 import stages
 from pipeline.config import RECIPES, Recipe, load_recipe
-from pipeline.ledger import KEYS, PACK
+from pipeline.ledger import KEYS
 from pipeline.plan import StageSpec, make_plan
 from schemas import errors
 from schemas.fields import children_of, doc_of, fields_below, roles_of, unit_of
@@ -42,7 +42,7 @@ def stages_text() -> str:
     """Every stage of the catalogue: what it does, what it reads, its columns, its settings, and the gates on it."""
     recipes = [load_recipe(name) for name in packaged(RECIPES)]
     specs = [
-        StageSpec(name, cls, cls.Config(), cls.resources) for name in stages.CATALOG for cls in [stages.load(name)]
+        StageSpec(name, cls, cls.Config(), cls.resources, "") for name in stages.CATALOG for cls in [stages.load(name)]
     ]
     lines = table(
         ("stage", "rows", "what it does"),
@@ -125,12 +125,11 @@ def ledger_text() -> str:
         ("", KEYS),
         ("source.", SOURCE),
         ("verdict.", VERDICT),
-        ("pack.", PACK),
         ("cost[].", COST),
     ]
     told = [_told(prefix, field) for prefix, fields in groups for field in fields]
     lines = table(("column", "type", "unit", "meaning"), [row[:4] for row in told])
-    specs = [StageSpec(name, stages.load(name), StageConfig(), Resources()) for name in stages.CATALOG]
+    specs = [StageSpec(name, stages.load(name), StageConfig(), Resources(), "") for name in stages.CATALOG]
     by_level = [
         (level, ", ".join(f"[`{spec.column}`](stages.md#{spec.name})" for spec in specs if spec.adds_to == level))
         for level in Level

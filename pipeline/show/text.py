@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.ask.queries import hours_of
+from pipeline.ask.find import Chain
+from pipeline.ask.queries import US_PER_HOUR, Balance
+from pipeline.ask.stats import Histogram, Stats
 from pipeline.ask.status import RunStatus
-from pipeline.ledger import PACK, PACK_COLUMN, PACK_KIND
+from pipeline.ask.what_if import WhatIf
 from pipeline.plan import Plan
 from pipeline.replay import Replayed
-from schemas.fields import is_private, pruned
-from schemas.records import Level, Row, Struct
+from pipeline.show.plain import name_of, told_of
+from schemas.records import Asset, Clip, Struct
+from schemas.spans import SpeechSpan
 
 BARS = " ▁▂▃▄▅▆▇█"
 BAR_WIDTH = 36
@@ -20,79 +23,96 @@ STALL_S = 120.0
 """A run that committed nothing for this long is called out; most sources take seconds to minutes."""
 
 
-def stats_text(answer: Mapping[str, Any]) -> str:
+def stats_text(answer: Stats) -> str:
     """One screen: balance sheet, counts, gates, small histograms, cost per stage."""
-    lines = balance_lines(answer["hours"])
-    for kind in ("assets", "shots", "clips"):
-        counts = answer[kind]
-        settled = f" of {counts['total']}" if kind == "assets" and counts["settled"] != counts["total"] else ""
-        lines.append(
-            f"{kind:<7}{counts.get('settled', counts['total']):>7}{settled} settled: "
-            f"{counts['kept']} kept, {counts['rejected']} rejected, {counts['error']} errors"
-        )
-    if answer["gates"]:
+    sheet = answer.sheet
+    lines = [*balance_lines(sheet), *_count_lines(answer)]
+    if answer.gates:
         lines += [
             "",
             f"{'clip gate':<34}{'fails':>10}{'only this':>11}   (hours; 'only this' = what dropping the gate wins)",
         ]
-        for gate in answer["gates"]:
-            label = f"{gate['gate']} {_plain(gate['bound'])}"
-            lines.append(f"{label:<34}{_hms(gate['gross_hours']):>10}{_hms(gate['marginal_hours']):>11}")
-    for path, shares in answer["labels"].items():
-        parts = [f"{name} {_hms(hours['kept'])} kept of {_hms(sum(hours.values()))}" for name, hours in shares.items()]
+        for gate in answer.gates:
+            label = f"{gate.gate} {_plain(gate.bound)}"
+            lines.append(f"{label:<34}{_hms(gate.gross_hours):>10}{_hms(gate.marginal_hours):>11}")
+    for path, shares in answer.labels.items():
+        parts = [
+            f"{name} {_hms(hours.kept)} kept of {_hms(hours.kept + hours.other)}" for name, hours in shares.items()
+        ]
         lines += ["", f"{path}: " + "; ".join(parts)]
-    if answer["histograms"]:
-        names = {path: _measure(path, shown["unit"]) for path, shown in answer["histograms"].items()}
+    if answer.histograms:
+        names = {path: _measure(path, shown.unit) for path, shown in answer.histograms.items()}
         width = max(map(len, names.values()))
         lines += ["", f"{'measure':<{width}}{'low':>11}  hours kept (above) and not{'high':>5}"]
-        for path, shown in answer["histograms"].items():
+        for path, shown in answer.histograms.items():
             lines += _histogram_lines(names[path], width, _scale(path), shown)
-    if answer["cost"]:
+    if answer.cost:
         lines += [
             "",
             f"{'stage':<12}{'rows':>7}{'wall s':>9}{'cpu s':>9}{'wall s/min':>12}{'cpu s/min':>11}   (per minute of video in)",
         ]
-        for stage, total in answer["cost"].items():
+        for stage, total in answer.cost.items():
             lines.append(
-                f"{stage:<12}{total['rows']:>7.0f}{total['wall_s']:>9.1f}{total['cpu_s']:>9.1f}"
-                f"{total['wall_s_per_minute']:>12.2f}{total['cpu_s_per_minute']:>11.2f}"
+                f"{stage:<12}{total.rows:>7}{total.wall_s:>9.1f}{total.cpu_s:>9.1f}"
+                f"{total.wall_s_per_minute:>12.2f}{total.cpu_s_per_minute:>11.2f}"
             )
     return "\n".join(lines)
 
 
-def balance_lines(hours: Mapping[str, Any]) -> list[str]:
+def _count_lines(answer: Stats) -> list[str]:
+    sheet, lines = answer.sheet, []
+    for kind, counts in (("assets", sheet.assets), ("shots", sheet.shots), ("clips", sheet.clips)):
+        number = sum(counts.values())
+        of = f" of {answer.num_sources}" if kind == "assets" and number != answer.num_sources else ""
+        lines.append(
+            f"{kind:<7}{number:>7}{of} settled: {counts.get('keep', 0)} kept, {counts.get('reject', 0)} rejected, "
+            f"{counts.get('error', 0)} errors"
+        )
+    if answer.num_provisional:
+        lines.append(provisional_line(answer.num_provisional))
+    return lines
+
+
+def provisional_line(number: int) -> str:
+    """What to think of sources that are settled for now."""
+    return f"{number} of them for now: the run is not through with them; the same command goes on"
+
+
+def balance_lines(sheet: Balance) -> list[str]:
     """The balance sheet of hours as bars that sum to what went in."""
-    total = hours["in"]
-    rows = [("in", total), ("kept", hours["kept"]), ("cut away", hours["cut_away"])]
-    rows += [(f"rejected  {reason}", amount) for reason, amount in _largest(hours["rejected"])]
-    rows += [(f"error     {reason}", amount) for reason, amount in _largest(hours["errors"])]
+    total = sheet.in_us
+    rows = [("in", total), ("kept", sheet.kept_us), ("cut away", sheet.cut_away_us)]
+    rows += [(f"rejected  {reason}", amount) for reason, amount in _largest(sheet.rejected_us)]
+    rows += [(f"error     {reason}", amount) for reason, amount in _largest(sheet.errors_us)]
     width = max(len(name) for name, _ in rows)
     lines = [f"{'hours':<{width}}{'h:mm:ss.mmm':>13}{'share':>8}"]
     for name, amount in rows:
         share = amount / total if total else 0.0
-        bar = "█" * round(share * BAR_WIDTH)
-        lines.append(f"{name:<{width}}{_hms(amount, millis=True):>13}{share:>8.1%}  {bar}".rstrip())
-    difference = hours["exact_us"]["difference"]
+        shown, bar = _hms(amount / US_PER_HOUR, millis=True), "█" * round(share * BAR_WIDTH)
+        lines.append(f"{name:<{width}}{shown:>13}{share:>8.1%}  {bar}".rstrip())
+    difference = sheet.difference_us
     lines.append("adds up exactly" if difference == 0 else f"DOES NOT ADD UP: {difference / 1e6:.6f} s unaccounted for")
     return [*lines, ""]
 
 
 def status_text(found: RunStatus) -> str:
-    """How far a run is: sources, rate, time left, and the balance so far."""
-    counts = ", ".join(f"{number} {name}" for name, number in found.sheet.assets.items())
+    """How far a run is: sources, rate, time left, and what is kept so far."""
+    counts = ", ".join(f"{number} {name}" for name, number in found.assets.items())
     lines = [f"{found.uri}: {found.num_settled} of {found.num_sources} sources settled ({counts})"]
-    left = found.num_sources - found.num_settled
-    if left and found.units_per_s:
-        lines.append(
-            f"{found.units_per_s * 60:.1f} units a minute, about {left / found.units_per_s / 60:.1f} minutes left"
-        )
-    if left and found.quiet_s is not None and found.quiet_s > STALL_S:
+    if found.num_provisional:
+        lines.append(provisional_line(found.num_provisional))
+    if found.num_left and found.units_per_s:
+        minutes = found.num_left / found.units_per_s / 60
+        lines.append(f"{found.units_per_s * 60:.1f} units a minute, about {minutes:.1f} minutes left")
+    if found.num_left and found.quiet_s is not None and found.quiet_s > STALL_S:
         lines.append(
             f"nothing was committed for {found.quiet_s:.0f} s: the run has stopped, or is busy with a long source"
         )
     if found.packed is not None:
         lines.append(f"packed: {found.packed[0]} clips in {found.packed[1]} shards")
-    return "\n".join([*lines, "", *balance_lines(hours_of(found.sheet))])
+    kept, given = (_hms(us / US_PER_HOUR, millis=True) for us in (found.kept_us, found.in_us))
+    clips = ", ".join(f"{number} {name}" for name, number in found.clips.items()) or "none"
+    return "\n".join([*lines, f"kept {kept} of {given} h so far; clips: {clips}"])
 
 
 def replay_text(stage: str, found: Replayed) -> str:
@@ -109,51 +129,40 @@ def _short(value: Any) -> str:
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
 
 
-def what_if_text(answer: Mapping[str, Any]) -> str:
+def what_if_text(answer: WhatIf) -> str:
     """Kept hours now and under other gates."""
-    kept = answer["kept"]
-    lines = ["what if " + ", ".join(answer["set"]), f"kept now   {_hms(answer['kept_now'], millis=True)}"]
-    if answer["is_exact"]:
-        lines.append(f"kept then  {_hms(kept['low'], millis=True)} (exact: every clip concerned was measured)")
+    low, high = (_hms(us / US_PER_HOUR, millis=True) for us in (answer.low_us, answer.high_us))
+    now = _hms(answer.now_us / US_PER_HOUR, millis=True)
+    lines = ["what if " + ", ".join(answer.overrides), f"kept now   {now}"]
+    if answer.is_exact:
+        lines.append(f"kept then  {low} (exact: every clip concerned was measured)")
     else:
-        lines.append(f"kept then  between {_hms(kept['low'], millis=True)} and {_hms(kept['high'], millis=True)}")
+        lines.append(f"kept then  between {low} and {high}")
         lines.append("           (clips settled early were not measured to the end)")
-        if answer["estimate"] is not None:
-            lines.append(f"estimate   {_hms(answer['estimate'], millis=True)} from the audit lane")
+        if answer.estimate_us is not None:
+            lines.append(f"estimate   {_hms(answer.estimate_us / US_PER_HOUR, millis=True)} from the audit lane")
     return "\n".join(lines)
 
 
-def why_text(chain: Sequence[Row], plan: Plan) -> str:
+def why_text(chain: Chain, plan: Plan) -> str:
     """The chain from source to verdict with what every stage measured, private fields aside."""
     lines: list[str] = []
-    for row in chain:
-        verdict = row["verdict"]
-        outcome = verdict["status"] + (f" ({verdict['reason']}: {verdict['message']})" if verdict["reason"] else "")
-        length = "length unknown" if row["duration_us"] is None else f"{row['duration_us'] / 1e6:.3f} s"
-        lines.append(f"{row['kind']} {row['row_id']}  {length}  {outcome}")
-        if row["kind"] == Level.ASSET:
-            lines += [f"  source    {row['source']['uri']}", f"  licence   {row['source']['licence'] or 'not stated'}"]
-        if len(verdict["failed_gates"] or ()) > 1:
-            lines.append(f"  also fails {', '.join(verdict['failed_gates'][1:])}")
+    for row in chain.rows:
+        (kind, row_id), verdict = name_of(row), row.verdict
+        outcome = verdict.status + (f" ({verdict.reason}: {verdict.message})" if verdict.reason else "")
+        length = "length unknown" if row.duration_us is None else f"{row.duration_us / 1e6:.3f} s"
+        lines.append(f"{kind} {row_id}  {length}  {outcome}")
+        if isinstance(row, Asset):
+            lines += [f"  source    {row.source.uri}", f"  licence   {row.source.licence or 'not stated'}"]
+            lines += [f"  also as   {uri}" for uri in chain.also]
+        if len(verdict.failed_gates) > 1:
+            lines.append(f"  also fails {', '.join(verdict.failed_gates[1:])}")
         for name, told in told_of(row, plan).items():
             lines.append(f"  {name:<12}" + "  ".join(_facts(told)))
-        for span in (row.get(Level.CLIP) or {}).get("spans") or []:
-            flag = " overlap" if span["is_overlap"] else ""
-            lines.append(
-                f"    {span['start_s']:6.2f}-{span['end_s']:6.2f} s  {span['speaker'] or '?'}{flag}: {span['text']}"
-            )
+        for span in SpeechSpan.all_of(row.own["spans"]) if isinstance(row, Clip) else ():
+            flag = " overlap" if span.is_overlap else ""
+            lines.append(f"    {span.start_s:6.2f}-{span.end_s:6.2f} s  {span.speaker or '?'}{flag}: {span.text}")
     return "\n".join(lines)
-
-
-def told_of(row: Row, plan: Plan) -> dict[str, Struct]:
-    """Column -> what was measured on a ledger row, in running order, without what never leaves the ledger."""
-    own = {PACK_COLUMN.name: PACK} if row["kind"] == PACK_KIND else {}
-    own |= {spec.column: spec.cls.adds for spec in plan.at_level(row["kind"])}
-    return {
-        name: pruned(row[name], kind, lambda field: not is_private(field))
-        for name, kind in own.items()
-        if row.get(name) is not None
-    }
 
 
 def _facts(struct: Struct) -> list[str]:
@@ -179,12 +188,12 @@ def _measure(path: str, unit: str) -> str:
     return path.removesuffix("_us") + (f" [{unit}]" if unit else "")
 
 
-def _histogram_lines(name: str, width: int, scale: float, shown: Mapping[str, Any]) -> list[str]:
-    top = max([*shown["kept"], *shown["other"]]) or 1.0
-    low, high = shown["edges"][0] * scale, shown["edges"][-1] * scale
+def _histogram_lines(name: str, width: int, scale: float, shown: Histogram) -> list[str]:
+    top = max([*shown.kept, *shown.other]) or 1.0
+    low, high = shown.edges[0] * scale, shown.edges[-1] * scale
     return [
-        f"{name:<{width}}{low:>11.4g}  {_bars(shown['kept'], top)}{high:>11.4g}",
-        f"{'':<{width}}{'':>11}  {_bars(shown['other'], top)}".rstrip(),
+        f"{name:<{width}}{low:>11.4g}  {_bars(shown.kept, top)}{high:>11.4g}",
+        f"{'':<{width}}{'':>11}  {_bars(shown.other, top)}".rstrip(),
     ]
 
 
@@ -192,7 +201,7 @@ def _bars(amounts: Sequence[float], top: float) -> str:
     return "".join(BARS[min(8, max(amount > 0, round(amount / top * 8)))] for amount in amounts)
 
 
-def _largest(amounts: Mapping[str, float]) -> list[tuple[str, float]]:
+def _largest(amounts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(amounts.items(), key=lambda item: (-item[1], item[0]))
 
 

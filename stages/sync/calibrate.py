@@ -78,14 +78,6 @@ class Sampled:
         )
 
 
-def is_candidate(clip: Clip, options: Options) -> bool:
-    """Whether a run's clip may be sampled: it has sound, and was kept or, if asked for, turned away by sync alone."""
-    failed = clip.verdict.failed_gates
-    is_by_sync = bool(failed) and all(name.startswith(f"{Sync.name}.") for name in failed)
-    is_wanted = options.include_rejected and clip.verdict.status == "reject" and is_by_sync
-    return clip.asset.has_audio and (clip.verdict.status == "keep" or is_wanted)
-
-
 def clips_of_files(
     files: Sequence[str], context: Context, options: Options, skipped: dict[str, str]
 ) -> Iterator[Sampled]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
 import pytest
 
 from pipeline.config import Packing, load_recipe
+from pipeline.ledger import ledger_schema
 from pipeline.plan import make_plan
 from pipeline.splits import likenesses, split_assets
-from schemas.records import Asset, Clip
+from schemas.fields import values_at
+from schemas.records import Asset, Clip, Level
 from tests import rows
 
 PLAN = make_plan(load_recipe("quickstart"))
+SCHEMA = ledger_schema(PLAN)
 ((_, VOICES),) = PLAN.meaning("voice")
 ((_, FACES),) = PLAN.meaning("face")
 Kept = dict[str, Any]
@@ -51,7 +57,21 @@ def split(
 ) -> dict[str, str]:
     pack = Packing(same_voice=same_voice, same_face=same_face)
     plan = replace(PLAN, recipe=PLAN.recipe.model_copy(update={"pack": pack}))
-    return split_assets(assets, fraction, likenesses(plan, assets.values(), clips or []))
+    found = {
+        Level.ASSET: leaves([(str(each.asset_id), each.structs) for each in assets.values()]),
+        Level.CLIP: leaves([(str(each.asset.asset_id), each.structs) for each in clips or []]),
+    }
+    return split_assets(assets, fraction, likenesses(plan, found.__getitem__))
+
+
+def leaves(rows: list[tuple[str, Mapping[str, Any]]]) -> pl.LazyFrame:
+    """Rows of (asset id, structs) as a ledger holds them: a column for each path that tells who somebody is."""
+    columns: dict[str, Any] = {"asset_id": pa.array([owner for owner, _ in rows], pa.string())}
+    for path in (VOICES, FACES):
+        head = path.partition("[]")[0]
+        values = [values_at(structs, head)[0] if structs.get(head.split(".")[0]) else None for _, structs in rows]
+        columns[head] = pa.array(values, SCHEMA.field(head).type)
+    return pl.DataFrame(pa.table(columns)).lazy()
 
 
 def sides(assets: dict[str, Any], casts: list[list[int]], chosen: dict[str, str]) -> dict[int, set[str]]:
