@@ -71,6 +71,7 @@ def make_sample(number: int) -> dict[str, bytes]:
     return {
         "mp4": rng.bytes(picture_bytes),
         "flac": rng.bytes(64_000),
+        "refs.flac": rng.bytes(32_000),
         "json": json.dumps({"clip_id": f"{number:08d}", "caption": "x" * 400}).encode(),
         "npy": rng.bytes(40_000),
     }

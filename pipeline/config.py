@@ -19,7 +19,6 @@ from schemas.recipe import RecipePart, nearest, read_recipe, validated
 from schemas.verdict import Gate, Gates
 from stages.base import Resources, StageConfig
 from stages.media.decoder import DecoderConfig
-from stages.sync.config import SyncRepair
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -27,19 +26,15 @@ RECIPES = Path(__file__).parent / "recipes"
 class Packing(RecipePart):
     """How kept clips become shards."""
 
-    target_shard_mb: float = 512.0
-    """Estimated size at which a shard is full. On object stores 4 to 8 GB spare requests."""
-    validation_fraction: float = 0.0
+    target_shard_mb: float = Field(default=512.0, gt=0)
+    """Most that a shard holds on the average. On object stores 4 to 8 GB spare requests."""
+    validation_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of recordings whose clips go to split `validation`."""
     same_voice: float | None = Field(default=0.65, gt=0, le=1)
     """Recordings with voices of at least this cosine stay on one side of the split; null: voices are not compared."""
     same_face: float | None = Field(default=0.45, gt=0)
     """Recordings with faces at most this far apart (Euclidean; docs/quality.md) stay on one side of the split; null: faces
     are not compared."""
-    crf: int = 18
-    """x264 quality for clips that have to be encoded anew; 18 is visually lossless by x264's own guide."""
-    allow_copy: bool = True
-    """Copy the video stream where that is exact; otherwise encode every clip."""
 
 
 class Recipe(RecipePart):
@@ -58,7 +53,6 @@ class Recipe(RecipePart):
     audit_fraction: float = 0.02
     """Share of clips measured to the end whatever the gates say, for unbiased what-if estimates."""
     decoder: DecoderConfig = DecoderConfig()
-    sync_repair: SyncRepair = SyncRepair()
     pack: Packing = Packing()
 
     def stage_configs(self, where: str = "recipe") -> dict[str, StageConfig]:
@@ -78,7 +72,7 @@ class Recipe(RecipePart):
     def measure_hash(self) -> str:
         """Hash of all that may change a measurement or a settled row: stages, versions, gates, audit, limits."""
         versions = {name: stages.load(name).version for name in self.stages}
-        measured = self.model_dump(mode="json", exclude={"name", "description", "resources", "pack", "sync_repair"})
+        measured = self.model_dump(mode="json", exclude={"name", "description", "resources", "pack"})
         measured["stages"] = {name: cfg.model_dump(mode="json") for name, cfg in self.stage_configs().items()}
         text = json.dumps([measured, versions], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -94,12 +88,14 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """The validated recipe, stage configurations included."""
+    for key, now in stages.MOVED.items():
+        part, _, name = key.rpartition(".")
+        if name in ((raw.get(part) or {}) if part else raw):
+            raise RecipeError(f"{where}: {key} is now a setting of the stage that cuts.", remedy=f"Call it {now}.")
     recipe = validated(Recipe, raw, where)
     recipe.stage_configs(where)
     for name in (*recipe.gates, *recipe.resources):
         if name not in recipe.stages:
             remedy = nearest(name, recipe.stages)
             raise RecipeError(f"{where}: gates or resources for '{name}', which is no stage of it.", remedy=remedy)
-    if recipe.sync_repair.enabled and SyncRepair.acts_on not in recipe.stages:
-        raise RecipeError(f"{where}: sync_repair needs stage 'sync', which measures what to repair.", remedy="Add it.")
     return recipe

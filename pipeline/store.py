@@ -1,18 +1,33 @@
 """A run's directory, local or on an object store, in which files appear whole or not at all.
 
-run/  recipe.yaml  plan.txt  sources.arrow  ledger/ (Delta)  assets/  shards/  index/
+run/  recipe.yaml  plan.txt  sources.arrow  ledger/ (Delta)  assets/  cuts/ (until packed)  shards/  index/
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 
 from schemas.errors import LedgerError
 from schemas.files import publish_file, write_whole
+
+
+class Entry(NamedTuple):
+    """A file of a run."""
+
+    num_bytes: int
+    written_s: float | None
+    """When it was last written to, as a Unix time; None where the store does not say."""
+
+
+def _written(told: Mapping[str, Any]) -> float | None:
+    when = told.get("mtime") or told.get("LastModified") or told.get("created")
+    return when.timestamp() if isinstance(when, datetime) else when
 
 
 class RunDir:
@@ -44,6 +59,22 @@ class RunDir:
         except FileNotFoundError:
             return []
         return sorted(str(path).rsplit("/", 1)[-1] for path in found)
+
+    def entries(self, folder: str) -> dict[str, Entry]:
+        """Name -> what is known of each file below a folder at any depth; empty if there is none."""
+        root = f"{self.root}/{folder}"
+        found = self.fs.find(root, detail=True)
+        return {
+            str(path).removeprefix(f"{root}/"): Entry(int(told["size"]), _written(told)) for path, told in found.items()
+        }
+
+    def entry(self, name: str) -> Entry | None:
+        """What is known of a file; None if it is not there."""
+        try:
+            told = self.fs.info(f"{self.root}/{name}")
+        except FileNotFoundError:
+            return None
+        return Entry(int(told["size"]), _written(told))
 
     def read(self, name: str) -> bytes:
         """The bytes of an entry. Raises LedgerError if it is not there."""

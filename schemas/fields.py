@@ -19,12 +19,14 @@ from typing import Any, Literal, TypedDict, Unpack, get_args
 import pyarrow as pa
 
 Show = Literal["histogram", "label", "lane", "curve", "span"]
-Meaning = Literal["text", "reference", "voice", "face"]
+Meaning = Literal["text", "reference", "embedder", "voice", "face", "payload"]
 MEANINGS: dict[Meaning, str] = {
     "text": "the text a clip is trained with",
     "reference": "embedding of a speech span's voice reference, beside its `span_index`: the shard's .npy",
+    "embedder": "name of the network whose embeddings the references have",
     "voice": "embedding of a voice, unit length: two of high cosine are one person",
     "face": "embedding of a face, for Euclidean distances: two that lie close are one person",
+    "payload": "SHA-256 of a clip's media as they were cut, among the fields of `schemas.cut_file.CUT`: what is packed",
 }
 
 
@@ -90,6 +92,26 @@ def is_private(field: pa.Field) -> bool:
 def is_in_shard(field: pa.Field) -> bool:
     """Whether the field goes into a shard's .json."""
     return bool(roles_of(field).get("in_shard", True)) and not is_private(field)
+
+
+def without_roles(kind: pa.DataType) -> pa.DataType:
+    """`kind` whose fields, at any depth, keep their docs and units and have no role: a copy that says the same again."""
+    if pa.types.is_list(kind):
+        return pa.list_(without_roles(kind.value_type))
+    if not pa.types.is_struct(kind):
+        return kind
+    kept = {b"unit", b"doc"}
+    return pa.struct(
+        [
+            pa.field(
+                field.name,
+                without_roles(field.type),
+                field.nullable,
+                {k: v for k, v in (field.metadata or {}).items() if k in kept},
+            )
+            for field in kind
+        ]
+    )
 
 
 def children_of(kind: pa.DataType) -> list[pa.Field]:

@@ -381,10 +381,19 @@ class Clip:
         return span_of(self.own)
 
 
+HAS_AUDIO = "probe.has_audio"
+"""The ledger's column that says whether an asset has sound; `Asset.has_audio` of a row."""
+
+
 def identity_of(structs: Mapping[str, Struct | None]) -> tuple[str | None, int | None]:
     """(asset id, length in microseconds) of a source from what was measured on it; null where it was not reached."""
     download, probe = structs.get("download"), structs.get("probe")
     return (download or {}).get("asset_id"), (probe or {}).get("duration_us")
+
+
+def size_of(structs: Mapping[str, Struct | None]) -> int:
+    """Bytes of a source; 0 where they could not be had."""
+    return int((structs.get("download") or {}).get("bytes") or 0)
 
 
 def _own(structs: Mapping[str, Struct | None], level: Level) -> Struct:

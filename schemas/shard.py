@@ -1,12 +1,15 @@
 """The shard contract: what a curated shard holds, so that any WebDataset reader and our own trainer agree.
 
-    shards/00000.tar      samples laid end to end, members of one sample adjacent and in this order
+    shards/NAME.tar       samples laid end to end, members of one sample adjacent and in this order
         {clip_id}.mp4       picture and sound of exactly the clip
         {clip_id}.flac      the same sound, 48 kHz, lossless
+        {clip_id}.refs.flac the sound of every timbre reference, end to end, 16 kHz mono; `cut.references` says which is where
         {clip_id}.json      what was measured on the clip (see docs/shards.md)
         {clip_id}.npy       float32 [num_spans, dim]: timbre reference embeddings, zero rows where there is none
-    index/00000.arrow     one row per sample (`INDEX`), Arrow IPC
+    index/NAME.arrow      one row per sample (`INDEX`), Arrow IPC
     index/manifest.json   every shard with sha256, sizes and the contract version
+
+A name is `{split}-{bucket}-{unit}`: what is in the shard is told by its name, and another plan's shard never has it.
 
 `schemas.shard_file` writes and reads these files.
 
@@ -22,8 +25,10 @@ import pyarrow as pa
 
 from schemas.fields import f
 
-CONTRACT_VERSION = 1
-MEMBERS = ("mp4", "flac", "json", "npy")
+CONTRACT_VERSION = 2
+PAYLOAD = ("mp4", "flac", "refs.flac")
+"""The members that are cut out of the source; the others are written down when a shard is packed."""
+MEMBERS = (*PAYLOAD, "json", "npy")
 """Member extensions in the order they are written."""
 LATENT_MEMBER = "safetensors"
 """The only member of a latent shard, written by `nava-train encode` under the same keys and index."""
@@ -38,11 +43,11 @@ def _offsets(member: str) -> list[pa.Field]:
     ]
 
 
-CUT = (
-    f("cut_mode", pa.string(), doc="copy or encode: how the picture was cut"),
-    f("cut_start_error_us", pa.int64(), unit="us", doc="measured: first frame's time against the plan"),
-    f("cut_sound_error_samples", pa.int64(), unit="count", doc="measured: first sound sample against the plan"),
-    f("cut_duration_error_us", pa.int64(), unit="us", doc="measured: length against the plan"),
+CUT_MEASURES = (
+    f("mode", pa.string(), doc="copy or encode: how the picture was cut"),
+    f("start_error_us", pa.int64(), unit="us", doc="measured: first frame's time against the plan"),
+    f("sound_error_samples", pa.int64(), unit="count", doc="measured: first sound sample against the plan"),
+    f("duration_error_us", pa.int64(), unit="us", doc="measured: length against the plan"),
     f("applied_shift_ms", pa.float64(), unit="ms", doc="sync repair: how far the sound was moved; 0 if untouched"),
     f("applied_drift_ms_per_s", pa.float64(), unit="ms/s", doc="sync repair: drift taken out; 0 if none"),
     f("repaired_offset_ms", pa.float64(), unit="ms", doc="offset of the repaired clip, measured anew; else null"),
@@ -50,7 +55,13 @@ CUT = (
     f("repaired_drift_ms_per_s", pa.float64(), unit="ms/s", doc="drift measured anew; null under 8 s"),
     f("repaired_confidence", pa.float64(), doc="confidence of the new measurement"),
 )
-"""What was measured on the written clip, in the index and in the ledger."""
+"""What was measured on the written clip: fields of the ledger's struct (`schemas.cut_file.CUT`), columns of the index."""
+
+
+def cut_column(measure: str) -> str:
+    """The index column of one of `CUT_MEASURES`."""
+    return measure if measure.startswith(("applied_", "repaired_")) else f"cut_{measure}"
+
 
 INDEX: pa.Schema = pa.schema(
     [
@@ -74,12 +85,19 @@ INDEX: pa.Schema = pa.schema(
         f("train_flops", pa.float64(), unit="flop", doc="training cost of the clip under the 6.3B preset"),
         *_offsets("mp4"),
         *_offsets("flac"),
+        *_offsets("refs.flac"),
         *_offsets("json"),
         *_offsets("npy"),
         f("sample_offset", pa.int64(), unit="bytes", doc="first tar header of the sample"),
         f("sample_bytes", pa.int64(), unit="bytes", doc="all members with headers and padding"),
         f("crc32", pa.int64(), doc="CRC-32 of those sample_bytes"),
-        *CUT,
+        f(
+            "cut_hash",
+            pa.string(),
+            doc="what cut the clip: stage, version and settings, and those of the stages it read",
+        ),
+        f("cut_sha256", pa.string(), doc="SHA-256 over the payloads of mp4, flac and refs.flac, in this order"),
+        *(field.with_name(cut_column(field.name)) for field in CUT_MEASURES),
     ],
     metadata={"contract_version": str(CONTRACT_VERSION)},
 )
@@ -89,7 +107,7 @@ INDEX: pa.Schema = pa.schema(
 class IndexRow:
     """What the index says of a sample itself; its fields are columns of `INDEX` and mean what they say there.
 
-    Where the bytes are is a `schemas.shard_file.SampleLocation`, how the clip was cut is in the columns `CUT`.
+    Where the bytes are is a `schemas.shard_file.SampleLocation`, how the clip was cut is in the columns of `CUT_MEASURES`.
     """
 
     clip_id: str

@@ -16,7 +16,7 @@ import re
 import tarfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from schemas.arrow_file import facts_of, read_table
 from schemas.errors import DamagedSampleError, ShardError
+from schemas.shard import CONTRACT_VERSION
 
 CHUNK_BYTES = 1 << 20
 """Bytes held at a time by a pass over a whole shard."""
@@ -33,7 +34,7 @@ TAR_END_BYTES = 2 * tarfile.BLOCKSIZE
 """Zeros that end a tar; then it is filled up to a multiple of `tarfile.RECORDSIZE`."""
 KEY = re.compile(r"(?!__)[\w-]{1,80}", re.ASCII)
 """WebDataset ends a key at its first dot and passes over names that begin with two underscores; a USTAR name has 100 bytes."""
-PACK_AGAIN = "Delete it and give the same `nava-curate run` again."
+PACK_AGAIN = "Give the same `nava-curate run` again: it makes anew what is missing or damaged."
 Checksum = Callable[[Any], int]
 
 
@@ -72,6 +73,40 @@ def locations(index: pa.Table, members: Sequence[str]) -> list[SampleLocation]:
         )
         for row in table.to_pylist()
     ]
+
+
+def payloads_at(file: BinaryIO, offset: int, sizes: Mapping[str, int]) -> bytes:
+    """The payloads of a sample's first members, end to end, without their headers; fewer bytes where the file ends.
+
+    `sizes` are those of the members that lie first in the sample, in their order.
+    """
+    parts = []
+    for size in sizes.values():
+        file.seek(offset + tarfile.BLOCKSIZE)
+        parts.append(file.read(size))
+        offset += tarfile.BLOCKSIZE + size + -size % tarfile.BLOCKSIZE
+    return b"".join(parts)
+
+
+def samples_in(file: BinaryIO) -> Iterator[tuple[str, int, dict[str, int]]]:
+    """(clip id, offset, sizes of its members) of the samples of a tar by its own headers, up to the first that is none."""
+    offset, key, begin = 0, "", 0
+    sizes: dict[str, int] = {}
+    while True:
+        file.seek(offset)
+        try:
+            info = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "ascii", "strict")
+        except (tarfile.HeaderError, UnicodeDecodeError):
+            break
+        name, _, member = info.name.partition(".")
+        if name != key:
+            if key:
+                yield key, begin, sizes
+            key, begin, sizes = name, offset, {}
+        sizes[member] = info.size
+        offset += tarfile.BLOCKSIZE + info.size + -info.size % tarfile.BLOCKSIZE
+    if key:
+        yield key, begin, sizes
 
 
 def members_of(place: SampleLocation, data: bytes | memoryview, checksum: Checksum | None) -> dict[str, memoryview]:
@@ -206,24 +241,47 @@ class ShardReader:
 
 @dataclass(frozen=True, slots=True)
 class ShardFacts:
-    """What the index of a curated shard says of its tar, in the schema's metadata."""
+    """What the index of a curated shard says of its tar and of what made it, in the schema's metadata."""
 
     sha256: str
     num_bytes: int
     split: str
+    unit: str
+    """Digest of the contract, of all settings, and of the clips with their identities."""
+    embedder: str
+    """Network of the vectors in the npy member; empty without any."""
+    embedding_dim: int
+    """Their width; 0 without any."""
 
     def to_metadata(self) -> dict[str, str]:
-        """As text, for `schemas.arrow_file.with_facts`."""
-        return {"sha256": self.sha256, "bytes": str(self.num_bytes), "split": self.split}
+        """As text, for `schemas.arrow_file.with_facts`; `num_bytes` is called `bytes` there."""
+        return {"bytes" if key == "num_bytes" else key: str(value) for key, value in asdict(self).items()}
 
     @classmethod
     def of(cls, index: pa.Table, name: str) -> ShardFacts:
         """Those of an index, `name` being what an error calls it. Raises ShardError when it has none."""
         facts = facts_of(index.schema)
+        check_contract(facts, name)
         try:
-            return cls(facts["sha256"], int(facts["bytes"]), facts["split"])
+            return cls(
+                facts["sha256"],
+                int(facts["bytes"]),
+                facts["split"],
+                facts["unit"],
+                facts["embedder"],
+                int(facts["embedding_dim"]),
+            )
         except (KeyError, ValueError) as error:
             raise ShardError(f"{name} does not say which tar it describes ({error}).", remedy=PACK_AGAIN) from error
+
+
+def check_contract(facts: Mapping[str, object], name: str) -> None:
+    """Raises ShardError where a file with these facts, `name` being what an error calls it, follows another contract."""
+    if str(found := facts.get("contract_version")) != str(CONTRACT_VERSION):
+        raise ShardError(
+            f"{name} follows contract {found or 'unknown'}; this program reads contract {CONTRACT_VERSION}.",
+            remedy="Curate again with this version.",
+        )
 
 
 def parse_index(data: bytes, name: str) -> pa.Table:
@@ -245,6 +303,8 @@ class ShardEntry:
     split: str
     num_samples: int
     duration_s: float
+    unit: str
+    """See `ShardFacts.unit`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +315,12 @@ class Manifest:
     recipe: str
     measure_hash: str
     num_samples: int
+    bits: int
+    """Clips whose id hashes share this many first bits share a shard (and a split)."""
+    target_shard_mb: float
+    embedder: str
+    embedding_dim: int
+    """Network and width of the timbre embeddings in the npy members; empty and 0 without any."""
     shards: tuple[ShardEntry, ...]
 
     def to_json(self) -> bytes:
@@ -268,9 +334,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
-        """As it was written; keys of later contracts are passed over. Raises ShardError when it is no manifest."""
+        """As it was written. Raises ShardError when it is no manifest, or one of another contract."""
         try:
             content = json.loads(data)
+            check_contract({"contract_version": content["contract_version"]}, "the manifest of the shards")
             shards = tuple(
                 ShardEntry(**{f.name: shard["bytes" if f.name == "num_bytes" else f.name] for f in fields(ShardEntry)})
                 for shard in content["shards"]

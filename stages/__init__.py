@@ -19,8 +19,15 @@ CATALOG: dict[str, str] = {
     "timbre": "stages.timbre:Timbre",
     "caption": "stages.caption.stage:Caption",
     "duplicates": "stages.duplicates:Duplicates",
+    "cut": "stages.cut:Cut",
 }
 """Stage name -> `module:class`, in the order the stages run."""
+MOVED = {
+    "sync_repair": "stages.cut.sync_repair",
+    "pack.crf": "stages.cut.crf",
+    "pack.allow_copy": "stages.cut.allow_copy",
+}
+"""Recipe keys that became settings of a stage, and where they are now."""
 
 
 def load(name: str) -> Any:

@@ -50,7 +50,9 @@ class Resources(StageConfig):
     batch: int = 1
     """Rows handed to `process` at once."""
     timeout_s: float = 900.0
-    """Longest time for one row; a worker that exceeds it is killed and the row settles as an error."""
+    """Time for one row however short it is; a worker that exceeds a row's time is killed and the row settles as an error."""
+    timeout_per_s: float = 60.0
+    """Time on top for each second of media in the row, so that a film has longer than a clip."""
 
 
 M = TypeVar("M")
@@ -68,6 +70,10 @@ class Context:
     """The recipe's `decoder`: who decodes frames for all stages, and within which limits."""
     configs: Mapping[str, StageConfig] = field(default_factory=dict)
     """The recipe's stages by name, for one that has to do again what another did elsewhere."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """What each stage's answers are the answers of, by name: version, settings and what it reads."""
+    cuts_dir: str = ""
+    """Where the media of cut clips are left for the shards: a local folder or an fsspec URL of the run."""
     _models: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -107,9 +113,21 @@ class Stage(Generic[C]):
     adds: ClassVar[pa.StructType]
     Config: ClassVar[type[StageConfig]]
     resources: ClassVar[Resources] = Resources()
+    skips_rejected: ClassVar[bool] = False
+    """Whether rows that a gate turned away are left out even where they are measured to the end for audit."""
 
     def __init__(self, config: C) -> None:
         self.config = config
+
+    @classmethod
+    def reads_with(cls, config: C) -> tuple[str, ...]:
+        """What the stage reads under these settings."""
+        return cls.reads
+
+    @classmethod
+    def may_read(cls, config: C) -> tuple[str, ...]:
+        """What it reads besides where the recipe has the stage for it; null where it has not."""
+        return ()
 
     def setup(self, ctx: Context) -> None:
         """Loads models; called once per worker before the first batch."""

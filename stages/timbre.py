@@ -22,7 +22,7 @@ from schemas.records import TIMBRE, Row
 from schemas.spans import SPEECH_RATE_HZ, Origin, Reference, SpeechSpan, Turn, alone
 from schemas.stretches import Stretch, Timed, covered_s, inside, merge, outside
 from stages.base import Context, Measure, Resources, StageConfig
-from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder, similarity
+from stages.engines.speakers import EMBEDDER, EMBEDDING_SIZE, MIN_SPEECH_S, SpeakerEncoder, similarity
 from stages.media.decoder import Waveform
 
 CLIPPED_AT = 0.999
@@ -56,7 +56,7 @@ class Timbre(Measure[TimbreConfig]):
     """One reference per speech span with a known speaker."""
 
     name = "timbre"
-    version = "2"
+    version = "3"
     level = "clip"
     reads = ("clip", "diarize.turns", "transcribe.speech", "download.path", "probe.has_audio")
     adds = struct(
@@ -70,6 +70,8 @@ class Timbre(Measure[TimbreConfig]):
             unit="cosine",
             doc="least similarity of a cross-utterance reference to its span",
         ),
+        f("embedder", pa.string(), doc="network whose embeddings the references have", means="embedder"),
+        f("embedding_dim", pa.int32(), unit="count", doc="width of its embeddings"),
     )
     Config = TimbreConfig
     resources = Resources(memory_gb=0.3, timeout_s=600.0)
@@ -121,6 +123,8 @@ def reference_fields(references: Sequence[Reference], num_spans: int) -> dict[st
         "num_same_span": len(references) - len(crossed),
         "num_missing": num_spans - len(references),
         "min_similarity": min((r.similarity for r in crossed if r.similarity is not None), default=None),
+        "embedder": EMBEDDER,
+        "embedding_dim": EMBEDDING_SIZE,
     }
 
 

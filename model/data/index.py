@@ -26,9 +26,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from model.data.index_files import BatchPlace, HeldFile, IndexFile, MappedRows, grouped, index_files, open_index_file
-from schemas.arrow_file import table_bytes
+from schemas.arrow_file import facts_of, table_bytes
 from schemas.errors import ShardError
-from schemas.shard_file import SampleLocation
+from schemas.shard_file import SampleLocation, check_contract
 
 TOKENS = ("video_tokens", "audio_tokens", "text_tokens")
 REQUIRED = ("clip_id", "shard", "has_video", "has_audio", "source", *TOKENS, "sample_offset", "sample_bytes", "crc32")
@@ -110,6 +110,11 @@ class ShardIndex:
         return len(self._rows)
 
     @property
+    def facts(self) -> dict[str, str]:
+        """What the first file says of itself (`schemas.arrow_file.facts_of`)."""
+        return facts_of(next(self._rows.tables(["clip_id"])).schema)
+
+    @property
     def table(self) -> pa.Table:
         """Every column of every row, made anew: for tools that copy or print an index; the planner has no need of it."""
         table = pa.concat_tables(self._rows.tables())
@@ -160,6 +165,13 @@ class ShardIndex:
         batch, inside = self._rows.find(row)
         names, codes = self.shards
         return batch.location(inside, names[codes[row]])
+
+
+def open_curated(path: str | Path, *, split: str | None = None) -> ShardIndex:
+    """Index of curated shards, opened as `ShardIndex.open` does. Raises ShardError when they follow another contract."""
+    index = ShardIndex.open(path, split=split)
+    check_contract(index.facts, str(path))
+    return index
 
 
 def _gathered(

@@ -113,7 +113,7 @@ class ClipEncoder:
         height_px, width_px = bucket_of(facts, self._config)
         annotation = json.loads(bytes(raw.members["json"]))
         wave_CS = self._sound(raw, facts)
-        voices = self._voices(annotation, raw, wave_CS)
+        voices = self._voices(annotation, raw)
         pictures = self._pictures(raw, windows, height_px, width_px) if facts["has_video"] else None
         for window in windows:
             pixels_THWC = next(pictures) if pictures is not None else None
@@ -190,27 +190,29 @@ class ClipEncoder:
         (encoded,) = self._codecs.text.encode([caption])
         return encoded.rows.cpu(), encoded.voice_rows, [voices.get(i) for i in kept]
 
-    def _voices(self, annotation: Mapping[str, Any], raw: RawSample, wave_CS: Tensor | None) -> dict[int, Tensor]:
+    def _voices(self, annotation: Mapping[str, Any], raw: RawSample) -> dict[int, Tensor]:
         """Speaker vector by span index. A reference that holds the very line it would voice is not used.
 
-        With a speaker network among the codecs, references that lie inside the clip are embedded by it. Without one,
-        curation's own vectors are taken, if they are as wide as the network reads.
+        With a speaker network among the codecs, it is applied to the references' own sound, wherever in the source they
+        were taken. Without one, curation's vectors are taken, if they are as wide as the network reads.
         """
         references = (annotation.get("timbre") or {}).get("references") or []
-        usable = [reference for reference in references if not reference["is_same_span"]]
+        usable = {reference["span_index"] for reference in references if not reference["is_same_span"]}
         if self._codecs.speaker is None:
             matrix = np.load(io.BytesIO(raw.members["npy"]), allow_pickle=False)
             is_fitting = matrix.ndim == 2 and matrix.shape[1] == self._network.speaker_dim
-            return {r["span_index"]: torch.from_numpy(matrix[r["span_index"]]) for r in usable if is_fitting}
-        if wave_CS is None:
+            return {index: torch.from_numpy(matrix[index]) for index in usable if is_fitting}
+        places = [place for place in annotation["cut"]["references"] if place["span_index"] in usable]
+        places = [place for place in places if place["num_samples"] >= SHORTEST_VOICE_S * SPEECH_RATE_HZ]
+        if not places:
             return {}
-        clip = annotation["clip"]
-        # Repairing sync moved the clip's sound to earlier by applied_shift_ms.
-        origin_s = clip["start_pts"] * clip["tb_num"] / clip["tb_den"] + annotation.get("applied_shift_ms", 0.0) / 1000
-        mono_S, vectors = wave_CS.mean(0), {}
-        for reference in usable:
-            start = round((reference["asset_start_s"] - origin_s) * SPEECH_RATE_HZ)
-            end = round((reference["asset_end_s"] - origin_s) * SPEECH_RATE_HZ)
-            if start >= -1 and end <= len(mono_S) + 1 and end - start >= SHORTEST_VOICE_S * SPEECH_RATE_HZ:
-                vectors[reference["span_index"]] = self._codecs.speaker.embed(mono_S[max(0, start) : end]).cpu()
+        mono_S = torch.from_numpy(read_sound(raw.members["refs.flac"], SPEECH_RATE_HZ)).mean(0)
+        vectors = {}
+        for place in places:
+            first, count = place["first_sample"], place["num_samples"]
+            if first + count > len(mono_S):
+                raise MediaError(
+                    f"{raw.clip_id}: the sound of its voice references ends before {first + count} samples."
+                )
+            vectors[place["span_index"]] = self._codecs.speaker.embed(mono_S[first : first + count]).cpu()
         return vectors

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.data.index import ShardIndex
+from model.data.index import open_curated
 from model.data.reader import SampleReader, open_shards
 from model.encoding.config import EncodeConfig
 from model.encoding.encode import ClipEncoder, EncodedWindow
@@ -122,7 +122,7 @@ class ShardEncoder:
     """Told every few seconds how far a shard is."""
 
     def __init__(self, settings: Settings) -> None:
-        self._index = ShardIndex.open(settings.index)
+        self._index = open_curated(settings.index)
         self._reader = SampleReader(self._index, open_shards(settings.shards))
         self._out, self._config, self._network = settings.out, settings.config, settings.network
         self._encoder: ClipEncoder | None = None
@@ -190,10 +190,10 @@ def encode_shards(
     """The manifest of all latent shards under `out`, made from the curated shards under `run` (folder or fsspec URL).
 
     `num_actors` > 0 spreads shards over that many Ray actors; 0 works in this process. Shards that are there already
-    and depend on the same bytes and settings are not made again. Raises ShardError without an index.
+    and depend on the same bytes and settings are not made again. Raises ShardError without an index of this contract.
     """
     settings = Settings(f"{run.rstrip('/')}/shards", f"{run.rstrip('/')}/index", out, config, network)
-    names = ShardIndex.open(settings.index).shards[0]
+    names = open_curated(settings.index).shards[0]
     results: Iterator[EncodedShard]
     if num_actors:
         results = _on_ray(names, settings, num_actors, num_gpus_per_actor)

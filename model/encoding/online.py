@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.index import ShardIndex
+from model.data.index import ShardIndex, open_curated
 from model.data.reader import RawSample
 from model.encoding.config import DataConfig, EncodeConfig
 from model.encoding.encode import ClipEncoder, bucket_of, windows_of
@@ -30,8 +30,9 @@ _encoder: ClipEncoder | None = None
 
 def open_index(data: DataConfig) -> ShardIndex:
     """The index a stage is planned from: that of its latent shards, or the curated one as encoding will shape it."""
-    index = ShardIndex.open(data.index_path, split=data.split)
-    return index if data.online is None else planned_index(index, data.online)
+    if data.online is None:
+        return ShardIndex.open(data.index_path, split=data.split)
+    return planned_index(open_curated(data.index_path, split=data.split), data.online)
 
 
 def planned_index(index: ShardIndex, config: EncodeConfig) -> ShardIndex:

@@ -28,6 +28,12 @@ ADDS = struct(
     f("path", pa.string(), doc="local path or URL of the bytes: in the store, or where a referenced local file lies"),
     f("sha256", pa.string(), doc="SHA-256 of the bytes, hexadecimal"),
     f("bytes", pa.int64(), unit="bytes", doc="size"),
+    f(
+        "mtime_ns",
+        pa.int64(),
+        unit="ns",
+        doc="when a referenced local file was last written to; null for the store's own",
+    ),
     f("final_uri", pa.string(), doc="address the bytes came from after redirects, without credentials"),
     f("attempts", pa.int32(), unit="count", doc="attempts the fetch took; 1 for local files"),
     in_shard=False,
@@ -71,7 +77,7 @@ class Download(Measure[DownloadConfig]):
     """The bytes of each source. Same content, same asset: what the store has already is not fetched into it twice."""
 
     name = "download"
-    version = "1"
+    version = "2"
     level = "asset"
     reads = ("source_id", "uri", "fetch_uri", "metadata")
     adds = ADDS
@@ -111,17 +117,18 @@ class Download(Measure[DownloadConfig]):
         try:
             if not path.is_file():
                 raise DownloadError(f"There is no file '{path}'.", reason="not_found", remedy="Check the manifest.")
-            if path.stat().st_size > self.config.max_bytes:
-                raise too_large(str(path), path.stat().st_size, self.config.max_bytes)
+            stat = path.stat()
+            if stat.st_size > self.config.max_bytes:
+                raise too_large(str(path), stat.st_size, self.config.max_bytes)
             sha256, size = sha256_of(path)
         except OSError as error:
             raise DownloadError(f"'{path}' cannot be read: {error.strerror}.", reason="unreadable") from error
         if stated and sha256 != stated:
             raise _mismatch(str(path), stated, sha256)
-        kept = str(path.absolute())
+        fetched = Fetched(path, str(path.absolute()), 1)
         if self.config.mode == "copy":
-            kept = self.store.put(path, sha256, suffix_of(path.name), keep=True)
-        return _struct(kept, sha256, size, Fetched(path, str(path.absolute()), 1))
+            return _struct(self.store.put(path, sha256, suffix_of(path.name), keep=True), sha256, size, fetched)
+        return _struct(str(path.absolute()), sha256, size, fetched) | {"mtime_ns": stat.st_mtime_ns}
 
     def _remote(self, uri: str, scheme: str, stated: str | None) -> Fetched:
         partial = self.store.partial_dir(self.ctx.scratch_dir)
@@ -234,6 +241,7 @@ def _struct(path: str, sha256: str, size: int, fetched: Fetched) -> dict[str, An
         "path": path,
         "sha256": sha256,
         "bytes": size,
+        "mtime_ns": None,
         "final_uri": fetched.final_uri,
         "attempts": fetched.attempts,
     }

@@ -25,6 +25,8 @@ _CAMPPLUS_SIZE = 192
 _RESEMBLYZER_SIZE = 256
 EMBEDDING_SIZE = _RESEMBLYZER_SIZE + _CAMPPLUS_SIZE
 """Numbers from Resemblyzer and from CAM++."""
+EMBEDDER = "resemblyzer+campplus"
+"""What the embeddings are called wherever they leave the project."""
 MIN_SPEECH_S = 0.4
 """Less speech than this gives no embedding: below it two halves of one utterance agree no better than two people."""
 

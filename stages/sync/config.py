@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -12,8 +12,6 @@ from stages.base import StageConfig
 class SyncRepair(StageConfig):
     """Whether the sound of a kept clip is moved by its measured offset when it is cut. Gates judge it before that."""
 
-    acts_on: ClassVar[str] = "sync"
-    """The stage whose measurements it needs."""
     enabled: bool = False
     """Off: clips are cut as they were found."""
     min_offset_ms: float = 20.0

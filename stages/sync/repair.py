@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from schemas.errors import ItemError
-from schemas.records import Clip, Row, Struct
+from schemas.records import Row, Struct, span_of
 from schemas.spans import Reference, SpeechSpan
 from schemas.stretches import Stretch, Timed
 from schemas.timing import Span
@@ -83,11 +83,11 @@ class Told:
     references: Sequence[Reference] = ()
 
     @classmethod
-    def of(cls, clip: Clip) -> Told:
-        """What `clip` tells; stages that were not run tell nothing."""
-        sync, timbre = clip.structs.get("sync") or {}, clip.structs.get("timbre") or {}
+    def of(cls, row: Row) -> Told:
+        """What is told in a clip's row; stages that were not run tell nothing."""
+        sync, timbre = row.get("sync") or {}, row.get("timbre") or {}
         return cls(
-            spans=SpeechSpan.all_of(clip.own["spans"]),
+            spans=SpeechSpan.all_of(row["clip"]["spans"]),
             active=[ActiveFace(**face) for face in sync.get("active") or ()],
             references=[Reference.of(row) for row in timbre.get("references") or ()],
         )
@@ -125,40 +125,48 @@ class Told:
 class Repaired:
     """A clip whose sound is to be moved."""
 
-    clip: Clip
-    """As it is afterwards: spans, active faces, references and caption are of what is heard then."""
+    restated: Mapping[str, Struct | None]
+    """What other stages' columns say of what is heard afterwards: spans, active faces, references, caption. Null where the
+    stage has not looked, or where what it said still holds."""
     repair: Repair
     spans: Sequence[SpeechSpan]
     """What is heard then, on the clip clock."""
+    references: Sequence[Reference]
     speech: Sequence[Stretch] | None
     """Where anybody is heard then, on the clip clock; None if nobody looked."""
 
 
-def repaired_clip(clip: Clip, rule: SyncRepair, configs: Mapping[str, StageConfig]) -> Repaired | None:
-    """What repair makes of a settled clip; None where it is to stay as it is. `configs` are the recipe's stages."""
-    measured = clip.structs.get("sync")
+def repaired_clip(row: Row, rule: SyncRepair, configs: Mapping[str, StageConfig]) -> Repaired | None:
+    """What repair makes of a clip; None where it is to stay as it is.
+
+    `row` is the clip's with its asset's columns as far as their stages were run, `configs` are the recipe's stages.
+    """
+    measured = row.get("sync")
     repair = repair_of(None if measured is None else Figures.of(measured), rule)
-    return None if repair is None else with_moved_sound(clip, repair, configs)
+    return None if repair is None else with_moved_sound(row, repair, configs)
 
 
-def with_moved_sound(clip: Clip, repair: Repair, configs: Mapping[str, StageConfig]) -> Repaired:
+def with_moved_sound(row: Row, repair: Repair, configs: Mapping[str, StageConfig]) -> Repaired:
     """The clip as it is after `repair`."""
-    heard_in, span, was = clip.asset.structs, clip.span, clip.structs
-    config = configs.get("clip")
-    talk = Talk.of(heard_in, config.pause_s if isinstance(config, ClipConfig) else ClipConfig().pause_s)
-    before = Told.of(clip)
+    span, config = span_of(row["clip"]), configs.get("clip")
+    talk = Talk.of(row, config.pause_s if isinstance(config, ClipConfig) else ClipConfig().pause_s)
+    before = Told.of(row)
     after = before.after(repair, talk, span)
-    now: dict[str, Struct | None] = {**was, "clip": {**clip.own, **spoken_fields(after.spans)}}
-    if (sync := was.get("sync")) is not None:
-        now["sync"] = {**sync, "active": [asdict(face) for face in after.active]}
-    if (timbre := was.get("timbre")) is not None:
-        now["timbre"] = {**timbre, **reference_fields(after.references, len(after.spans))}
+    spoken = spoken_fields(after.spans)
+    active = [asdict(face) for face in after.active]
     is_quoted = [span.text for span in before.spans] == [span.text for span in after.spans]
-    if was.get("caption") is not None and not is_quoted:
-        now["caption"] = _new_caption(now, configs["caption"])
-    told, origin_s = (heard_in.get("transcribe") or {}).get("speech"), float(span.start)
+    restated: dict[str, Struct | None] = {
+        "clip": spoken,
+        "sync": None if row.get("sync") is None else {"active": active},
+        "timbre": None if row.get("timbre") is None else reference_fields(after.references, len(after.spans)),
+        "caption": None,
+    }
+    if row.get("caption") is not None and not is_quoted:
+        now = {**row, "clip": {**row["clip"], **spoken}, "sync": {**(row.get("sync") or {}), "active": active}}
+        restated["caption"] = _new_caption(now, configs["caption"])
+    told, origin_s = (row.get("transcribe") or {}).get("speech"), float(span.start)
     speech = None if told is None else [repair.applied(s, span).moved(-origin_s) for s in Stretch.all_of(told)]
-    return Repaired(replace(clip, structs=now), repair, after.spans, speech)
+    return Repaired(restated, repair, after.spans, after.references, speech)
 
 
 def _new_caption(clip: Row, config: StageConfig) -> dict[str, Any]:
@@ -176,7 +184,7 @@ class Remeasure:
 
     @cached_property
     def _stage(self) -> Sync:
-        config = self._context.configs["sync"].model_copy(update={"device": "cpu"})  # packing asks for no GPU
+        config = self._context.configs["sync"].model_copy(update={"device": "cpu"})  # cutting asks for no GPU
         assert isinstance(config, SyncConfig)
         stage = Sync(config)
         stage.setup(self._context)
@@ -188,14 +196,14 @@ class Remeasure:
         probe = media.probe(path)
         written = Span(probe["video_start_pts"], probe["video_end_pts"], probe["tb_num"], probe["tb_den"])
         seen = stage.watch.look(path, written, crop_px=stage.engine.crop_px)
-        sound = media.audio(path) if probe["has_audio"] else None
+        sound = media.audio(path, is_kept=False) if probe["has_audio"] else None  # the asset's stays for the next clip
         found = measure(seen, sound, clip.speech, clip.spans, stage.engine, stage.config).figures
         offset = math.inf if found.offset_ms is None else abs(found.offset_ms)
         if offset > REPAIRED_WITHIN_MS or found.finding in ("no_match", "drifting"):
             raise ItemError(
-                f"clip {clip.clip.clip_id}: after moving its sound by {-clip.repair.shift_ms:+.0f} ms sync measures "
+                f"{path.stem}: after moving its sound by {-clip.repair.shift_ms:+.0f} ms sync measures "
                 f"{found.finding or found.status}, {found.offset_ms} ms; expected within +-{REPAIRED_WITHIN_MS:g} ms.",
                 reason="sync_not_repaired",
-                remedy="Raise sync_repair.min_confidence, or set sync_repair.enabled=false.",
+                remedy="Raise stages.cut.sync_repair.min_confidence, or set stages.cut.sync_repair.enabled=false.",
             )
         return found

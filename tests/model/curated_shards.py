@@ -18,6 +18,7 @@ from schemas import budget
 from schemas.arrow_file import table_bytes, with_facts
 from schemas.shard import INDEX, MEMBERS, SOUND_RATE_HZ
 from schemas.shard_file import ShardFacts, ShardWriter
+from schemas.spans import SPEECH_RATE_HZ
 
 BASE_LEVEL, LEVELS_PER_FRAME = 30, 1.5
 
@@ -36,7 +37,6 @@ class KnownClip:
     spans: tuple[tuple[str, float, float], ...] = ()
     references: tuple[tuple[int, float, float, bool], ...] = ()
     caption: str | None = None
-    asset_start_s: float = 0.0
 
 
 def level_of(frame: int) -> float:
@@ -89,14 +89,31 @@ def annotation(clip: KnownClip) -> dict[str, Any]:
         {"span_index": i, "asset_start_s": start, "asset_end_s": end, "is_same_span": same}
         for i, start, end, same in clip.references
     ]
-    start_pts = round(clip.asset_start_s * 1000)
+    lengths = [round((end - start) * SPEECH_RATE_HZ) for _, start, end, _ in clip.references]
+    sounds = [
+        {"span_index": reference[0], "first_sample": sum(lengths[:at]), "num_samples": lengths[at]}
+        for at, reference in enumerate(clip.references)
+    ]
     return {
         "clip_id": clip.clip_id,
-        "clip": {"spans": spans, "start_pts": start_pts, "tb_num": 1, "tb_den": 1000},
+        "clip": {"spans": spans},
         "caption": {"text": clip.caption} if clip.caption else None,
         "timbre": {"references": references},
-        "applied_shift_ms": 0.0,
+        "cut": {"references": sounds},
     }
+
+
+def refs_of(clip: KnownClip) -> bytes:
+    """The sound of the references, end to end: one tone each, the pitch of the second it begins in."""
+    pieces = [
+        0.3
+        * np.sin(2 * np.pi * pitch_hz(int(start)) * np.arange(round((end - start) * SPEECH_RATE_HZ)) / SPEECH_RATE_HZ)
+        for _, start, end, _ in clip.references
+    ]
+    file = io.BytesIO()
+    sound = np.concatenate([np.zeros(0), *pieces])
+    soundfile.write(file, sound, SPEECH_RATE_HZ, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
 
 
 def write_run(folder: Path, shards: list[list[KnownClip]]) -> None:
@@ -110,7 +127,7 @@ def write_run(folder: Path, shards: list[list[KnownClip]]) -> None:
                 _facts(clip) | {"shard": path.name} | shard.add(clip.clip_id, _members(clip)).columns()
                 for clip in clips
             ]
-        facts = ShardFacts(shard.sha256, shard.num_bytes, "train")
+        facts = ShardFacts(shard.sha256, shard.num_bytes, "train", "unit", "", 0)
         table = pa.Table.from_pylist(rows, schema=with_facts(INDEX, facts.to_metadata()))
         (folder / "index" / f"{number:05d}.arrow").write_bytes(table_bytes(table))
 
@@ -121,6 +138,7 @@ def _members(clip: KnownClip) -> dict[str, bytes]:
     return {
         "mp4": mp4_of(clip) if clip.has_video else b"",
         "flac": flac_of(clip) if clip.has_audio else b"",
+        "refs.flac": refs_of(clip),
         "json": json.dumps(annotation(clip)).encode(),
         "npy": vectors.getvalue(),
     }

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from schemas.arrow_file import facts_of, read_facts, read_table, table_bytes, with_facts, write_table
 from schemas.errors import DamagedSampleError, ShardError
-from schemas.shard import CUT, INDEX, MEMBERS, IndexRow
+from schemas.shard import CONTRACT_VERSION, CUT_MEASURES, INDEX, MEMBERS, IndexRow, cut_column
 from schemas.shard_file import (
     CHUNK_BYTES,
     Manifest,
@@ -30,6 +30,8 @@ from schemas.shard_file import (
     ShardWriter,
     locations,
     parse_index,
+    payloads_at,
+    samples_in,
 )
 from tests.strategies import Samples, shard_samples
 
@@ -48,6 +50,13 @@ def test_every_reader_finds_what_was_written(given_samples: tuple[list[str], Sam
 
     members, content = given_samples
     data, places, shard = write(members, content)
+    sizes = {key: {name: len(content[key][name]) for name in members} for key in content}
+    assert list(samples_in(io.BytesIO(data))) == [
+        (place.clip_id, place.offset, sizes[place.clip_id]) for place in places
+    ]
+    for place in places:
+        payloads = payloads_at(io.BytesIO(data), place.offset, sizes[place.clip_id])
+        assert payloads == b"".join(content[place.clip_id].values())
     assert (shard.sha256, shard.num_bytes) == (hashlib.sha256(data).hexdigest(), len(data))
     with ShardReader(io.BytesIO(data)) as reader:
         assert {place.clip_id: reader.sample(place) for place in places} == content
@@ -128,11 +137,13 @@ def test_neither_writing_nor_scanning_holds_the_shard(tmp_path: Path) -> None:
 def test_index_rows_and_places_are_the_contracts_columns() -> None:
     places = [end for member in (*MEMBERS, "sample") for end in (f"{member}_offset", f"{member}_bytes")]
     assert [field.name for field in fields(IndexRow)] == [
-        name for name in INDEX.names if name not in {*places, "crc32", *(field.name for field in CUT)}
+        name
+        for name in INDEX.names
+        if name not in {*places, "crc32", "cut_hash", "cut_sha256", *(cut_column(field.name) for field in CUT_MEASURES)}
     ]
     tar, written, shard = write(list(MEMBERS), {"a": dict.fromkeys(MEMBERS, b"1"), "b": dict.fromkeys(MEMBERS, b"")})
     rows = [{"clip_id": place.clip_id, "shard": place.shard, **place.columns()} for place in written]
-    facts = ShardFacts(shard.sha256, len(tar), "train")
+    facts = ShardFacts(shard.sha256, len(tar), "train", "unit", "some net", 448)
     index = pa.Table.from_pylist(rows, schema=with_facts(INDEX, facts.to_metadata()))
     again = parse_index(table_bytes(index), "index/00000.arrow")
     assert locations(again, MEMBERS) == written
@@ -140,7 +151,11 @@ def test_index_rows_and_places_are_the_contracts_columns() -> None:
     with pytest.raises(ShardError, match=r"index/00000\.arrow is not an Arrow IPC file"):
         parse_index(table_bytes(index)[:-100], "index/00000.arrow")
     with pytest.raises(ShardError, match=r"x\.arrow does not say which tar"):
-        ShardFacts.of(again.replace_schema_metadata({"sha256": "1"}), "x.arrow")
+        ShardFacts.of(
+            again.replace_schema_metadata({"sha256": "1", "contract_version": str(CONTRACT_VERSION)}), "x.arrow"
+        )
+    with pytest.raises(ShardError, match=r"x\.arrow follows contract 1; this program reads contract 2\."):
+        ShardFacts.of(again.replace_schema_metadata({"contract_version": "1"}), "x.arrow")
 
 
 def test_an_arrow_file_is_the_same_from_bytes_and_from_a_path(tmp_path: Path) -> None:
@@ -155,17 +170,27 @@ def test_an_arrow_file_is_the_same_from_bytes_and_from_a_path(tmp_path: Path) ->
 
 
 def test_a_manifest_survives_json() -> None:
-    entry = ShardEntry("00000.tar", "00000.arrow", "ab", 10, "train", 3, 1.5)
-    manifest = Manifest(1, "quickstart", "cd", 3, (entry, replace(entry, name="00001.tar")))
+    entry = ShardEntry("00000.tar", "00000.arrow", "ab", 10, "train", 3, 1.5, "unit")
+    shards = (entry, replace(entry, name="00001.tar"))
+    manifest = Manifest(CONTRACT_VERSION, "quickstart", "cd", 3, 1, 512.0, "some net", 448, shards)
     data = manifest.to_json()
     assert Manifest.from_json(data) == manifest
     content = json.loads(data)
-    assert list(content) == ["contract_version", "recipe", "measure_hash", "num_samples", "shards"]
-    assert list(content["shards"][0]) == ["name", "index", "sha256", "bytes", "split", "num_samples", "duration_s"]
+    assert list(content) == [
+        *("contract_version", "recipe", "measure_hash", "num_samples", "bits", "target_shard_mb"),
+        *("embedder", "embedding_dim", "shards"),
+    ]
+    assert list(content["shards"][0]) == [
+        *("name", "index", "sha256", "bytes", "split", "num_samples", "duration_s", "unit"),
+    ]
     assert Manifest.from_json(json.dumps(content | {"later": 1}).encode()) == manifest
     for broken in (data[:-2], b"[]", json.dumps({k: v for k, v in content.items() if k != "shards"}).encode()):
         with pytest.raises(ShardError, match="manifest"):
             Manifest.from_json(broken)
+    with pytest.raises(
+        ShardError, match="the manifest of the shards follows contract 1; this program reads contract 2"
+    ):
+        Manifest.from_json(json.dumps(content | {"contract_version": 1}).encode())
 
 
 def blocks(path: Path) -> Iterator[str]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from schemas.spans import SPEECH_RATE_HZ, SpeechSpan, Turn
 from schemas.stretches import Stretch
 from schemas.timing import Span
+from stages.engines.speakers import EMBEDDER, EMBEDDING_SIZE
 from stages.media.decoder import Waveform
 from stages.timbre import Timbre, TimbreConfig, choose_reference, cleanliness, on_asset
 from tests.rows import clip_row, struct_of
@@ -128,6 +129,8 @@ def test_stage_on_real_voices(media_dir: Path, context: Any) -> None:
 
 def test_stage_without_speech(context: Any) -> None:
     stage = Timbre(TimbreConfig())
+    nothing = dict.fromkeys(("num_cross_utterance", "num_same_span", "num_missing"), 0)
+    told = {"embedder": EMBEDDER, "embedding_dim": EMBEDDING_SIZE}
     assert stage.process([clip_row(probe=struct_of("probe", has_audio=False))]) == [
-        {"references": [], "num_cross_utterance": 0, "num_same_span": 0, "num_missing": 0, "min_similarity": None}
+        struct_of("timbre", references=[], **nothing, **told)
     ]

@@ -25,10 +25,11 @@ from model.encoding.tiny_codec import write_tiny_codecs
 from model.network.config import NavaConfig
 from model.training.metrics import read_samples
 from model.training.train import train
+from schemas.arrow_file import read_table, table_bytes, with_facts
 from schemas.budget import clip_budget
-from schemas.errors import MediaError
+from schemas.errors import MediaError, ShardError
 from schemas.timing import Span
-from tests.model.curated_shards import KnownClip, flac_of, level_of, mp4_of, pitch_hz, write_run
+from tests.model.curated_shards import KnownClip, flac_of, level_of, mp4_of, pitch_hz, refs_of, write_run
 from tests.model.latent_shards import recipe
 
 TINY = NavaConfig.preset("nava_tiny")
@@ -193,7 +194,8 @@ def test_words_voices_and_latents_belong_to_their_window(home: Path, tmp_path: P
     torch.testing.assert_close(first.sample.speakers[0], second.sample.speakers[0])
     codecs = open_codecs(home / "codecs", network, torch.device("cpu"), torch.float32)
     wave = torch.from_numpy(read_sound(memoryview(flac_of(clip)), 16000))
-    torch.testing.assert_close(first.sample.speakers[0], codecs.speaker.embed(wave[0, 20800:32000]))
+    voices = torch.from_numpy(read_sound(memoryview(refs_of(clip)), 16000))
+    torch.testing.assert_close(first.sample.speakers[0], codecs.speaker.embed(voices[0, :11200]))
     torch.testing.assert_close(first.sample.audio, codecs.audio.encode(wave[:, : 27 * 640]))
     frames = read_frames(memoryview(mp4_of(clip)), [(25 + k) / 24 for k in range(21)], 192, 336)
     pixels = torch.from_numpy(np.stack(list(frames))).permute(3, 0, 1, 2).float() / 127.5 - 1
@@ -215,14 +217,24 @@ def test_without_a_speaker_network_curations_vectors_are_taken_if_they_fit(home:
     assert window.sample.speakers == [None, None]
 
 
-def test_an_asset_clock_reference_outside_the_clip_is_no_voice(home: Path, tmp_path: Path) -> None:
+def test_a_reference_from_outside_the_clip_is_a_voice(home: Path, tmp_path: Path) -> None:
+    """Its sound comes with the clip; one too short to tell a voice is none."""
     network = TINY.model_copy(update={"max_text_tokens": 128})
-    clip = KnownClip(
-        "x", 2.0, spans=SPEECH, references=((0, 11.3, 12.0, False), (1, 3.0, 4.0, False)), asset_start_s=10
-    )
+    clip = KnownClip("x", 2.0, spans=SPEECH, references=((0, 71.3, 71.6, False), (1, 93.0, 94.0, False)))
     (window,) = encoded(home, clip, ClipEncoder(settings(home, max_frames=45), network), tmp_path / "run")
-    assert window.sample.speakers[0] is not None
-    assert window.sample.speakers[1] is None
+    assert window.sample.speakers[0] is None
+    codecs = open_codecs(home / "codecs", network, torch.device("cpu"), torch.float32)
+    voices = torch.from_numpy(read_sound(memoryview(refs_of(clip)), 16000))
+    torch.testing.assert_close(window.sample.speakers[1], codecs.speaker.embed(voices[0, 4800:]))
+
+
+def test_shards_of_another_contract_are_refused_in_one_sentence(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "run", tmp_path / "run")
+    for path in (tmp_path / "run" / "index").glob("*.arrow"):
+        table = read_table(path.read_bytes())
+        path.write_bytes(table_bytes(table.cast(with_facts(table.schema, {"contract_version": "1"}))))
+    with pytest.raises(ShardError, match=r"follows contract 1; this program reads contract 2\. Curate again"):
+        encode_shards(str(tmp_path / "run"), tmp_path / "out", settings(home), TINY, say=lambda _: None)
 
 
 def test_a_caption_that_does_not_pair_is_left_out_and_named(home: Path, tmp_path: Path) -> None:

@@ -1,0 +1,212 @@
+"""`cut`: a clip's media, written exactly, measured and left for the shards, of rows that nothing turned away.
+
+It is the last look at a source, so it makes sure that the source is still what was measured. With `sync_repair` the sound is
+moved by the offset found, and what hangs on it (spans, active faces, references, caption) is stated anew.
+
+The clips of an asset come together: the decoder keeps the asset's sound, so that it is decoded once for all of them, and a
+file on an object store is fetched once.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+
+from schemas.cut_file import CUT, RESTATED, CutMedia, cut_file, payload_of
+from schemas.errors import MediaError, RecipeError
+from schemas.fields import f, struct, without_roles
+from schemas.files import sha256_of, write_whole
+from schemas.records import CLIP, Row, Struct, span_of
+from schemas.shard import SOUND_RATE_HZ
+from schemas.spans import SPEECH_RATE_HZ, Reference
+from stages.base import Context, Measure, Resources, StageConfig
+from stages.caption.stage import Caption
+from stages.media.cutting import CutOptions, CutReport, cut_clip, verify_clip
+from stages.sync.config import SyncRepair
+from stages.sync.repair import Remeasure, repaired_clip
+from stages.sync.result import Figures
+from stages.sync.stage import Sync
+from stages.timbre import Timbre
+
+SPOKEN = ("has_speech", "num_speakers", "spans")
+AFTER = without_roles(
+    struct(
+        f("clip", pa.struct([CLIP.field(name) for name in SPOKEN]), doc="columns of `clip`"),
+        f("sync", pa.struct([Sync.adds.field("active")]), doc="columns of `sync`"),
+        f("timbre", Timbre.adds, doc="columns of `timbre`"),
+        f("caption", Caption.adds, doc="columns of `caption`"),
+    )
+)
+
+
+class CutConfig(StageConfig):
+    """How clips are written, and whether their sync is repaired."""
+
+    crf: int = Field(default=18, ge=0, le=51)
+    """x264 quality for clips that have to be encoded anew; 18 is visually lossless by x264's own guide."""
+    allow_copy: bool = True
+    """Copy the video stream where that is exact; otherwise encode every clip."""
+    sync_repair: SyncRepair = SyncRepair()
+
+
+class Cut(Measure[CutConfig]):
+    """The clip's media as it goes into a shard: cut, verified, its sync repaired if wanted, and left in the run's `cuts`."""
+
+    name = "cut"
+    version = "1"
+    level = "clip"
+    reads = ("clip", "download", "probe.has_audio")
+    adds = struct(
+        *CUT,
+        f(
+            RESTATED,
+            pa.list_(AFTER),
+            doc="one item where the sound was moved: what is said of the clip now",
+            in_shard=False,
+        ),
+    )
+    Config = CutConfig
+    resources = Resources(cpus=1.0, memory_gb=0.3, timeout_s=900.0)
+    skips_rejected = True
+
+    @classmethod
+    def reads_with(cls, config: CutConfig) -> tuple[str, ...]:
+        """Repairing needs what is to be repaired."""
+        return (*cls.reads, "sync") if config.sync_repair.enabled else cls.reads
+
+    @classmethod
+    def may_read(cls, config: CutConfig) -> tuple[str, ...]:
+        """Whose sound goes along, and what a repair states anew."""
+        told = ("transcribe", "diarize", "picture", "audio", "caption") if config.sync_repair.enabled else ()
+        return ("timbre", *told)
+
+    def setup(self, ctx: Context) -> None:
+        """Raises RecipeError where nobody says where to leave cuts."""
+        super().setup(ctx)
+        if not ctx.cuts_dir:
+            raise RecipeError("stage cut has no folder to leave clips in.", remedy="Give Context.cuts_dir.")
+        self.remeasure = Remeasure(ctx)
+        self._known: dict[tuple[str, int, int], str] = {}
+
+    def measure(self, row: Row) -> dict[str, Any]:
+        """The struct of one clip, whose media are in the run's `cuts` then. Raises MediaError, also for a changed source."""
+        clip_id, media = row["clip"]["clip_id"], self.ctx.media
+        self._check_source(row["download"])
+        path, span = self.ctx.asset_path(row), span_of(row["clip"])
+        options = CutOptions(crf=self.config.crf, allow_copy=self.config.allow_copy)
+        repaired = repaired_clip(row, self.config.sync_repair, self.ctx.configs)
+        if repaired is not None:
+            taken = repaired.repair
+            options = replace(options, shift_ms=taken.shift_ms, drift_ppm=taken.drift_ms_per_s * 1e3)
+        out = self.ctx.scratch_dir / f"{clip_id}.mp4"
+        try:
+            report = verify_clip(out, cut_clip(path, span, out, options=options, decoder=media), decoder=media)
+            resync = None if repaired is None else self.remeasure(out, repaired)
+            references = repaired.references if repaired is not None else _references(row)
+            voices, places = self._reference_sound(path, references)
+            members = {"mp4": out.read_bytes(), "flac": flac_of(_heard(report, row)), "refs.flac": voices}
+        finally:
+            out.unlink(missing_ok=True)
+        self._check_source(row["download"])
+        self._leave(cut_file(clip_id, self.ctx.hashes[self.name]), payload_of(members))
+        return {
+            **_measured(report, resync),
+            **CutMedia.over(members).row(),
+            "references": places,
+            RESTATED: [] if repaired is None else [dict(repaired.restated)],
+        }
+
+    def _reference_sound(self, path: Path, references: Sequence[Reference]) -> tuple[bytes, list[dict[str, int]]]:
+        """(refs.flac, where each reference lies in it): the asset's own sound, whatever is moved in the clip."""
+        if not references:
+            return flac_of(np.zeros(0, np.float32), SPEECH_RATE_HZ), []
+        sound = self.ctx.media.audio(path, rate_hz=SPEECH_RATE_HZ, mono=True)
+        pieces, places, first = [], [], 0
+        for each in references:
+            piece = sound.cut(Fraction(each.asset_start_s), Fraction(each.asset_end_s))
+            places.append({"span_index": each.span_index, "first_sample": first, "num_samples": len(piece)})
+            pieces.append(piece)
+            first += len(piece)
+        return flac_of(np.concatenate(pieces), SPEECH_RATE_HZ), places
+
+    def _check_source(self, told: Struct) -> None:
+        """Raises MediaError if a referenced file is not the one that was measured. Hashes only what was written to since."""
+        if told["mtime_ns"] is None:
+            return
+        path = Path(told["path"])
+        try:
+            stat = path.stat()
+            now = (str(path), stat.st_size, stat.st_mtime_ns)
+            if now[1:] == (told["bytes"], told["mtime_ns"]):
+                return
+            if now not in self._known:
+                self._known = {now: sha256_of(path)[0]}
+        except OSError as error:
+            raise MediaError(f"'{path}' cannot be read: {error.strerror}.", reason="file_missing") from error
+        if self._known[now] != told["sha256"]:
+            raise MediaError(
+                f"'{path}' has changed since it was measured: sha256 {told['sha256'][:12]}... then, "
+                f"{self._known[now][:12]}... now.",
+                reason="source_changed",
+                remedy="Put the file back and give --retry-errors, or curate the new one under another name.",
+            )
+
+    def _leave(self, name: str, payload: bytes) -> None:
+        target = f"{self.ctx.cuts_dir.rstrip('/')}/{name}"
+        if "://" not in target:
+            write_whole(Path(target), payload)
+            return
+        import fsspec  # type: ignore[import-untyped]
+
+        files, place = fsspec.core.url_to_fs(target)
+        files.pipe_file(place, payload)
+
+
+def _references(row: Row) -> list[Reference]:
+    return [Reference.of(each) for each in (row["timbre"] or {}).get("references") or ()]
+
+
+def _heard(report: CutReport, row: Row) -> NDArray[np.float32]:
+    """The clip's planned sound, float32 [n, 2]; none if the asset has none."""
+    if not row["probe"]["has_audio"]:
+        return np.zeros((0, 2), np.float32)
+    if report.sound is None:
+        raise MediaError("The asset's sound cannot be decoded any more.", reason="no_sound_decoded")
+    return report.sound
+
+
+def flac_of(sound: NDArray[np.float32], rate_hz: int = SOUND_RATE_HZ) -> bytes:
+    """16-bit FLAC of float32 [n(, channels)]."""
+    import soundfile
+
+    out = io.BytesIO()
+    soundfile.write(out, sound, rate_hz, format="FLAC", subtype="PCM_16")
+    return out.getvalue()
+
+
+def _measured(report: CutReport, resync: Figures | None) -> Mapping[str, Any]:
+    """Fields of `CUT` that come of the written file."""
+    return {
+        "mode": report.mode,
+        "start_error_us": report.start_error_us,
+        "sound_error_samples": report.sound_error_samples,
+        "duration_error_us": report.duration_error_us,
+        "applied_shift_ms": report.applied_shift_ms,
+        "applied_drift_ms_per_s": report.applied_drift_ppm / 1e3,
+        "repaired_offset_ms": resync and resync.offset_ms,
+        "repaired_offset_std_ms": resync and resync.offset_std_ms,
+        "repaired_drift_ms_per_s": resync and resync.drift_ms_per_s,
+        "repaired_confidence": resync and resync.confidence,
+        "width_px": report.width_px,
+        "height_px": report.height_px,
+        "num_frames": report.num_frames,
+    }

@@ -1,0 +1,88 @@
+"""Verdicts as lazy expressions over flat columns say what the same gates say of Arrow tables, on any table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.leaves import flattened
+from schemas.verdict import Gate, checks_of, evaluate, expressions, settle, status_of
+
+FIELDS = {
+    "ratio": pa.float32(),
+    "level": pa.float64(),
+    "count": pa.int32(),
+    "kind": pa.string(),
+    "is_there": pa.bool_(),
+}
+STAGES = ("audio", "sync")
+STRUCT = pa.struct(list(FIELDS.items()))
+NUMBERS = st.sampled_from([-2.5, -1.0, 0.0, 0.1, 0.3, 1.0, 2.0, 3.0])
+"""0.1 and 0.3 are others as float32 than as float64."""
+WORDS = st.sampled_from(["speech", "music", ""])
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "ratio": NUMBERS | st.just(float("nan")),
+    "level": NUMBERS | st.just(float("nan")),
+    "count": st.integers(-3, 3),
+    "kind": WORDS,
+    "is_there": st.booleans(),
+}
+BOUNDS: dict[str, st.SearchStrategy[Any]] = VALUES | {"ratio": NUMBERS, "level": NUMBERS, "count": NUMBERS}
+
+
+@st.composite
+def gates(draw: st.DrawFn, field: str) -> Gate:
+    operators = {"kind": ("equals", "one_of"), "is_there": ("equals",)}.get(field, ("min", "max", "abs_max", "equals"))
+    chosen = draw(st.sets(st.sampled_from(operators), min_size=1, max_size=2))
+    one_of = st.lists(WORDS, min_size=1, max_size=2).map(tuple)
+    bounds = {each: draw(one_of if each == "one_of" else BOUNDS[field]) for each in chosen}
+    when = {}
+    for other in draw(st.sets(st.sampled_from(["level", "count", "kind", "is_there"]), max_size=2)):
+        options = BOUNDS[other] | st.lists(WORDS, max_size=2) if other == "kind" else BOUNDS[other]
+        when[f"{draw(st.sampled_from(STAGES))}.{other}"] = draw(options)
+    return Gate(**bounds, when=when, missing=draw(st.sampled_from(["error", "reject"])))
+
+
+@st.composite
+def all_gates(draw: st.DrawFn) -> dict[str, dict[str, Gate]]:
+    fields = st.sets(st.sampled_from(list(FIELDS)), max_size=3)
+    return {stage: {field: draw(gates(field)) for field in draw(fields)} for stage in STAGES}
+
+
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            stage: st.none() | st.fixed_dictionaries({name: st.none() | values for name, values in VALUES.items()})
+            for stage in STAGES
+        }
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(gates=all_gates(), rows=ROWS)
+def test_expressions_say_what_evaluate_and_settle_say(
+    gates: dict[str, dict[str, Gate]], rows: list[dict[str, Any]]
+) -> None:
+    checks = checks_of(gates)
+    table = pa.table({stage: pa.array([row[stage] for row in rows], STRUCT) for stage in STAGES})
+    outcome = evaluate(table, checks)
+    columns: dict[str, Any] = {
+        f"{stage}.hash": [None if row[stage] is None else "h" for row in rows] for stage in STAGES
+    }
+    for stage in STAGES:
+        columns |= flattened(stage, [row[stage] for row in rows], STRUCT)
+    flat = pl.DataFrame(pa.table(columns))
+    said = expressions(checks, lambda stage: pl.col(f"{stage}.hash").is_not_null())
+    for number, each in enumerate(said):
+        for kind in ("failed", "missing", "unreached", "rejects", "errors"):
+            found = flat.with_columns(answer=getattr(each, kind))["answer"]
+            assert found.to_list() == getattr(outcome, kind)[number].tolist(), (each.check.name, kind)
+    status = flat.with_columns(status=status_of(said))["status"].to_list()
+    assert status == settle(outcome)[0]
