@@ -37,7 +37,7 @@ CpusOption = Annotated[int | None, typer.Option(help="CPUs of the private Ray ru
 def plan(recipe: RecipeArgument, set_: SetOption = None, cpus: CpusOption = None) -> None:
     """Prints stages, columns with units, workers and gates; refuses what is miswired or cannot be scheduled."""
     from pipeline.config import load_recipe
-    from pipeline.execute.on_ray import local_cluster
+    from pipeline.execute.cluster import local_cluster
     from pipeline.plan import make_plan, render
 
     cluster = local_cluster(cpus)
@@ -73,7 +73,7 @@ def run(
     """Curates inputs into RUN; ends in the balance sheet of hours."""
     from functools import partial
 
-    from pipeline.ask.queries import Run, balance, hours_of
+    from pipeline.ask.queries import Run, balance
     from pipeline.config import load_recipe
     from pipeline.execute.here import here
     from pipeline.execute.on_ray import on_ray
@@ -87,10 +87,11 @@ def run(
     opener: Opener = here if in_process else partial(on_ray, address=address, num_cpus=cpus)
     result = execute(chosen, sources[:limit], out, opener, retry_errors=retry_errors, quiet=quiet)
     sheet = balance(Run(out).ledger)
-    print("\n".join(balance_lines(hours_of(sheet))))
+    print("\n".join(balance_lines(sheet)))
     clips, assets = sheet.clips, sheet.assets
     print(
-        f"{clips['keep']} clips kept, {clips['reject']} rejected, {clips['error']} errors; {assets['error']} sources with errors"
+        f"{clips.get('keep', 0)} clips kept, {clips.get('reject', 0)} rejected, {clips.get('error', 0)} errors; "
+        f"{assets.get('error', 0)} sources with errors"
     )
     print(f"{result.num_shards} shards in {out}/shards; next: nava-curate stats {out}")
 
@@ -117,16 +118,18 @@ def status(
 def stats(run_uri: RunArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
     """Hours kept, rejected, in error and cut away, with distributions; with --set, what other gates would do."""
     from pipeline.ask.queries import Run
-    from pipeline.ask.queries import stats as ask
+    from pipeline.ask.stats import stats as ask
     from pipeline.ask.what_if import what_if
+    from pipeline.show.plain import stats_plain, what_if_plain
     from pipeline.show.text import stats_text, what_if_text
 
     opened = Run(run_uri)
-    answer = what_if(opened, set_) if set_ else ask(opened)
-    if as_json:
-        print(json.dumps(answer, indent=1))
+    if set_:
+        then = what_if(opened, set_)
+        print(json.dumps(what_if_plain(then), indent=1) if as_json else what_if_text(then))
     else:
-        print(what_if_text(answer) if set_ else stats_text(answer))
+        answer = ask(opened)
+        print(json.dumps(stats_plain(answer), indent=1) if as_json else stats_text(answer))
 
 
 @app.command()
@@ -143,6 +146,7 @@ def why(
     """The chain from source to verdict, with what every stage measured."""
     from pipeline.ask.find import find
     from pipeline.ask.queries import Run
+    from pipeline.show.plain import chain_plain
     from pipeline.show.text import why_text
 
     opened = Run(run_uri)
@@ -152,7 +156,7 @@ def why(
 
         draw(chain, opened.plan, figure)
     if as_json:
-        print(json.dumps(chain, indent=1, default=str))
+        print(json.dumps(chain_plain(chain, opened.plan), indent=1))
     else:
         print(why_text(chain, opened.plan))
 
@@ -195,14 +199,18 @@ def export(
 
 
 @app.command()
-def verify(run_uri: RunArgument) -> None:
-    """Checksums, conservation of hours, contract version, and one sample decoded per shard."""
+def verify(
+    run_uri: RunArgument,
+    deep: Annotated[bool, typer.Option("--deep", help="decode every sample, not the first of each shard")] = False,
+) -> None:
+    """Checks every artefact: ledger, hours, cuts, shards against recipe and ledger; decodes a sample of each shard."""
     from pipeline.ask.queries import Run
     from pipeline.ask.verify import problems
 
-    found = list(problems(Run(run_uri)))
-    for problem in found:
-        print(f"problem: {problem}")
+    found = False
+    for problem in problems(Run(run_uri), is_deep=deep):
+        found = True
+        print(f"problem: {problem}", flush=True)
     if found:
         raise typer.Exit(1)
     print("sound: hours add up, every kept clip is packed once, checksums agree, samples decode")

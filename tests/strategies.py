@@ -83,7 +83,7 @@ def adjoining_spans(draw: st.DrawFn) -> list[Span]:
 @st.composite
 def shard_samples(draw: st.DrawFn) -> tuple[list[str], Samples]:
     """(members in their order, payloads by member by key) of a small shard."""
-    names = ["mp4", "flac", "json", "npy", "safetensors", "txt"]
+    names = ["mp4", "flac", "refs.flac", "json", "npy", "safetensors"]
     members = draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
     key = st.from_regex(r"[a-z0-9][A-Za-z0-9_-]{0,79}", fullmatch=True)
     keys = draw(st.lists(key, min_size=1, max_size=4, unique=True))

@@ -129,12 +129,15 @@ def test_only_media_modules_open_media() -> None:
 
 
 def test_broad_excepts_live_in_the_adapter_alone() -> None:
+    """And around the start of Ray, which raises a bare Exception where its processes do not come up."""
+    allowed = {"pipeline/execute/adapter.py", "pipeline/execute/cluster.py"}
     offenders = []
     for path in modules():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ExceptHandler):
                 caught = ast.unparse(node.type) if node.type else ""
-                if caught in ("", "Exception", "BaseException") and path.name != "adapter.py":
+                where = path.relative_to(ROOT).as_posix()
+                if caught in ("", "Exception", "BaseException") and where not in allowed:
                     offenders.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not offenders, "only the adapter may catch everything, because it counts what it catches"
 

@@ -33,10 +33,11 @@ from model.sampling.config import load_recipe as load_sample_recipe
 from model.training.config import RECIPES as TRAIN_RECIPES
 from model.training.config import TrainConfig
 from model.training.config import load_recipe as load_train_recipe
-from pipeline.ask.queries import Balance, hours_of
+from pipeline.ask.queries import Balance
 from pipeline.config import RECIPES, Recipe, load_recipe, parse_recipe
-from pipeline.ledger import KEYS, PACK
+from pipeline.ledger import KEYS
 from pipeline.plan import make_plan
+from pipeline.show.plain import hours_plain
 from pipeline.show.reference import REGIONS, ROOT, filled, reasons_in
 from schemas import errors
 from schemas.errors import NavaError
@@ -53,7 +54,10 @@ PRODUCT = sorted(
 )
 APPS = {"nava-curate": pipeline.cli.app, "nava-train": model.cli.app}
 RUN_AS_MODULE = {"pipeline.cli": "nava-curate", "model.cli": "nava-train"}
-OPTIONS_OF_OTHERS = {"--no-deps", "--nproc_per_node", "--nnodes"}  # pip, torchrun
+OPTIONS_OF_OTHERS = {
+    *("--no-deps", "--nproc_per_node", "--nnodes"),  # pip, torchrun
+    *("--generate", "--metrics-export-port", "--requeue"),  # ray, sbatch
+}
 RUN_FILES = {"recipe.yaml"}  # of a run or a training, in no tree
 GUIDE_STAGE = "flicker"  # CONTRIBUTING writes it, `test_dropped_in_stage` runs it
 WORD = re.compile(r"[a-z_]\w*(?:\.\w+)+")
@@ -233,7 +237,7 @@ def columns() -> frozenset[str]:
     """Every column of the ledger at any depth, and those of a source at its own level."""
     specs = [stages.load(name) for name in stages.CATALOG]
     measured = [pa.field(cls.children if issubclass(cls, Split) else cls.name, cls.adds) for cls in specs]
-    whole = [pa.field("source", SOURCE), pa.field("pack", PACK), pa.field("cost", COST)]
+    whole = [pa.field("source", SOURCE), pa.field("cost", COST)]
     return frozenset(path.replace("[]", "") for path, _ in fields_below([*KEYS, *measured, *whole]))
 
 
@@ -262,7 +266,7 @@ def exists(name: str) -> bool:
     """Whether a dotted name is a column, a gate, a key of a recipe, a reason, a figure of `stats` or a module."""
     path = name.replace("[]", "").removeprefix("gates.")
     gate = path.rpartition(".")[0] if path.rpartition(".")[2] in OPERATORS else path
-    figures = {f"hours.{key}" for key in hours_of(Balance())}
+    figures = {f"hours.{key}" for key in hours_plain(Balance())}
     if gate in columns() or path.startswith(GUIDE_STAGE):
         return True
     return path in recipe_keys() | reasons() | figures or is_attribute(name)

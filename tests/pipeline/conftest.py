@@ -1,7 +1,9 @@
-"""The toy catalogue, in place of the real one, for tests of the machinery."""
+"""The toy catalogue, in place of the real one, for tests of the machinery; and a small real run for what comes after."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,3 +20,24 @@ def toy_recipe(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     for name, target in toy_stages.CATALOG.items():
         monkeypatch.setitem(stages.CATALOG, name, target)
     return toy_stages.RECIPE
+
+
+@pytest.fixture(scope="session")
+def whole_light_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(media, run): four clips, curated and packed without Ray."""
+    from pipeline.demo import ball_clip
+    from tests.pipeline.light_run import curate
+
+    folder = tmp_path_factory.mktemp("light")
+    (folder / "media").mkdir()
+    for seed in range(4):
+        ball_clip(folder / "media" / f"{seed}.mp4", duration_s=3.0, seed=seed)
+    curate(folder / "media", folder / "run")
+    return folder / "media", folder / "run"
+
+
+@pytest.fixture
+def light_run(whole_light_run: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """The same, to be damaged. The media keep their place and times, as the ledger knows them."""
+    shutil.copytree(whole_light_run[1], tmp_path / "run")
+    return whole_light_run[0], tmp_path / "run"

@@ -28,7 +28,7 @@ def test_shipped_recipes_are_valid_and_explain_themselves(name: str) -> None:
         ("gates.sync.confidence.mim=2", "Did you mean 'min'"),
         ("gates.snyc.confidence.min=2", "Did you mean 'sync'"),
         ("audit_fracton=0.1", "Did you mean 'audit_fraction'"),
-        ("pack.crf=high", "pack.crf"),
+        ("stages.cut.crf=high", "stages.cut.crf"),
         ("resources.audio.cpu=2", "Did you mean 'cpus'"),
         ("nonsense", "expected KEY.KEY=VALUE"),
         ("name.deeper=1", "holds a value"),
@@ -56,14 +56,8 @@ def test_overrides_are_applied_to_a_copy(toy_recipe: dict[str, Any]) -> None:
 def test_the_hash_names_what_may_change_a_measurement(toy_recipe: dict[str, Any]) -> None:
     base = parse_recipe(toy_recipe)
     assert (
-        parse_recipe(toy_recipe | {"description": "other words", "pack": {"crf": 20}}).measure_hash()
+        parse_recipe(toy_recipe | {"description": "other words", "pack": {"target_shard_mb": 20}}).measure_hash()
         == base.measure_hash()
     )
     stricter = apply_overrides(toy_recipe, ["gates.audio.value.min=0.9"])
     assert parse_recipe(stricter).measure_hash() != base.measure_hash()
-
-
-def test_repair_without_a_measurement_is_refused(toy_recipe: dict[str, Any]) -> None:
-    blind = {part: {k: v for k, v in toy_recipe[part].items() if k != "sync"} for part in ("stages", "gates")}
-    with pytest.raises(RecipeError, match="needs stage 'sync'"):
-        parse_recipe({**toy_recipe, **blind, "sync_repair": {"enabled": True}})

@@ -13,7 +13,8 @@ import pytest
 
 import stages
 from pipeline.ask.find import find
-from pipeline.ask.queries import Run, stats
+from pipeline.ask.queries import Run
+from pipeline.ask.stats import Hours, stats
 from pipeline.ask.verify import problems
 from pipeline.config import parse_recipe
 from pipeline.demo import ball_clip
@@ -34,7 +35,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     (tmp_path / "flicker.py").write_text(dedent(code))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(stages.CATALOG, "flicker", "flicker:Flicker")
-    names = ("download", "probe", "shot_split", "transcribe", "diarize", "clip", "flicker")
+    names = ("download", "probe", "shot_split", "transcribe", "diarize", "clip", "flicker", "cut")
     return {
         "name": "dropped",
         "stages": {name: {"engine": "content"} if name == "shot_split" else {} for name in names},
@@ -50,15 +51,15 @@ def test_a_dropped_in_stage_is_everywhere(recipe: dict[str, Any], tmp_path: Path
     opened = Run(str(tmp_path / "run"))
     assert not list(problems(opened))
 
-    (row,) = opened.ledger.settled("clip").to_pylist()
-    assert row["verdict"]["status"] == "keep"
-    assert row["flicker"]["num_frames"] == len(row["flicker"]["luma"]) == row["clip"]["num_frames"]
+    (row,) = opened.ledger.rows("clip")
+    assert row["verdict.status"] == "keep"
+    assert row["flicker.num_frames"] == len(row["flicker.luma"]) == row["clip.num_frames"]
 
     answer = stats(opened)
-    assert answer["labels"]["flicker.kind"] == {"steady": {"kept": pytest.approx(3 / 3600), "other": 0.0}}
-    assert answer["histograms"]["flicker.flicker_ratio"]["unit"] == "ratio"
-    assert "flicker.num_frames" not in answer["histograms"]
-    assert [gate["gate"] for gate in answer["gates"]] == ["flicker.flicker_ratio.max"]
+    assert answer.labels["flicker.kind"] == {"steady": Hours(pytest.approx(3 / 3600), 0.0)}
+    assert answer.histograms["flicker.flicker_ratio"].unit == "ratio"
+    assert "flicker.num_frames" not in answer.histograms
+    assert [gate.gate for gate in answer.gates] == ["flicker.flicker_ratio.max"]
     assert "flicker.kind: steady" in stats_text(answer)
 
     told = why_text(find(opened, row["row_id"]), opened.plan)
@@ -69,4 +70,4 @@ def test_a_dropped_in_stage_is_everywhere(recipe: dict[str, Any], tmp_path: Path
     (shard,) = (tmp_path / "run" / "shards").glob("*.tar")
     with tarfile.open(shard) as tar:
         note = json.load(tar.extractfile(f"{row['row_id']}.json"))
-    assert note["flicker"] == {key: row["flicker"][key] for key in ("flicker_ratio", "kind")}
+    assert note["flicker"] == {key: row[f"flicker.{key}"] for key in ("flicker_ratio", "kind")}

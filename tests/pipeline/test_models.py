@@ -31,7 +31,7 @@ def test_no_weights_are_loaded_twice_by_a_worker_with_all_stages(
 ) -> None:
     table = Counted(packaged.WEIGHTS)
     monkeypatch.setattr(packaged, "WEIGHTS", table)
-    context = Context(tmp_path)
+    context = Context(tmp_path, cuts_dir=str(tmp_path / "cuts"))
     for name, config in load_recipe("quickstart").stage_configs().items():
         stages.load(name)(config).setup(context)
     weights = {name for name in table if not name.endswith((".png", ".jpg"))}
@@ -49,7 +49,7 @@ def test_a_model_is_known_by_its_loader_and_arguments(tmp_path: Path) -> None:
         def load(cls, device: str) -> Network:
             return cls(device)
 
-    context = Context(tmp_path)
+    context = Context(tmp_path, cuts_dir=str(tmp_path / "cuts"))
     assert context.model(Network, "a") is context.model(Network, "a")
     assert context.model(Network, "b") is not context.model(Network, "a")
     assert context.model(Network.load, "a") is context.model(Network.load, "a")

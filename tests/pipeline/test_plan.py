@@ -25,7 +25,7 @@ def reordered(recipe: dict[str, Any], *names: str) -> dict[str, Any]:
 def test_the_default_recipe_fits_a_laptop_and_prints_units() -> None:
     plan = make_plan(load_recipe("quickstart"), LAPTOP)
     text = render(plan, LAPTOP)
-    assert len(plan.groups) == 1, "CPU stages share one worker and one decode"
+    assert [len(each.groups) for each in plan.passes] == [1, 1], "CPU stages of a pass share one worker and one decode"
     for path, _, unit, doc in describe(list(plan.stages[-1].cls.adds)):
         assert path in text
         assert unit in text

@@ -28,7 +28,7 @@ from model.network.nava import Nava
 from model.network.tokens import Sample
 from model.training.parallel import open_world
 from model.training.train import Training
-from pipeline.ask.queries import Run, balance, stats
+from pipeline.ask.queries import Run, balance
 from pipeline.ask.verify import problems
 from pipeline.config import load_recipe
 from pipeline.demo import ball_clip
@@ -52,6 +52,7 @@ stages:
   clip: {}
   picture: {}
   audio: {}
+  cut: {}
 gates:
   probe: {has_video: {equals: true}, has_audio: {equals: true}}
   picture: {brightness: {min: 0}}
@@ -63,7 +64,7 @@ def facts(out: Path) -> dict[str, Any]:
     """Everything two equal runs agree in: ledger rows without their cost, and the bytes of shards and indexes."""
     ledger = Run(str(out)).ledger
     rows = {
-        kind: [{key: value for key, value in row.items() if key != "cost"} for row in ledger.settled(kind).to_pylist()]
+        kind: [{key: value for key, value in row.items() if key != "cost"} for row in ledger.rows(kind)]
         for kind in ("asset", "shot", "clip")
     }
     files = {
@@ -77,12 +78,13 @@ def facts(out: Path) -> dict[str, Any]:
 @starts_ray
 def test_the_demo_keeps_rejects_and_errs_for_stated_reasons(demo_run: Path) -> None:
     assert "adds up exactly" in (demo_run.parent / SAID).read_text()
-    answer = stats(Run(str(demo_run)))
-    assert answer["clips"]["kept"] > 0
-    assert answer["clips"]["rejected"] > 0
-    assert answer["assets"]["error"] > 0
-    assert answer["assets"]["settled"] == answer["assets"]["total"]
-    assert answer["hours"]["exact_us"]["difference"] == 0
+    run = Run(str(demo_run))
+    sheet = balance(run.ledger)
+    assert sheet.clips["keep"] > 0
+    assert sheet.clips["reject"] > 0
+    assert sheet.assets["error"] > 0
+    assert sum(sheet.assets.values()) == run.num_sources
+    assert sheet.difference_us == 0
     assert not list(problems(Run(str(demo_run))))
 
 
@@ -175,7 +177,8 @@ def test_a_tiny_network_learns_eight_clips_of_the_demo(demo_run: Path, tmp_path:
 
     model = Nava(config)
     model.load_state_dict(weights)
-    own, other = clips[0], clips[1]
+    own = clips[0]
+    other = min(clips[1:], key=lambda clip: torch.cosine_similarity(clip.speakers[0], own.speakers[0], dim=0).item())
     (told, beside), (swapped, still_beside) = (
         sounds_from_noise(model, [replace(own, speakers=voices), other]) for voices in (own.speakers, other.speakers)
     )
@@ -226,8 +229,8 @@ def num_commits(out: Path) -> int:
 
 KILLED_WHEN: dict[str, Callable[[Path], bool]] = {
     "the ledger is there and Ray starts": lambda out: num_commits(out) >= 1,
-    "the first source is settled": lambda out: num_commits(out) >= 2,
-    "half of the sources are settled": lambda out: num_commits(out) >= 5,
+    "a clip is cut": lambda out: any((out / "cuts").rglob("*.cut")),
+    "rows are committed": lambda out: num_commits(out) >= 2,
     "a shard is published": lambda out: any((out / "shards").glob("*.tar")),
 }
 
@@ -263,7 +266,7 @@ def test_errors_are_taken_up_again_when_asked(tmp_path: Path, light: Path) -> No
     (media / "1.mp4").write_text("the disk was away")
 
     def in_error() -> int:
-        return balance(Run(str(out)).ledger).assets["error"]
+        return balance(Run(str(out)).ledger).assets.get("error", 0)
 
     curate_here(light, media, out)
     assert in_error() == 1
@@ -285,7 +288,7 @@ def test_missing_weights_end_the_run_with_the_remedy(tmp_path: Path) -> None:
     assert process.returncode == 2, output
     assert NO_WEIGHTS in output
     assert "Traceback" not in output
-    assert Run(str(tmp_path / "run")).ledger.table("asset").num_rows == 0
+    assert not len(Run(str(tmp_path / "run")).ledger.passed())
 
 
 @starts_ray
@@ -310,11 +313,3 @@ def test_the_same_recipe_runs_on_a_separately_started_cluster(tmp_path: Path, li
         cluster.shutdown()
     assert len(done.nodes) == 2, "work was done on both nodes"
     assert not list(problems(Run(str(tmp_path / "run"))))
-
-
-def test_the_cluster_configuration_is_valid_for_the_launcher() -> None:
-    import yaml
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = yaml.safe_load((Path(__file__).resolve().parents[2] / "ray_cluster.yaml").read_text())
-    validate_config(prepare_config(config))
