@@ -251,7 +251,7 @@ def _remedy(found: Mapping[str, TensorSpec], unexpected: list[str]) -> str:
         return "These are the names of Wan2.2: convert it with --from wan."
     if any(".ffn_audio." in name for name in unexpected):
         return "It was trained with one FFN per stream (no_split_norm_ffn: false), which is not the released layout."
-    return "Choose the --preset that the checkpoint was trained with."
+    return "Name the network that the checkpoint was trained with (--model, or the recipe's network)."
 
 
 def _dtype(code: str, name: str) -> torch.dtype:
