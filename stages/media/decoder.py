@@ -296,8 +296,9 @@ class Decoder:
                 child.kill()
             else:
                 self._idle.append(child)
-            if child.is_busy:
-                for left in self.scratch_dir.glob(f"{Path(str(arguments.get('out', '?'))).name}*"):
+            if child.is_busy and "out" in arguments:
+                out = Path(arguments["out"]).name
+                for left in (*self.scratch_dir.glob(out), *self.scratch_dir.glob(f"{out}.*")):
                     left.unlink(missing_ok=True)
 
     def _new_child(self) -> Child:

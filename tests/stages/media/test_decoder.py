@@ -323,6 +323,21 @@ def test_a_child_that_is_gone_before_the_request_costs_that_request(made: Any, t
     media.close()
 
 
+def test_a_child_that_dies_takes_along_only_what_it_wrote(made: Any, tmp_path: Path) -> None:
+    path, _ = made["plain.mp4"]
+    scratch = tmp_path / "scratch"
+    (scratch / "partial").mkdir(parents=True)
+    (scratch / "remote.mp4").write_bytes(b"of somebody else")
+    media = Decoder(scratch)
+    for operation in (media.probe, media.audio, media.frames):
+        media.probe(path)
+        os.kill(media._idle[0].pid, signal.SIGKILL)
+        with pytest.raises(MediaError, match="signal 9"):
+            operation(path)
+    assert sorted(left.name for left in scratch.iterdir()) == ["partial", "remote.mp4"]
+    media.close()
+
+
 def test_children_end_with_their_decoder(made: Any, tmp_path: Path) -> None:
     path, _ = made["plain.mp4"]
     media = Decoder(tmp_path / "scratch", DecoderConfig(timeout_s=60))
