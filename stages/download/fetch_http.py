@@ -295,7 +295,8 @@ def _any_lock(paths: list[Path]) -> Iterator[None]:
 def checked_address(uri: str, limits: HttpLimits) -> str:
     """The address to connect to for `uri`. Raises DownloadError for undeclared schemes and private networks.
 
-    A name that resolves to any private address is refused altogether.
+    A name that resolves to any private address is refused altogether; for one that does not resolve, which it may do a
+    moment later, TryAgainError is raised.
     """
     parts = urlsplit(uri)
     if parts.scheme not in limits.schemes or parts.scheme not in ("http", "https"):

@@ -21,7 +21,7 @@ from stages.base import Context, Measure, Resources, StageConfig
 from stages.download.fetch_http import Fetched, HttpLimits, checked_address, fetch_http, too_large
 from stages.download.sources import public_uri
 from stages.download.store import AssetStore, suffix_of
-from stages.retry import RetryPolicy
+from stages.retry import RetryPolicy, TryAgainError
 
 ADDS = struct(
     f("asset_id", pa.string(), doc="id derived from the bytes"),
@@ -193,7 +193,12 @@ def fetch_page(uri: str, partial_dir: Path, config: DownloadConfig) -> Fetched:
 
     Only the page's own address is checked against private networks; yt-dlp follows what the page says.
     """
-    checked_address(uri, http_limits(config))
+    try:
+        checked_address(uri, http_limits(config))
+    except TryAgainError as error:
+        raise DownloadError(
+            f"{public_uri(uri)} could not be fetched: {error}", reason="network", remedy="Run again later."
+        ) from None
     module = _yt_dlp()
     options = {
         "outtmpl": str(partial_dir / "page-%(extractor)s-%(id)s.%(ext)s"),

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import http.server
 import json
+import socket
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -423,6 +425,17 @@ def test_a_missing_yt_dlp_is_said_before_the_run(stage: Any, monkeypatch: pytest
     with pytest.raises(RecipeError) as caught:
         stage(engine="yt_dlp")
     assert "pip install" in str(caught.value)
+
+
+def test_a_page_whose_host_does_not_resolve_is_an_error_of_the_network(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror("no such name")
+
+    monkeypatch.setattr("stages.download.fetch_http.socket.getaddrinfo", resolve)
+    monkeypatch.setitem(sys.modules, "yt_dlp", ModuleType("yt_dlp"))
+    assert reason(stage(engine="yt_dlp"), "https://no-such-host.invalid/watch") == "network"
 
 
 def test_yt_dlp_finds_the_video_of_a_page(server: Server, stage: Any, context: Any, tmp_path: Path) -> None:
