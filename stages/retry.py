@@ -62,7 +62,7 @@ def retry_after_s(header: str | None) -> float | None:
     """Seconds that a Retry-After header (RFC 9110, 10.2.3: seconds or a date) asks for; None without a readable one."""
     if header is None:
         return None
-    if header.strip().isdigit():
+    if header.strip().isdecimal():
         return float(header)
     try:
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())

@@ -169,7 +169,7 @@ def _receive(response: httpx.Response, uri: str, part: _Part, limits: HttpLimits
         raise TryAgainError("the partial file does not fit what the server has")
     elif status == 200:
         length = response.headers.get("content-length", "")
-        total = int(length) if length.isdigit() else None
+        total = int(length) if length.isdecimal() else None
     else:
         _refuse(status, shown)
     if total is not None and total > limits.max_bytes:

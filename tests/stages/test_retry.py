@@ -60,4 +60,4 @@ def test_retry_after_in_both_forms() -> None:
     assert in_a_minute is not None
     assert 50 < in_a_minute <= 60
     assert retry_after_s(formatdate(0, usegmt=True)) == 0.0
-    assert [retry_after_s(header) for header in (None, "", "soon", "-3")] == [None] * 4
+    assert [retry_after_s(header) for header in (None, "", "soon", "-3", "²")] == [None] * 5
