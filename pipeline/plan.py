@@ -30,6 +30,8 @@ HASHES = f(
 FAILED_BY = f("failed_by", pa.string(), doc="hash of the stage that could not measure the row")
 WORKER_GB = 1.0
 """A worker before any model: interpreter, Ray, Arrow, and the decoder child with its pictures."""
+VALUES = {bool: "true or false", float: "a number", str: "a text; in quotes where YAML would read something else"}
+"""What a gate compares values as -> how such a value is written in a recipe."""
 
 
 @dataclass(frozen=True)
@@ -305,26 +307,54 @@ def _check_wiring(specs: Sequence[StageSpec]) -> None:
 
 
 def _check_gates(specs: Sequence[StageSpec], checks: Sequence[Check]) -> None:
-    by_stage = {spec.name: spec for spec in specs}
+    by_stage, by_column = {spec.name: spec for spec in specs}, {spec.column: spec for spec in specs}
     fields = pa.schema([pa.field(spec.column, spec.cls.adds) for spec in specs])
     for check in checks:
         spec = by_stage[check.stage]
         if spec.is_split and spec.name != spec.column:
             raise PlanError(f"gates.{check.path}: shots are not gated.", remedy="Gate a field of the clip instead.")
-        try:
-            found = resolve(fields, check.path)
-        except KeyError as error:
-            raise PlanError(f"gates.{check.path}: no such field, {error.args[0]}.") from None
-        for path in check.gate.when:
-            try:
-                resolve(fields, path)
-            except KeyError as error:
-                raise PlanError(f"gates.{check.path}.when: no such field, {error.args[0]}.") from None
-        number = pa.types.is_floating(found.type) or pa.types.is_integer(found.type)
-        if check.operator in ("min", "max", "abs_max") and not number:
+        found = _gated(fields, check.path, f"gates.{check.path}")
+        for path, wanted in check.gate.when.items():
+            condition = _gated(fields, path, f"gates.{check.path}.when")
+            level = by_column[path.partition(".")[0]].adds_to
+            if LEVELS.index(level) > LEVELS.index(spec.adds_to):
+                msg = f"gates.{check.path}.when: {path} is measured on {level}s, the gate looks at {spec.adds_to}s."
+                raise PlanError(msg, remedy="Name a field of the same rows or of those they were made out of.")
+            _check_bound(f"gates.{check.path}.when", path, condition, wanted)
+        if check.operator in ("min", "max", "abs_max") and _kind_of(found.type) is not float:
             raise PlanError(
                 f"gates.{check.name}: {check.path} is {found.type}, which has no order.", remedy="Use equals."
             )
+        _check_bound(f"gates.{check.name}", check.path, found, check.bound)
+
+
+def _gated(fields: pa.Schema, path: str, where: str) -> pa.Field:
+    try:
+        return resolve(fields, path)
+    except KeyError as error:
+        raise PlanError(f"{where}: no such field, {error.args[0]}.") from None
+
+
+def _check_bound(where: str, path: str, field: pa.Field, bound: Any) -> None:
+    """Raises PlanError for a value, or one of several, that the field can never have: comparing them would fail or be false."""
+    kind = _kind_of(field.type)
+    if kind is None:
+        raise PlanError(
+            f"{where}: {path} is {field.type}, which has no single value.", remedy="Name a field inside it."
+        )
+    for value in bound if isinstance(bound, list | tuple) else [bound]:
+        if type(value) is not kind:
+            remedy = f"Give {VALUES[kind]}."
+            raise PlanError(f"{where}: {path} is {field.type} and never equals {value!r}.", remedy=remedy)
+
+
+def _kind_of(kind: pa.DataType) -> type[bool | float | str] | None:
+    """What a gate compares values of an Arrow type as; None for those it cannot compare, such as lists."""
+    if pa.types.is_boolean(kind):
+        return bool
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+        return float
+    return str if pa.types.is_string(kind) else None
 
 
 def render(plan: Plan, cluster: Cluster | None = None) -> str:

@@ -65,6 +65,32 @@ def test_gates_on_fields_that_do_not_exist_are_refused(toy_recipe: dict[str, Any
         make_plan(parse_recipe(apply_overrides(toy_recipe, [override])))
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("gates.sync.confidence.when={clip.has_speech: maybe}", "has_speech is bool .* 'maybe'. Give true or false"),
+        ("gates.sync.confidence.when={clip.num_speakers: two}", "num_speakers is int32 .* Give a number"),
+        ("gates.sync.confidence.when={clip.num_speakers: true}", "never equals True. Give a number"),
+        ("gates.sync.confidence.when={sync.kind: 3}", "sync.kind is string .* Give a text"),
+        ("gates.sync.confidence.when={picture.brightness: [a, b]}", "brightness is double and never equals 'a'"),
+        ("gates.sync.confidence.when={clip: true}", "no single value. Name a field inside it"),
+        ("gates.probe.has_video.when={clip.has_speech: true}", "measured on clips, the gate looks at assets"),
+        ("gates.clip.has_speech.equals=maybe", "gates.clip.has_speech.equals: .* Give true or false"),
+        ("gates.clip.num_speakers.one_of=[two]", "gates.clip.num_speakers.one_of: .* Give a number"),
+        ("gates.clip.spans.equals=3", "no single value"),
+    ],
+)
+def test_gates_on_values_that_a_field_never_has_are_refused(override: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        make_plan(load_recipe("quickstart", [override]))
+
+
+def test_gates_compare_whole_numbers_texts_and_truths() -> None:
+    when = "{clip.num_speakers: 2, clip.has_speech: true, sync.kind: [speech], probe.has_audio: true}"
+    overrides = [f"gates.sync.confidence.when={when}", "gates.clip.num_speakers.equals=2"]
+    make_plan(load_recipe("quickstart", overrides))
+
+
 def test_what_ray_would_wait_for_in_silence_is_refused(toy_recipe: dict[str, Any]) -> None:
     """Two pools of 0.5 and one of 1.5 CPUs on two CPUs leave the last one without a place."""
     odd = apply_overrides(toy_recipe, ["resources.audio={cpus: 1.5}"])
