@@ -49,10 +49,6 @@ class Span:
         """Length in microseconds as a difference of rounded ends, so that adjoining spans add up exactly."""
         return microseconds(self.end) - microseconds(self.start)
 
-    def sample_range(self, rate_hz: int) -> tuple[int, int]:
-        """First and one-past-last sample of the span on the asset clock at `rate_hz`."""
-        return sample_at(self.start, rate_hz), sample_at(self.end, rate_hz)
-
 
 def microseconds(seconds: Fraction) -> int:
     """`seconds` in whole microseconds, half up."""

@@ -42,8 +42,8 @@ KEPT_POINTS = tuple(sorted((*INNER_LIP, *OUTER_LIP, *CHIN, *STEADY)))
 """The 69 mesh points that a track keeps of every frame: the mouth, and what the head's pose is told by."""
 LASTING_S = 0.5
 """Faces followed for less are none: a detector's slip is gone by its next look."""
-RIGHT_EYE, LEFT_EYE, RIGHT_MOUTH, LEFT_MOUTH = 33, 263, 61, 291
-"""Mesh points at the outer eye corners and the mouth corners; right is the person's right, left in the picture."""
+RIGHT_EYE, LEFT_EYE = 33, 263
+"""Mesh points at the outer eye corners; right is the person's right, left in the picture."""
 CENTRE_SMOOTHING, SIZE_SMOOTHING = 0.35, 0.1
 """Weight of the newest frame in a track's running position and size: quick enough for a nod, and little jitter."""
 LOST_S = 0.75

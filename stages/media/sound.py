@@ -242,7 +242,6 @@ class Sound:
     rate_hz: int
     channels: int
     num_samples: int
-    native_rate_hz: int
     placement: Placement
     damage: Damage
 
@@ -312,4 +311,4 @@ def _write_once(
     if not count:
         raise MediaError("No sound could be decoded.", reason="no_sound_decoded")
     start_s = placement.start_s or Fraction(0)
-    return Sound(start_s, rate_hz or frames.rate_hz, width, count, frames.rate_hz, placement, damage), mixer
+    return Sound(start_s, rate_hz or frames.rate_hz, width, count, placement, damage), mixer
