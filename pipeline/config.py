@@ -50,7 +50,7 @@ class Recipe(RecipePart):
     """Stage -> field -> bounds: min, max, abs_max, equals, one_of; `when` other fields have values; `missing: reject`."""
     resources: dict[str, Resources] = Field(default_factory=dict)
     """Stage -> what one worker of it needs, instead of the stage's own figures."""
-    audit_fraction: float = 0.02
+    audit_fraction: float = Field(default=0.02, ge=0, le=1)
     """Share of clips measured to the end whatever the gates say, for unbiased what-if estimates."""
     decoder: DecoderConfig = DecoderConfig()
     pack: Packing = Packing()
@@ -87,10 +87,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
-    """The validated recipe, stage configurations included."""
+    """The validated recipe, stage configurations included. Raises RecipeError naming `where`, key and remedy."""
     for key, now in stages.MOVED.items():
         part, _, name = key.rpartition(".")
-        if name in ((raw.get(part) or {}) if part else raw):
+        group = raw.get(part) if part else raw
+        if isinstance(group, Mapping) and name in group:
             raise RecipeError(f"{where}: {key} is now a setting of the stage that cuts.", remedy=f"Call it {now}.")
     recipe = validated(Recipe, raw, where)
     recipe.stage_configs(where)

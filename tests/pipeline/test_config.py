@@ -32,6 +32,9 @@ def test_shipped_recipes_are_valid_and_explain_themselves(name: str) -> None:
         ("resources.audio.cpu=2", "Did you mean 'cpus'"),
         ("nonsense", "expected KEY.KEY=VALUE"),
         ("name.deeper=1", "holds a value"),
+        ("pack=3", "quickstart: pack: .* valid dictionary"),
+        ("audit_fraction=2", "quickstart: audit_fraction: .* less than or equal to 1"),
+        ("audit_fraction=-1", "quickstart: audit_fraction: .* greater than or equal to 0"),
     ],
 )
 def test_mistakes_are_named_with_a_remedy(override: str, message: str) -> None:
