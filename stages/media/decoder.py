@@ -25,6 +25,7 @@ from pydantic import Field, field_validator
 
 from schemas.errors import ItemError, MediaError
 from schemas.recipe import RecipePart
+from schemas.spans import SPEECH_RATE_HZ
 from schemas.timing import sample_at
 from stages.child import Child, ChildDiedError, ChildError, ChildTimeoutError
 
@@ -184,7 +185,7 @@ class Decoder:
         self,
         path: Path | str,
         *,
-        rate_hz: int | None = 16000,
+        rate_hz: int | None = SPEECH_RATE_HZ,
         mono: bool = True,
         channels: int | None = None,
         stream: int | None = None,

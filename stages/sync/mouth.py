@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.spans import SPEECH_RATE_HZ
 from stages.engines.face_tracks import CHIN, INNER_LIP, OUTER_LIP, STEADY, FaceTrack, at
 from stages.media.decoder import Waveform
 
@@ -24,7 +25,6 @@ Array = NDArray[Any]
 MODEL_PATH = Path(__file__).with_name("mouth.npz")
 GRID_HZ = 100
 """Both signals live on one grid of 10 ms: finer than any frame rate, so that offsets between frames can be seen."""
-SOUND_RATE_HZ = 16000
 NUM_BANDS = 26
 SOUND_WINDOW = 400
 """Samples per spectrum: 25 ms, as is usual for speech."""
@@ -167,7 +167,7 @@ def sound_features(sound: Waveform, start_s: float, end_s: float) -> Signal:
     Where the file has no sound the weight is 0: nothing known is not silence.
     """
     first, last = int(np.ceil(start_s * GRID_HZ)), int(np.ceil(end_s * GRID_HZ))
-    half = Fraction(SOUND_WINDOW // 2, SOUND_RATE_HZ)
+    half = Fraction(SOUND_WINDOW // 2, SPEECH_RATE_HZ)
     begin, end = Fraction(first, GRID_HZ) - half, Fraction(last - 1, GRID_HZ) + half
     mel = log_mel(sound.cut(begin, end), last - first)
     grid = np.arange(first, last) / GRID_HZ
@@ -180,7 +180,7 @@ def sound_features(sound: Waveform, start_s: float, end_s: float) -> Signal:
 
 def log_mel(samples: Array, num_rows: int) -> Array:
     """float64 [num_rows, 26]: natural log of mel band power, one row per 10 ms, 60 to 7600 Hz, pre-emphasis 0.97."""
-    hop = SOUND_RATE_HZ // GRID_HZ
+    hop = SPEECH_RATE_HZ // GRID_HZ
     samples = np.pad(samples.astype(np.float64), (0, max(0, (num_rows - 1) * hop + SOUND_WINDOW - len(samples))))
     samples = np.append(samples[0], samples[1:] - 0.97 * samples[:-1])
     frames = np.lib.stride_tricks.sliding_window_view(samples, SOUND_WINDOW)[::hop][:num_rows]
@@ -192,7 +192,7 @@ def _mel_bands() -> Array:
     """Triangular filters [26, 257]."""
     low, high = 1127 * np.log(1 + 60 / 700), 1127 * np.log(1 + 7600 / 700)
     edges = 700 * (np.exp(np.linspace(low, high, NUM_BANDS + 2) / 1127) - 1)
-    hz = np.arange(257) * SOUND_RATE_HZ / 512
+    hz = np.arange(257) * SPEECH_RATE_HZ / 512
     rising = (hz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - hz) / (edges[2:] - edges[1:-1])[:, None]
     return np.asarray(np.maximum(0, np.minimum(rising, falling)))

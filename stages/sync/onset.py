@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.spans import SPEECH_RATE_HZ
 from stages.media.decoder import Waveform
 from stages.sync.mouth import (
     GRID_HZ,
+    SOUND_WINDOW,
     Signal,
     correlate,
     log_mel,
@@ -61,7 +63,8 @@ def onsets(sound: Waveform, start_s: float, end_s: float) -> Signal:
     from fractions import Fraction
 
     first, last = int(np.ceil(start_s * GRID_HZ)), int(np.ceil(end_s * GRID_HZ))
-    samples = sound.cut(Fraction(first, GRID_HZ) - Fraction(1, 80), Fraction(last, GRID_HZ) + Fraction(1, 80))
+    half = Fraction(SOUND_WINDOW // 2, SPEECH_RATE_HZ)
+    samples = sound.cut(Fraction(first, GRID_HZ) - half, Fraction(last, GRID_HZ) + half)
     mel = log_mel(samples, last - first)
     mel = np.maximum(mel, mel.max() - LOUD_RANGE)
     rise = np.maximum(mel - np.roll(mel, 2, axis=0), 0).mean(1)

@@ -23,6 +23,7 @@ from stages.caption.stage import Caption, CaptionConfig
 from stages.clip import ClipConfig, Talk, spans_within, spoken_fields
 from stages.sync.config import SyncConfig, SyncRepair
 from stages.sync.measure import measure
+from stages.sync.mouth import IN_SYNC_S
 from stages.sync.result import ActiveFace, Figures
 from stages.sync.stage import Sync
 from stages.timbre import reference_fields
@@ -34,8 +35,8 @@ REPAIRABLE = ("in_sync", "shifted", "drifting")
 CERTAIN_STD = 2.0
 """Standard deviations by which an offset or a drift must differ from none. Without it clips in sync would be moved by
 the error of their measurement (20 ms and more), and drifts of up to 5 ms/s taken out of clips that have none."""
-REPAIRED_WITHIN_MS = 80.0
-"""Largest offset of a repaired clip: what `sync` itself calls in sync (stages.sync.mouth.IN_SYNC_S)."""
+REPAIRED_WITHIN_MS = 1000 * IN_SYNC_S
+"""Largest offset of a repaired clip: what `sync` itself calls in sync."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import RecipeError
+from schemas.spans import SPEECH_RATE_HZ
 from stages.engines.face_tracks import FaceTrack
 from stages.media.decoder import Waveform
 from stages.sync.mouth import GRID_HZ, Peak, Signal
@@ -30,7 +31,6 @@ ROWS_PER_FRAME = 4
 """MFCC rows of 10 ms per frame."""
 REACH = 15
 """Largest offset in frames, 0.6 s."""
-RATE_HZ = 16000
 BATCH = 8
 
 
@@ -215,9 +215,9 @@ def mfcc(samples: Array, num_rows: int) -> Array:
     power = np.abs(np.fft.rfft(frames, size)) ** 2 / size
     least = np.finfo(float).eps
     energy = np.maximum(power.sum(1), least)
-    top_mel = 2595 * np.log10(1 + RATE_HZ / 2 / 700)
+    top_mel = 2595 * np.log10(1 + SPEECH_RATE_HZ / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top_mel, 28) / 2595) - 1)
-    bins = np.floor((size + 1) * edges / RATE_HZ)
+    bins = np.floor((size + 1) * edges / SPEECH_RATE_HZ)
     at = np.arange(size // 2 + 1)
     rising = (at - bins[:-2, None]) / np.maximum(bins[1:-1] - bins[:-2], 1)[:, None]
     falling = (bins[2:, None] - at) / np.maximum(bins[2:] - bins[1:-1], 1)[:, None]
