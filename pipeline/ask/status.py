@@ -33,7 +33,7 @@ class RunStatus:
     quiet_s: float | None
     """Time since the last commit; None before the first one."""
     packed: tuple[int, int] | None
-    """(clips, shards) of a finished run."""
+    """(clips, shards) of a run that is through with every source; None before."""
 
     @property
     def num_settled(self) -> int:
@@ -62,9 +62,10 @@ def status(run: Run) -> RunStatus:
     )
     settled = of_assets.group_by("status", maintain_order=True).agg(pl.col("rows").sum())
     num_sources, last = run.num_sources, len(plan.passes)
+    num_left = num_sources * last - int((of_assets["rows"] * of_assets["num_passes"]).sum())
     units_per_s, quiet_s = _pace(run.ledger.commits())
     packed = None
-    if run.dir.exists(MANIFEST) and int(of_assets["rows"].sum()) == num_sources:
+    if not num_left and run.dir.exists(MANIFEST):
         manifest = read_manifest(run.dir)
         packed = (manifest.num_samples, len(manifest.shards))
     return RunStatus(
@@ -75,7 +76,7 @@ def status(run: Run) -> RunStatus:
         in_us=int(of_assets["us"].sum()),
         kept_us=int(of_clips.filter(pl.col("status") == "keep")["us"].sum()),
         num_provisional=int(of_assets.filter(pl.col("num_passes") < last)["rows"].sum()),
-        num_left=num_sources * last - int((of_assets["rows"] * of_assets["num_passes"]).sum()),
+        num_left=num_left,
         units_per_s=units_per_s,
         quiet_s=quiet_s,
         packed=packed,

@@ -15,10 +15,13 @@ from pipeline.ask.queries import Run, balance
 from pipeline.ask.stats import stats
 from pipeline.ask.status import status
 from pipeline.ask.what_if import what_if
+from pipeline.pack import MANIFEST
 from pipeline.replay import Difference, Replayed, replay
 from pipeline.show.plain import chain_plain, stats_plain, what_if_plain
 from pipeline.show.text import stats_text, status_text, what_if_text, why_text
 from schemas.errors import LedgerError
+from schemas.recipe import apply_overrides
+from schemas.shard_file import Manifest
 from tests.pipeline import toy_stages
 from tests.pipeline.toy_run import make_run, toy_source
 
@@ -48,6 +51,17 @@ def test_stats_are_complete_and_add_up(run: Run) -> None:
     text = stats_text(found)
     assert "0:00:08.000" in text
     assert "adds up exactly" in text
+
+
+def test_a_run_that_another_recipe_has_not_been_through_is_not_called_packed(run: Run) -> None:
+    """Its manifest is the earlier recipe's; `status --watch` would end on it."""
+    told = Manifest(2, "toy", run.recipe.measure_hash(), 5, 0, 512.0, "", 0, ())
+    run.dir.write(MANIFEST, told.to_json())
+    assert status(run).packed == (5, 0)
+    grown = Run(run.dir.uri)
+    grown.raw_recipe = apply_overrides(run.raw_recipe, ["gates.audio.value.min=0.9"])
+    found = status(grown)
+    assert (found.num_provisional, found.packed) == (2, None)
 
 
 def test_status_tells_how_far_a_run_is(run: Run) -> None:
