@@ -122,16 +122,16 @@ class Progress:
 
     def cutting_again(self, num_clips: int) -> None:
         """Media of clips that were packed or cut are missing or damaged."""
-        self._console.print(f"{num_clips} clips have to be cut again: their media are gone or damaged", highlight=False)
+        self._print(f"{num_clips} clips have to be cut again: their media are gone or damaged")
 
     def packing(self, total: int, done: int, *, is_redrawn: bool = False) -> None:
         """Packing begins, `done` shards being there already; `is_redrawn` if all clips are dealt out anew."""
         self._shards = (done, total)
         if is_redrawn:
-            self._console.print(f"shards are to have another size: all clips move into {total}", highlight=False)
+            self._print(f"shards are to have another size: all clips move into {total}")
 
     def shard_done(self, name: str, num_clips: int) -> None:
-        """A shard was published and committed."""
+        """A shard was published."""
         assert self._shards is not None
         self._shards = (self._shards[0] + 1, self._shards[1])
         self._print(f"packed shard {name} ({num_clips} clips)")
