@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 BLOCK_BYTES = 1 << 20
+"""Bytes held at a time by whoever copies a file from elsewhere."""
 
 
 @contextmanager
@@ -89,13 +90,9 @@ def publish_dir(local: Path, target: Path) -> None:
 
 
 def sha256_of(path: Path) -> tuple[str, int]:
-    """(hexadecimal sha256, bytes) of a file; reads it once, in blocks of 1 MiB."""
-    digest, size = hashlib.sha256(), 0
+    """(hexadecimal sha256, bytes) of a file; reads it once, in blocks. Raises OSError."""
     with path.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-            size += len(block)
-    return digest.hexdigest(), size
+        return hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell()
 
 
 def _partial(target: Path) -> Path:

@@ -6,13 +6,13 @@ the file that was measured is refused before anything reads it: some of these fi
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from schemas.errors import RecipeError
+from schemas.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,7 @@ def packaged(name: str) -> Path:
 def _check(path: Path, wanted: Packaged, size: int, mtime_ns: int) -> None:
     """Once per process for a file that has not changed. Raises RecipeError if it is not the `wanted` one."""
     if size == wanted.bytes:
-        with path.open("rb") as stream:
-            got = hashlib.file_digest(stream, "sha256").hexdigest()
+        got, _ = sha256_of(path)
         if got == wanted.sha256:
             return
         difference = f"SHA-256 {wanted.sha256} expected, {got} got"

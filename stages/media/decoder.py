@@ -24,6 +24,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from schemas.errors import ItemError, MediaError
+from schemas.files import BLOCK_BYTES
 from schemas.recipe import RecipePart
 from schemas.spans import SPEECH_RATE_HZ
 from schemas.timing import sample_at
@@ -168,7 +169,7 @@ class Decoder:
         target = self._scratch(f"remote-{name}")
         try:
             with fsspec.open(text, "rb") as source, target.open("wb") as out:
-                shutil.copyfileobj(source, out, 1 << 20)
+                shutil.copyfileobj(source, out, BLOCK_BYTES)
         except OSError as error:
             target.unlink(missing_ok=True)
             raise MediaError(f"'{text}' could not be read: {error}", reason="asset_unreachable") from error

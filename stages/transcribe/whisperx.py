@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,7 +167,7 @@ def _provide_sentence_splitter(scratch_dir: Path) -> None:
 
     folder = scratch_dir / "nltk" / "tokenizers" / "punkt_tab" / "english"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "abbrev_types.txt").write_text("\n".join(re.split(r"\s+", _ABBREVIATIONS)) + "\n")
+    (folder / "abbrev_types.txt").write_text("\n".join(_ABBREVIATIONS.split()) + "\n")
     for name in ("collocations.tab", "sent_starters.txt", "ortho_context.tab"):
         (folder / name).write_text("")
     path = str(scratch_dir / "nltk")
