@@ -270,7 +270,7 @@ def _holds(path: str, wanted: Any) -> pl.Expr:
 def _equals(value: pl.Expr, bound: Scalar) -> pl.Expr:
     import polars as pl
 
-    is_number = isinstance(bound, float) and not isinstance(bound, bool)
+    is_number = isinstance(bound, float)
     return value.cast(pl.Float64) == pl.lit(bound, pl.Float64) if is_number else value == pl.lit(bound)
 
 

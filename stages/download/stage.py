@@ -15,7 +15,7 @@ from pydantic import Field
 from schemas.errors import DownloadError, RecipeError
 from schemas.fields import f, struct
 from schemas.files import BLOCK_BYTES, sha256_of
-from schemas.ids import asset_id
+from schemas.ids import asset_id, digest
 from schemas.records import Row
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.download.fetch_http import Fetched, HttpLimits, checked_address, fetch_http, too_large
@@ -162,7 +162,7 @@ def fetch_object(uri: str, partial_dir: Path, config: DownloadConfig) -> Fetched
     """
     import fsspec  # type: ignore[import-untyped]
 
-    target = partial_dir / f"object-{asset_id(uri.encode().hex())}-{random.getrandbits(32):08x}"
+    target = partial_dir / f"object-{digest(uri)}-{random.getrandbits(32):08x}"
 
     def once() -> None:
         try:

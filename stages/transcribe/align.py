@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -41,10 +41,11 @@ class Transcript:
 
     cues: list[Cue]
     language: str | None = None
-    words: list[str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.words = [word for cue in self.cues for word in cue.text.split()]
+    @property
+    def words(self) -> list[str]:
+        """Every word given, in order of the cues."""
+        return [word for cue in self.cues for word in cue.text.split()]
 
 
 def find_transcript(uri: str, metadata: Mapping[str, Any]) -> Transcript | None:
