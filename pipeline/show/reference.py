@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 import stages
 from pipeline.config import RECIPES, Recipe, load_recipe
-from pipeline.ledger import KEYS
+from pipeline.ledger import COST_COLUMN, KEYS
 from pipeline.plan import StageSpec, make_plan
 from schemas import errors
 from schemas.fields import children_of, doc_of, fields_below, roles_of, unit_of
@@ -120,9 +120,9 @@ def _said_of_keys(model: type[BaseModel]) -> dict[str, str]:
 
 
 def ledger_text() -> str:
-    """The columns of the ledger that no stage measures, and where those of the stages lie."""
+    """The columns of the ledger that no stage measures, as they are written, and where those of the stages lie."""
     groups: list[tuple[str, Iterable[pa.Field]]] = [
-        ("", KEYS),
+        ("", [*(key for key in KEYS if not children_of(key.type)), COST_COLUMN]),
         ("source.", SOURCE),
         ("verdict.", VERDICT),
         ("cost[].", COST),
