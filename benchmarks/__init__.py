@@ -1,1 +1,1 @@
-"""Measurements behind the figures in docs/: each module is one command, `python -m benchmarks.NAME`."""
+"""Measurements behind the figures in docs/: a module with a `main` is a command, `python -m benchmarks.NAME`."""

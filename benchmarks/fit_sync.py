@@ -231,6 +231,7 @@ class Reader:
         )
 
     def sound(self, path: Path) -> Waveform:
+        """The sound of a whole file, as stage `sync` hears it."""
         return self.decoder.audio(path)
 
     def seen(self, path: Path, encoder: FaceEncoder | None = None) -> Tracks:
@@ -256,11 +257,13 @@ def read_examples(media_dir: Path, reader: Reader) -> list[Example]:
 
 
 def is_in_sync_talk(item: Mapping[str, Any]) -> bool:
+    """Whether a manifest's item is one talking face with its original sound, whose lag was measured."""
     truth = item["ground_truth"]
     return item.get("category") == "talking" and truth.get("sync") == "original" and "measured_audio_lag_ms" in truth
 
 
 def main() -> None:
+    """Command line."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("media_dir", type=Path)
     arguments.add_argument("--out", type=Path, default=MODEL_PATH)

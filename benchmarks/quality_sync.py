@@ -337,6 +337,7 @@ def score_faces(films: Sequence[Staged]) -> Item:
 
 
 def main() -> None:
+    """Command line."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("media_dir", type=Path)
     arguments.add_argument("--json", type=Path)

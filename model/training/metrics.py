@@ -163,7 +163,7 @@ class Metrics:
         self._first_unwritten, self._unwritten = last + 1, []
 
     def close(self) -> None:
-        """Write what is left."""
+        """Close TensorBoard's file. Rows of samples since the last `write_samples` are dropped: no checkpoint has seen them."""
         if self._writer is not None:
             self._writer.close()
 

@@ -1,8 +1,7 @@
-"""Checkpoints in and out, one tensor at a time: safetensors, torch.save files, DCP directories, Wan2.2 as a warm start.
+"""Checkpoints as they are read, one tensor at a time: safetensors, torch.save files, DCP directories.
 
     name     a parameter of `Nava.state_dict()`; files of the release write it as `backbone.<name>`
     source   anything with `specs` (name -> dtype and shape) and `read(names)`, which yields tensors in batches
-    target   `FILE.safetensors`, a directory of shards with an index, or a DCP directory
 
 Nothing here holds more than `BATCH_BYTES` of weights, or one tensor if that is larger, so 25 GB convert in little
 memory. Files are opened again for every batch: closing a mapping is what gives its pages back.
