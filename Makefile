@@ -45,6 +45,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.batching --json build/batching.json
 	$(BIN)/python -m benchmarks.loader --json build/loader.json
 	$(BIN)/python -m benchmarks.step --json build/step.json
+	$(BIN)/python -m benchmarks.scale --json build/scale.json
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

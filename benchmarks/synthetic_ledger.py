@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import load_recipe
+from pipeline.config import Recipe, load_recipe
 from pipeline.ledger import Ledger, hash_column, ledger_schema
 from pipeline.ledger_writer import LedgerWriter
 from pipeline.plan import Plan, make_plan
@@ -54,6 +54,7 @@ class Size:
     shots_per_source: int = 5
     clips_per_shot: int = 2
     sources_per_commit: int = 1024
+    share_of_copies: float = SHARE_OF_COPIES
 
     @property
     def num_sources(self) -> int:
@@ -61,9 +62,12 @@ class Size:
         return -(-self.num_clips // (self.shots_per_source * self.clips_per_shot))
 
 
-def write(folder: str, size: Size, seed: int = 0) -> Ledger:
-    """A run directory without media or shards whose ledger has `size`; 1e5 clips take about a minute and 250 MB."""
-    plan, directory = make_plan(load_recipe("quickstart")), RunDir(folder)
+def write(folder: str, size: Size, recipe: Recipe | None = None, seed: int = 0) -> Ledger:
+    """A run directory without media or shards whose ledger has `size`; 1e5 clips take about a minute and 250 MB.
+
+    `recipe` is quickstart, or that with stages taken out.
+    """
+    plan, directory = make_plan(recipe or load_recipe("quickstart")), RunDir(folder)
     rng = np.random.default_rng(seed)
     names = [f"https://example.org/{number:08d}.mp4" for number in range(size.num_sources)]
     sources = [Source(source_id=ids.source_id(name), uri=name, licence="CC0", metadata="{}") for name in names]
@@ -80,7 +84,7 @@ def _tables(plan: Plan, sources: list[Source], size: Size, rng: np.random.Genera
     """Kind -> the rows of some sources."""
     num = len(sources)
     is_error = rng.random(num) < SHARE_OF_ERRORS
-    is_copy = (rng.random(num) < SHARE_OF_COPIES) & ~is_error
+    is_copy = (rng.random(num) < size.share_of_copies) & ~is_error
     assets = _assets(plan, sources, is_error, is_copy, size, rng)
     tables = {Level.ASSET.value: assets}
     alive = np.flatnonzero(~is_error)
@@ -131,6 +135,9 @@ def _assets(
         "probe.duration_us": lengths,
         "probe.has_video": [True] * len(sources),
         "probe.has_audio": [True] * len(sources),
+        "download.asset_id": asset_ids,
+        "duplicates.group": names,
+        "duplicates.num_alike": np.ones(len(sources), int),
         "duplicates.is_representative": pa.array(~is_copy),
         "passed": [plan.identity(len(plan.passes) - 1)] * len(sources),
         "cost": [cost] * len(sources),
