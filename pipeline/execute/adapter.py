@@ -61,18 +61,12 @@ class Worker:
         groups = plan.passes[self.number].groups
         self.group = groups[group]
         self.is_last = group == len(groups) - 1
-        self.schema = plan.unit_schema()
         self.monitor, self.ends_late = monitor, ends_late
         self._scratch = tempfile.TemporaryDirectory(prefix="nava-")
         configs = {spec.name: spec.config for spec in plan.stages}
         hashes = {spec.name: spec.hash for spec in plan.stages}
         self.context = Context(Path(self._scratch.name), store_dir, plan.recipe.decoder, configs, hashes, cuts_dir)
         self._ready: dict[str, Measure[Any] | Split[Any]] = {}
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """The units of `table`, in the plan's unit schema, after this group's stages."""
-        done = [self.advance(Unit.of(row)).row() for row in table.to_pylist()]
-        return pa.Table.from_pylist(done, schema=self.schema)
 
     def close(self) -> None:
         """Ends the decoder's child and removes the scratch folder."""
