@@ -23,6 +23,7 @@ from model.network.config import NavaConfig
 from model.network.tokens import Sample
 from schemas.budget import FRAME_RATE_HZ, audio_tokens, latent_frames, paired_audio_tokens, video_tokens
 from schemas.errors import DamagedSampleError, ItemError, ModelError
+from schemas.shard import LATENT_MEMBER
 
 _encoder: ClipEncoder | None = None
 """The frozen networks of an encoder process; nothing outside such a process sets it."""
@@ -107,7 +108,7 @@ class OnlineEncoder:
         data, reason = self._pool.submit(_encode, raw.clip_id, raw.row, members, self._index.values(raw.row)).result()
         if data is None:
             raise DamagedSampleError(f"{raw.clip_id}: {reason}")
-        return read_latents(RawSample(raw.clip_id, raw.row, {"safetensors": memoryview(data)}))
+        return read_latents(RawSample(raw.clip_id, raw.row, {LATENT_MEMBER: memoryview(data)}))
 
     def close(self) -> None:
         """End the processes; clips in work are finished first."""

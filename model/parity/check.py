@@ -32,9 +32,9 @@ from model.network.config import NavaConfig
 from model.network.flow import FlowConfig, FlowObjective, Noised, without_text
 from model.network.nava import Nava, Packed, Sample, Velocity, pack
 from model.parity.golden import LIMIT, Comparison, Golden, check_buckets, check_rope, check_schedules, compare, same
+from model.weights.formats import RELEASE_PREFIX
 from schemas.errors import ModelError
 
-PREFIX = "backbone."
 GRADIENT_LIMIT, BFLOAT16_LOSS_LIMIT = 1e-4, 1e-2
 
 
@@ -80,7 +80,7 @@ def check_file(path: Path) -> Iterator[Comparison]:
 def _check_weights(golden: Golden) -> Iterator[Comparison]:
     with torch.device("meta"):
         model = Nava(NavaConfig.from_official(golden.info["config"]))
-    ours = {PREFIX + name: tuple(p.shape) for name, p in model.state_dict().items()}
+    ours = {RELEASE_PREFIX + name: tuple(p.shape) for name, p in model.state_dict().items()}
     listed = {name: tuple(shape) for name, shape in golden.info["tensors"].items()}
     for name in sorted(ours.keys() | listed.keys()):
         stored = tuple(golden.tensors[name].shape) if name in golden.tensors else None
@@ -224,7 +224,7 @@ def _losses_and_gradients(
     losses["ddpm_noreweight"] = plain["ddpm_vid_noreweight"] + plain["ddpm_audio_noreweight"]
     found = {f"loss/{name}": loss.reshape(1) for name, loss in losses.items()}
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    found |= {f"grad/{PREFIX}{name}": gradient for name, gradient in gradients.items()}
+    found |= {f"grad/{RELEASE_PREFIX}{name}": gradient for name, gradient in gradients.items()}
     found["grad_norm_total"] = torch.stack([g.norm() for g in gradients.values()]).norm()[None]
     return found
 
@@ -298,6 +298,6 @@ def _cropped(reference: Tensor, ours: Tensor) -> Tensor:
 def _load(weights_path: Path, config: NavaConfig) -> Nava:
     with torch.device("meta"):
         model = Nava(config)
-    weights = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(weights_path).items()}
+    weights = {name.removeprefix(RELEASE_PREFIX): tensor for name, tensor in load_file(weights_path).items()}
     model.load_state_dict(weights, assign=True)
     return model.to(torch.bfloat16) if config.reference_numerics else model

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from model.network.config import NavaConfig
 from model.network.nava import Nava, Sample, pack
-from model.parity.check import PREFIX, check_file, run_check
+from model.parity.check import check_file, run_check
+from model.weights.formats import RELEASE_PREFIX
 from schemas.errors import ModelError
 
 OWN_GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "nava_tiny"
@@ -75,7 +76,7 @@ def test_a_case_never_seen_is_run(tmp_path: Path, make_sample: Callable[..., Sam
     """Ragged, odd-sized, first frame given: references computed one sample at a time from the same weights."""
     model = Nava(tiny_config)
     weights = load_file(OWN_GOLDEN / "weights.safetensors")
-    model.load_state_dict({name.removeprefix(PREFIX): tensor for name, tensor in weights.items()})
+    model.load_state_dict({name.removeprefix(RELEASE_PREFIX): tensor for name, tensor in weights.items()})
     samples = [make_sample("a", grid=(3, 4, 5), audio=7, placeholders=[1]), make_sample("b", grid=(2, 4, 4), audio=12)]
     inputs: dict[str, Any] = {"in/timesteps": torch.tensor([811.0, 95.5]), "in/spk_embed": samples[0].speakers[0][None]}
     references: dict[str, Any] = {}
