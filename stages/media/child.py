@@ -33,8 +33,6 @@ def audio(path: str, out: str, stream: int | None, rate_hz: int | None, channels
         "start": ratio(sound.start_s),
         "rate_hz": sound.rate_hz,
         "shape": [sound.num_samples, sound.channels],
-        "damaged_packets": sound.damage.packets,
-        "gap_s": float(sound.placement.gap_s),
     }
 
 

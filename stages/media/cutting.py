@@ -62,8 +62,6 @@ class CutReport:
     duration: Fraction
     width_px: int
     height_px: int
-    has_audio: bool
-    num_samples: int
     applied_shift_ms: float
     applied_drift_ppm: float
     frame_times: tuple[Fraction, ...] = field(repr=False)
@@ -81,6 +79,11 @@ class CutReport:
     """First sample heard against the plan, by container and by correlation, whichever is worse; None without sound."""
     picture_error: float | None = None
     """Largest mean difference of a frame's thumbnail, in levels of 255."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of sound, at 48 kHz; 0 without any."""
+        return 0 if self.sound is None else len(self.sound)
 
 
 def cut_clip(
@@ -128,8 +131,6 @@ def cut_clip(
         duration=span.duration,
         width_px=told["size"][0],
         height_px=told["size"][1],
-        has_audio=sound is not None,
-        num_samples=0 if sound is None else len(sound),
         applied_shift_ms=1000 * _shift_samples(options, SOUND_RATE_HZ) / SOUND_RATE_HZ,
         applied_drift_ppm=options.drift_ppm,
         frame_times=tuple(pts * span.time_base for pts in told["pts"]),
@@ -192,7 +193,10 @@ def _stretched(waveform: Waveform, span: Span, shift: Fraction, drift: float) ->
 
 
 def verify_clip(out_path: Path | str, expected: CutReport, *, decoder: Decoder | None = None) -> CutReport:
-    """`expected` with every error measured on the written file. Raises MediaError("cut_mismatch") if one is not 0."""
+    """`expected` with every error measured on the written file.
+
+    Raises MediaError("cut_mismatch") if one is not 0, that of the pictures if it is beyond `PICTURE_TOLERANCE`.
+    """
     out = Path(out_path)
     scratch = out.with_name(out.name + ".check")
     with _decoder(decoder) as media:

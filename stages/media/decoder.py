@@ -73,7 +73,6 @@ class Waveform:
     rate_hz: int
     start: Fraction
     """Instant of sample 0 on the asset clock."""
-    damaged_packets: int = 0
 
     @property
     def end(self) -> Fraction:
@@ -220,7 +219,7 @@ class Decoder:
             out.unlink(missing_ok=True)
         if channels == 1:
             samples = samples[:, 0]
-        return Waveform(samples, told["rate_hz"], Fraction(told["start"]), told["damaged_packets"])
+        return Waveform(samples, told["rate_hz"], Fraction(told["start"]))
 
     def frames(self, path: Path | str, **look: Unpack[Look]) -> Frames:
         """All frames with start <= time < end, as `iter_frames` gives them, in one array.

@@ -242,8 +242,6 @@ class Sound:
     rate_hz: int
     channels: int
     num_samples: int
-    placement: Placement
-    damage: Damage
 
 
 class Mixer:
@@ -298,8 +296,8 @@ def _write_once(
     weights: np.ndarray | None = None,
 ) -> tuple[Sound, Mixer]:
     container = reopen()
-    damage, placement = Damage(), Placement()
-    frames = FloatFrames(container, pick(container, "audio", index), damage)
+    placement = Placement()
+    frames = FloatFrames(container, pick(container, "audio", index), Damage())
     mixer = Mixer(frames, channels, weights)
     blocks = resampled(mixer.mix(placed(frames, placement)), frames, rate_hz)
     count, width = 0, 0
@@ -311,4 +309,4 @@ def _write_once(
     if not count:
         raise MediaError("No sound could be decoded.", reason="no_sound_decoded")
     start_s = placement.start_s or Fraction(0)
-    return Sound(start_s, rate_hz or frames.rate_hz, width, count, placement, damage), mixer
+    return Sound(start_s, rate_hz or frames.rate_hz, width, count), mixer
