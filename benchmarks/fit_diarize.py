@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality_speech import Sounds, compare_turns
+from benchmarks.quality_speech import Sounds, compare_turns, only_speaker
 from schemas.spans import SPEECH_RATE_HZ, Turn
 from stages.base import Context
 from stages.diarize.embedded import PAUSES, EmbeddedConfig, EmbeddedDiarizer, draw_turns, group
@@ -51,14 +51,13 @@ def single_voices(media_dir: Path, voice: VoiceActivity) -> dict[str, list[F32]]
         context = Context(Path(scratch))
         sounds = Sounds(media_dir, context)
         for item in items:
-            truth = item["ground_truth"]
-            names = {t["speaker"] for t in truth.get("speaker_turns") or []} or {truth.get("speaker")}
-            if len(names) != 1 or None in names:
+            name = only_speaker(item)
+            if name is None:
                 continue
             samples, _ = sounds.of(item)
             for said in voice.stretches(samples, VoiceConfig()):
                 if said.duration_s > 0.8:
-                    voices.setdefault(str(*names), []).append(
+                    voices.setdefault(name, []).append(
                         samples[int(said.start_s * SPEECH_RATE_HZ) : int(said.end_s * SPEECH_RATE_HZ)]
                     )
         context.media.close()

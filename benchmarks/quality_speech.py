@@ -187,9 +187,8 @@ def score_speakers(
     """
     voices: list[tuple[str, str, F32]] = []
     for item in items:
-        truth = item["ground_truth"]
-        names = {t["speaker"] for t in truth.get("speaker_turns") or []} or {truth.get("speaker")}
-        if len(names) != 1 or None in names:
+        name = only_speaker(item)
+        if name is None:
             continue
         samples, _ = sounds.of(item)
         spoken = [
@@ -201,7 +200,7 @@ def score_speakers(
         pieces = [speech[i : i + size] for i in range(0, max(1, len(speech) - size // 2), size)]
         for embedding in encoder.embed_all(pieces):
             if embedding is not None:
-                voices.append((person_of(str(next(iter(names)))), item["path"], embedding))
+                voices.append((person_of(name), item["path"], embedding))
     same, different = [], []
     for (one, path, a), (other, second_path, b) in combinations(voices, 2):
         if one == other and path != second_path:
@@ -221,6 +220,13 @@ def score_speakers(
             "different_joined": float(np.mean(np.array(different) >= SPLIT)) if different else None,
         },
     }
+
+
+def only_speaker(item: dict[str, Any]) -> str | None:
+    """Who speaks alone in a manifest's item; None where several speak, or nobody knows who."""
+    truth = item["ground_truth"]
+    names = {turn["speaker"] for turn in truth.get("speaker_turns") or []} or {truth.get("speaker")}
+    return str(*names) if len(names) == 1 and None not in names else None
 
 
 def equal_error_rate(same: NDArray[np.float64], different: NDArray[np.float64]) -> float | None:
