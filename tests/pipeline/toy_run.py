@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline.ask.queries import Run
 from pipeline.config import parse_recipe
 from pipeline.execute.adapter import Worker
 from pipeline.execute.here import here
+from pipeline.execute.hop import Hop
 from pipeline.execute.monitor import Monitor
 from pipeline.ledger import Ledger
 from pipeline.ledger_writer import LedgerWriter
@@ -37,11 +36,10 @@ def advance(recipe: dict[str, Any], source: Source, monitor: Monitor | None = No
     """The unit after all worker groups of the first pass, through the Arrow schema between them as on a cluster."""
     monitor = monitor or Monitor()
     plan = make_plan(parse_recipe(recipe))
-    table = pa.Table.from_pylist([Unit.of_source(source).row()], schema=plan.unit_schema())
+    unit = Unit.of_source(source)
     for group in range(len(plan.passes[0].groups)):
-        table = Worker(plan, (0, group), "", monitor)(table)
-    (row,) = table.to_pylist()
-    return Unit.of(row)
+        unit = Worker(plan, (0, group), "", monitor).advance(Hop.of(plan, unit, None).unit())
+    return unit
 
 
 @contextmanager
