@@ -34,13 +34,10 @@ WRITER = "writer"
 """Application id of the one Delta transaction all commits carry."""
 NUM_UNITS = "nava_units"
 """Key of a commit's metadata that tells how many units it holds."""
-MOST_SMALL_FILES = 1000
-"""More data files than this are compacted when a run opens its ledger: each costs a reader about a millisecond."""
 NEAR_ROWS = 4096
 """Rows that lie no further apart are read in one go."""
 MOST_PLACES = 64
 """Rows in more places than this are read with all that lies between them: each place costs a look at the files' footers."""
-COMPACTED_BYTES = 256_000_000
 KEYS = [
     f("kind", pa.string(), doc="asset, shot or clip"),
     f("row_id", pa.string(), doc="id of the row"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.ledger import COMPACTED_BYTES, LEDGER_VERSION, MOST_SMALL_FILES, NUM_UNITS, WRITER, Ledger, ledger_schema
+from pipeline.ledger import LEDGER_VERSION, NUM_UNITS, WRITER, Ledger, ledger_schema
 from pipeline.plan import Plan
 from schemas.errors import LedgerError
 
@@ -21,6 +21,10 @@ FLUSH_UNITS = 256
 FLUSH_BYTES = 64_000_000
 FLUSH_S = 5.0
 """A kill loses what was not flushed: at most this much work of the driver's, none of it from the ledger."""
+MOST_SMALL_FILES = 1000
+"""More data files than this are compacted when a run opens its ledger: each costs a reader about a millisecond."""
+COMPACTED_BYTES = 256_000_000
+"""Size at which a file is left as it is when small ones are joined."""
 ROW_GROUP = 8192
 """Rows that are read together at least: whoever looks at one row reads some 20 MB, whatever the size of the file."""
 SKIPPING = {"delta.dataSkippingStatsColumns": "row_id,source_id", "delta.checkpointInterval": "20"}
@@ -28,7 +32,10 @@ SKIPPING = {"delta.dataSkippingStatsColumns": "row_id,source_id", "delta.checkpo
 
 
 class LedgerWriter:
-    """The one writer of a ledger, from `with` to its end. Costs a fraction of a millisecond per unit, whatever is there.
+    """The one writer of a ledger, from `with` to its end. Costs a fraction of a millisecond per new unit, whatever is there.
+
+    Units that are replaced cost the rewriting of every file that holds rows of theirs, once per commit: of much of the
+    table where they lie scattered over it.
 
     Raises LedgerError when another writer has taken over, and when the table was made by another version.
     """
