@@ -64,7 +64,10 @@ def collect(spec: StageSpec, ledger: Ledger, directory: RunDir) -> list[str]:
 def read_collected(
     plan: Plan, number: int, directory: RunDir, source_ids: Sequence[str]
 ) -> Mapping[str, Mapping[str, Struct]]:
-    """source id -> row id -> what the Collect of pass `number` said, of these sources; empty for the first pass."""
+    """source id -> row id -> what the Collect of pass `number` said, of these sources; empty for the first pass.
+
+    Reads what it said of the whole run, and holds it until these are picked out. Raises LedgerError if that is not there.
+    """
     import pyarrow.compute as pc
 
     spec = plan.passes[number].collect

@@ -31,7 +31,7 @@ class Lease:
     """Ids of clips whose media are nowhere any more and have to be cut again."""
 
     def part(self, sources: Sequence[Source]) -> Lease:
-        """A lease of some of its sources; costs what these cost, however many are known."""
+        """A lease of some of its sources; costs what these cost, however many are known. Carries all that is `lost`."""
         known = frozenset(source.source_id for source in sources if source.source_id in self.known)
         return Lease(self.number, tuple(sources), known, self.retry_errors, self.lost)
 
@@ -62,7 +62,10 @@ class Desk:
         """Source id -> how it had settled, of units that are open."""
 
     def units(self, lease: Lease) -> Iterator[Unit]:
-        """The units of a lease, ready to be measured; those in the ledger with all they hold, judged as far as they got."""
+        """The units of a lease, ready to be measured; those in the ledger with all they hold, judged as far as they got.
+
+        Where any is known, costs a look at the source ids of the whole ledger, and at all that the pass's Collect said.
+        """
         known = sorted(source.source_id for source in lease.sources if source.source_id in lease.known)
         found: dict[str, Unit] = {}
         if known:
