@@ -45,8 +45,9 @@ def f(
 ) -> pa.Field:
     """A `pa.field` whose metadata holds `unit`, `doc` and the roles given.
 
-    Units are spelled as in the column names: s, ms, us, hz, db, px, bytes, tokens, ratio, count. Raises ValueError for
-    a role or value that does not exist, or a curve without its x values.
+    Units are spelled as in the column names where those have one (s, ms, us, hz, db, px, bytes, tokens, ratio), else as
+    what is counted or compared: count, 1/s, time base, cosine. Raises ValueError for a role or value that does not
+    exist, or a curve without its x values.
     """
     if unknown := set(roles) - set(Roles.__annotations__):
         raise ValueError(f"{name}: no role {sorted(unknown)}; known: {', '.join(Roles.__annotations__)}")

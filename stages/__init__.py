@@ -1,4 +1,4 @@
-"""What is done to data. One file per stage, one line per stage here; nothing registers itself on import."""
+"""What is done to data. One file or folder per stage, one line per stage here; nothing registers itself on import."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def square_to(centre: Array, side_px: float, angle: float, out_px: int) -> Array
 
 
 def overlap(a: Array, b: Array) -> float:
-    """Intersection over union of two boxes."""
+    """Intersection over union of two boxes [4]: left, top, right, bottom."""
     low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
     common = float(np.prod(np.maximum(high - low, 0)))
     both = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]))

@@ -44,11 +44,11 @@ class SpeakerEncoder:
         return cls(Resemblyzer.load(), CamPlusPlus.load())
 
     def embed(self, samples: F32) -> F32 | None:
-        """Unit-length embedding [448] of mono speech at 16 kHz, or None with less than `MIN_SPEECH_S` of sound."""
+        """Unit-length embedding [448] of mono speech at 16 kHz, or None for silence and less than `MIN_SPEECH_S` of sound."""
         return self.embed_all([samples])[0]
 
     def embed_all(self, pieces: Sequence[F32]) -> list[F32 | None]:
-        """One embedding per piece of speech."""
+        """What `embed` gives for each of `pieces`."""
         usable = [i for i, piece in enumerate(pieces) if len(piece) >= MIN_SPEECH_S * SPEECH_RATE_HZ and np.any(piece)]
         found: list[F32 | None] = [None] * len(pieces)
         if usable:

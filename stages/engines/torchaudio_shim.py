@@ -14,7 +14,7 @@ from typing import Any
 
 
 def make_torchaudio_importable() -> None:
-    """Nothing; call it before the first import of torchaudio, whisperx or pyannote.audio. Costs one import of torch.
+    """To be called before the first import of torchaudio, whisperx or pyannote.audio. Costs one import of torch.
 
     Puts a stand-in for `torchaudio._extension` into sys.modules that reports the compiled parts as absent. What is then
     missing is forced_align, the RNN-T loss and CTC decoding, none of which is used here. pyannote.audio's page-long warning

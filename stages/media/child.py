@@ -1,6 +1,6 @@
 """The decoder's child process, see `stages.child`: probes, decodes and cuts, and leaves arrays in files.
 
-It imports av and numpy only.
+Of other people's packages it imports av and numpy only, and decord where that engine is asked for.
 """
 
 from __future__ import annotations

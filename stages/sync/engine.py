@@ -17,13 +17,17 @@ class SyncEvidence(Protocol):
     """What an engine knows about one face and the sound."""
 
     @property
-    def lags_s(self) -> Array: ...
+    def lags_s(self) -> Array:
+        """float64 [lags]: the offsets looked at; positive = sound late."""
+        ...
 
     @property
-    def seen_s(self) -> float: ...
+    def seen_s(self) -> float:
+        """How long the face was seen."""
+        ...
 
     def curve(self, start_s: float, end_s: float) -> Array:
-        """Agreement at every offset over a stretch of the asset clock; all zero if nothing was seen."""
+        """float64 [lags]: agreement at every offset over a stretch of the asset clock; all zero if nothing was seen."""
         ...
 
 

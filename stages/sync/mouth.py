@@ -79,6 +79,7 @@ class Signal:
 
     @property
     def times_s(self) -> Array:
+        """float64 [n]: the instant of each row on the asset clock."""
         return (self.first + np.arange(len(self.values))) / GRID_HZ
 
     def cut(self, start_s: float, end_s: float) -> Signal:

@@ -187,7 +187,10 @@ class AlignEngine:
 
 
 def pronunciations(worker: Recogniser, forms: set[str]) -> dict[str, str | None]:
-    """Guessed phones of the `forms` that the dictionary lacks; None for those that cannot be guessed."""
+    """Guessed phones of the `forms` that the dictionary lacks; None for those that cannot be guessed.
+
+    Raises EngineError when the recogniser cannot say.
+    """
     answer = worker.ask("known", words=sorted(forms))
     if answer is None:
         raise EngineError(
