@@ -243,9 +243,9 @@ def columns() -> frozenset[str]:
 
 @cache
 def reasons() -> frozenset[str]:
-    """Reasons of errors and of rows without children, packing's included."""
+    """Reasons of errors and of rows without children."""
     own = {reason for path in PRODUCT for reason in reasons_in(path.read_text())}
-    return frozenset({verdict.reason for verdict in NO_CHILD.values()} | own | {f"pack.{each}" for each in own})
+    return frozenset({verdict.reason for verdict in NO_CHILD.values()} | own)
 
 
 def is_attribute(path: str) -> bool:
