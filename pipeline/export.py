@@ -10,8 +10,10 @@ from typing import Any
 
 from pipeline.ask.queries import Run
 from pipeline.pack import MANIFEST, read_index, read_manifest
-from schemas.errors import LedgerError
+from pipeline.splits import SPLITS
+from schemas.errors import LedgerError, RecipeError
 from schemas.lines import caption_or_lines, lines_in
+from schemas.recipe import nearest
 from schemas.records import Level
 from schemas.shard import MEMBERS, IndexRow, index_rows
 from schemas.shard_file import ShardReader, locations
@@ -30,9 +32,11 @@ def export_nava(run: Run, out: Path, split: str = "train") -> Exported:
     """Writes the official NAVA trainer's input: media/*.mp4, data.jsonl, data.list, data.weight.
 
     One record per clip, with one speech_start/speech_end pair per `<S>...<E>` of its caption (design of the release:
-    counts must match). Raises LedgerError if nothing is packed or a caption does not match,
-    DamagedSampleError if a clip's bytes are not those that were packed.
+    counts must match). Raises RecipeError for a split that does not exist, LedgerError if nothing is packed, a shard is
+    missing or a caption does not match, DamagedSampleError if a clip's bytes are not those that were packed.
     """
+    if split not in SPLITS:
+        raise RecipeError(f"--split {split} is not known.", remedy=nearest(split, SPLITS))
     if not run.dir.exists(MANIFEST):
         raise LedgerError(f"{run.dir.uri} has no shards yet.", remedy="Finish `nava-curate run` first.")
     media = out / "media"
@@ -43,6 +47,9 @@ def export_nava(run: Run, out: Path, split: str = "train") -> Exported:
             if shard.split != split:
                 continue
             index = read_index(run.dir, shard.index.removesuffix(".arrow"))
+            if not run.dir.exists(f"shards/{shard.name}"):
+                msg = f"{run.dir.url(f'shards/{shard.name}')} is missing."
+                raise LedgerError(msg, remedy="Run `nava-curate run` again, which makes it anew.")
             with ShardReader(run.dir.open(f"shards/{shard.name}")) as reader:
                 for row, place in zip(index_rows(index), locations(index, MEMBERS), strict=True):
                     members = reader.sample(place)

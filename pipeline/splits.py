@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 F32 = NDArray[np.float32]
 
+SPLITS = ("train", "validation")
+"""What `split_assets` tells apart: the names in shards, the index and the manifest."""
 BLOCK = 4096
 """Embeddings compared at a time: 4096 x 4096 distances are 64 MB."""
 

@@ -19,7 +19,7 @@ from pipeline.export import export_nava
 from pipeline.pack import read_index
 from pipeline.store import RunDir
 from schemas.arrow_file import read_table, table_bytes, with_facts
-from schemas.errors import DamagedSampleError
+from schemas.errors import DamagedSampleError, LedgerError, RecipeError
 from schemas.shard import INDEX, MEMBERS
 from schemas.shard_file import SampleLocation, ShardFacts, ShardReader, ShardWriter, locations
 
@@ -146,3 +146,8 @@ def test_export_writes_clips_and_refuses_damaged_ones(opened: Run, tmp_path: Pat
     path.write_bytes(bytes(data))
     with pytest.raises(DamagedSampleError, match="CRC-32"):
         export_nava(opened, tmp_path / "again")
+    path.unlink()
+    with pytest.raises(LedgerError, match=f"{path.name} is missing"):
+        export_nava(opened, tmp_path / "again")
+    with pytest.raises(RecipeError, match=r"--split valid is not known. Did you mean 'validation'"):
+        export_nava(opened, tmp_path / "again", "valid")
