@@ -30,7 +30,7 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override one recipe key, e.g. gates.sync.confidence.min=2"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable answer on stdout")]
-CpusOption = Annotated[int | None, typer.Option(help="CPUs of the private Ray runtime (default: all)")]
+CpusOption = Annotated[int | None, typer.Option(min=1, help="CPUs of the private Ray runtime (default: all)")]
 
 
 @app.command()
@@ -57,7 +57,7 @@ def run(
     set_: SetOption = None,
     address: Annotated[str | None, typer.Option(help="join a running Ray cluster, e.g. auto or HOST:6379")] = None,
     cpus: CpusOption = None,
-    limit: Annotated[int | None, typer.Option(help="take only the first N sources")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="take only the first N sources")] = None,
     retry_errors: Annotated[
         bool,
         typer.Option(
@@ -219,9 +219,11 @@ def verify(
 @app.command()
 def calibrate(
     source: Annotated[str, typer.Argument(metavar="RUN", help="folder or URL of a run, or a folder of videos")],
-    clips: Annotated[int, typer.Option(help="measure at most N clips, drawn at random")] = 40,
+    clips: Annotated[int, typer.Option(min=1, help="measure at most N clips, drawn at random")] = 40,
     seed: Annotated[int, typer.Option(help="another seed draws other clips")] = 0,
-    max_false_keep: Annotated[float, typer.Option(help="share of wrong clips the recommended row may keep")] = 0.05,
+    max_false_keep: Annotated[
+        float, typer.Option(min=0, max=1, help="share of wrong clips the recommended row may keep")
+    ] = 0.05,
     include_rejected: Annotated[
         bool, typer.Option("--include-rejected", help="also clips of the run that only the sync gates turned away")
     ] = False,
