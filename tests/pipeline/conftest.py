@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -13,13 +15,10 @@ from tests.pipeline import toy_stages
 
 
 @pytest.fixture
-def toy_recipe(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The toy recipe as plain data, its stages in the catalogue."""
-    for name in list(stages.CATALOG):
-        monkeypatch.delitem(stages.CATALOG, name)
-    for name, target in toy_stages.CATALOG.items():
-        monkeypatch.setitem(stages.CATALOG, name, target)
-    return toy_stages.RECIPE
+def toy_recipe() -> Iterator[dict[str, Any]]:
+    """The toy recipe as plain data, its stages in the catalogue. The real ones come back in their order, which is told."""
+    with patch.dict(stages.CATALOG, toy_stages.CATALOG, clear=True):
+        yield toy_stages.RECIPE
 
 
 @pytest.fixture(scope="session")

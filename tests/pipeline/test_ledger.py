@@ -277,14 +277,11 @@ def test_what_a_kill_leaves_is_completed(toy_recipe: Recipe, tmp_path: Path, mon
                 raise KeyboardInterrupt
             return asked(self, batch)
 
-        monkeypatch.setattr(toy_stages.Sync, "process", fatal)
-        monkeypatch.setattr(LedgerWriter, "__exit__", lambda *_: None)
-        with pytest.raises(KeyboardInterrupt), settled(toy_recipe, sources, tmp_path / "killed"):
-            pass
-        monkeypatch.undo()
-        for name in list(toy_stages.CATALOG):
-            monkeypatch.setitem(__import__("stages").CATALOG, name, toy_stages.CATALOG[name])
-        monkeypatch.setattr("pipeline.ledger_writer.FLUSH_UNITS", 2)
+        with monkeypatch.context() as patched:
+            patched.setattr(toy_stages.Sync, "process", fatal)
+            patched.setattr(LedgerWriter, "__exit__", lambda *_: None)
+            with pytest.raises(KeyboardInterrupt), settled(toy_recipe, sources, tmp_path / "killed"):
+                pass
     with settled(toy_recipe, sources, tmp_path / "killed") as ledger:
         assert rows_of(ledger) == expected
         assert ledger.scan(Level.ASSET).select(pl.len()).collect().item() == len(sources)
