@@ -275,12 +275,12 @@ class ShardFacts:
             raise ShardError(f"{name} does not say which tar it describes ({error}).", remedy=PACK_AGAIN) from error
 
 
-def check_contract(facts: Mapping[str, object], name: str) -> None:
+def check_contract(facts: Mapping[str, object], name: str, *, remedy: str = "Curate again with this version.") -> None:
     """Raises ShardError where a file with these facts, `name` being what an error calls it, follows another contract."""
     if str(found := facts.get("contract_version")) != str(CONTRACT_VERSION):
         raise ShardError(
             f"{name} follows contract {found or 'unknown'}; this program reads contract {CONTRACT_VERSION}.",
-            remedy="Curate again with this version.",
+            remedy=remedy,
         )
 
 

@@ -174,6 +174,13 @@ def open_curated(path: str | Path, *, split: str | None = None) -> ShardIndex:
     return index
 
 
+def open_latents(path: str | Path, *, split: str | None = None) -> ShardIndex:
+    """Index of latent shards, opened as `ShardIndex.open` does. Raises ShardError when they follow another contract."""
+    index = ShardIndex.open(path, split=split)
+    check_contract(index.facts, str(path), remedy="Encode again with this version: `nava-train encode`.")
+    return index
+
+
 def _gathered(
     files: Iterable[tuple[IndexFile, pa.Buffer]], split: str | None
 ) -> tuple[MappedRows, PlannedColumns, list[str]]:

@@ -92,13 +92,24 @@ def bucket_of(facts: Mapping[str, Any], config: EncodeConfig) -> tuple[int, int]
 
 
 class ClipEncoder:
-    """The frozen networks, opened once. Raises ModelError when the text encoder is missing."""
+    """The frozen networks, opened once. Raises ModelError where one is missing that the clips need.
 
-    def __init__(self, config: EncodeConfig, network: NavaConfig) -> None:
+    `has_video`, `has_audio`: whether any of the clips has a picture, or sound.
+    """
+
+    def __init__(
+        self, config: EncodeConfig, network: NavaConfig, *, has_video: bool = True, has_audio: bool = True
+    ) -> None:
         self._config, self._network = config, network
-        self._codecs = open_codecs(config.codecs, network, torch.device(config.device), getattr(torch, config.dtype))
-        if self._codecs.text is None:
-            raise ModelError(f"{config.codecs} has no text_encoder/.", remedy="See docs/checkpoints.md.")
+        codecs = open_codecs(config.codecs, network, torch.device(config.device), getattr(torch, config.dtype))
+        parts = (
+            ("text_encoder/ for the captions", codecs.text, True),
+            ("video_vae/ for the clips with a picture", codecs.video, has_video),
+            ("audio_vae/ for the clips with sound", codecs.audio, has_audio),
+        )
+        if lacking := [name for name, part, is_needed in parts if is_needed and part is None]:
+            raise ModelError(f"{config.codecs} has no {' and no '.join(lacking)}.", remedy="See docs/checkpoints.md.")
+        self._codecs = codecs
 
     def encode(self, raw: RawSample, facts: Mapping[str, Any]) -> Iterator[EncodedWindow]:
         """Every window of a clip. `facts` is its row of the index.
@@ -151,8 +162,7 @@ class ClipEncoder:
             yield torch.from_numpy(np.stack([next(frames) for _ in range(window.num_frames)]))
 
     def _video(self, pixels_THWC: Tensor) -> Tensor:
-        if self._codecs.video is None:
-            raise ModelError(f"{self._config.codecs} has no video_vae/ for clips with a picture.")
+        assert self._codecs.video is not None, "checked when opened"
         pixels_CTHW = pixels_THWC.permute(3, 0, 1, 2).to(self._config.device).float() / 127.5 - 1
         return self._codecs.video.encode(pixels_CTHW).cpu()
 
@@ -162,8 +172,7 @@ class ClipEncoder:
         return torch.from_numpy(read_sound(raw.members["flac"], self._network.audio_sample_rate_hz))
 
     def _audio(self, wave_CS: Tensor, window: ClipWindow, has_video: bool) -> Tensor:
-        if self._codecs.audio is None:
-            raise ModelError(f"{self._config.codecs} has no audio_vae/ for clips with sound.")
+        assert self._codecs.audio is not None, "checked when opened"
         rate_hz, per_latent = self._network.audio_sample_rate_hz, self._codecs.audio.samples_per_latent
         start = round(window.start_s * rate_hz)
         end = round(window.end_s * rate_hz)

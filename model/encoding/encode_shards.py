@@ -154,7 +154,12 @@ class ShardEncoder:
         return hashlib.sha256(f"{CONTRACT_VERSION} {settings} {content}".encode()).hexdigest()
 
     def _encode(self, shard: str, rows: list[int], index_path: Path, identity: str) -> dict[str, str]:
-        self._encoder = self._encoder or ClipEncoder(self._config, self._network)
+        self._encoder = self._encoder or ClipEncoder(
+            self._config,
+            self._network,
+            has_video=bool(self._index.has_video.any()),
+            has_audio=bool(self._index.has_audio.any()),
+        )
         shape = ModelShape.from_config(self._network)
         entries: list[dict[str, Any]] = []
         left_out: dict[str, str] = {}

@@ -9,12 +9,13 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.index import ShardIndex, open_curated
+from model.data.index import ShardIndex, open_curated, open_latents
 from model.data.reader import RawSample
 from model.encoding.config import DataConfig, EncodeConfig
 from model.encoding.encode import ClipEncoder, bucket_of, windows_of
@@ -25,14 +26,17 @@ from schemas.budget import FRAME_RATE_HZ, audio_tokens, latent_frames, paired_au
 from schemas.errors import DamagedSampleError, ItemError, ModelError
 from schemas.shard import LATENT_MEMBER
 
-_encoder: ClipEncoder | None = None
-"""The frozen networks of an encoder process; nothing outside such a process sets it."""
+_open_networks: Callable[[], ClipEncoder] | None = None
+"""How an encoder process opens the frozen networks; nothing outside such a process sets it."""
 
 
 def open_index(data: DataConfig) -> ShardIndex:
-    """The index a stage is planned from: that of its latent shards, or the curated one as encoding will shape it."""
+    """The index a stage is planned from: that of its latent shards, or the curated one as encoding will shape it.
+
+    Raises ShardError when the shards follow another contract.
+    """
     if data.online is None:
-        return ShardIndex.open(data.index_path, split=data.split)
+        return open_latents(data.index_path, split=data.split)
     return planned_index(open_curated(data.index_path, split=data.split), data.online)
 
 
@@ -93,14 +97,22 @@ def _tokens_per_latent(
 
 
 class OnlineEncoder:
-    """Turns a curated shard's sample into latents, in one of `num_processes` processes. Call it from loader threads."""
+    """Turns a curated shard's sample into latents, in one of `num_processes` processes. Call it from loader threads.
+
+    Raises ModelError at once when the frozen networks cannot be opened, or do not fit the network or the clips.
+    """
 
     def __init__(self, config: EncodeConfig, network: NavaConfig, index: ShardIndex, num_processes: int) -> None:
         self._index = index
-        self._config = config.model_copy(update={"max_windows": 1})
+        kinds = {"has_video": bool(index.has_video.any()), "has_audio": bool(index.has_audio.any())}
+        open_networks = partial(ClipEncoder, config.model_copy(update={"max_windows": 1}), network, **kinds)
         self._pool = ProcessPoolExecutor(
-            num_processes, multiprocessing.get_context("spawn"), initializer=_open, initargs=(self._config, network)
+            num_processes, multiprocessing.get_context("spawn"), initializer=_start, initargs=(open_networks,)
         )
+        opening = self._pool.submit(_check)
+        if opening.exception() is not None:
+            self.close()
+        opening.result()
 
     def __call__(self, raw: RawSample) -> Sample:
         """The first window of the clip. Raises DamagedSampleError for a clip that cannot be encoded."""
@@ -125,18 +137,25 @@ def open_decoder(
     return encoder, encoder.close
 
 
-def _open(config: EncodeConfig, network: NavaConfig) -> None:
+def _start(open_networks: Callable[[], ClipEncoder]) -> None:
     import torch
 
-    global _encoder  # noqa: PLW0603 (the process exists to hold it)
+    global _open_networks  # noqa: PLW0603 (the process exists to hold it)
     torch.set_num_threads(1)
-    _encoder = ClipEncoder(config, network)
+    _open_networks = cache(open_networks)
+
+
+def _check() -> None:
+    """Raises ModelError where the networks of this process cannot be opened: in its initializer nobody would read it."""
+    assert _open_networks is not None, "the pool's initializer ran"
+    _open_networks()
 
 
 def _encode(clip_id: str, row: int, members: dict[str, bytes], facts: dict[str, Any]) -> tuple[bytes | None, str]:
-    assert _encoder is not None, "the pool's initializer ran"
+    assert _open_networks is not None, "the pool's initializer ran"
     raw = RawSample(clip_id, row, {name: memoryview(data) for name, data in members.items()})
+    encoder = _open_networks()
     try:
-        return write_latents(next(_encoder.encode(raw, facts)).sample), ""
+        return write_latents(next(encoder.encode(raw, facts)).sample), ""
     except (ItemError, ModelError) as error:
         return None, str(error)

@@ -21,8 +21,8 @@ from model.network.flow import NUM_STEPS
 from model.network.nava import Nava, pack
 from model.network.tokens import Sample
 from model.training.config import TrainConfig
-from schemas.arrow_file import table_bytes
-from schemas.shard import LATENT_MEMBER
+from schemas.arrow_file import table_bytes, with_facts
+from schemas.shard import CONTRACT_VERSION, LATENT_MEMBER
 from schemas.shard_file import ShardWriter
 
 TINY = NavaConfig.preset("nava_tiny")
@@ -74,7 +74,9 @@ def write_latent_shards(folder: Path, samples: list[Sample], num_shards: int = 2
                         **place.columns(),
                     }
                 )
-        (folder / "index" / f"{shard:05d}.arrow").write_bytes(table_bytes(pa.Table.from_pylist(rows)))
+        table = pa.Table.from_pylist(rows)
+        table = table.cast(with_facts(table.schema, {"contract_version": str(CONTRACT_VERSION)}))
+        (folder / "index" / f"{shard:05d}.arrow").write_bytes(table_bytes(table))
 
 
 def recipe(folder: Path, /, **changes: Any) -> TrainConfig:

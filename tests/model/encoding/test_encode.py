@@ -20,14 +20,14 @@ from model.encoding.config import EncodeConfig
 from model.encoding.encode import ClipEncoder, ClipWindow, EncodedWindow, windows_of
 from model.encoding.encode_shards import encode_shards
 from model.encoding.latents import read_latents
-from model.encoding.online import open_index
+from model.encoding.online import open_decoder, open_index
 from model.encoding.tiny_codec import write_tiny_codecs
 from model.network.config import NavaConfig
 from model.training.metrics import read_samples
 from model.training.train import train
 from schemas.arrow_file import read_table, table_bytes, with_facts
 from schemas.budget import clip_budget
-from schemas.errors import MediaError, ShardError
+from schemas.errors import MediaError, ModelError, ShardError
 from schemas.timing import Span
 from tests.model.curated_shards import KnownClip, flac_of, level_of, mp4_of, pitch_hz, refs_of, write_run
 from tests.model.latent_shards import recipe
@@ -152,8 +152,9 @@ def test_other_settings_are_encoded_anew_with_more_windows(home: Path, tmp_path:
     config = settings(home, max_windows=4, min_frames=9, max_frames=17)
     manifest = encode_shards(str(home / "run"), tmp_path, config, TINY, say=lambda _: None)
     names = [row["clip_id"] for row in ShardIndex.open(tmp_path / "index").table.to_pylist()]
-    assert names[:5] == ["aa", "aa-w01", "aa-w02", "bb", "bb-w01"]
-    assert manifest.left_out.keys() == {"cc"} - set(names)
+    windows = {"aa": 3, "bb": 2, "cc": 1, "dd": 4, "ee": 2}
+    assert names == [f"{clip}-w{w:02d}" if w else clip for clip, num in windows.items() for w in range(num)]
+    assert manifest.left_out == {}
     entry = ShardIndex.open(tmp_path / "index").values(1)
     assert (entry["source_clip_id"], entry["num_frames"]) == ("aa", 17)
     assert entry["window_start_s"] == pytest.approx(17 / 24)
@@ -235,6 +236,47 @@ def test_shards_of_another_contract_are_refused_in_one_sentence(home: Path, tmp_
         path.write_bytes(table_bytes(table.cast(with_facts(table.schema, {"contract_version": "1"}))))
     with pytest.raises(ShardError, match=r"follows contract 1; this program reads contract 2\. Curate again"):
         encode_shards(str(tmp_path / "run"), tmp_path / "out", settings(home), TINY, say=lambda _: None)
+    with pytest.raises(ShardError, match=r"follows contract 1; this program reads contract 2\. Encode again"):
+        open_index(recipe(tmp_path / "run").data)
+
+
+@pytest.mark.parametrize(
+    ("lost", "clips"),
+    [
+        ("text_encoder", "the captions"),
+        ("video_vae", "the clips with a picture"),
+        ("audio_vae", "the clips with sound"),
+    ],
+)
+def test_a_codec_that_the_clips_need_is_missed_at_the_start(home: Path, tmp_path: Path, lost: str, clips: str) -> None:
+    """It is one sentence about the codecs, not a reason to leave clips out."""
+    config = settings(home, codecs=without(lost, home, tmp_path))
+    with pytest.raises(ModelError, match=rf"codecs has no {lost}/ for {clips}\. See docs/checkpoints\.md"):
+        encode_shards(str(home / "run"), tmp_path / "out", config, TINY, say=lambda _: None)
+    assert not list((tmp_path / "out" / "index").glob("*"))
+
+
+def test_codecs_that_no_clip_needs_may_be_missing(home: Path, tmp_path: Path) -> None:
+    config = settings(home, codecs=without("video_vae", home, tmp_path))
+    write_run(tmp_path / "run", [[KnownClip("dd", 1.5, has_video=False)]])
+    assert encode_shards(str(tmp_path / "run"), tmp_path / "out", config, TINY, say=lambda _: None).num_samples == 1
+
+
+def test_online_encoding_is_refused_at_the_start_where_codecs_are_missing(home: Path, tmp_path: Path) -> None:
+    """Otherwise every clip would be replaced by another one, in vain."""
+    config = settings(home, codecs=without("audio_vae", home, tmp_path))
+    online = recipe(home / "run", data={"online": json.loads(config.model_dump_json())}).data
+    with pytest.raises(ModelError, match=r"codecs has no audio_vae/ for the clips with sound\. See docs"):
+        open_decoder(online, TINY, open_index(online))
+
+
+def without(lost: str, home: Path, folder: Path) -> Path:
+    """The codecs without one of them, in `folder`."""
+    (folder / "codecs").mkdir()
+    for path in (home / "codecs").iterdir():
+        if path.name != lost:
+            (folder / "codecs" / path.name).symlink_to(path)
+    return folder / "codecs"
 
 
 def test_a_caption_that_does_not_pair_is_left_out_and_named(home: Path, tmp_path: Path) -> None:
