@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,19 +68,22 @@ def fitted(frame: Any, height_px: int, width_px: int) -> Picture:
     return np.ascontiguousarray(scaled[top : top + height_px, left : left + width_px])
 
 
-def read_sound(data: memoryview, rate_hz: int) -> NDArray[np.float32]:
-    """Sound [channels, samples] at `rate_hz`; more than two channels are mixed down to two. Raises MediaError."""
+def read_sound(source: memoryview | Path, rate_hz: int, name: str) -> NDArray[np.float32]:
+    """Sound [channels, samples] at `rate_hz` of the first audio stream, more than two channels mixed down to two.
+
+    Raises MediaError when there is none or it cannot be decoded; `name` is what the error calls the source.
+    """
     import av
 
     try:
-        with av.open(io.BytesIO(data), mode="r") as container:
+        with av.open(str(source) if isinstance(source, Path) else io.BytesIO(source), mode="r") as container:
             stream = container.streams.audio[0]
             layout = "mono" if stream.codec_context.channels == 1 else "stereo"
             resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate_hz)
             blocks = [block for frame in container.decode(stream) for block in resampler.resample(frame)]
             blocks += resampler.resample(None)
     except (av.FFmpegError, IndexError) as error:
-        raise MediaError(f"the flac member cannot be decoded: {error}.") from error
+        raise MediaError(f"{name} holds no sound that can be decoded: {error}.") from error
     if not blocks:
-        raise MediaError("the flac member holds no sound.")
+        raise MediaError(f"{name} holds no sound.")
     return np.concatenate([block.to_ndarray() for block in blocks], axis=1).astype(np.float32)

@@ -169,7 +169,7 @@ class ClipEncoder:
     def _sound(self, raw: RawSample, facts: Mapping[str, Any]) -> Tensor | None:
         if not facts["has_audio"]:
             return None
-        return torch.from_numpy(read_sound(raw.members["flac"], self._network.audio_sample_rate_hz))
+        return torch.from_numpy(read_sound(raw.members["flac"], self._network.audio_sample_rate_hz, "the flac member"))
 
     def _audio(self, wave_CS: Tensor, window: ClipWindow, has_video: bool) -> Tensor:
         assert self._codecs.audio is not None, "checked when opened"
@@ -215,7 +215,7 @@ class ClipEncoder:
         places = [place for place in places if place["num_samples"] >= SHORTEST_VOICE_S * SPEECH_RATE_HZ]
         if not places:
             return {}
-        mono_S = torch.from_numpy(read_sound(raw.members["refs.flac"], SPEECH_RATE_HZ)).mean(0)
+        mono_S = torch.from_numpy(read_sound(raw.members["refs.flac"], SPEECH_RATE_HZ, "the refs.flac member")).mean(0)
         vectors = {}
         for place in places:
             first, count = place["first_sample"], place["num_samples"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.encoding.clip_media import read_sound
 from model.encoding.codec import Codecs, EncodedText, open_codecs
 from model.network.config import NavaConfig, read_config
 from model.network.nava import Nava
@@ -50,7 +51,7 @@ def load_model(weights: Path, config: NavaConfig, device: str, dtype: torch.dtyp
 def generate(weights: Path, config: SampleConfig, out: Path, on_step: Callable[[int, int], None] | None = None) -> Path:
     """The file written: `out` with .mp4 or .safetensors. Everything that can be refused is refused before the network runs.
 
-    Raises ModelError for a prompt, codecs or weights that do not fit each other.
+    Raises ModelError for a prompt, codecs or weights that do not fit each other, MediaError for a voice without sound.
     """
     network, dtype = read_config(config.network), getattr(torch, config.dtype)
     codecs = open_codecs(config.codecs, network, torch.device(config.device), dtype) if config.codecs else Codecs()
@@ -153,8 +154,13 @@ def _encode_voices(prompt: Prompt, text: EncodedText, codecs: Codecs) -> list[Te
         )
     if codecs.speaker is None:
         raise ModelError("No speaker network for --voice.", remedy="Add speaker.pt to --codecs (docs/checkpoints.md).")
-    embed = codecs.speaker.embed
-    return [None if path is None else embed(read_sound(path, SPEECH_RATE_HZ)) for path in prompt.voices]
+    speaker = codecs.speaker
+    return [None if path is None else speaker.embed(read_voice(path)) for path in prompt.voices]
+
+
+def read_voice(path: Path) -> Tensor:
+    """Mono sound_S of a media file at the speaker networks' rate, channels averaged. Raises MediaError."""
+    return torch.from_numpy(read_sound(path, SPEECH_RATE_HZ, str(path))).mean(0)
 
 
 def _encode_first_frame(prompt: Prompt, codecs: Codecs) -> Tensor | None:
@@ -165,23 +171,6 @@ def _encode_first_frame(prompt: Prompt, codecs: Codecs) -> Tensor | None:
     if codecs.video is None:
         raise ModelError("No video VAE for --first-frame.", remedy="Add video_vae/ to --codecs (docs/checkpoints.md).")
     return codecs.video.encode(read_picture(prompt.first_frame, prompt.height_px, prompt.width_px))
-
-
-def read_sound(path: Path, rate_hz: int) -> Tensor:
-    """Mono sound_S of a media file at `rate_hz`: its first audio stream, channels averaged. Raises ModelError."""
-    import av
-    import numpy as np
-
-    try:
-        with av.open(str(path)) as container:
-            resampler = av.AudioResampler(format="fltp", rate=rate_hz)
-            frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
-            frames += resampler.resample(None)
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise ModelError(f"{path} has no readable sound: {error}") from error
-    if not frames:
-        raise ModelError(f"{path} has no sound.")
-    return torch.from_numpy(np.concatenate([frame.to_ndarray() for frame in frames], axis=1)).mean(0)
 
 
 def read_picture(path: Path, height_px: int, width_px: int) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -167,12 +167,12 @@ def guide_audio(
     return guided
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SampleRequest:
     """One clip to generate. Text and voices are outputs of the frozen encoders; sizes are in latents.
 
     negative_text has zero rows for "no text". speakers has one entry per placeholder, None where a line has no reference.
-    first_frame is the latent [C, 1, H, W] of a given picture.
+    first_frame is the latent [C, 1, H, W] of a given picture. The settings have their defaults in `SampleConfig`.
     """
 
     text: Tensor
@@ -182,11 +182,11 @@ class SampleRequest:
     placeholders: Sequence[int] = ()
     speakers: Sequence[Tensor | None] | None = None
     first_frame: Tensor | None = None
-    num_steps: int = 50
-    shift: float = 5.0
-    solver: Literal["unipc", "euler"] = "unipc"
-    seed: int = 0
-    guidance: Guidance = field(default_factory=Guidance)
+    num_steps: int
+    shift: float
+    solver: Literal["unipc", "euler"]
+    seed: int
+    guidance: Guidance
 
 
 @dataclass(frozen=True)

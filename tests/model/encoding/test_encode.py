@@ -94,7 +94,7 @@ def test_clips_as_the_cutter_writes_them_are_read_upright(tmp_path: Path, is_tur
 
 
 def test_sound_keeps_its_place_and_pitch() -> None:
-    wave = read_sound(memoryview(flac_of(KnownClip("x", 3.0))), 16000)
+    wave = read_sound(memoryview(flac_of(KnownClip("x", 3.0))), 16000, "x")
     assert wave.shape == (1, 48000)
     for second in range(3):
         spectrum = np.abs(np.fft.rfft(wave[0, second * 16000 :][:16000] * np.hanning(16000)))
@@ -194,8 +194,8 @@ def test_words_voices_and_latents_belong_to_their_window(home: Path, tmp_path: P
     assert second.sample.speakers[1] is None, "its only reference is the line itself"
     torch.testing.assert_close(first.sample.speakers[0], second.sample.speakers[0])
     codecs = open_codecs(home / "codecs", network, torch.device("cpu"), torch.float32)
-    wave = torch.from_numpy(read_sound(memoryview(flac_of(clip)), 16000))
-    voices = torch.from_numpy(read_sound(memoryview(refs_of(clip)), 16000))
+    wave = torch.from_numpy(read_sound(memoryview(flac_of(clip)), 16000, "x"))
+    voices = torch.from_numpy(read_sound(memoryview(refs_of(clip)), 16000, "x"))
     torch.testing.assert_close(first.sample.speakers[0], codecs.speaker.embed(voices[0, :11200]))
     torch.testing.assert_close(first.sample.audio, codecs.audio.encode(wave[:, : 27 * 640]))
     frames = read_frames(memoryview(mp4_of(clip)), [(25 + k) / 24 for k in range(21)], 192, 336)
@@ -225,7 +225,7 @@ def test_a_reference_from_outside_the_clip_is_a_voice(home: Path, tmp_path: Path
     (window,) = encoded(home, clip, ClipEncoder(settings(home, max_frames=45), network), tmp_path / "run")
     assert window.sample.speakers[0] is None
     codecs = open_codecs(home / "codecs", network, torch.device("cpu"), torch.float32)
-    voices = torch.from_numpy(read_sound(memoryview(refs_of(clip)), 16000))
+    voices = torch.from_numpy(read_sound(memoryview(refs_of(clip)), 16000, "x"))
     torch.testing.assert_close(window.sample.speakers[1], codecs.speaker.embed(voices[0, 4800:]))
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from model.cli import app
+from model.encoding.clip_media import read_sound
 from model.encoding.codec import open_codecs
 from model.encoding.tiny_codec import write_tiny_codecs
 from model.network.config import NavaConfig, read_config
@@ -27,11 +28,11 @@ from model.sampling.sample import (
     audio_latents,
     make_request,
     read_picture,
-    read_sound,
+    read_voice,
     video_grid,
     write_mp4,
 )
-from schemas.errors import ModelError, RecipeError
+from schemas.errors import MediaError, ModelError, RecipeError
 
 CONFIG = NavaConfig.preset("nava_tiny", max_text_tokens=64)
 CAPTION = "two cats <S>hi<E> <S>ho<E>"
@@ -71,7 +72,7 @@ def _run(folder: Path, out: Path, *options: str) -> Result:
 
 
 def _refusal(result: Result) -> str:
-    assert isinstance(result.exception, ModelError), result.output
+    assert isinstance(result.exception, ModelError | MediaError), result.output
     return str(result.exception)
 
 
@@ -190,13 +191,13 @@ def test_sizes_are_the_release_s() -> None:
 
 
 def test_sound_is_read_as_mono_at_the_asked_rate(folder: Path) -> None:
-    wave = read_sound(folder / "voice.wav", 16000)
+    wave = read_voice(folder / "voice.wav")
     assert abs(len(wave) - 16000) < 40
     spectrum = np.abs(np.fft.rfft(wave.numpy()[:16000] * np.hanning(len(wave[:16000]))))
     peaks = np.sort(np.argsort(spectrum)[-2:])
     assert set(peaks) <= {219, 220, 221, 329, 330, 331}
-    with pytest.raises(ModelError, match="no readable sound"):
-        read_sound(folder / "frame.png", 16000)
+    with pytest.raises(MediaError, match=r"frame\.png holds no sound"):
+        read_voice(folder / "frame.png")
 
 
 def test_mp4_carries_the_pixels_and_the_tone(tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def test_mp4_carries_the_pixels_and_the_tone(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "t.mp4")) as container:
         frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
     np.testing.assert_allclose(frame.reshape(-1, 3).mean(0), [230, 128, 26], atol=8)
-    heard = read_sound(tmp_path / "t.mp4", 48000).numpy()
+    heard = read_sound(tmp_path / "t.mp4", 48000, "the clip").mean(0)
     assert len(heard) / 48000 == pytest.approx(9 / 24, abs=0.03)
     middle = heard[4096:12288]
     assert np.argmax(np.abs(np.fft.rfft(middle))) == pytest.approx(1000 * len(middle) / 48000, abs=1)
@@ -229,7 +230,7 @@ def test_mistakes_are_refused_before_the_network_runs(folder: Path, tmp_path: Pa
         _run(folder, tmp_path / "x", *codecs, *frame, *_set("prompt.mode=audio"))
     )
     missing = ["--voice", str(folder / "gone.wav"), "--voice", "none"]
-    assert "no readable sound" in _refusal(_run(folder, tmp_path / "x", *codecs, *speech, *missing))
+    assert "gone.wav holds no sound" in _refusal(_run(folder, tmp_path / "x", *codecs, *speech, *missing))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.network.config import NavaConfig
 from model.network.nava import Nava, Sample, pack
-from model.sampling.config import Guidance
+from model.sampling.config import Guidance, SampleConfig
 from model.sampling.sampler import Euler, SampleRequest, UniPC, euler_sigmas, guide_audio, guide_video, sample
 from schemas.errors import ModelError
 
@@ -93,8 +93,8 @@ def test_defaults_are_the_release_s() -> None:
     guidance = Guidance()
     assert (guidance.video_text, guidance.audio_text) == (3, 2)
     assert (guidance.video_alignment, guidance.audio_alignment, guidance.timbre) == (3, 2, 3)
-    request = SampleRequest(torch.zeros(0, 1), torch.zeros(0, 1), (1, 1, 1), 1)
-    assert (request.num_steps, request.shift, request.solver) == (50, 5.0, "unipc")
+    config = SampleConfig()
+    assert (config.num_steps, config.shift, config.solver) == (50, 5.0, "unipc")
 
 
 class CountingNava(Nava):
@@ -126,6 +126,10 @@ def _request(**changes: object) -> SampleRequest:
         placeholders=(3, 9),
         speakers=[torch.randn(192, generator=draws), None],
         num_steps=3,
+        shift=5.0,
+        solver="unipc",
+        seed=0,
+        guidance=Guidance(),
     )
     return replace(request, **changes)  # type: ignore[arg-type]
 
