@@ -50,9 +50,7 @@ class TestStage:
         assert config == kind.model_validate(json.loads(config.model_dump_json()))
 
     def test_reads_what_some_stage_adds(self, name: str) -> None:
-        schema = pa.schema(list(COLUMNS.values())).remove_metadata()
         known = pa.schema([field.with_name(column) for column, field in COLUMNS.items()])
-        assert len(schema) == len(known)
         for path in stages.load(name).reads:
             resolve(known, path)
 

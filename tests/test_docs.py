@@ -392,11 +392,15 @@ def test_every_error_is_documented() -> None:
 
 
 def test_every_recipe_and_page_is_spoken_of() -> None:
-    said = "\n".join(page.read_text() for page in PAGES)
-    names = [name for folder in (RECIPES, TRAIN_RECIPES, TRAIN_RECIPES / "sample") for name in packaged(folder)]
-    assert not [name for name in names if name not in said], "say in docs/ what these recipes are for"
-    readme = (ROOT / "README.md").read_text()
-    assert not [page.name for page in PAGES if page.name not in readme and page.name != "README.md"], "README links all"
+    """A recipe as inline code or in a command line, a page by a link."""
+    written = [page.read_text() for page in PAGES]
+    said = {span for text in written for span in spans(text)}
+    said |= {word for text in written for line, _ in command_lines(text) for word in line.split()}
+    names = {name for folder in (RECIPES, TRAIN_RECIPES, TRAIN_RECIPES / "sample") for name in packaged(folder)}
+    assert names <= said, f"say in docs/ what these recipes are for: {sorted(names - said)}"
+    linked = set(re.findall(r"\]\(([\w./]+)\)", (ROOT / "README.md").read_text()))
+    pages = {str(page.relative_to(ROOT)) for page in PAGES if page.name != "README.md"}
+    assert pages <= linked, f"README links all pages: {sorted(pages - linked)}"
 
 
 def test_every_target_is_explained() -> None:
