@@ -37,7 +37,6 @@ class StepBalance:
 
     num_steps: int
     num_samples: int
-    padding: float
     imbalance_mean: float
     imbalance_p99: float
     efficiency: float
@@ -108,7 +107,6 @@ def measure_balance(steps: list[list[Pack]], num_members: int = 1) -> StepBalanc
     return StepBalance(
         num_steps=len(steps),
         num_samples=sum(map(len, lengths)),
-        padding=0.0,
         imbalance_mean=float(ratios.mean()),
         imbalance_p99=float(np.percentile(ratios, 99)),
         efficiency=float(flops.sum() / (flops.shape[1] * flops.max(axis=1).sum())),
@@ -253,7 +251,6 @@ def preview_text(facts: PreviewFacts) -> str:
         "",
         f"step        {facts['num_packs']} packs of {facts['flop_target'] / 1e12:,.4g} TFLOP, "
         f"at most {facts['token_budget']:,} tokens (mean {balance['mean_tokens']:,.0f}){teams}",
-        f"padding     {balance['padding']:.1%}",
         f"imbalance   {balance['imbalance_mean']:.4f} mean, {balance['imbalance_p99']:.4f} p99 "
         f"(slowest rank over mean, first {balance['num_steps']} steps)",
         f"efficiency  {balance['efficiency']:.2%}",
