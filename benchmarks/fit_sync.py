@@ -59,7 +59,7 @@ clips measures on it, so that the fit is not blurred. The median move is held at
 SOUND_MARGIN_S = 2.5
 
 
-@dataclass
+@dataclass(frozen=True)
 class Example:
     """One talking face and its sound."""
 
@@ -68,8 +68,14 @@ class Example:
     """Origins and speaker names; two examples that share one are never on both sides of a split."""
     mouth: Signal
     sound: Signal
-    lag_ms: float
-    """Offset measured by whoever made the media; for reporting only, never fitted to."""
+
+    @classmethod
+    def of(cls, name: str, people: frozenset[str], seen: Tracks, sound: Waveform) -> Example:
+        """The longest-seen face of a file, with its sound."""
+        start_s = float(seen.times_s[0])
+        mouth = mouth_features(seen.faces[0], start_s, seen.end_s)
+        heard = sound_features(sound, start_s - SOUND_MARGIN_S, seen.end_s + SOUND_MARGIN_S)
+        return cls(name, people, mouth, heard)
 
 
 def fit_model(examples: Sequence[Example]) -> MouthModel:
@@ -240,20 +246,12 @@ class Reader:
         frames = self.decoder.iter_frames(path, long_side_px=config.long_side_px, max_fps=config.max_fps, chunk=CHUNK)
         return self.tracker.follow(frames, encoder=encoder)
 
-    def example(self, path: Path, item: Mapping[str, Any]) -> Example:
-        """The longest-seen face of a file, with its sound."""
-        seen = self.seen(path)
-        start_s = float(seen.times_s[0])
-        mouth = mouth_features(seen.faces[0], start_s, seen.end_s)
-        sound = sound_features(self.sound(path), start_s - SOUND_MARGIN_S, seen.end_s + SOUND_MARGIN_S)
-        lag = float(item["ground_truth"].get("measured_audio_lag_ms") or 0.0)
-        return Example(path.name, people_of(item), mouth, sound, lag)
-
 
 def read_examples(media_dir: Path, reader: Reader) -> list[Example]:
     """All items of a manifest that are talking faces measured to be in sync."""
     items = json.loads((media_dir / "manifest.json").read_text())["items"]
-    return [reader.example(media_dir / item["path"], item) for item in items if is_in_sync_talk(item)]
+    talking = [(media_dir / item["path"], people_of(item)) for item in items if is_in_sync_talk(item)]
+    return [Example.of(path.name, people, reader.seen(path), reader.sound(path)) for path, people in talking]
 
 
 def is_in_sync_talk(item: Mapping[str, Any]) -> bool:

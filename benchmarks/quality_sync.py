@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.fit_sync import SOUND_MARGIN_S, Example, Reader, fit_model, is_in_sync_talk, people_of
+from benchmarks.fit_sync import Example, Reader, fit_model, is_in_sync_talk, people_of
 from benchmarks.intervals import bootstrap_interval
 from pipeline.config import Packing
 from schemas.spans import SpeechSpan
@@ -32,7 +32,7 @@ from stages.faces import track_rows
 from stages.media.decoder import Waveform
 from stages.sync.config import SyncConfig, SyncRepair
 from stages.sync.film import SHIFTS_S, Film, Speech
-from stages.sync.mouth import MouthEngine, mouth_features, sound_features
+from stages.sync.mouth import MouthEngine
 from stages.sync.repair import repair_of
 from stages.sync.result import Figures, SyncResult
 
@@ -57,7 +57,11 @@ class Judge:
 
     def __init__(self, films: Sequence[Staged]) -> None:
         self.config = SyncConfig()
-        self.examples = [_example(film) for film in films if is_in_sync_talk(film.item)]
+        self.examples = [
+            Example.of(film.name, people_of(film.item), film.seen, film.heard.sound)
+            for film in films
+            if is_in_sync_talk(film.item)
+        ]
         self._engines: dict[frozenset[str], MouthEngine] = {}
 
     def engine(self, people: frozenset[str]) -> MouthEngine:
@@ -74,14 +78,6 @@ class Judge:
         """What the stage says of `film`; `spans` are on its asset clock."""
         heard = replace(film.heard, stretches=ALWAYS if is_speech else [], spans=spans)
         return replace(film, heard=heard).sync(self.engine(people), self.config)
-
-
-def _example(film: Staged) -> Example:
-    start_s, end_s = film.start_s, film.end_s
-    mouth = mouth_features(film.seen.faces[0], start_s, end_s)
-    sound = sound_features(film.heard.sound, start_s - SOUND_MARGIN_S, end_s + SOUND_MARGIN_S)
-    lag = float(film.item["ground_truth"]["measured_audio_lag_ms"])
-    return Example(film.item["path"], people_of(film.item), mouth, sound, lag)
 
 
 def score_sync(media_dir: Path | str) -> Item:

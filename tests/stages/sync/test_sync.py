@@ -362,7 +362,6 @@ def test_fit_finds_again_what_links_sound_and_mouth() -> None:
             frozenset([f"p{seed}"]),
             Signal(200, mouth[200:600], np.ones(400)),
             Signal(late, sound, np.ones(800)),
-            0.0,
         )
 
     model = fit_model([person(seed, 0) for seed in range(6)])
