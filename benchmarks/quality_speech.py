@@ -36,8 +36,6 @@ from stages.transcribe.pocketsphinx import PocketsphinxEngine
 from stages.transcribe.words import Heard, keep_spoken
 
 F32 = NDArray[np.float32]
-SPLIT = Packing().same_voice or 1.0
-"""Similarity from which two recordings stay on one side of the train/validation split."""
 
 
 def score_speech(media_dir: Path | str, engines: Sequence[str] = ("pocketsphinx", "align")) -> dict[str, Any]:
@@ -214,11 +212,16 @@ def score_speakers(
         "eer": equal_error_rate(np.array(same), np.array(different)),
         "median_same": float(np.median(same)) if same else None,
         "median_different": float(np.median(different)) if different else None,
-        "at_split": {
-            "similarity": SPLIT,
-            "same_missed": float(np.mean(np.array(same) < SPLIT)) if same else None,
-            "different_joined": float(np.mean(np.array(different) >= SPLIT)) if different else None,
-        },
+        "at_split": at_split(same, different, Packing().same_voice),
+    }
+
+
+def at_split(same: Sequence[float], different: Sequence[float], bound: float | None) -> dict[str, float | None]:
+    """Errors at the similarity from which `pack` keeps two recordings on one side; none where it compares no voices."""
+    return {
+        "similarity": bound,
+        "same_missed": None if bound is None or not same else float(np.mean(np.array(same) < bound)),
+        "different_joined": None if bound is None or not different else float(np.mean(np.array(different) >= bound)),
     }
 
 

@@ -100,7 +100,7 @@ def score_sync(media_dir: Path | str) -> Item:
         "repair": score_repair(judge, talk),
         "active_face": score_active(judge, [film for film in films if _turns_in_view(film.item)]),
         "nonspeech": score_events(judge, [film for film in films if film.item.get("category") == "nonspeech"]),
-        "faces": score_faces([film for film in films if is_in_sync_talk(film.item)]),
+        "faces": score_faces([film for film in films if is_in_sync_talk(film.item)], Packing().same_face),
     }
 
 
@@ -140,9 +140,9 @@ def score_talk(judge: Judge, films: Sequence[Staged]) -> Item:
         "auc": _auc(originals, [row for row in long if row["kind"] != "original"]),
         "auc_confidence_swapped": _auc(originals, [r for r in long if r["kind"] == "swapped"], "confidence"),
         "roc": _roc(originals, [row for row in long if row["kind"] != "original"]),
-        "coverage": float(np.mean([row["offset_ms"] is not None for row in rows])),
-        "within_two_std": float(np.mean([row["error_ms"] <= 2 * row["std_ms"] for row in originals if row["std_ms"]])),
-        "clips": [{k: row[k] for k in ("clip", "offset_ms", "std_ms", "confidence", "agreement")} for row in originals],
+        "coverage": _mean([row["offset_ms"] is not None for row in rows]),
+        "within_two_std": _mean([r["error_ms"] <= 2 * r["std_ms"] for r in originals if r["std_ms"] is not None]),
+        "clips": [_shown(row, ("clip", "offset_ms", "std_ms", "confidence", "agreement")) for row in originals],
     }
 
 
@@ -198,8 +198,21 @@ def _row(result: Figures, made: Film, kind: str, shift_s: float) -> Item:
     }
 
 
+def _shown(row: Item, columns: Sequence[str]) -> Item:
+    return {name: _known(row[name]) if isinstance(row[name], float) else row[name] for name in columns}
+
+
+def _known(value: float) -> float | None:
+    """None for what is not finite, such as a median of errors most of which could not be measured: JSON has no such number."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _mean(values: Sequence[bool]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
 def _errors(rows: Sequence[Item], with_intervals: bool = True) -> Item:
-    """Median and shares of the absolute error, with bootstrap intervals over clips."""
+    """Median and shares of the absolute error, with bootstrap intervals over clips; what was not measured is infinitely off."""
     if not rows:
         return {"num": 0}
     names = sorted({row["clip"] for row in rows})
@@ -208,7 +221,7 @@ def _errors(rows: Sequence[Item], with_intervals: bool = True) -> Item:
     out: Item = {
         "num": len(every),
         "num_clips": len(names),
-        "median_ms": float(np.median(every)),
+        "median_ms": _known(np.median(every)),
         "within_40_ms": float(np.mean(every <= 40)),
         "within_80_ms": float(np.mean(every <= 80)),
     }
@@ -217,7 +230,8 @@ def _errors(rows: Sequence[Item], with_intervals: bool = True) -> Item:
         def drawn(picked: Array) -> Array:
             return np.concatenate([by_clip[names[at]] for at in picked])
 
-        out["median_ms_interval"] = bootstrap_interval(lambda picked: float(np.median(drawn(picked))), len(names))
+        ends = bootstrap_interval(lambda picked: float(np.median(drawn(picked))), len(names))
+        out["median_ms_interval"] = ends and [_known(end) for end in ends]
         out["within_80_ms_interval"] = bootstrap_interval(
             lambda picked: float(np.mean(drawn(picked) <= 80)), len(names)
         )
@@ -234,7 +248,9 @@ def _auc(positives: Sequence[Item], negatives: Sequence[Item], key: str = "agree
 
 
 def _roc(positives: Sequence[Item], negatives: Sequence[Item]) -> list[Item]:
-    """Kept in-sync and kept out-of-sync shares at thresholds on `agreement`."""
+    """Kept in-sync and kept out-of-sync shares at thresholds on `agreement`; none without both."""
+    if not positives or not negatives:
+        return []
     high, low = (np.array([row["agreement"] for row in rows]) for rows in (positives, negatives))
     return [
         {"agreement_min": float(x), "kept_in_sync": float((high >= x).mean()), "kept_wrong": float((low >= x).mean())}
@@ -304,12 +320,15 @@ def score_events(judge: Judge, films: Sequence[Staged]) -> Item:
             made = film.under(film.heard, shift_s)
             result = judge.measure(made, people_of(film.item), is_speech=False).figures
             rows.append(_row(result, made, "event", shift_s))
-    shown = [{k: row[k] for k in ("clip", "shift_s", "offset_ms", "std_ms", "confidence")} for row in rows]
-    return _errors(rows) | {"clips": shown}
+    columns = ("clip", "shift_s", "offset_ms", "std_ms", "confidence")
+    return _errors(rows) | {"clips": [_shown(row, columns) for row in rows]}
 
 
-def score_faces(films: Sequence[Staged]) -> Item:
-    """Distances of the longest-seen faces of one person in two files, and of two people; errors at the split's bound."""
+def score_faces(films: Sequence[Staged], bound: float | None) -> Item:
+    """Distances of the longest-seen faces of one person in two files, and of two people; errors at the split's bound.
+
+    Without a bound the split compares no faces and makes no errors.
+    """
     known = [
         (people_of(film.item), film.seen.faces[0].embedding)
         for film in films
@@ -319,14 +338,17 @@ def score_faces(films: Sequence[Staged]) -> Item:
     different: list[float] = []
     for (people, one), (others, other) in combinations(known, 2):
         (same if people & others else different).append(float(np.linalg.norm(np.subtract(one, other))))
-    bound = Packing().same_face or 0.0
     return {
         "recognisable": [len(known), len(films)],
-        "same": {"pairs": len(same), "farthest": max(same, default=None), "missed": sum(d > bound for d in same)},
+        "same": {
+            "pairs": len(same),
+            "farthest": max(same, default=None),
+            "missed": None if bound is None else sum(d > bound for d in same),
+        },
         "different": {
             "pairs": len(different),
             "nearest": min(different, default=None),
-            "joined": sum(d <= bound for d in different),
+            "joined": None if bound is None else sum(d <= bound for d in different),
         },
         "bound": bound,
     }

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from schemas.spans import SPEECH_RATE_HZ, SpeechSpan
-from schemas.stretches import Stretch, Timed, merge
+from schemas.stretches import Stretch, Timed, covered_s, merge
 from stages.base import Context
 from stages.diarize.embedded import EmbeddedConfig, EmbeddedDiarizer
 from stages.engines.voice import VoiceActivity, VoiceConfig
@@ -25,7 +25,6 @@ from stages.timbre import TimbreConfig, choose_reference
 SHORTEST_LINE_S = 0.8
 LEAK_SHARE = 0.05
 """Share of a reference in which somebody else really speaks, beyond which it counts as a leak."""
-STEP_S = 0.01
 
 Item = Mapping[str, Any]
 
@@ -64,28 +63,23 @@ def _references(
             continue
         span = SpeechSpan(start_s=turn.start_s - start_s, end_s=turn.end_s - start_s, text="", speaker=turn.speaker)
         found = choose_reference(span, whole, turns, speech, sound, TimbreConfig())
-        spoken = _shares(truth, turn)
+        spoken = spoken_shares(truth, turn)
         if found is None or not spoken:
             continue
-        heard, meant = _shares(truth, found.where), max(spoken, key=spoken.__getitem__)
+        heard, meant = spoken_shares(truth, found.where), max(spoken, key=spoken.__getitem__)
         others = max((share for name, share in heard.items() if name != meant), default=0.0)
         is_wrong = others > heard.get(meant, 0.0)
         rows.append({"origin": found.origin, "is_wrong": is_wrong, "is_leak": others > LEAK_SHARE, "leak": others})
     return rows
 
 
-def _shares(truth: Sequence[Item], where: Timed) -> dict[str, float]:
-    """Speaker -> share of `where` in which they really speak."""
-    times = np.arange(where.start_s, where.end_s, STEP_S)
-    shares: dict[str, float] = {}
+def spoken_shares(truth: Sequence[Item], where: Timed) -> dict[str, float]:
+    """Speaker -> share of `where` in which they really speak; those who do not are left out."""
+    shares = {}
     for name in {turn["speaker"] for turn in truth}:
-        said = np.zeros(len(times), bool)
-        for turn in truth:
-            if turn["speaker"] == name:
-                said |= (times >= turn["start"]) & (times < turn["end"])
-        if said.any():
-            shares[name] = float(said.mean())
-    return shares
+        said = merge(Stretch(turn["start"], turn["end"]) for turn in truth if turn["speaker"] == name)
+        shares[name] = covered_s(where, said) / where.duration_s
+    return {name: share for name, share in shares.items() if share > 0}
 
 
 def _summary(rows: Sequence[Item]) -> dict[str, Any]:
