@@ -30,11 +30,15 @@ from stages.shot_split.stage import Detector, ShotSplitConfig, make_detector, re
 
 ENGINES: tuple[str, ...] = get_args(ShotSplitConfig.model_fields["engine"].annotation)
 TOLERANCE_FRAMES = 1
+"""Own choice of how far a cut may be off: 42 ms at 24 fps, which is the length of an audio latent."""
 RANGE_MARGIN_FRAMES = 2
+"""Own choice: the first and last frames of a gradual transition hardly differ from those beside them."""
 IGNORED_KEYS = ("soft_transitions", "not_cuts", "graphics_cuts_optional", "ambiguous")
 GRADUAL_TYPES = ("fade", "dissolve", "wipe")
 SOURCE_SIZE = (192, 108)
+"""Own choice of pixels: minutes of sources fit in memory."""
 MIN_SOURCE_FRAMES = 60
+"""Own choice: a montage takes pieces of up to 4 s, which would be all alike if taken from less than 2 s."""
 
 Range = tuple[int, int]
 """[first frame, one past the last)."""

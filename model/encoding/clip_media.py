@@ -22,6 +22,7 @@ BT601, BT709, UNSPECIFIED = 5, 1, 2
 HD_HEIGHT_PX = 720
 """Untagged pictures from this height on are read as BT.709, smaller ones as BT.601: what players do."""
 TIME_TOLERANCE_S = 1e-3
+"""How early a frame may be and still be on screen: what containers that keep milliseconds round by, far below a frame."""
 Picture = NDArray[np.uint8]
 
 

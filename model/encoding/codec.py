@@ -33,7 +33,9 @@ from schemas.spans import SPEECH_RATE_HZ
 MAX_VOICE_S = 30.0
 """The release embeds the first 30 s of a reference."""
 MEL_FFT_SAMPLES = 1024
+"""Window and transform of the spectrograms that the LTX audio autoencoder was trained on, 64 ms, as in the release."""
 MEL_FLOOR = 1e-5
+"""Least magnitude before the logarithm, as in the release."""
 LOCAL_ONLY = {"local_files_only": True, "low_cpu_mem_usage": False}
 """low_cpu_mem_usage needs the accelerate package, which nothing else here needs."""
 

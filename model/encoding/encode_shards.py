@@ -36,6 +36,7 @@ from schemas.shard import CONTRACT_VERSION, INDEX, LATENT_MEMBER, MEMBERS
 from schemas.shard_file import ShardWriter
 
 SAY_EVERY_S = 5.0
+"""Own choice: often enough to see that it lives, seldom enough to leave the lines of finished shards in sight."""
 _CURATED_MEMBERS = {f"{member}_{end}" for member in MEMBERS for end in ("offset", "bytes")}
 LATENT_INDEX: pa.Schema = pa.schema(
     [
