@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from schemas.errors import NavaError
+from schemas.machine import trouble_of
 
 app = typer.Typer(
     add_completion=False,
@@ -257,11 +258,14 @@ def demo(
 
 
 def main() -> Any:
-    """Entry point: a NavaError prints without a traceback and exits with 2."""
+    """Entry point: a NavaError, or trouble of the machine, prints without a traceback and exits with 2."""
     try:
         return app()
-    except NavaError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (NavaError, OSError) as error:
+        told = error if isinstance(error, NavaError) else trouble_of(error)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
 
 

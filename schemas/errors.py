@@ -8,6 +8,7 @@ NavaError                    anything this project raises on purpose; printed wi
 |   |-- MediaError           the bytes could not be opened or decoded
 |   |-- EngineError          an engine refused this item
 |   `-- StageTimeoutError    a stage ran past its time limit, or killed its worker, on this item
+|-- MachineError             a full disk, no memory, a store that is away: no row's fault; ends the run and settles nothing
 |-- ContractError            a stage returned something other than it declared
 |-- LedgerError              the ledger is missing, of another version or inconsistent
 |-- ShardError               a shard or its index is damaged or breaks the shard contract
@@ -80,6 +81,10 @@ class StageTimeoutError(ItemError):
     """A stage ran past its limit, or took its worker down, on this item."""
 
     reason = "timeout"
+
+
+class MachineError(NavaError):
+    """The machine, or the store of the run, is in trouble. It is booked on no row: the run ends, and goes on afterwards."""
 
 
 class ContractError(NavaError):

@@ -4,22 +4,30 @@ Whoever runs code that untrusted bytes can bring down (decoders, C libraries) ru
 `main` calls `contain` and then `serve`. The caller starts it as `python -P -m MODULE MEMORY_BYTES RETIRE_BYTES ...` and both
 sides speak JSON lines:
 
+    at first   {"ready": true}, once everything is imported
     request    {"operation": NAME, argument: value, ...}
     answers    {"chunk": ...}, any number, each acknowledged by a line so that at most two chunks exist at a time
                {"alive": true} every second for as long as the operation calls `progress`
-               then one of {"done": ...}, {"error": ..., "reason": ..., "remedy": ...}, {"no_memory": true}
+               then one of {"done": ...}, {"error": ..., "reason": ..., "remedy": ...}, {"no_memory": true},
+               {"trouble": [errno, ...]}, {"missing": MODULE}
 
-The child may not use more address space than it was told, leaves no core dump, and ends when its parent does. This module
-imports the standard library and `schemas.errors` only.
+The child may not use more address space than it was told, leaves no core dump, and ends when its parent does.
+
+A request can fail in two ways. What its input did (a crash, too much memory, a standstill) is a ChildError or an ItemError.
+What the machine did (a full disk, a kill from outside, a child that does not even start) is an OSError as the system reported
+it (`schemas.machine`) or a MachineError, and no input's fault. This module imports the standard library, `schemas.errors` and
+`schemas.machine` only.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +38,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from schemas.errors import ItemError
+from schemas.errors import ItemError, MachineError
+from schemas.machine import GOES_ON, is_trouble, oom_kills
 
 ALIVE_EVERY_S = 1.0
 """How often a child that makes progress says so; a limit on standing still means little below twice that."""
@@ -38,6 +47,12 @@ PARENT_POLL_S = 2.0
 """How often a child looks whether its parent still lives."""
 TAIL_BYTES = 400
 """End of the child's stderr that is searched for its last line."""
+CRASHES = frozenset(
+    {
+        signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS,
+    }
+)  # fmt: skip
+"""Signals by which a process ends over its input. Any other comes from outside: the system without memory, a node that stops."""
 
 Message = dict[str, Any]
 
@@ -55,7 +70,7 @@ class ChildMemoryError(ChildError):
 
 
 class ChildDiedError(ChildError):
-    """It ended by itself."""
+    """It ended over what it was given."""
 
     def __init__(self, how: str, last_line: str) -> None:
         super().__init__(f"{how}: {last_line}" if last_line else how)
@@ -79,15 +94,20 @@ class Child:
         self.is_busy = False
         """Whether a request is not answered to the end; then it can only be killed."""
         self.has_grown = False
+        self._module, self._is_ready, self._oom_kills = module, False, oom_kills()
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 lives as long as the child
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, *limits, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._complaints,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", module, *limits, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._complaints,
+                env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._complaints.close()
+            raise MachineError(f"{module} cannot be started: {error}.", remedy=f"Look at that; {GOES_ON}") from error
         assert self._process.stdin
         assert self._process.stdout
         self._in, self._out = self._process.stdin, self._process.stdout
@@ -108,15 +128,16 @@ class Child:
         """`{"chunk": ...}` messages as they come, then `{"done": ...}`.
 
         `timeout_s` is how long it may stand still, not how long it may take: a long file is no broken one. Raises ItemError
-        where the operation raised one, and ChildError, after which the child is gone. A caller that stops early has to
-        `kill` it.
+        where the operation raised one, and ChildError, after which the child is gone; OSError and MachineError where it is
+        the machine's fault. A caller that stops early has to `kill` it.
         """
         deadline = _Deadline(timeout_s)
         self.is_busy = True
         self._send({"operation": operation, **arguments})
         while True:
             answer = self._receive(deadline)
-            if "alive" in answer:
+            if "alive" in answer or "ready" in answer:
+                self._is_ready = True
                 deadline.restart()
                 continue
             if "chunk" in answer:
@@ -128,6 +149,10 @@ class Child:
                 self.kill()
                 raise ChildMemoryError("needs more memory than allowed")
             self.is_busy, self.has_grown, self._cpu_s = False, answer.pop("has_grown"), answer.pop("cpu_s")
+            if "trouble" in answer:
+                raise OSError(*answer["trouble"])
+            if "missing" in answer:
+                raise self._broken(f"misses something: {answer['missing']}")
             if "error" in answer:
                 raise ItemError(answer["error"], reason=answer["reason"], remedy=answer["remedy"])
             yield answer
@@ -170,16 +195,31 @@ class Child:
         answer: Message = json.loads(line)
         return answer
 
-    def _death(self) -> ChildDiedError:
+    def _death(self) -> ChildDiedError | MachineError:
+        """Whose fault its end is: that of what it was given, or the machine's."""
         if self._process.returncode is None:
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)  # unreaped, it still names its group
         size = self._complaints.seek(0, os.SEEK_END)
         self._complaints.seek(max(0, size - TAIL_BYTES))
         tail = self._complaints.read().decode(errors="replace").strip()
+        last_line = tail.splitlines()[-1] if tail else ""
         self.kill()
         code = self._process.returncode
+        if code < 0 and -code not in CRASHES:
+            num_killed = oom_kills() - self._oom_kills
+            why = (
+                f"memory ran out, {num_killed} processes were ended for it"
+                if num_killed
+                else "the system does not say why"
+            )
+            msg = f"{self._module} was ended from outside by signal {-code} on {socket.gethostname()}; {why}."
+            return MachineError(msg, remedy=f"Give it more memory or run fewer workers (--cpus); {GOES_ON}")
         how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
-        return ChildDiedError(how, tail.splitlines()[-1] if tail else "")
+        return ChildDiedError(how, last_line) if self._is_ready else self._broken(f"{how} before it began: {last_line}")
+
+    def _broken(self, how: str) -> MachineError:
+        msg = f"{self._module} cannot work on {socket.gethostname()}: it {how}."
+        return MachineError(msg, remedy=f"Install what constraints.txt names, and allow it enough memory; {GOES_ON}")
 
 
 class _Deadline:
@@ -252,6 +292,7 @@ def serve(answers: TextIO, answer: Callable[[str, Message], Any]) -> None:
                 known = _steps
                 say({"alive": True})
 
+    say({"ready": True})
     threading.Thread(target=report, daemon=True).start()
 
     def finish(message: Message) -> None:
@@ -270,6 +311,16 @@ def serve(answers: TextIO, answer: Callable[[str, Message], Any]) -> None:
                 finish({"done": result})
             except ItemError as error:
                 finish({"error": error.message, "reason": error.reason, "remedy": error.remedy})
+            except ImportError as error:
+                finish({"missing": str(error)})
+            except OSError as error:
+                if not is_trouble(error):
+                    raise
+                if error.errno == errno.ENOMEM:
+                    say({"no_memory": True})
+                    return
+                told = [error.errno, error.strerror, error.filename]
+                say({"trouble": told, "cpu_s": time.process_time(), "has_grown": True})  # looking would open a file
             except MemoryError:
                 say({"no_memory": True})
                 return

@@ -25,12 +25,14 @@ from schemas.cut_file import CUT, RESTATED, CutMedia, cut_file, payload_of
 from schemas.errors import MediaError, RecipeError
 from schemas.fields import f, struct, without_roles
 from schemas.files import sha256_of, write_whole
+from schemas.machine import is_trouble
 from schemas.records import CLIP, Row, Struct, span_of
 from schemas.shard import SOUND_RATE_HZ
 from schemas.spans import SPEECH_RATE_HZ, Reference
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.caption.stage import Caption
 from stages.media.cutting import CutOptions, CutReport, cut_clip, verify_clip
+from stages.objects import leave
 from stages.sync.config import SyncRepair
 from stages.sync.repair import Remeasure, repaired_clip
 from stages.sync.result import Figures
@@ -151,6 +153,8 @@ class Cut(Measure[CutConfig]):
             if now not in self._known:
                 self._known = {now: sha256_of(path)[0]}
         except OSError as error:
+            if is_trouble(error):
+                raise
             raise MediaError(f"'{path}' cannot be read: {error.strerror}.", reason="file_missing") from error
         if self._known[now] != told["sha256"]:
             raise MediaError(
@@ -162,13 +166,10 @@ class Cut(Measure[CutConfig]):
 
     def _leave(self, name: str, payload: bytes) -> None:
         target = f"{self.ctx.cuts_dir.rstrip('/')}/{name}"
-        if "://" not in target:
+        if "://" in target:
+            leave(payload, target)
+        else:
             write_whole(Path(target), payload)
-            return
-        import fsspec  # type: ignore[import-untyped]
-
-        files, place = fsspec.core.url_to_fs(target)
-        files.pipe_file(place, payload)
 
 
 def _references(row: Row) -> list[Reference]:

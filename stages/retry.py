@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
+from schemas.machine import is_trouble
+
 T = TypeVar("T")
 
 JITTER = (0.5, 1.5)
@@ -43,12 +45,14 @@ class RetryPolicy:
     ) -> tuple[T, int]:
         """(what `once` returns, attempts it took); errors other than `retried` and that of the last attempt are raised.
 
-        An error's `wait_s`, where it has one, is waited at least.
+        An error's `wait_s`, where it has one, is waited at least. Trouble of this machine is not asked again.
         """
         for attempt in range(1, self.attempts):
             try:
                 return once(), attempt
             except retried as error:
+                if is_trouble(error):
+                    raise
                 sleep(self.pause_s(attempt, getattr(error, "wait_s", None)))
         return once(), self.attempts
 

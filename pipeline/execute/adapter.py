@@ -26,6 +26,7 @@ from pipeline.execute.monitor import MonitorLike, Poison, StageTally
 from pipeline.plan import Plan, StageSpec
 from pipeline.unit import Node, Unit
 from schemas.errors import ContractError, ItemError, NavaError, PlanError, StageTimeoutError
+from schemas.machine import trouble_of
 from schemas.records import Cost, Struct
 from stages.base import Context, Measure, Split
 
@@ -180,6 +181,9 @@ class Worker:
         except ItemError as error:
             return error
         except Exception as error:
+            places = (self.context.scratch_dir, self.context.store_dir, self.context.cuts_dir)
+            if (trouble := trouble_of(error, places)) is not None:
+                raise trouble from error
             log.exception("%s failed on %s", spec.name, unit.source.uri)
             return error
 

@@ -54,7 +54,7 @@ class OnRay:
             try:
                 answer = self._ray.get(done)
             except self._ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, NavaError):
+                if isinstance(error.cause, NavaError | OSError):
                     raise error.cause from None
                 raise
             yield waiting.pop(done), answer

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import ipaddress
 import json
+import os
 import re
 import socket
 import tempfile
@@ -20,7 +21,9 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 import httpx
 
 from schemas.errors import DownloadError
+from schemas.machine import is_trouble
 from stages.download.sources import public_uri
+from stages.download.store import suffix_of
 from stages.retry import RetryPolicy, TryAgainError, retry_after_s
 
 RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -55,21 +58,25 @@ class Fetched:
     path: Path
     final_uri: str
     attempts: int
+    suffix: str
+    """The ending to keep for people's sake, such as `.mp4`."""
 
 
-def fetch_http(
+@contextmanager
+def fetched_http(
     uri: str,
     partial_dir: Path,
     limits: HttpLimits,
     *,
     is_checked: bool = False,
     sleep: Callable[[float], None] = time.sleep,
-) -> Fetched:
+) -> Iterator[Fetched]:
     """The complete content of `uri` in a file below `partial_dir`, continuing what an earlier run left there.
 
-    A partial file is continued only if the server says that the content is still the same (a strong ETag or
-    Last-Modified in `If-Range`); `is_checked` (a checksum will be compared afterwards) makes up for a missing one.
-    Raises DownloadError.
+    The file is the caller's to move or remove until the block ends; whoever else wants the same URL waits until then. A
+    partial file is continued only if the server says that the content is still the same (a strong ETag or Last-Modified in
+    `If-Range`); `is_checked` (a checksum will be compared afterwards) makes up for a missing one. Raises DownloadError, and
+    OSError where this machine is in trouble.
     """
     part = _Part(partial_dir / (hashlib.sha256(uri.encode()).hexdigest()[:32] + ".part"))
     policy = RetryPolicy(limits.attempts, limits.backoff_s, limits.max_backoff_s)
@@ -78,13 +85,15 @@ def fetch_http(
         try:
             final, attempts = policy.run(lambda: _attempt(uri, part, limits, is_checked), passing, sleep)
         except passing as error:
+            if is_trouble(error):
+                raise
             raise DownloadError(
                 f"{public_uri(uri)} could not be fetched in {limits.attempts} attempts: {_reason(error)}",
                 reason="network",
                 remedy="Run again later; what has arrived is kept and continued.",
             ) from None
+        yield Fetched(part.path, public_uri(final), attempts, suffix_of(urlsplit(uri).path))
         part.forget()
-    return Fetched(part.path, public_uri(final), attempts)
 
 
 def _reason(error: Exception) -> str:
@@ -174,9 +183,9 @@ def _receive(response: httpx.Response, uri: str, part: _Part, limits: HttpLimits
         _refuse(status, shown)
     if total is not None and total > limits.max_bytes:
         raise too_large(uri, total, limits.max_bytes)
-    part.remember(response.headers)
     with part.path.open("r+b") as out:
         out.truncate(offset)
+        part.remember(response.headers)
         out.seek(offset)
         for block in response.iter_raw():  # as it arrives: what is held back is lost when the connection breaks
             offset += len(block)
@@ -220,11 +229,8 @@ class _Part:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Only one process works on a partial file; the lock ends with the process."""
-        with self.path.open("ab") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if not self.path.exists():
-                self.path.touch()
+        """Only one process works on a partial file; the lock ends with the block, or with the process."""
+        with locked_file(self.path):
             yield
 
     def size(self) -> int:
@@ -234,7 +240,10 @@ class _Part:
         """The strong ETag, else the Last-Modified date, of the content that the bytes belong to."""
         if not self._about.exists():
             return None
-        about: dict[str, Any] = json.loads(self._about.read_text() or "{}")
+        try:
+            about: dict[str, Any] = json.loads(self._about.read_text())
+        except ValueError:  # a process was killed while it wrote this
+            return None
         etag = about.get("etag")
         return etag if etag and not etag.startswith("W/") else about.get("last-modified")
 
@@ -247,6 +256,24 @@ class _Part:
 
     def forget(self) -> None:
         self._about.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Makes the file `path` if it is not there and keeps it locked, against threads and processes of this machine.
+
+    Whoever had the lock may have moved the file away: what is locked is the file that has the name now.
+    """
+    while True:
+        with path.open("ab") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                is_current = os.path.samestat(os.fstat(handle.fileno()), path.stat())
+            except FileNotFoundError:
+                is_current = False
+            if is_current:
+                yield
+                return
 
 
 # --- limits per host

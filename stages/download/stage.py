@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -14,13 +15,15 @@ from pydantic import Field
 
 from schemas.errors import DownloadError, RecipeError
 from schemas.fields import f, struct
-from schemas.files import BLOCK_BYTES, sha256_of
+from schemas.files import sha256_of
 from schemas.ids import asset_id, digest
+from schemas.machine import is_trouble
 from schemas.records import Row
 from stages.base import Context, Measure, Resources, StageConfig
-from stages.download.fetch_http import Fetched, HttpLimits, checked_address, fetch_http, too_large
+from stages.download.fetch_http import Fetched, HttpLimits, checked_address, fetched_http, locked_file, too_large
 from stages.download.sources import public_uri
 from stages.download.store import AssetStore, suffix_of
+from stages.objects import fetch
 from stages.retry import RetryPolicy, TryAgainError
 
 ADDS = struct(
@@ -105,13 +108,13 @@ class Download(Measure[DownloadConfig]):
             )
         if scheme == "file":
             return self._local(Path(uri.removeprefix("file://")), stated)
-        fetched = self._remote(uri, scheme, stated)
-        sha256, size = sha256_of(fetched.path)
-        if stated and sha256 != stated:
-            fetched.path.unlink()
-            raise _mismatch(uri, stated, sha256)
-        suffix = suffix_of(fetched.path.name) if self.config.engine == "yt_dlp" else suffix_of(urlsplit(uri).path)
-        return _struct(self.store.put(fetched.path, sha256, suffix, keep=False), sha256, size, fetched)
+        with self._remote(uri, scheme, stated) as fetched:
+            sha256, size = sha256_of(fetched.path)
+            if stated and sha256 != stated:
+                fetched.path.unlink()
+                raise _mismatch(uri, stated, sha256)
+            path = self.store.put(fetched.path, sha256, fetched.suffix, keep=False)
+        return _struct(path, sha256, size, fetched)
 
     def _local(self, path: Path, stated: str | None) -> dict[str, Any]:
         try:
@@ -122,21 +125,23 @@ class Download(Measure[DownloadConfig]):
                 raise too_large(str(path), stat.st_size, self.config.max_bytes)
             sha256, size = sha256_of(path)
         except OSError as error:
+            if is_trouble(error):
+                raise
             raise DownloadError(f"'{path}' cannot be read: {error.strerror}.", reason="unreadable") from error
         if stated and sha256 != stated:
             raise _mismatch(str(path), stated, sha256)
-        fetched = Fetched(path, str(path.absolute()), 1)
+        fetched = Fetched(path, str(path.absolute()), 1, suffix_of(path.name))
         if self.config.mode == "copy":
-            return _struct(self.store.put(path, sha256, suffix_of(path.name), keep=True), sha256, size, fetched)
+            return _struct(self.store.put(path, sha256, fetched.suffix, keep=True), sha256, size, fetched)
         return _struct(str(path.absolute()), sha256, size, fetched) | {"mtime_ns": stat.st_mtime_ns}
 
-    def _remote(self, uri: str, scheme: str, stated: str | None) -> Fetched:
+    def _remote(self, uri: str, scheme: str, stated: str | None) -> AbstractContextManager[Fetched]:
         partial = self.store.partial_dir(self.ctx.scratch_dir)
         if scheme not in ("http", "https"):
-            return fetch_object(uri, partial, self.config)
+            return fetched_object(uri, partial, self.config)
         if self.config.engine == "yt_dlp":
-            return fetch_page(uri, partial, self.config)
-        return fetch_http(uri, partial, http_limits(self.config), is_checked=stated is not None)
+            return fetched_page(uri, partial, self.config)
+        return fetched_http(uri, partial, http_limits(self.config), is_checked=stated is not None)
 
 
 def http_limits(config: DownloadConfig) -> HttpLimits:
@@ -155,43 +160,42 @@ def http_limits(config: DownloadConfig) -> HttpLimits:
     )
 
 
-def fetch_object(uri: str, partial_dir: Path, config: DownloadConfig) -> Fetched:
-    """The object at an fsspec URL in a file below `partial_dir`; tried again from its beginning after a failure.
+@contextmanager
+def fetched_object(uri: str, partial_dir: Path, config: DownloadConfig) -> Iterator[Fetched]:
+    """The object at an fsspec URL in a file below `partial_dir`, which is the caller's until the block ends.
 
-    Credentials are those of the environment, as fsspec's own back ends look them up. Raises DownloadError.
+    Tried again from its beginning after a failure, with the credentials of the environment, as fsspec's own back ends look
+    them up. Raises DownloadError, and OSError where this machine is in trouble.
     """
-    import fsspec  # type: ignore[import-untyped]
-
     target = partial_dir / f"object-{digest(uri)}-{random.getrandbits(32):08x}"
 
-    def once() -> None:
+    def check(size: int) -> None:
+        if size > config.max_bytes:
+            raise too_large(uri, size, config.max_bytes)
+
+    policy = RetryPolicy(config.attempts, config.backoff_s, config.max_backoff_s)
+    try:
         try:
-            fs, place = fsspec.core.url_to_fs(uri)
-            size = fs.size(place)
-            if size is not None and size > config.max_bytes:
-                raise too_large(uri, size, config.max_bytes)
-            with fs.open(place, "rb") as source, target.open("wb") as out:
-                shutil.copyfileobj(source, out, BLOCK_BYTES)
+            _, attempts = policy.run(lambda: fetch(uri, target, check))
         except FileNotFoundError:
             raise DownloadError(f"{public_uri(uri)} is not there.", reason="not_found") from None
         except (ImportError, ValueError) as error:
             raise DownloadError(
                 f"{public_uri(uri)}: {error}", reason="scheme_not_allowed", remedy="Install fsspec's back end for it."
             ) from None
-
-    policy = RetryPolicy(config.attempts, config.backoff_s, config.max_backoff_s)
-    try:
-        _, attempts = policy.run(once, (OSError,))
-    except OSError as error:
+        except TryAgainError as error:
+            raise DownloadError(f"{public_uri(uri)} could not be read: {error}", reason="network") from error
+        yield Fetched(target, public_uri(uri), attempts, suffix_of(urlsplit(uri).path))
+    finally:
         target.unlink(missing_ok=True)
-        raise DownloadError(f"{public_uri(uri)} could not be read: {error}", reason="network") from error
-    return Fetched(target, public_uri(uri), attempts)
 
 
-def fetch_page(uri: str, partial_dir: Path, config: DownloadConfig) -> Fetched:
-    """The video of a web page, found by yt-dlp. Raises DownloadError.
+@contextmanager
+def fetched_page(uri: str, partial_dir: Path, config: DownloadConfig) -> Iterator[Fetched]:
+    """The video of a web page, found by yt-dlp; the file is the caller's until the block ends.
 
-    Only the page's own address is checked against private networks; yt-dlp follows what the page says.
+    Only the page's own address is checked against private networks; yt-dlp follows what the page says. Raises DownloadError,
+    and OSError where this machine is in trouble.
     """
     try:
         checked_address(uri, http_limits(config))
@@ -199,9 +203,14 @@ def fetch_page(uri: str, partial_dir: Path, config: DownloadConfig) -> Fetched:
         raise DownloadError(
             f"{public_uri(uri)} could not be fetched: {error}", reason="network", remedy="Run again later."
         ) from None
+    with locked_file(partial_dir / f"page-{digest(uri)}.lock"):
+        yield _page(uri, partial_dir, config)
+
+
+def _page(uri: str, partial_dir: Path, config: DownloadConfig) -> Fetched:
     module = _yt_dlp()
     options = {
-        "outtmpl": str(partial_dir / "page-%(extractor)s-%(id)s.%(ext)s"),
+        "outtmpl": str(partial_dir / f"page-{digest(uri)}-%(extractor)s-%(id)s.%(ext)s"),
         "format": config.yt_dlp_format,
         "noplaylist": True,
         "quiet": True,
@@ -217,10 +226,13 @@ def fetch_page(uri: str, partial_dir: Path, config: DownloadConfig) -> Fetched:
             about = downloader.extract_info(uri, download=True)
             path = Path(about["requested_downloads"][0]["filepath"])
     except (module.utils.YoutubeDLError, KeyError, IndexError) as error:
+        _, cause, _ = getattr(error, "exc_info", None) or (None, None, None)
+        if is_trouble(cause):
+            raise cause from None
         raise DownloadError(f"{public_uri(uri)}: yt-dlp says {error}", reason="page_without_video") from None
     if not path.is_file():
         raise too_large(uri, config.max_bytes, config.max_bytes)
-    return Fetched(path, public_uri(about.get("webpage_url") or uri), 1)
+    return Fetched(path, public_uri(about.get("webpage_url") or uri), 1, suffix_of(path.name))
 
 
 def _yt_dlp() -> Any:

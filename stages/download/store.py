@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from schemas.files import publish_file
+from stages.objects import put
 
 
 def suffix_of(name: str) -> str:
@@ -31,7 +31,8 @@ class AssetStore:
     def put(self, path: Path, sha256_hex: str, suffix: str, *, keep: bool) -> str:
         """Path or URL of the stored bytes of `path`; content that is there already is not written again.
 
-        `keep` leaves `path` in place (as a hard link where the file system allows), otherwise it is moved.
+        `keep` leaves `path` in place (as a hard link where the file system allows), otherwise it is moved. Raises
+        MachineError where a remote store is away.
         """
         place = f"{sha256_hex[:2]}/{sha256_hex}"
         return self._put_local(path, place, suffix, keep) if self.is_local else self._put_remote(path, place, suffix)
@@ -47,15 +48,6 @@ class AssetStore:
         return str(target)
 
     def _put_remote(self, path: Path, place: str, suffix: str) -> str:
-        import fsspec
-
-        fs, root = fsspec.core.url_to_fs(self.root)
-        target = f"{root}/{place}{suffix}"
-        if not _has(fs, target, path.stat().st_size):
-            fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-            fs.put_file(str(path), target)  # object stores publish an upload only when it is complete
-        return f"{self.root}/{place}{suffix}"
-
-
-def _has(fs: Any, target: str, size: int) -> bool:
-    return bool(fs.exists(target)) and fs.size(target) == size
+        url = f"{self.root}/{place}{suffix}"
+        put(path, url)
+        return url

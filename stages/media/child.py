@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from stages.child import Message, contain, serve
@@ -56,7 +57,7 @@ def frames(
     base, runs = found
     for number, run in enumerate(runs):
         name = f"{out}.{number}"
-        run.images.tofile(name)
+        Path(name).write_bytes(run.images)  # unlike `tofile` it says why a disk takes no more
         yield {
             "file": name,
             "shape": list(run.images.shape),

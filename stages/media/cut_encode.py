@@ -51,8 +51,14 @@ def cut(
         written = _encode(order, shown, samples, rate_hz)
     else:
         written = copied
-    np.stack(written["thumbs"]).tofile(f"{out}.thumbs")
-    return {**written, "thumbs": f"{out}.thumbs", "cut_cpu_s": time.process_time() - before_s}
+    return {**written, "thumbs": _left(written["thumbs"], out), "cut_cpu_s": time.process_time() - before_s}
+
+
+def _left(thumbs: list[np.ndarray], out: str) -> dict[str, Any]:
+    """Leaves thumbnails in `out`.thumbs; where, and in which shape."""
+    stacked, file = np.stack(thumbs), f"{out}.thumbs"
+    Path(file).write_bytes(stacked)
+    return {"file": file, "shape": list(stacked.shape)}
 
 
 def _source_frames(order: Order, max_pixels: int) -> Iterator[tuple[Any, ShownPicture]]:
@@ -221,8 +227,8 @@ def verify(path: str, out: str, max_pixels: int) -> dict[str, Any]:
         damage = Damage()
         found = [(p.pts, thumbnail(p.frame)) for p in pictures(container, stream, damage, max_pixels)]
         has_sound = bool(container.streams.audio)
-    np.stack([thumb for _, thumb in found]).tofile(f"{out}.thumbs")
     answer: dict[str, Any] = {
+        "thumbs": _left([thumb for _, thumb in found], out),
         "pts": [pts for pts, _ in found],
         "time_base": [base.numerator, base.denominator],
         "duration_pts": duration,

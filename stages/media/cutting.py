@@ -9,7 +9,7 @@ Every clip is re-read by `verify_clip`, which measures the errors instead of bel
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -101,11 +101,10 @@ def cut_clip(
     out = Path(out_path)
     with _decoder(decoder) as media:
         sound = _sound_or_none(path, span, options, media)
-        raw = None
-        if sound is not None:
-            raw = out.with_name(out.name + ".sound")
-            np.ascontiguousarray(sound).tofile(raw)
+        raw = None if sound is None else out.with_name(out.name + ".sound")
         try:
+            if raw is not None:
+                raw.write_bytes(np.ascontiguousarray(sound))
             told = media.ask(
                 "cut",
                 path=str(path),
@@ -205,7 +204,7 @@ def verify_clip(out_path: Path | str, expected: CutReport, *, decoder: Decoder |
             heard = None
             if found["sound"] is not None:
                 heard = np.fromfile(scratch, np.float32).reshape(found["sound"]["shape"])
-            thumbs = _thumbs(f"{scratch}.thumbs")
+            thumbs = _thumbs(found["thumbs"])
         finally:
             scratch.unlink(missing_ok=True)
             scratch.with_name(scratch.name + ".thumbs").unlink(missing_ok=True)
@@ -283,9 +282,9 @@ def _sound_or_none(path: Path | str, span: Span, options: CutOptions, media: Dec
         raise
 
 
-def _thumbs(path: str) -> np.ndarray:
-    thumbs = np.fromfile(path, np.uint8).reshape(-1, 16, 16)
-    Path(path).unlink()
+def _thumbs(told: Mapping[str, Any]) -> np.ndarray:
+    thumbs = np.fromfile(told["file"], np.uint8).reshape(told["shape"])
+    Path(told["file"]).unlink()
     return thumbs
 
 

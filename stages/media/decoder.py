@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import weakref
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -24,11 +23,12 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from schemas.errors import ItemError, MediaError
-from schemas.files import BLOCK_BYTES
+from schemas.machine import is_trouble
 from schemas.recipe import RecipePart
 from schemas.spans import SPEECH_RATE_HZ
 from schemas.timing import sample_at
 from stages.child import Child, ChildDiedError, ChildError, ChildTimeoutError
+from stages.objects import at_store, fetch
 
 MAX_PIXELS = 7680 * 4320
 """Largest frame accepted: 8K UHD."""
@@ -154,7 +154,10 @@ class Decoder:
         self._sounds.clear()
 
     def localise(self, path_or_url: str | Path) -> Path:
-        """A local path to `path_or_url`; object-store URLs are fetched into scratch, the last two are kept."""
+        """A local path to `path_or_url`; URLs of the run's store are fetched into scratch, the last two are kept.
+
+        Raises MediaError("asset_unreachable") where there is no such object, and MachineError where the store is away.
+        """
         text = str(path_or_url)
         if "://" not in text:
             return Path(text)
@@ -162,17 +165,17 @@ class Decoder:
             return Path(text.removeprefix("file://"))
         if text in self._remote and self._remote[text].exists():
             return self._remote[text]
-        import fsspec  # type: ignore[import-untyped]
-
         name = hashlib.sha256(text.encode()).hexdigest()[:16] + Path(text.partition("?")[0]).suffix
         target = self._scratch(f"remote-{name}")
+        self._remote.pop(text, None)
         try:
-            with fsspec.open(text, "rb") as source, target.open("wb") as out:
-                shutil.copyfileobj(source, out, BLOCK_BYTES)
-        except OSError as error:
-            target.unlink(missing_ok=True)
-            raise MediaError(f"'{text}' could not be read: {error}", reason="asset_unreachable") from error
-        self._remote[text] = target
+            at_store(text, lambda: fetch(text, target))
+            self._remote[text] = target
+        except FileNotFoundError as error:
+            raise MediaError(f"'{text}' is not there any more.", reason="asset_unreachable") from error
+        finally:
+            if text not in self._remote:
+                target.unlink(missing_ok=True)
         while len(self._remote) > KEPT_REMOTE_FILES:
             self._remote.pop(next(iter(self._remote))).unlink(missing_ok=True)
         return target
@@ -281,12 +284,16 @@ class Decoder:
         return answers[-1]
 
     def _request(self, operation: str, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Chunk messages as they come, then the final answer. The child is killed if the caller stops early."""
-        child = self._idle.pop() if self._idle else self._new_child()
-        name = Path(arguments.get("path", "")).name
+        """Chunk messages as they come, then the final answer. The child is killed if the caller stops early.
+
+        Raises MediaError for what the file did, and OSError or MachineError for what the machine did (`stages.child`).
+        """
+        child = self._child()
+        name, is_whole = Path(arguments.get("path", "")).name, False
         try:
             for answer in child.request(operation, arguments, self.timeout_s):
                 yield answer["chunk"] if "chunk" in answer else answer["done"]
+            is_whole = True
         except ItemError as error:
             raise MediaError(error.message, reason=error.reason, remedy=error.remedy) from None
         except ChildError as error:
@@ -297,12 +304,18 @@ class Decoder:
                 child.kill()
             else:
                 self._idle.append(child)
-            if child.is_busy and "out" in arguments:
+            if not is_whole and "out" in arguments:
                 out = Path(arguments["out"]).name
                 for left in (*self.scratch_dir.glob(out), *self.scratch_dir.glob(f"{out}.*")):
                     left.unlink(missing_ok=True)
 
-    def _new_child(self) -> Child:
+    def _child(self) -> Child:
+        """An idle child that still lives, else a new one: whoever ended it in the meantime did not end it over a file."""
+        while self._idle:
+            child = self._idle.pop()
+            if child.exit_status is None:
+                return child
+            child.kill()
         return Child("stages.media.child", memory_gb=self.memory_gb, retire_gb=self.retire_gb)
 
     def _scratch(self, name: str) -> Path:
@@ -338,6 +351,8 @@ def _stat(path: Path | str) -> os.stat_result:
     try:
         return os.stat(path)
     except OSError as error:
+        if is_trouble(error):
+            raise
         raise MediaError(f"'{path}' cannot be read: {error.strerror}.", reason="file_missing") from error
 
 

@@ -18,6 +18,7 @@ import av
 import numpy as np
 
 from schemas.errors import MediaError
+from schemas.machine import is_trouble
 
 DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,mpegvideo,avi,asf,flv,live_flv,ogg,gif,apng,wav,w64,flac,mp3,"
@@ -52,6 +53,8 @@ def open_media(path: str, *, is_first_edit_only: bool = False) -> Any:
     try:
         container = av.open(f"file:{file.absolute()}", options=options, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError, OSError) as error:
+        if is_trouble(error):
+            raise
         raise _explain(file, error) from None
     if not container.streams.video and not container.streams.audio:
         container.close()

@@ -1,7 +1,7 @@
 """The recogniser's child process, see `stages.child`: pocketsphinx on its own, because it is C code that can crash.
 
-Started as `python -P -m stages.transcribe.child MEMORY_BYTES RETIRE_BYTES SAMPLES.npy`. Imports no more of the project
-than its records.
+Started as `python -P -m stages.transcribe.child MEMORY_BYTES RETIRE_BYTES SAMPLES`, a file of raw float32 at 16 kHz.
+Imports no more of the project than its records.
 
     decode  low, high, states           {"words": [[text, first_frame, end_frame, probability], ...]}
     align   low, high, text, extra      the same with the given words and no probability; {"words": null} when the text
@@ -70,7 +70,7 @@ class Recognisers:
 def main() -> None:
     """Serves requests until stdin closes."""
     answers = contain()
-    serve(answers, Recognisers(np.load(sys.argv[3], mmap_mode="r")).answer)
+    serve(answers, Recognisers(np.memmap(sys.argv[3], np.float32, "r")).answer)
 
 
 if __name__ == "__main__":

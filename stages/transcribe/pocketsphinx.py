@@ -66,10 +66,10 @@ class Recogniser:
 @contextmanager
 def recogniser(samples: NDArray[np.float32], scratch_dir: Path, timeout_s: float = 600.0) -> Iterator[Recogniser]:
     """A `Recogniser` over mono `samples` at 16 kHz, which lie in `scratch_dir` for as long as it lives."""
-    path = scratch_dir / f"speech-{os.getpid()}.npy"
-    np.save(path, samples)
+    path = scratch_dir / f"speech-{os.getpid()}.f32"
     worker = Recogniser(path, timeout_s)
     try:
+        path.write_bytes(np.ascontiguousarray(samples, np.float32))
         yield worker
     finally:
         worker.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from schemas.errors import ItemError
+from schemas.errors import ItemError, MachineError
+from schemas.machine import is_trouble
 from stages.child import Child, ChildDiedError, ChildMemoryError, ChildTimeoutError
 
 CHILD = """
-import os, resource, subprocess, sys, time
+import errno, mmap, os, resource, subprocess, sys, time
 from schemas.errors import MediaError
 from stages.child import contain, progress, serve
 
@@ -32,6 +35,17 @@ def answer(operation, arguments):
         return len(bytearray(arguments["bytes"]))
     if operation == "die":
         sys.exit(arguments["words"])
+    if operation == "signal":
+        os.kill(os.getpid(), arguments["number"])
+    if operation == "write":
+        with open(arguments["path"], "wb", 0) as file:
+            file.write(bytes(1))
+    if operation == "read":
+        raise type("ReadError", (OSError,), {})(errno.EIO, "a library finds the file damaged")
+    if operation == "map":
+        return len(mmap.mmap(-1, arguments["bytes"]))
+    if operation == "import":
+        import a_module_that_is_missing
     if operation == "limits":
         return [resource.getrlimit(resource.RLIMIT_CORE), os.environ["OMP_NUM_THREADS"], sys.argv[3:]]
     if operation == "family":
@@ -104,12 +118,56 @@ def test_the_last_words_of_a_child_that_dies_are_told(start: Any) -> None:
     assert child.exit_status == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_child_that_is_killed_from_outside_is_the_machines_trouble(start: Any, number: int) -> None:
+    """As when memory runs out, or a node stops; nobody of ours kills a child without saying so."""
+    with pytest.raises(MachineError, match=f"from outside by signal {number}.*the same command goes on"):
+        start().ask("signal", {"number": number}, 60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGBUS])
+def test_a_child_that_crashes_does_so_over_what_it_was_given(start: Any, number: int) -> None:
+    with pytest.raises(ChildDiedError, match=f"was ended by signal {number}$"):
+        start().ask("signal", {"number": number}, 60)
+
+
+def test_the_systems_trouble_crosses_the_border_with_its_number_and_the_child_goes_on(start: Any) -> None:
+    child = start()
+    with pytest.raises(OSError, match="No space left") as caught:
+        child.ask("write", {"path": "/dev/full"}, 60)
+    assert (caught.value.errno, is_trouble(caught.value)) == (errno.ENOSPC, True)
+    assert child.ask("add", {"a": 1, "b": 1}, 60) == 2
+
+
+def test_a_library_that_calls_a_file_unreadable_is_no_trouble_of_the_system(start: Any) -> None:
+    with pytest.raises(ChildDiedError, match="finds the file damaged"):
+        start().ask("read", {}, 60)
+
+
+@pytest.mark.parametrize(
+    ("module", "memory_gb", "says"),
+    [("there_is_no_such_module", 1.0, "No module named"), ("contained_here", 0.02, "before it began")],
+)
+def test_a_child_that_does_not_begin_is_nobodys_fault(start: Any, module: str, memory_gb: float, says: str) -> None:
+    start()
+    child = Child(module, memory_gb=memory_gb, retire_gb=1.0)
+    with pytest.raises(MachineError, match=f"{module} cannot work on.*{says}"):
+        child.ask("add", {"a": 1, "b": 1}, 60)
+
+
+def test_a_package_that_is_missing_is_nobodys_fault(start: Any) -> None:
+    with pytest.raises(MachineError, match="a_module_that_is_missing"):
+        start().ask("import", {}, 60)
+
+
 def test_more_memory_than_allowed_is_refused_by_the_system(start: Any) -> None:
     child = start(memory_gb=0.5)
     assert child.ask("grow", {"bytes": 2**20}, 60) == 2**20
     with pytest.raises(ChildMemoryError):
         child.ask("grow", {"bytes": 2**30}, 60)
     assert child.exit_status is not None
+    with pytest.raises(ChildMemoryError):
+        start(memory_gb=0.5).ask("map", {"bytes": 2**30}, 60)
 
 
 def test_a_child_that_has_grown_says_so_with_its_answer(start: Any) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import http.server
 import json
+import os
+import select
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -21,9 +25,10 @@ import numpy as np
 import pytest
 
 from schemas.errors import DownloadError, RecipeError
-from stages.download.fetch_http import HttpLimits, checked_address, fetch_http, host_slot, is_public
+from stages.download.fetch_http import Fetched, HttpLimits, checked_address, fetched_http, host_slot, is_public
 from stages.download.stage import ADDS, Download, DownloadConfig
 from stages.download.store import AssetStore, suffix_of
+from tests.tiny_disk import tiny_disk
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -146,6 +151,12 @@ def fetch(stage: Download, uri: str, **row: Any) -> dict[str, Any]:
     return result
 
 
+def fetch_http(uri: str, partial_dir: Path, limits: HttpLimits, **options: Any) -> Fetched:
+    """What is left below `partial_dir`."""
+    with fetched_http(uri, partial_dir, limits, **options) as got:
+        return got
+
+
 def reason(stage: Download, uri: str, **row: Any) -> str:
     with pytest.raises(DownloadError) as caught:
         fetch(stage, uri, **row)
@@ -201,6 +212,85 @@ def test_a_killed_download_is_continued_by_the_next_run(server: Server, tmp_path
     got = fetch_http(f"{server.url}/a.mp4", tmp_path, once)
     assert got.path.read_bytes() == CONTENT
     assert server.requests[-1][1]["range"] == "bytes=200000-"
+
+
+def test_words_about_a_partial_file_that_were_cut_short_begin_it_anew(server: Server, tmp_path: Path) -> None:
+    once = HttpLimits(allow_private_hosts=True, attempts=1)
+    server.faults = [cut_off(200_000)]
+    with pytest.raises(DownloadError):
+        fetch_http(f"{server.url}/a.mp4", tmp_path, once)
+    (about,) = tmp_path.glob("*.json")
+    about.write_text(about.read_text()[:9])
+    assert fetch_http(f"{server.url}/a.mp4", tmp_path, once).path.read_bytes() == CONTENT
+    assert "range" not in server.requests[-1][1]
+
+
+TAKER = """
+import hashlib, sys
+from pathlib import Path
+from stages.download.fetch_http import HttpLimits, fetched_http
+
+with fetched_http(sys.argv[1], Path(sys.argv[2]), HttpLimits(allow_private_hosts=True)) as got:
+    print("mine", flush=True)
+    sys.stdin.readline()
+    print(hashlib.sha256(got.path.read_bytes()).hexdigest(), flush=True)
+    got.path.rename(sys.argv[3])
+print("through", flush=True)
+"""
+
+
+def test_two_processes_that_want_one_url_take_it_one_after_the_other(server: Server, tmp_path: Path) -> None:
+    """The file is the first one's until it has been hashed and moved; the second begins its own, on another file."""
+    command = [sys.executable, "-c", TAKER, f"{server.url}/a.mp4", str(tmp_path)]
+    paths = os.pathsep.join([str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")])
+    workers = [
+        subprocess.Popen(
+            [*command, str(tmp_path / name)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+        for name in ("first", "second")
+    ]  # fmt: skip
+    try:
+        ready, _, _ = select.select([worker.stdout for worker in workers], [], [], 60)
+        workers.sort(key=lambda worker: worker.stdout not in ready)
+        first, second = workers
+        assert first.stdout is not None
+        assert second.stdout is not None
+        assert first.stdout.readline() == "mine\n"
+        assert select.select([second.stdout], [], [], 1.0)[0] == []
+        assert len(server.requests) == 1
+        for worker in workers:
+            told = worker.communicate("go on\n", timeout=60)[0].split()
+            assert told[-2:] == [SHA256, "through"]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert [(tmp_path / name).read_bytes() == CONTENT for name in ("first", "second")] == [True, True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "memory", "file"])
+def test_a_full_disk_is_no_fault_of_the_source_and_room_mends_it(
+    server: Server, context: Any, tmp_path: Path, scheme: str
+) -> None:
+    import fsspec
+
+    path = tmp_path / "a.mp4"
+    path.write_bytes(CONTENT)
+    fsspec.filesystem("memory").pipe_file("/raw/a.mp4", CONTENT)
+    uri = {"http": f"{server.url}/a.mp4", "memory": "memory://raw/a.mp4", "file": str(path)}[scheme]
+    with tiny_disk(tmp_path / "disk", 100) as disk:
+        context.store_dir = str(disk.path)
+        options = DownloadConfig(schemes=(scheme,), mode="copy", allow_private_hosts=True, attempts=3, backoff_s=0.0)
+        download = Download(options)
+        download.setup(context)
+        with pytest.raises(OSError, match="No space left") as caught:
+            fetch(download, uri)
+        assert caught.value.errno == errno.ENOSPC
+        assert len(server.requests) == (scheme == "http"), "room does not come by asking again"
+        disk.grow(1000)
+        assert Path(fetch(download, uri)["path"]).read_bytes() == CONTENT
 
 
 def test_content_that_changed_meanwhile_is_fetched_anew(server: Server, tmp_path: Path) -> None:
@@ -403,6 +493,17 @@ def test_object_stores_in_and_out(context: Any) -> None:
     memory.pipe_file("/raw/big.mp4", CONTENT * 2)
     assert reason(download, "memory://raw/big.mp4") == "too_large"
     assert reason(download, "ftp://example.org/a.mp4") == "scheme_not_allowed"
+
+
+def test_every_way_of_fetching_keeps_the_suffix(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """yt-dlp names pages; what goes by fsspec is named by its own URL."""
+    import fsspec
+
+    monkeypatch.setitem(sys.modules, "yt_dlp", ModuleType("yt_dlp"))
+    fsspec.filesystem("memory").pipe_file("/raw/named.MP4", CONTENT)
+    for engine in ("direct", "yt_dlp"):
+        got = fetch(stage(engine=engine, schemes=("memory",)), "memory://raw/named.MP4")
+        assert Path(got["path"]).suffix == ".mp4"
 
 
 def test_store_pieces(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -18,7 +19,7 @@ import pytest
 
 from pipeline.demo.clips import flash_and_click, frame_number, variable_rate
 from pipeline.demo.write import Encoding
-from schemas.errors import MediaError, RecipeError
+from schemas.errors import MachineError, MediaError, RecipeError
 from stages.base import Context
 from stages.media.decoder import Decoder, DecoderConfig, Frames, Waveform
 from stages.media.open import Geometry
@@ -292,12 +293,9 @@ def test_a_hanging_decode_is_killed(made: Any, tmp_path: Path) -> None:
 def test_a_crash_and_a_memory_limit_cost_one_request(made: Any, tmp_path: Path) -> None:
     path, _ = made["plain.mp4"]
     media = Decoder(tmp_path / "scratch", DecoderConfig(memory_gb=1.0, timeout_s=60))
-    media.probe(path)
-    os.kill(media._idle[0].pid, signal.SIGSEGV)
-    with pytest.raises(MediaError) as caught:
-        media.probe(path)
+    with pytest.raises(MediaError, match="signal 11") as caught:
+        at_work_ended_by(signal.SIGSEGV, media, path)
     assert caught.value.reason == "decoder_crashed"
-    assert "signal 11" in str(caught.value)
     with pytest.raises(MediaError) as caught:
         media.frames(path, size=(20000, 20000))
     assert caught.value.reason == "decode_memory"
@@ -310,31 +308,65 @@ def test_a_crash_and_a_memory_limit_cost_one_request(made: Any, tmp_path: Path) 
     media.close()
 
 
-def test_a_child_that_is_gone_before_the_request_costs_that_request(made: Any, tmp_path: Path) -> None:
+def at_work_ended_by(number: int, media: Decoder, path: Path) -> None:
+    """Sends a signal to the child while it decodes `path`, between two frames."""
+    media.probe(path)
+    pid = media._idle[0].pid
+    runs = media.iter_frames(path, chunk=1)
+    next(runs)
+    os.kill(pid, number)
+    list(runs)
+
+
+def test_a_child_that_is_gone_before_the_request_costs_nothing(made: Any, tmp_path: Path) -> None:
     path, _ = made["plain.mp4"]
     media = Decoder(tmp_path / "scratch")
     media.probe(path)
     process = media._idle[0]._process
     process.kill()
     process.wait()
-    with pytest.raises(MediaError, match="signal 9"):
-        media.probe(path)
     assert media.probe(path)["num_frames"] == 75
     media.close()
 
 
-def test_a_child_that_dies_takes_along_only_what_it_wrote(made: Any, tmp_path: Path) -> None:
+def test_a_child_that_is_killed_at_work_is_no_fault_of_the_file(made: Any, tmp_path: Path) -> None:
+    """It takes along only what it wrote."""
     path, _ = made["plain.mp4"]
     scratch = tmp_path / "scratch"
     (scratch / "partial").mkdir(parents=True)
     (scratch / "remote.mp4").write_bytes(b"of somebody else")
     media = Decoder(scratch)
-    for operation in (media.probe, media.audio, media.frames):
-        media.probe(path)
-        os.kill(media._idle[0].pid, signal.SIGKILL)
-        with pytest.raises(MediaError, match="signal 9"):
-            operation(path)
+    with pytest.raises(MachineError, match="signal 9"):
+        at_work_ended_by(signal.SIGKILL, media, path)
     assert sorted(left.name for left in scratch.iterdir()) == ["partial", "remote.mp4"]
+    assert media.probe(path)["num_frames"] == 75
+    media.close()
+
+
+@pytest.mark.parametrize(("operation", "out"), [("frames", "frames-{}-1.0"), ("audio", "sound-{}-1")])
+def test_a_full_disk_is_no_fault_of_the_file(made: Any, tmp_path: Path, operation: str, out: str) -> None:
+    path, _ = made["plain.mp4"]
+    media = Decoder(tmp_path)
+    (tmp_path / out.format(os.getpid())).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        getattr(media, operation)(path)
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == [], "room is made at once"
+    assert len(media.frames(path, size=(8, 8)).pts) == 75
+    media.close()
+
+
+def test_a_machine_that_opens_no_more_files_is_no_fault_of_the_file(made: Any, tmp_path: Path) -> None:
+    """The child reaches its own limit when libav opens the file."""
+    path, _ = made["plain.mp4"]
+    media = Decoder(tmp_path)
+    media.probe(path)
+    pid = media._idle[0].pid
+    num_open = len(os.listdir(f"/proc/{pid}/fd"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (num_open, num_open))
+    with pytest.raises(OSError, match="Too many open files") as caught:
+        media.probe(path)
+    assert caught.value.errno == errno.EMFILE
     media.close()
 
 
@@ -414,6 +446,7 @@ def test_remote_assets_are_fetched_once_and_forgotten_later(made: Any, decoder: 
     with pytest.raises(MediaError) as caught:
         decoder.localise("memory://assets/none.mp4")
     assert caught.value.reason == "asset_unreachable"
+    assert not [path for path in decoder.scratch_dir.iterdir() if path.stat().st_size == 0]
 
 
 # --- real media
