@@ -54,7 +54,8 @@ def trouble_of(error: BaseException, places: Iterable[str | Path] = ()) -> Machi
     elif error.errno == errno.ENOMEM:
         left = f"{_free_memory_gb():.1f} GB of memory are free"
     else:
-        named = str(error.filename) if error.filename else None
+        copied_to = None if error.errno == errno.EIO else error.filename2
+        named = str(copied_to or error.filename or "")
         local = [str(place) for place in places if str(place) and "://" not in str(place)]
         where = named or min(local, key=_free_bytes, default="")
         what, left = f"{what}: '{where}'" if where else what, _room(where)

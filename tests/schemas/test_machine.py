@@ -45,6 +45,12 @@ def test_without_a_name_the_fullest_folder_is_told(tmp_path: Path) -> None:
     assert "which disk" in str(trouble_of(OSError(errno.ENOSPC, "x"), ["s3://bucket/x"]))
 
 
+def test_of_a_copy_the_end_that_was_written_is_told(tmp_path: Path) -> None:
+    told = [str(trouble_of(OSError(number, "x", "from.mp4", None, "to.mp4"))) for number in (errno.ENOSPC, errno.EIO)]
+    assert "to.mp4" in told[0]
+    assert "from.mp4" in told[1]
+
+
 def test_it_travels_between_processes() -> None:
     told = pickle.loads(pickle.dumps(MachineError("full.", remedy="Make room.")))
     assert (type(told), str(told)) == (MachineError, "full. Make room.")

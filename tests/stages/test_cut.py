@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import time
@@ -25,6 +26,7 @@ from schemas.timing import Span
 from stages.base import Context
 from stages.timbre import reference_fields
 from tests.stages.cut_rows import cut_stage, whole_clip
+from tests.tiny_disk import tiny_disk
 
 
 @pytest.fixture
@@ -55,6 +57,25 @@ def test_what_is_left_is_what_the_struct_says(tmp_path: Path, ball: Path, make_r
     data = path.read_bytes()
     with pytest.raises(DamagedSampleError):
         CutMedia.of(found).members(data[:-1] + bytes([data[-1] ^ 1]))
+    context.media.close()
+
+
+@pytest.mark.parametrize("size_kb", [8, 600])
+def test_a_full_disk_is_no_fault_of_the_clip_and_room_mends_it(
+    tmp_path: Path, ball: Path, make_row: Any, context: Context, size_kb: int
+) -> None:
+    """The run's `cuts` are full, or the scratch folder in the middle of writing; both are left as they were."""
+    row = whole_clip(ball, make_row)
+    with tiny_disk(tmp_path / "disk", size_kb) as disk:
+        if size_kb > 8:
+            context.media.scratch_dir = context.scratch_dir = disk.path
+        stage = cut_stage(context, tmp_path if size_kb > 8 else disk.path)
+        with pytest.raises(OSError, match="No space left") as caught:
+            stage.measure(row)
+        assert caught.value.errno == errno.ENOSPC
+        assert [path for path in (*disk.path.rglob("*"), *(tmp_path / "cuts").rglob("*")) if path.is_file()] == []
+        disk.grow(20_000)
+        assert stage.measure(row)["num_frames"] == row["clip"]["num_frames"]
     context.media.close()
 
 
