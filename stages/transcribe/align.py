@@ -20,7 +20,7 @@ from schemas.errors import EngineError
 from schemas.spans import SPEECH_RATE_HZ, Word
 from schemas.stretches import Stretch, inside
 from stages.transcribe.pocketsphinx import FRAME_S, Recogniser, recogniser
-from stages.transcribe.words import Heard, spread
+from stages.transcribe.words import Heard, spread, spread_within
 
 SIDECARS = (".srt", ".vtt", ".txt")
 CUE_SLACK_S = 0.5
@@ -161,20 +161,25 @@ class AlignEngine:
     ) -> Heard:
         """The transcript's words in seconds from the start of mono `samples` at 16 kHz.
 
-        `start_s` is that start on the asset clock, which cue times refer to. Raises EngineError when nothing fits.
+        `start_s` is that start on the asset clock, which cue times refer to. Without `speech` the words lie on silence, where
+        their cues are. Raises EngineError when nothing fits.
         """
         duration_s = len(samples) / SPEECH_RATE_HZ
+        windows = list(zip(transcript.cues, cue_windows(transcript.cues, start_s, duration_s), strict=True))
+        if not speech:
+            laid = [spread_within(cue.text.split(), window, speech) for cue, window in windows]
+            return Heard([word for words in laid for word in words], transcript.language, None)
         spoken = {w: spoken_form(w) for w in transcript.words}
         with recogniser(samples, self.scratch_dir) as worker:
             extra = pronunciations(worker, set(spoken.values()))
             words: list[Word] = []
             num_failed = 0
-            for cue, window in zip(transcript.cues, cue_windows(transcript.cues, start_s, duration_s), strict=True):
+            for cue, window in windows:
                 texts = cue.text.split()
                 found = align_cue(worker, [spoken[t] for t in texts], extra, window)
                 if found is None:
                     num_failed += 1
-                    words += spread(texts, inside(window, speech))
+                    words += spread_within(texts, window, speech)
                 else:
                     words += [trim(word, speech) for word in fill_gaps(texts, found, window)]
         if num_failed == len(transcript.cues):

@@ -46,7 +46,7 @@ class Transcribe(Measure[TranscribeConfig]):
     """Words of the whole asset, because context helps and because clips are cut between words."""
 
     name = "transcribe"
-    version = "2"
+    version = "3"
     level = "asset"
     reads = ("uri", "metadata", "download.path", "probe.has_audio")
     adds = struct(
@@ -98,7 +98,7 @@ class Transcribe(Measure[TranscribeConfig]):
         speech = self.voice.stretches(sound.samples, config.voice)
         given = self._given(row)
         if given is not None:
-            heard = self.aligner.align(given, sound.samples, speech, start_s) if speech else Heard([], None, None)
+            heard = self.aligner.align(given, sound.samples, speech, start_s)
             engine = "align"
         else:
             engine = "pocketsphinx" if config.engine == "auto" else config.engine

@@ -14,10 +14,10 @@ from pydantic import Field
 
 from schemas.errors import RecipeError
 from schemas.spans import SPEECH_RATE_HZ, Word
-from schemas.stretches import Stretch, inside
+from schemas.stretches import Stretch
 from stages.base import StageConfig
 from stages.engines.voice import VoiceActivity, VoiceConfig
-from stages.transcribe.words import Heard, spread
+from stages.transcribe.words import MIN_WORD_S, Heard, spread_within
 
 
 class WhisperxConfig(StageConfig):
@@ -91,9 +91,9 @@ class WhisperxEngine:
         language, probability = self._language(samples, speech)
         answer = self.pipeline.transcribe(np.array(samples), batch_size=self.config.batch_size, language=language)
         segments = [s for s in answer["segments"] if s["text"].strip()]
-        if language not in self.aligners or not segments:
-            return Heard(self._spread(segments, speech), language, probability)
-        return Heard(self._align(segments, samples, language), language, probability)
+        aligned = self._align(segments, samples, language) if language in self.aligners else [[] for _ in segments]
+        words = [found or _spread(segment, speech) for segment, found in zip(segments, aligned, strict=True)]
+        return Heard([word for found in words for word in found], language, probability)
 
     def _language(self, samples: NDArray[np.float32], speech: list[Stretch]) -> tuple[str, float | None]:
         if self.config.language:
@@ -102,30 +102,38 @@ class WhisperxEngine:
         language, probability, _ = self.pipeline.model.detect_language(audio=np.array(samples[first:]))
         return language, float(probability)
 
-    def _spread(self, segments: list[dict[str, Any]], speech: list[Stretch]) -> list[Word]:
-        words: list[Word] = []
-        for segment in segments:
-            room = inside(Stretch(segment["start"], segment["end"]), speech)
-            confidence = min(1.0, math.exp(segment["avg_logprob"]))
-            words += [replace(word, confidence=confidence) for word in spread(segment["text"].split(), room)]
-        return words
-
-    def _align(self, segments: list[dict[str, Any]], samples: NDArray[np.float32], language: str) -> list[Word]:
+    def _align(self, segments: list[dict[str, Any]], samples: NDArray[np.float32], language: str) -> list[list[Word]]:
+        """The words of each segment; none of one that the aligner gives up, as it does where text is too long for its sound."""
         import whisperx
 
         model, about = self.aligners[language]
-        aligned = whisperx.align(segments, model, about, np.array(samples), self.config.device)
-        words: list[Word] = []
-        for segment in aligned["segments"]:
-            found = segment["words"]
-            for index, word in enumerate(found):
-                if "start" in word:
-                    words.append(Word(word["word"], word["start"], word["end"], float(word["score"])))
-                    continue
-                before = max((w["end"] for w in found[:index] if "end" in w), default=segment["start"])
-                after = min((w["start"] for w in found[index + 1 :] if "start" in w), default=segment["end"])
-                words.append(Word(word["word"], before, max(after, before + 0.02), None))
-        return words
+        sound = np.array(samples)
+        found: list[list[Word]] = []
+        for segment in segments:
+            aligned = whisperx.align([segment], model, about, sound, self.config.device)
+            found.append([word for part in aligned["segments"] for word in _timed(part)])
+        return found
+
+
+def _timed(segment: dict[str, Any]) -> list[Word]:
+    """The words of a segment as whisperx gives them; one that it could not place lies between its neighbours."""
+    found, words = segment["words"], []
+    for index, word in enumerate(found):
+        if "start" in word:
+            score = float(word["score"]) if "score" in word else None
+            words.append(Word(word["word"], word["start"], word["end"], score))
+            continue
+        before = max((w["end"] for w in found[:index] if "end" in w), default=segment["start"])
+        after = min((w["start"] for w in found[index + 1 :] if "start" in w), default=segment["end"])
+        words.append(Word(word["word"], before, max(after, before + MIN_WORD_S), None))
+    return words
+
+
+def _spread(segment: dict[str, Any], speech: list[Stretch]) -> list[Word]:
+    """The words of a segment by their length alone, as sure as the whole of it."""
+    confidence = min(1.0, math.exp(segment["avg_logprob"]))
+    laid = spread_within(segment["text"].split(), Stretch(segment["start"], segment["end"]), speech)
+    return [replace(word, confidence=confidence) for word in laid]
 
 
 def _require(folder: str, names: tuple[str, ...], key: str) -> None:

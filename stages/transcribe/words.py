@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from schemas.spans import Word
-from schemas.stretches import Stretch, covered_s
+from schemas.stretches import Stretch, covered_s, inside
 
 MIN_WORD_S = 0.02
 
@@ -44,14 +44,14 @@ def keep_spoken(
     on_silence  less than `min_share` of it lies on speech: text over silence, noise or music is invented
     repeated    beyond `max_repeats` of the same one to four words in a row: recognisers fall into loops
     """
-    inside = []
+    heard = []
     for word in sorted(words, key=lambda w: (w.start_s, w.end_s)):
         cut = word.within(0.0, duration_s)
         if cut.duration_s >= MIN_WORD_S:
-            inside.append(cut)
-    spoken = [word for word in inside if covered_s(word, speech) >= min_share * word.duration_s]
+            heard.append(cut)
+    spoken = [word for word in heard if covered_s(word, speech) >= min_share * word.duration_s]
     kept = drop_loops(spoken, max_repeats)
-    return Kept(kept, len(inside) - len(spoken), len(spoken) - len(kept), len(words) - len(inside))
+    return Kept(kept, len(heard) - len(spoken), len(spoken) - len(kept), len(words) - len(heard))
 
 
 def drop_loops(words: list[Word], max_repeats: int, longest: int = 4) -> list[Word]:
@@ -91,6 +91,15 @@ def spread(texts: list[str], room: list[Stretch]) -> list[Word]:
         words.append(Word(text, start_s, min(end_s, stretch.end_s), None))
         done_s += count * per_letter
     return words
+
+
+def spread_within(texts: list[str], window: Stretch, speech: list[Stretch]) -> list[Word]:
+    """Words given for a `window`, laid over the speech in it; none is lost.
+
+    Where nobody speaks they lie on the window itself, to be dropped and counted as words on silence are.
+    """
+    shortest = Stretch(window.start_s, max(window.end_s, window.start_s + MIN_WORD_S * len(texts)))
+    return spread(texts, inside(window, speech) or [shortest])
 
 
 def _place(room: list[Stretch], done_s: float, is_end: bool) -> float:

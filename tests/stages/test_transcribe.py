@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import EngineError, ItemError, RecipeError
 from schemas.spans import SPEECH_RATE_HZ, Word
-from schemas.stretches import Stretch
+from schemas.stretches import Stretch, inside, merge
 from stages.engines.voice import VoiceActivity, VoiceConfig
 from stages.transcribe.align import (
     AlignEngine,
@@ -33,8 +33,9 @@ from stages.transcribe.align import (
 from stages.transcribe.pocketsphinx import recogniser
 from stages.transcribe.stage import Transcribe, TranscribeConfig, agreement
 from stages.transcribe.whisperx import WhisperxConfig, WhisperxEngine
-from stages.transcribe.words import drop_loops, keep_spoken, spread
+from stages.transcribe.words import drop_loops, keep_spoken, spread, spread_within
 from tests.rows import asset_row, struct_of
+from tests.strategies import stretches
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,23 @@ def test_nothing_leaves_the_sound(times: list[tuple[float, float]], edges: list[
     kept = keep_spoken(words, speech, 10.0, 0.3, 3)
     assert all(0 <= w.start_s < w.end_s <= 10 for w in kept.words)
     assert kept.num_dropped + len(kept.words) == len(words)
+
+
+@given(
+    st.lists(st.text("abc", min_size=1, max_size=9), max_size=12),
+    stretches(),
+    st.tuples(st.integers(0, 400), st.integers(0, 400)).map(sorted),
+)
+def test_no_word_is_lost_uncounted_wherever_a_window_lies(
+    texts: list[str], speech: list[Stretch], ends: list[int]
+) -> None:
+    window, speech = Stretch(ends[0] / 16, ends[1] / 16), merge(speech)
+    words = spread_within(texts, window, speech)
+    assert [w.text for w in words] == texts
+    kept = keep_spoken(words, speech, 30.0, 0.3, 99)
+    assert kept.num_dropped + len(kept.words) == len(texts)
+    if window.duration_s >= 0.02 * len(texts) and not inside(window, speech):
+        assert kept.words == []
 
 
 @given(st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=12))
@@ -237,6 +255,15 @@ def test_stage_uses_the_sidecar(said: tuple[Path, np.ndarray, dict[str, Any]], c
     assert (found["engine"], found["text"], found["num_dropped_words"]) == ("align", text, 0)
     with pytest.raises(ItemError, match="no transcript"):
         run_stage(context, TranscribeConfig(engine="align"), row_for(path))
+    context.media.close()
+
+
+def test_words_given_for_a_silent_file_are_dropped_and_counted(context: Any, tmp_path: Path) -> None:
+    import soundfile
+
+    soundfile.write(tmp_path / "silent.wav", np.zeros(2 * SPEECH_RATE_HZ), SPEECH_RATE_HZ)
+    found = run_stage(context, TranscribeConfig(), row_for(tmp_path / "silent.wav", {"transcript": "nobody says this"}))
+    assert (found["words"], found["num_dropped_words"], found["num_on_silence"]) == ([], 3, 3)
     context.media.close()
 
 
@@ -414,6 +441,7 @@ def test_whisperx_aligns_with_local_weights(
     tiny_aligner: Path,
     voice: VoiceActivity,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, samples, truth = said
     config = WhisperxConfig(
@@ -425,9 +453,16 @@ def test_whisperx_aligns_with_local_weights(
     )
     engine = WhisperxEngine.load(config, voice, VoiceConfig(), tmp_path)
     text = " ".join(w["word"] for w in truth["words"][:6])
-    words = engine._align([{"text": text, "start": 0.3, "end": 3.0, "avg_logprob": -0.1}], samples, "en")
+    segment = {"text": text, "start": 0.3, "end": 3.0, "avg_logprob": -0.1}
+    short, late = segment | {"end": 0.34}, segment | {"start": 1e4, "end": 1e4 + 1}
+    words, *given_up = engine._align([segment, short, late], samples, "en")
     assert [w.text for w in words] == text.split()
     assert all(0.3 <= w.start_s <= w.end_s <= 3.05 for w in words)
+    assert given_up == [[], []], "too much text for the sound, and behind its end"
+    said_of = {"segments": [segment, short, late]}
+    monkeypatch.setattr(engine.pipeline, "transcribe", lambda *_, **__: said_of)
+    assert [w.text for w in engine.hear(samples, [Stretch(0.3, 3.0)]).words] == text.split() * 3
+    monkeypatch.undo()
     heard = engine.hear(samples, voice.stretches(samples, VoiceConfig()))
     assert (heard.language, heard.language_confidence) == ("en", None)
     assert engine.hear(samples * 0, []).words == []
