@@ -40,9 +40,22 @@ def demo_run(demo_media: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return shared_folder(tmp_path_factory, "demo-run", partial(curate_media, demo_media)) / "run"
 
 
+def shares_fixtures(item: pytest.Item) -> bool:
+    """Whether a test uses what is made once per module."""
+    made = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
+    return any(definitions[-1].scope == "module" for definitions in made)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that reads the demo's run may be the one that starts Ray for it."""
+    """Marks tests by the fixtures they use.
+
+    One that reads the demo's run may be the one that starts Ray for it. Those that share a fixture of their module stay on
+    one worker of pytest-xdist, so that it is made once.
+    """
     for item in items:
+        if item.get_closest_marker("xdist_group") is None and shares_fixtures(item):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
         if "demo_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
             item.add_marker(pytest.mark.slow)
