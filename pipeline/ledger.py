@@ -13,9 +13,10 @@ after a compaction.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -25,9 +26,13 @@ from schemas.errors import LedgerError
 from schemas.fields import f
 from schemas.leaves import bare, flattened, leaves, nested, small_first
 from schemas.records import COST, SOURCE, VERDICT, Asset, Clip, Level, Shot, Source, Verdict, identity_of
+from stages import objects
+from stages.retry import TryAgainError
 
 if TYPE_CHECKING:
     import polars as pl
+
+T = TypeVar("T")
 
 LEDGER_VERSION = 2
 WRITER = "writer"
@@ -36,6 +41,10 @@ NUM_UNITS = "nava_units"
 """Key of a commit's metadata that tells how many units it holds."""
 NEAR_ROWS = 4096
 """Rows that lie no further apart are read in one go."""
+MOST_SAID = 300
+"""Characters of a library's message that are passed on."""
+FOR_GOOD = re.compile(r"\b(401 Unauthorized|403 Forbidden|404 Not Found)\b")
+"""What a store answers whom it does not let in, or where it has no such bucket: not asked again."""
 MOST_PLACES = 64
 """Rows in more places than this are read with all that lies between them: each place costs a look at the files' footers."""
 KEYS = [
@@ -48,7 +57,11 @@ KEYS = [
     f("verdict", VERDICT, doc="how the row settled"),
     f("source", SOURCE, doc="what the run was given; of assets"),
     f("failed_by", pa.string(), doc="hash of the stage that could not measure the row; verdict.stage names it"),
-    f("passed", pa.string(), doc="identity of the plan, up to the pass the unit has been through; of assets"),
+    f(
+        "passed",
+        pa.string(),
+        doc="identity of the plan up to the pass the unit went through; of assets, null if unfinished",
+    ),
 ]
 COST_COLUMN = f(
     "cost", pa.list_(COST), doc="time per stage; the only column that differs between equal runs; of assets"
@@ -70,8 +83,8 @@ def ledger_schema(plan: Plan) -> pa.Schema:
     return pa.schema(small_first({field.name: field for field in fields}.values()))
 
 
-def unit_tables(plan: Plan, unit: Unit, passed: str) -> dict[str, pa.Table]:
-    """Kind -> the ledger rows of a finished unit, only the columns that kind has."""
+def unit_tables(plan: Plan, unit: Unit, passed: str | None) -> dict[str, pa.Table]:
+    """Kind -> the ledger rows of a settled unit, only the columns that kind has; `passed` is None for an unfinished one."""
     asset_id, duration_us = identity_of(unit.asset.structs)
     tables = {}
     for level in Level:
@@ -197,6 +210,35 @@ def clip_of(plan: Plan, row: Mapping[str, Any], asset: Asset) -> Clip:
     )
 
 
+def patiently(uri: str, once: Callable[[], T]) -> T:
+    """What `once` does with the table at `uri`; on an object store done again after errors that may pass, then raises the last.
+
+    delta-rs itself asks again for what it was refused, but not for a list of files of which it received a part.
+    """
+    from deltalake.exceptions import DeltaError
+
+    def attempt() -> T:
+        try:
+            return once()
+        except (DeltaError, OSError) as error:
+            if FOR_GOOD.search(str(error)):
+                raise
+            raise TryAgainError(str(error)) from error
+
+    if "://" not in uri:
+        return once()
+    try:
+        return objects.STORE.run(attempt)[0]
+    except TryAgainError as error:
+        raise error.__cause__ or error from None
+
+
+def said(error: Exception) -> str:
+    """What a library's error says, on one line and not more than `MOST_SAID`: it may quote whole rows, its cause stands last."""
+    text = " ".join(re.sub(r"\x1b\[\d+m|↳", "", str(error)).split()).rstrip(".")
+    return text if len(text) <= MOST_SAID else f"{text[: MOST_SAID // 3]} ... {text[-MOST_SAID * 2 // 3 :]}"
+
+
 class Ledger:
     """A run's Delta table, for reading. `uri` is a local path or an object-store URL."""
 
@@ -209,17 +251,23 @@ class Ledger:
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
+        def opened() -> Any:
+            try:
+                return DeltaTable(self.uri)
+            except TableNotFoundError:
+                return None
+
         try:
-            table = DeltaTable(self.uri)
-            told = json.loads(table.metadata().description or "{}")
-        except TableNotFoundError:
-            msg = f"no ledger at {self.uri}."
-            raise LedgerError(msg, remedy="Give the folder that `nava-curate run --out` wrote.") from None
-        except DeltaError as error:
+            table = patiently(self.uri, opened)
+            told = json.loads(table.metadata().description or "{}") if table is not None else {}
+        except (DeltaError, OSError) as error:
             remedy = "Run `nava-curate verify` to see which commit, and take its file back from a copy."
-            raise LedgerError(f"the ledger at {self.uri} cannot be read: {error}.", remedy=remedy) from error
+            raise LedgerError(f"the ledger at {self.uri} cannot be read: {said(error)}.", remedy=remedy) from error
         except ValueError:
             told = {}
+        if table is None:
+            msg = f"no ledger at {self.uri}."
+            raise LedgerError(msg, remedy="Give the folder that `nava-curate run --out` wrote.")
         if told.get("ledger_version") != LEDGER_VERSION:
             msg = f"the ledger at {self.uri} was written by another version of this program."
             raise LedgerError(msg, remedy="Curate into a new --out, or read it with the version that wrote it.")
@@ -227,7 +275,7 @@ class Ledger:
 
     def refresh(self) -> None:
         """Sees what was committed since."""
-        self.table.update_incremental()
+        patiently(self.uri, self.table.update_incremental)
 
     def scan(self, kind: str) -> pl.LazyFrame:
         """All rows of one kind, lazily; ask for the columns that are needed and no others."""
@@ -289,5 +337,6 @@ class Ledger:
 
     def commits(self, most: int = 20) -> list[tuple[float, int]]:
         """(unix time, units) of the newest commits of rows, oldest first."""
-        entries = [entry for entry in self.table.history(most) if entry["operation"] == "WRITE"]
+        told = patiently(self.uri, lambda: self.table.history(most))
+        entries = [entry for entry in told if entry["operation"] == "WRITE"]
         return sorted((entry["timestamp"] / 1000, int(entry.get(NUM_UNITS, 0))) for entry in entries)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from pipeline.ledger import LEDGER_VERSION, NUM_UNITS, WRITER, Ledger, ledger_schema
+from pipeline.ledger import LEDGER_VERSION, NUM_UNITS, WRITER, Ledger, ledger_schema, patiently, said
 from pipeline.plan import Plan
 from schemas.errors import LedgerError
 
-MOST_SAID = 300
-"""Characters of a library's message that are passed on; it may quote whole rows."""
+T = TypeVar("T")
+
 FLUSH_UNITS = 256
 FLUSH_BYTES = 64_000_000
 FLUSH_S = 5.0
@@ -41,17 +41,15 @@ class LedgerWriter:
     """
 
     def __init__(self, uri: str, plan: Plan) -> None:
-        from deltalake import DeltaTable
-
         self.schema = ledger_schema(plan)
-        if not DeltaTable.is_deltatable(uri):
-            told = json.dumps({"ledger_version": LEDGER_VERSION})
-            DeltaTable.create(uri, self.schema, partition_by=["kind"], description=told, configuration=SKIPPING)
         self.ledger = Ledger(uri)
-        self._add_columns()
+        self._tried(self._create)
+        self._tried(self._add_columns)
         self._version = int(self.ledger.table.transaction_version(WRITER) or 0)
         self._waiting: dict[str, list[pa.Table]] = {}
         self._ids: list[str] = []
+        self._units: list[str] = []
+        self._rows: list[str] = []
         self._replaces = False
         self._bytes = 0
         self._since = time.monotonic()
@@ -66,13 +64,22 @@ class LedgerWriter:
         if kind is None or not issubclass(kind, LedgerError):
             self.flush()
 
-    def add(self, source_id: str, tables: Mapping[str, pa.Table], *, is_there: bool) -> bool:
-        """Takes in the rows of a finished unit, in place of those it has if `is_there`; whether that led to a commit."""
+    def add(self, source_id: str, tables: Mapping[str, pa.Table], *, is_there: bool, is_part: bool = False) -> bool:
+        """Takes in the rows of a finished unit, in place of those it has if `is_there`; whether that led to a commit.
+
+        Of a part only the rows given are replaced. Rows of one source wait one at a time: later ones replace earlier.
+        """
+        if source_id in self._ids:
+            self.flush()
         for kind, table in tables.items():
             self._waiting.setdefault(kind, []).append(table)
             self._bytes += table.nbytes
         self._ids.append(source_id)
-        self._replaces |= is_there
+        if is_part:
+            self._rows += [row_id for table in tables.values() for row_id in table["row_id"].to_pylist()]
+        else:
+            self._units.append(source_id)
+        self._replaces |= is_there or is_part
         is_full = len(self._ids) >= FLUSH_UNITS or self._bytes >= FLUSH_BYTES
         return self.flush() if is_full or time.monotonic() - self._since >= FLUSH_S else False
 
@@ -85,40 +92,54 @@ class LedgerWriter:
             self.schema.names
         )
         self._write(data.cast(self.schema))
-        self._waiting, self._ids, self._replaces, self._bytes = {}, [], False, 0
+        self._waiting, self._ids, self._units, self._rows, self._replaces, self._bytes = {}, [], [], [], False, 0
         self._since = time.monotonic()
         return True
 
     def _write(self, data: pa.Table) -> None:
         from deltalake import write_deltalake
-        from deltalake.exceptions import CommitFailedError, DeltaError
+        from deltalake.exceptions import DeltaError
 
         commit = uuid.uuid4().hex
         properties = self._properties(commit)
         how: dict[str, Any] = {"mode": "append"}
         if self._replaces:
-            names = ", ".join(f"'{source_id}'" for source_id in self._ids)
-            how = {"mode": "overwrite", "predicate": f"source_id IN ({names})"}
-        try:
-            write_deltalake(
-                self.ledger.table, data, commit_properties=properties, writer_properties=_row_groups(), **how
-            )
-        except CommitFailedError as error:
-            if not self._is_committed(commit):
-                msg = f"another run has begun to write to {self.ledger.uri}."
-                raise LedgerError(msg, remedy="Let one of them finish; then the same command goes on.") from error
-        except (DeltaError, OSError) as error:
-            if not self._is_committed(commit):
-                msg = f"the ledger at {self.ledger.uri} could not be written: {str(error)[:MOST_SAID]}."
-                raise LedgerError(msg, remedy="Nothing is lost: afterwards the same command goes on.") from error
+            told = {"source_id": self._units, "row_id": self._rows}
+            places = [f"{key} IN ({', '.join(map(repr, ids))})" for key, ids in told.items() if ids]
+            how = {"mode": "overwrite", "predicate": " OR ".join(places)}
+
+        def once() -> None:
+            try:
+                write_deltalake(
+                    self.ledger.table, data, commit_properties=properties, writer_properties=_row_groups(), **how
+                )
+            except (DeltaError, OSError) as error:
+                if self._is_committed(commit):
+                    return
+                if self._is_overtaken():
+                    msg = f"another run has begun to write to {self.ledger.uri}."
+                    raise LedgerError(msg, remedy="Let one of them finish; then the same command goes on.") from error
+                raise
+
+        self._tried(once)
         self._version += 1
         self.ledger.refresh()
+
+    def _tried(self, once: Callable[[], T]) -> T:
+        """What `once` does, which finds out by itself whether it was done before. Raises LedgerError."""
+        from deltalake.exceptions import DeltaError
+
+        try:
+            return patiently(self.ledger.uri, once)
+        except (DeltaError, OSError) as error:
+            msg = f"the ledger at {self.ledger.uri} could not be written: {said(error)}."
+            raise LedgerError(msg, remedy="Nothing is lost: afterwards the same command goes on.") from error
 
     def _properties(self, commit: str) -> Any:
         from deltalake import CommitProperties, Transaction
 
         transactions = [Transaction(app_id=WRITER, version=self._version + 1)]
-        told = {"nava_commit": commit, NUM_UNITS: str(len(self._ids))}
+        told = {"nava_commit": commit, NUM_UNITS: str(len(self._units))}
         return CommitProperties(app_transactions=transactions, custom_metadata=told)
 
     def _is_committed(self, commit: str) -> bool:
@@ -126,8 +147,23 @@ class LedgerWriter:
         self.ledger.refresh()
         return any(entry.get("nava_commit") == commit for entry in self.ledger.table.history(5))
 
+    def _is_overtaken(self) -> bool:
+        """Whether the newest commit of rows, as last seen, is another writer's."""
+        return int(self.ledger.table.transaction_version(WRITER) or 0) != self._version
+
+    def _create(self) -> None:
+        """Makes the table if there is none."""
+        from deltalake import DeltaTable
+
+        if not DeltaTable.is_deltatable(self.ledger.uri):
+            told = json.dumps({"ledger_version": LEDGER_VERSION})
+            DeltaTable.create(
+                self.ledger.uri, self.schema, partition_by=["kind"], description=told, configuration=SKIPPING
+            )
+
     def _add_columns(self) -> None:
         """Gives an older table the columns of stages the recipe has gained."""
+        self.ledger.refresh()
         known = set(pa.schema(self.ledger.table.schema().to_arrow()).names)
         new = [field for field in self.schema if field.name not in known]
         if new:
@@ -139,7 +175,12 @@ class LedgerWriter:
         """Joins small files once there are too many; answers stay what they were. Costs about 10 ms a file."""
         if len(self.ledger.table.file_uris()) <= most_files:
             return False
-        self.ledger.table.optimize.compact(target_size=COMPACTED_BYTES, writer_properties=_row_groups())
+
+        def once() -> None:
+            self.ledger.refresh()
+            self.ledger.table.optimize.compact(target_size=COMPACTED_BYTES, writer_properties=_row_groups())
+
+        self._tried(once)
         self.ledger.refresh()
         return True
 

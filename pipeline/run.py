@@ -122,13 +122,16 @@ def measure(
             changed = set(collect(each.collect, writer.ledger, RunDir(writer.ledger.uri.rpartition("/")[0])))
             waiting = {source.source_id for source in todo}
             todo += [source for source in sources if source.source_id in changed - waiting]
-        known = frozenset(writer.ledger.passed()["source_id"])
-        lease = Lease(number, tuple(todo), known, retry_errors and number == 0, frozenset(lost or ()))
+        there = set(writer.ledger.passed()["source_id"])
+        lease = Lease(number, tuple(todo), frozenset(there), retry_errors and number == 0, frozenset(lost or ()))
         for settled in executor.carry(lease):
-            writer.add(settled.source_id, settled.rows(), is_there=settled.source_id in known)
+            is_part = settled.part is not None and not settled.is_head
+            writer.add(settled.source_id, settled.rows(), is_there=settled.source_id in there, is_part=is_part)
+            if not settled.is_done:
+                there.add(settled.source_id)
             if number == 0 and settled.source_id not in again:
-                progress.unit_done(settled.verdict, settled.duration_us)
-            elif settled.before is not None:
+                progress.unit_done(settled)
+            elif settled.before is not None and settled.is_done:
                 progress.unit_replaced(settled.before, settled.verdict)
         writer.flush()
 

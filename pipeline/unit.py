@@ -1,6 +1,7 @@
 """The unit of work in a worker's hands: one source with its shots and clips, as a tree of rows that are being measured.
 
-It crosses from process to process as one row of `Plan.unit_schema`, and becomes flat ledger rows when it is finished.
+It crosses from process to process as one row of `Plan.unit_schema`, and becomes flat ledger rows when it is finished. The
+clips of a long source are shared out to several units, its parts (`pipeline.execute.parts`).
 """
 
 from __future__ import annotations
@@ -77,19 +78,38 @@ class AssetNode(Node):
         return self.structs[column] if column in self.structs else self.source.row().get(column)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which part of a source a unit is, of how many."""
+
+    number: int
+    count: int
+
+
 @dataclass(eq=False)
 class Unit:
-    """A source, its rows of every level, and what they cost so far."""
+    """A source, its rows of every level, and what they cost so far; of a part some of its clips, with the rows above them."""
 
     asset: AssetNode
     shots: list[Node] = field(default_factory=list)
     clips: list[Node] = field(default_factory=list)
     cost: list[Cost] = field(default_factory=list)
+    part: Part | None = None
+    """None for a whole source."""
+    before: Verdict | None = None
+    """How the source had settled, where it is not new."""
+    is_remade: bool = False
+    """Whether anything above the clips was measured since the unit was taken up."""
 
     @property
     def source(self) -> Source:
         """What the run was given."""
         return self.asset.source
+
+    @property
+    def key(self) -> str:
+        """Its name among all units that are in somebody's hands."""
+        return unit_key(self.source.source_id, self.part)
 
     def rows(self, level: str) -> Sequence[Node]:
         """Its rows of one level."""
@@ -148,6 +168,11 @@ class Unit:
 
         nested = {column: [plain(node) for node in self.rows(level)] for level, column in NESTED.items()}
         return {**self.source.row(), **plain(self.asset), **nested, "cost": [each.row() for each in self.cost]}
+
+
+def unit_key(source_id: str, part: Part | None) -> str:
+    """The source's id, with the number of the part."""
+    return source_id if part is None else f"{source_id}.{part.number}"
 
 
 def _fill(node: Node, row: Mapping[str, Any], apart: set[str]) -> None:

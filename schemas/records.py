@@ -278,6 +278,8 @@ NO_CHILD = {
     Level.ASSET: Verdict("reject", "asset.no_clip", "no shot gave a clip"),
 }
 """How a row settles that passed every gate and has no clip below it."""
+UNFINISHED = Verdict("error", reason="unfinished", message="the source is long and still being worked on, part by part")
+"""How a row stands while parts of its source are out; a run that ended has none."""
 
 
 @dataclass(frozen=True, slots=True)

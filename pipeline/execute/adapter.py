@@ -23,11 +23,12 @@ import pyarrow as pa
 
 from pipeline.execute.gates import apply_gates, restore_failures, settle_error, settle_rest, without_rejected
 from pipeline.execute.monitor import MonitorLike, Poison, StageTally
+from pipeline.execute.parts import divide, divides_at
 from pipeline.plan import Plan, StageSpec
 from pipeline.unit import Node, Unit
 from schemas.errors import ContractError, ItemError, NavaError, PlanError, StageTimeoutError
 from schemas.machine import trouble_of
-from schemas.records import Cost, Struct
+from schemas.records import Cost, Level, Struct
 from stages.base import Context, Measure, Split
 
 log = logging.getLogger("nava.adapter")
@@ -62,6 +63,8 @@ class Worker:
         groups = plan.passes[self.number].groups
         self.group = groups[group]
         self.is_last = group == len(groups) - 1
+        divided, at = divides_at(plan, self.number) or (None, 0)
+        self._divides_at = at if divided == group else None
         self.monitor, self.ends_late = monitor, ends_late
         self._scratch = tempfile.TemporaryDirectory(prefix="nava-")
         configs = {spec.name: spec.config for spec in plan.stages}
@@ -75,17 +78,22 @@ class Worker:
             self.context.media.close()
         self._scratch.cleanup()
 
-    def advance(self, unit: Unit) -> Unit:
-        """`unit` after this group's stages; settled rows pass through untouched."""
-        unit_id = unit.source.source_id
-        poison = self.monitor.begin(unit_id)
-        for spec in self.group.stages:
-            if unit.asset.verdict is None:
+    def advance(self, unit: Unit) -> list[Unit]:
+        """Takes `unit` through this group's stages; settled rows pass through untouched.
+
+        Returns the parts of a long one, of which each is to go through this group in its turn; nothing otherwise.
+        """
+        parts: list[Unit] = []
+        poison = self.monitor.begin(unit.key)
+        for at, spec in enumerate(self.group.stages):
+            if at == self._divides_at:
+                parts = divide(self.plan, unit)
+            if unit.asset.verdict is None and not parts:
                 self._run(spec, unit, poison)
-        if self.is_last:
+        if self.is_last and not parts:
             settle_rest(self.plan, self.number, unit)
-        self.monitor.end(unit_id)
-        return unit
+        self.monitor.end(unit.key)
+        return parts
 
     def measure(self, name: str, node: Node) -> Struct | ItemError:
         """What stage `name` measures of one row, checked; nothing is settled. Raises PlanError if it cannot start."""
@@ -103,10 +111,11 @@ class Worker:
             self._measure(spec, unit, new, poison)
         rejects = apply_gates(self.plan, spec, [node for node in unit.rows(spec.adds_to) if node.verdict is None])
         if new:
-            self.monitor.leave(unit.source.source_id, spec.name, StageTally(rejects=rejects))
+            self.monitor.leave(unit.key, spec.name, StageTally(rejects=rejects))
 
     def _measure(self, spec: StageSpec, unit: Unit, rows: Sequence[Node], poison: Sequence[Poison]) -> None:
         """Measures rows on which nothing of this stage's hash has been said yet."""
+        unit.is_remade |= spec.cls.level != Level.CLIP
         if spec.is_split:
             unit.orphan(spec.adds_to, rows)
         for node in rows:
@@ -126,7 +135,7 @@ class Worker:
             wall_s=time.monotonic() - started,
             cpu_s=self._cpu_s() - cpu,
         )
-        self.monitor.leave(unit.source.source_id, spec.name, tally)
+        self.monitor.leave(unit.key, spec.name, tally)
         unit.cost = [each for each in unit.cost if each.stage != spec.name]
         unit.cost.append(Cost(spec.name, tally.wall_s, tally.cpu_s, tally.rows))
 
@@ -149,9 +158,9 @@ class Worker:
     def _step(self, spec: StageSpec, unit: Unit, batch: Sequence[Node]) -> None:
         """One call of the stage; a batch that fails as a whole is tried row by row."""
         ids = [node.row_id for node in batch]
-        self.monitor.enter(unit.source.source_id, spec.name, ids)
+        self.monitor.enter(unit.key, spec.name, ids)
         limit_s = sum(_limit_s(spec, node) for node in batch)
-        with self._limited(spec, unit.source.source_id, ids, limit_s):
+        with self._limited(spec, unit.key, ids, limit_s):
             outcome = self._attempt(spec, unit, batch)
         if isinstance(outcome, Exception):
             if len(batch) > 1:

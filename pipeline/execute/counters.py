@@ -30,12 +30,13 @@ Count = tuple[str, float, dict[str, str]]
 
 
 def counts_of(plan: Plan, number: int, unit: Unit) -> Iterator[Count]:
-    """(counter, amount, tags) of a unit that went through pass `number`: what settled there, so that passes add up."""
+    """(counter, amount, tags) of a unit or part that went through pass `number`: what settled there, so that passes add up."""
     is_last = number == len(plan.passes) - 1
     here = {spec.name for spec in plan.passes[number].stages}
     if number == 0:
-        yield IN, float(identity_of(unit.asset.structs)[1] or 0) / US_PER_HOUR, {}
-    for node in unit.nodes:
+        num_parts = 1 if unit.part is None else unit.part.count
+        yield IN, float(identity_of(unit.asset.structs)[1] or 0) / US_PER_HOUR / num_parts, {}
+    for node in unit.nodes if unit.part is None else unit.clips:
         verdict = node.verdict
         if verdict is None or not (verdict.stage in here or (verdict.stage is None and is_last)):
             continue

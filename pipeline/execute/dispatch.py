@@ -3,7 +3,8 @@
     queue of group 0 --lease--> worker --hop (by reference)--> queue of group 1 --lease--> worker --> finished units
 
 Every worker has one lease in hand, sized by time; what it has not begun comes back when others have nothing to do. Units
-that were in the hands of a worker that died are carried again, one by one, by careful workers.
+that were in the hands of a worker that died are carried again, one by one, by careful workers. A worker goes on with the
+parts of a long source it has in hand; others take of them when nothing else waits, so that short sources do not stand behind.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import Any
 
 from pipeline.execute.gates import settle_error
 from pipeline.execute.lease import Desk, Lease, Settled
+from pipeline.execute.parts import Joiner
 from pipeline.execute.pool import Given, LeasedUnit, Member, Pool
 from pipeline.plan import Plan
 from pipeline.store import RunDir
 from schemas.errors import NavaError, StageTimeoutError
+from schemas.records import Source
 
 LEASE_S = 10.0
 """A lease holds what its worker does in about this time, by its own rate so far."""
@@ -49,32 +52,35 @@ class Dispatch:
         self._pool = Pool(ray, plan, lease, directory, monitor)
         self._queues: list[deque[LeasedUnit]] = [deque() for _ in self._pool.groups]
         self._queues[0].extend(LeasedUnit(source) for source in lease.sources)
+        self._parts: list[deque[LeasedUnit]] = [deque() for _ in self._pool.groups]
+        self._joiner = Joiner()
         self._left = len(lease.sources)
         self._deaths: dict[str, int] = defaultdict(int)
         self._serial = 0
 
     def run(self) -> Iterator[Settled]:
-        """The units as they finish. Raises what stopped a worker for good, as its own NavaError where it is one."""
+        """The units as they finish, long ones part by part. Raises what stopped a worker for good, a NavaError as it is."""
         try:
             while self._left:
                 self._pool.look([self._ahead(group) for group in range(len(self._queues))])
                 self._grant()
                 self._recall()
-                for settled in self._hear():
-                    self._left -= 1
+                for settled in map(self._joiner.take, self._hear()):
+                    self._left -= settled.is_done
                     yield settled
         finally:
             self._pool.close()
 
     def _ahead(self, group: int) -> int:
         in_hand = (len(member.given.items) for member in self._pool.of(group) if member.given is not None)
-        return len(self._queues[group]) + sum(in_hand)
+        return len(self._queues[group]) + len(self._parts[group]) + sum(in_hand)
 
     def _grant(self) -> None:
         """A lease for every idle worker, as long as there is work; later groups first, so that what is begun ends."""
         for group in reversed(range(len(self._queues))):
             for member in self._pool.of(group):
-                if member.is_idle and self._queues[group] and not self._is_blocked(group):
+                is_work = bool(self._queues[group] or self._parts[group])
+                if member.is_idle and is_work and not self._is_blocked(group):
                     self._give(member, self._chosen(member))
 
     def _is_blocked(self, group: int) -> bool:
@@ -85,7 +91,12 @@ class Dispatch:
         )
 
     def _chosen(self, member: Member) -> list[LeasedUnit]:
-        queue = self._queues[member.group]
+        queue, parts = self._queues[member.group], self._parts[member.group]
+        own = next((item for item in parts if item.source.source_id == member.source_id), None)
+        if own is not None or not queue:
+            part = parts[0] if own is None else own
+            parts.remove(part)
+            return [part]
         most = lease_size(member.s_per_unit, len(queue), len(self._pool.of(member.group)))
         chosen = [queue.popleft()]
         while queue and len(chosen) < most and not chosen[0].is_suspect and not queue[0].is_suspect:
@@ -97,9 +108,8 @@ class Dispatch:
         hops = [item.hop for item in items if item.hop is not None]
         carry = member.handle.carry.options(num_returns="streaming")
         stream = carry.remote(self._serial, lease, items[0].is_suspect, *hops)
-        member.given = Given(
-            self._serial, member.group, stream, {item.source.source_id: item for item in items}, len(items)
-        )
+        member.given = Given(self._serial, member.group, stream, {item.key: item for item in items}, len(items))
+        member.source_id = items[-1].source.source_id
         self._serial += 1
 
     def _recall(self) -> None:
@@ -107,7 +117,7 @@ class Dispatch:
         for group, queue in enumerate(self._queues):
             members = self._pool.of(group)
             num_idle = sum(member.is_idle for member in members)
-            if queue or not num_idle:
+            if queue or self._parts[group] or not num_idle:
                 continue
             for member in sorted(members, key=lambda member: -len(member.given.items) if member.given else 0)[
                 :num_idle
@@ -155,25 +165,53 @@ class Dispatch:
             try:
                 yield from self._answer(member, given, next(given.stream))
             except StopIteration:
-                if given.hop is not None:
-                    self._get(given, given.hop)
                 self._finish(member, given)
 
     def _answer(self, member: Member, given: Given, reference: Any) -> Iterator[Settled]:
-        """Takes in what a worker yielded: finished units, or a hop that is not looked at and then the id of its source."""
-        if member.group + 1 == len(self._queues):
+        """Takes in what a worker yielded: news, and then finished units, or a hop that is not looked at.
+
+        What it tells of a source that was taken from it is passed over.
+        """
+        news, given.news = given.news, None
+        if news is None:
+            given.news = self._get(given, reference)
+        elif news.kind == "done":
             for settled in self._get(given, reference) or ():
-                given.items.pop(settled.source_id)
-                self._deaths.pop(settled.source_id, None)
-                yield settled
-        elif given.hop is None:
-            given.hop = reference
-        else:
-            hop, given.hop = given.hop, None
-            source_id = self._get(given, reference)
-            if source_id is not None:
-                item = given.items.pop(source_id)
-                self._queues[member.group + 1].append(replace(item, hop=hop))
+                if settled.is_head and settled.source_id in given.items:
+                    yield settled
+                elif given.items.pop(settled.key, None) is not None:
+                    self._deaths.pop(settled.key, None)
+                    yield settled
+        elif news.key in given.items:
+            item = given.items[news.key]
+            if news.kind == "on":
+                del given.items[news.key]
+                queues = self._queues if item.part is None else self._parts
+                queues[member.group + 1].append(replace(item, hop=reference))
+            else:
+                self._divide(member, given, replace(item, part=news.part, hop=reference))
+
+    def _divide(self, member: Member, given: Given, part: LeasedUnit) -> None:
+        """Takes in a part; once all of a unit are here, they take its place."""
+        given.parts.append(part)
+        assert part.part is not None
+        if len(given.parts) == part.part.count:
+            del given.items[part.source.source_id]
+            self._parts[member.group].extend(given.parts)
+            given.parts = []
+
+    def _restart(self, source: Source) -> None:
+        """A source of which a part is lost begins anew, or from what the ledger has of it; what is out of it is void."""
+        self._joiner.forget(source.source_id)
+        for parts in self._parts:
+            kept = [item for item in parts if item.source.source_id != source.source_id]
+            parts.clear()
+            parts.extend(kept)
+        for given in (member.given for member in self._pool.members if member.given is not None):
+            for key in [key for key, item in given.items.items() if item.source == source]:
+                del given.items[key]
+        self._lease = replace(self._lease, known=self._lease.known | {source.source_id})
+        self._queues[0].appendleft(LeasedUnit(source, is_suspect=True))
 
     def _get(self, given: Given, reference: Any) -> Any:
         """What the reference holds; None where it, or what the worker needed, went down with a node.
@@ -206,11 +244,17 @@ class Dispatch:
             known = member.s_per_unit
             member.s_per_unit = s_per_unit if known is None else (known + s_per_unit) / 2
 
-    def _put_back(self, given: Given, source_ids: Sequence[str]) -> None:
+    def _put_back(self, given: Given, keys: Sequence[str]) -> None:
         """Puts units of a lease before their group again, in front; one whose hop is lost before the first."""
-        for source_id in reversed(source_ids):
-            item = given.items.pop(source_id, None)
-            if item is not None:
+        for key in reversed(keys):
+            item = given.items.pop(key, None)
+            if item is None:
+                continue
+            if item.part is not None and item.hop is None:
+                self._restart(item.source)
+            elif item.part is not None:
+                self._parts[given.group].appendleft(item)
+            else:
                 self._queues[given.group if item.hop is not None else 0].appendleft(item)
 
     def _bury(self, member: Member, error: Exception) -> Iterator[Settled]:
@@ -219,11 +263,14 @@ class Dispatch:
         given = member.given
         if given is None:
             return
-        for source_id, item in list(given.items.items()):
-            self._deaths[source_id] += item.is_suspect
+        for key, item in list(given.items.items()):
+            self._deaths[key] += item.is_suspect
             item.is_suspect = True
-            if self._deaths[source_id] >= MOST_DEATHS:
-                del given.items[source_id]
+            if self._deaths[key] >= MOST_DEATHS:
+                if item.part is not None:
+                    self._restart(item.source)
+                    self._queues[0].popleft()
+                given.items.pop(key, None)
                 yield self._given_up(item)
         self._put_back(given, list(given.items))
 

@@ -93,11 +93,16 @@ def settle_rest(plan: Plan, number: int, unit: Unit) -> None:
     open_clips = [node for node in unit.clips if node.verdict is None]
     for node, status, verdict in judge(plan, open_clips, checks):
         node.verdict = verdict if status != "open" else _unmeasured(verdict)
+    settle_shots(unit)
+    unit.asset.verdict = Verdict("keep") if unit.clips else NO_CHILD[Level.ASSET]
+
+
+def settle_shots(unit: Unit) -> None:
+    """Gives every open shot its verdict, which its clips do not change any more."""
     parents = {id(node.parent) for node in unit.clips}
     for shot in unit.shots:
         if shot.verdict is None:
             shot.verdict = Verdict("keep") if id(shot) in parents else NO_CHILD[Level.SHOT]
-    unit.asset.verdict = Verdict("keep") if unit.clips else NO_CHILD[Level.ASSET]
 
 
 def judge_again(plan: Plan, number: int, unit: Unit) -> None:

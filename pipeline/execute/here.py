@@ -13,8 +13,10 @@ from pipeline import pack
 from pipeline.execute.adapter import LIBRARY_ENVIRONMENT, Worker
 from pipeline.execute.lease import Desk, Lease, Settled
 from pipeline.execute.monitor import Monitor, Snapshot
+from pipeline.execute.parts import Joiner
 from pipeline.plan import Plan
 from pipeline.store import RunDir
+from pipeline.unit import Unit
 
 
 class Here:
@@ -37,11 +39,22 @@ class Here:
 
     def carry(self, lease: Lease) -> Iterator[Settled]:
         """The units of a lease as they finish."""
-        desk = Desk(self._plan, lease.number, self._directory)
+        desk, joiner = Desk(self._plan, lease.number, self._directory), Joiner()
         for unit in desk.units(lease):
-            for worker in self.workers(lease.number):
-                worker.advance(unit)
-            yield desk.settled(unit)
+            for settled in self._carried(desk, lease.number, unit):
+                yield joiner.take(settled)
+
+    def _carried(self, desk: Desk, number: int, unit: Unit, first: int = 0) -> Iterator[Settled]:
+        """The unit through all groups from `first` on, or its head and its parts."""
+        for at, worker in enumerate(self.workers(number)[first:], first):
+            parts = worker.advance(unit)
+            if parts and unit.is_remade:
+                yield desk.head(unit, parts)
+            for part in parts:
+                yield from self._carried(desk, number, part, at)
+            if parts:
+                return
+        yield desk.settled(unit)
 
     def pack(self, tasks: Iterable[pack.ShardTask]) -> Iterator[tuple[pack.ShardTask, list[str]]]:
         """See `pipeline.run.Executor.pack`."""

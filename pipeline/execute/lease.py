@@ -12,9 +12,9 @@ from pipeline.execute.gates import begin, judge_again, reopen, settle_rest
 from pipeline.ledger import Ledger, unit_tables
 from pipeline.plan import Plan
 from pipeline.store import RunDir
-from pipeline.unit import Unit
+from pipeline.unit import Part, Unit, unit_key
 from schemas.arrow_file import read_table, table_bytes
-from schemas.records import Source, Verdict, identity_of
+from schemas.records import UNFINISHED, Cost, Level, Source, Verdict, identity_of
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,28 @@ class Lease:
 
 @dataclass(frozen=True)
 class Settled:
-    """A unit that went through a pass, its rows ready for the ledger."""
+    """A unit that went through a pass, or the head or a part of one, its rows ready for the ledger."""
 
     source_id: str
     verdict: Verdict
     before: Verdict | None
     """How the source had settled, where it is not new."""
     duration_us: int
+    """Length of the source; of a part, its share of that."""
     tables: Mapping[str, bytes] = field(repr=False)
-    """Kind -> its rows as an Arrow file."""
+    """Kind -> its rows as an Arrow file. A part has the source's row and its own clips, a head all there is."""
+    cost: tuple[Cost, ...] = ()
+    part: Part | None = None
+    """Of a head, the first part."""
+    is_head: bool = False
+    """Whether the source's clips are still to come."""
+    is_done: bool = True
+    """Whether nothing of the source is out any more."""
+
+    @property
+    def key(self) -> str:
+        """The unit's."""
+        return unit_key(self.source_id, self.part)
 
     def rows(self) -> dict[str, pa.Table]:
         """Kind -> its rows."""
@@ -58,8 +71,6 @@ class Desk:
 
     def __init__(self, plan: Plan, number: int, directory: RunDir) -> None:
         self._plan, self._number, self._directory = plan, number, directory
-        self.before: dict[str, Verdict] = {}
-        """Source id -> how it had settled, of units that are open."""
 
     def units(self, lease: Lease) -> Iterator[Unit]:
         """The units of a lease, ready to be measured; those in the ledger with all they hold, judged as far as they got.
@@ -77,8 +88,7 @@ class Desk:
             if unit is None:
                 yield Unit.of_source(source)
                 continue
-            assert unit.asset.verdict is not None
-            self.before[source.source_id] = unit.asset.verdict
+            unit.before = unit.asset.verdict
             unit.asset.source = source
             reopen(unit, retry_errors=lease.retry_errors)
             if self._plan.cutter is not None:
@@ -92,15 +102,28 @@ class Desk:
             yield unit
 
     def settled(self, unit: Unit) -> Settled:
-        """The finished unit: what is still open in it is settled."""
+        """The finished unit or part: what is still open in it is settled."""
         settle_rest(self._plan, self._number, unit)
         assert unit.asset.verdict is not None
-        source_id = unit.source.source_id
         tables = unit_tables(self._plan, unit, self._plan.identity(self._number))
-        return Settled(
-            source_id,
-            unit.asset.verdict,
-            self.before.pop(source_id, None),
-            identity_of(unit.asset.structs)[1] or 0,
-            {kind: table_bytes(table) for kind, table in tables.items()},
-        )
+        duration_us, part = identity_of(unit.asset.structs)[1] or 0, unit.part
+        if part is not None:
+            del tables[Level.SHOT]
+            each_us, rest_us = divmod(duration_us, part.count)
+            duration_us = each_us + (rest_us if part.number == 0 else 0)
+        packed = {kind: table_bytes(table) for kind, table in tables.items()}
+        cost, is_done = tuple(unit.cost), part is None
+        source_id = unit.source.source_id
+        return Settled(source_id, unit.asset.verdict, unit.before, duration_us, packed, cost, part, is_done=is_done)
+
+    def head(self, unit: Unit, parts: Sequence[Unit]) -> Settled:
+        """A unit that goes on in parts, as the ledger has it until they are through: its open rows count as unfinished."""
+        still_open = [node for node in unit.nodes if node.verdict is None]
+        for node in still_open:
+            node.verdict = UNFINISHED
+        tables = {kind: table_bytes(table) for kind, table in unit_tables(self._plan, unit, None).items()}
+        for node in still_open:
+            node.verdict = None
+        source_id, duration_us = unit.source.source_id, identity_of(unit.asset.structs)[1] or 0
+        told = (unit.before, duration_us, tables, tuple(unit.cost), parts[0].part)
+        return Settled(source_id, UNFINISHED, *told, is_head=True, is_done=False)

@@ -12,6 +12,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from pipeline.unit import Part
+
 MAX_CRASHES = 2
 """A row found in flight after this many worker deaths settles as an error; one death may be the node's fault."""
 
@@ -42,6 +44,8 @@ class AtWork:
     for_s: float
     duration_us: int = 0
     """Length of the source; 0 while it is not known."""
+    part: Part | None = None
+    """The part of the source, if it is in parts."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from typing import Any
 
 from pipeline.execute.cluster import alive_nodes
 from pipeline.execute.lease import Lease
-from pipeline.execute.ray_worker import GroupWorker, Place
+from pipeline.execute.ray_worker import GroupWorker, News, Place
 from pipeline.plan import Plan, WorkerGroup
 from pipeline.store import RunDir
+from pipeline.unit import Part, unit_key
 from schemas.errors import NavaError, PlanError
 from schemas.records import Source
 
@@ -30,10 +31,16 @@ class LeasedUnit:
     """A unit that waits for, or is in the hands of, a worker of one group."""
 
     source: Source
+    part: Part | None = None
     hop: Any = None
-    """Reference to the unit as the group before left it; None in front of the first group."""
+    """Reference to the unit as the group before left it; None for a whole one in front of the first group."""
     is_suspect: bool = False
     """Whether a worker died that had it in hand."""
+
+    @property
+    def key(self) -> str:
+        """The unit's."""
+        return unit_key(self.source.source_id, self.part)
 
 
 @dataclass(eq=False)
@@ -45,12 +52,14 @@ class Given:
     stream: Any
     """Ray's generator of references to what the worker yields."""
     items: dict[str, LeasedUnit]
-    """Source id -> what is not yet back, in the order of the work."""
+    """Key -> what is not yet back, in the order of the work."""
     num_units: int
     """Units it began with."""
     since: float = field(default_factory=time.monotonic)
-    hop: Any = None
-    """Reference to a hop whose source is not named yet."""
+    news: News | None = None
+    """What the worker will yield next, if it said so."""
+    parts: list[LeasedUnit] = field(default_factory=list)
+    """Parts of a unit that is being divided, as far as they are here."""
     recall: Any = None
     """Reference to the answer, once the worker was asked to give back what it has not begun."""
     is_recalled: bool = False
@@ -67,6 +76,8 @@ class Member:
     """Reference to the id of its node; None once that is known."""
     node: str | None = None
     given: Given | None = None
+    source_id: str | None = None
+    """The last source it had in hand, whose parts it goes on with."""
     num_leases: int = 0
     s_per_unit: float | None = None
     """By its own rate, the first lease left out: that one loads models."""

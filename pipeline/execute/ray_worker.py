@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.execute.adapter import Worker
 from pipeline.execute.counters import Counters
@@ -15,7 +15,7 @@ from pipeline.execute.lease import Desk, Lease, Settled
 from pipeline.execute.remote_monitor import RemoteMonitor
 from pipeline.plan import Plan
 from pipeline.store import RunDir
-from pipeline.unit import Unit
+from pipeline.unit import Part, Unit
 
 YIELDED_EVERY_S = 0.5
 """Units that finish within this time of one another travel together."""
@@ -28,6 +28,19 @@ class Place:
     number: int
     group: int
     name: str
+
+
+@dataclass(frozen=True)
+class News:
+    """What a worker yields next: `done` units as a list of `Settled`, a unit's `Hop` to the next group, or one of its parts.
+
+    The driver learns from it what became of which unit, without fetching a hop.
+    """
+
+    kind: Literal["done", "on", "part"]
+    key: str = ""
+    """Of the unit that goes on, or is being divided."""
+    part: Part | None = None
 
 
 class GroupWorker:
@@ -58,39 +71,48 @@ class GroupWorker:
         self._monitor.started(f"{ray.util.get_node_ip_address()}/{node[:8]}")
         return node
 
-    def carry(self, serial: int, lease: Lease, is_careful: bool, *hops: Hop) -> Iterator[list[Settled] | Hop | str]:
-        """The units of lease number `serial`, in its order, those given back left out.
+    def carry(self, serial: int, lease: Lease, is_careful: bool, *hops: Hop) -> Iterator[News | list[Settled] | Hop]:
+        """The units of lease number `serial`, in its order, those given back left out; before each yield, its `News`.
 
-        The first group opens them from the lease, a later one takes its `hops`, one per source; the last group yields
-        lists of finished units, an earlier one each unit's `Hop` and then its source id, by which the driver knows the hop
-        without fetching it.
+        Whole units are opened from the lease in the first group; parts, and units in later groups, come as `hops`.
         """
         with self._lock:
-            self._serial, self._waiting = serial, {source.source_id for source in lease.sources}
+            keys = [hop.key for hop in hops] or [source.source_id for source in lease.sources]
+            self._serial, self._waiting = serial, set(keys)
         self._monitor.is_careful = is_careful
         done: list[Settled] = []
         since = time.monotonic()
         for unit in self._units(lease, hops):
-            if not self._take(unit.source.source_id):
+            if not self._take(unit.key):
                 continue
             self._monitor.unit = unit
-            if self._worker is not None:
-                self._worker.advance(unit)
+            parts = self._worker.advance(unit) if self._worker is not None else []
+            if parts and unit.is_remade:
+                yield News("done")
+                yield [*done, self._desk.head(unit, parts)]
+                done, since = [], time.monotonic()
+            for part in parts:
+                yield News("part", unit.key, part.part)
+                yield Hop.of(self._plan, part)
+            if parts:
+                continue
             if not self._is_last:
-                yield Hop.of(self._plan, unit, self._desk.before.pop(unit.source.source_id, None))
-                yield unit.source.source_id
+                yield News("on", unit.key)
+                yield Hop.of(self._plan, unit)
                 continue
             done.append(self._desk.settled(unit))
             self._counters.unit(self._plan, self._number, unit)
             if is_careful or time.monotonic() - since >= YIELDED_EVERY_S:
+                yield News("done")
                 yield done
                 done, since = [], time.monotonic()
         if done:
+            yield News("done")
             yield done
         self._monitor.tell()
 
     def give_back(self, serial: int) -> list[str]:
-        """Source ids of lease number `serial` that were not begun, and now never will be."""
+        """Keys of the units of lease number `serial` that were not begun, and now never will be."""
         with self._lock:
             if serial != self._serial:
                 return []
@@ -102,18 +124,14 @@ class GroupWorker:
         if self._worker is not None:
             self._worker.close()
 
-    def _take(self, source_id: str) -> bool:
+    def _take(self, key: str) -> bool:
         """Whether the unit is still this worker's to do."""
         with self._lock:
-            is_ours = source_id in self._waiting
-            self._waiting.discard(source_id)
+            is_ours = key in self._waiting
+            self._waiting.discard(key)
             return is_ours
 
     def _units(self, lease: Lease, hops: tuple[Hop, ...]) -> Iterator[Unit]:
         if not hops:
             yield from self._desk.units(lease)
-        for hop in hops:
-            unit = hop.unit()
-            if hop.before is not None:
-                self._desk.before[unit.source.source_id] = hop.before
-            yield unit
+        yield from (hop.unit() for hop in hops)

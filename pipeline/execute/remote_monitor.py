@@ -79,7 +79,7 @@ class RemoteMonitor:
             at = None
             if unit is not None and stage is not None:
                 duration_us = identity_of(unit.asset.structs)[1] or 0
-                at = AtWork(unit.source.source_id, stage[0], time.monotonic() - stage[1], duration_us)
+                at = AtWork(unit.source.source_id, stage[0], time.monotonic() - stage[1], duration_us, unit.part)
             is_news = at is not None or not self._is_idle or bool(tallies)
             self._is_idle = at is None
         self._counters.stages(tallies)

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.execute.lease import Settled
 from pipeline.execute.monitor import AtWork, Snapshot
 from schemas.records import Verdict
 
@@ -25,7 +26,7 @@ AT_WORK_SHOWN = 4
 
 
 class Forecast:
-    """How long the rest takes, by media time: from the first settled source on, because before it models load.
+    """How long the rest takes, by media time: from the first settled source or part on, because before it models load.
 
     What is told never climbs: a source that turns out long makes it stand still, not jump.
     """
@@ -35,22 +36,31 @@ class Forecast:
         self.num_done = 0
         self.done_us = 0
         self.in_hand: dict[str, int] = {}
-        """Source -> its length as far as it is known, of those being worked on."""
+        """Source -> its length as far as it is known, of those being worked on as a whole."""
+        self.in_parts: dict[str, int] = {}
+        """Source id -> what is left of it, of those that are in parts."""
         self._first: tuple[float, int] | None = None
         self._told_s: float | None = None
 
     @property
     def known_us(self) -> int:
         """Media time known so far: of what is settled, and of what is being worked on."""
-        return self.done_us + sum(self.in_hand.values())
+        return self.done_us + sum(self.in_hand.values()) + sum(self.in_parts.values())
 
-    def settled(self, duration_us: int, now: float) -> None:
-        """A source of this length is done."""
-        self.num_left -= 1
-        self.num_done += 1
-        self.done_us += duration_us
+    def settled(self, settled: Settled, now: float) -> None:
+        """A source is done, or a part of one, or it goes on in parts."""
+        if settled.is_head:
+            self.in_parts[settled.source_id] = settled.duration_us
+            return
+        self.done_us += settled.duration_us
         if self._first is None:
-            self._first = (now, duration_us)
+            self._first = (now, settled.duration_us)
+        if settled.is_done:
+            self.num_left -= 1
+            self.num_done += 1
+            self.in_parts.pop(settled.source_id, None)
+        elif settled.source_id in self.in_parts:
+            self.in_parts[settled.source_id] -= settled.duration_us
 
     def rate(self, now: float) -> float | None:
         """Media seconds per second since the first settled source; None while there is nothing to go by."""
@@ -60,17 +70,18 @@ class Forecast:
 
     def left_s(self, now: float) -> float | None:
         """Seconds to the end, None while nothing can be said."""
-        if self._first is None or self.num_done < 2 or now - self._first[0] < FORETOLD_AFTER_S or not self.num_left:
-            return self._told_s if self.num_left else None
-        rate = self.rate(now)
-        if rate is None:
-            left = self.num_left * (now - self._first[0]) / (self.num_done - 1)
-        else:
-            known = [length for length in self.in_hand.values() if length]
+        if not self.num_left:
+            return None
+        left, rate = None, self.rate(now)
+        if rate is not None:
+            known = [length for length in (*self.in_hand.values(), *self.in_parts.values()) if length]
             mean_us = (self.done_us + sum(known)) / (self.num_done + len(known))
             unseen = max(self.num_left - len(known), 0)
             left = (sum(known) + unseen * mean_us) / 1e6 / rate
-        self._told_s = left if self._told_s is None else min(self._told_s, left)
+        elif self._first is not None and self.num_done > 1 and now - self._first[0] >= FORETOLD_AFTER_S:
+            left = self.num_left * (now - self._first[0]) / (self.num_done - 1)
+        told = [each for each in (left, self._told_s) if each is not None]
+        self._told_s = min(told, default=None)
         return self._told_s
 
 
@@ -99,9 +110,12 @@ class Progress:
         self._live.stop()
         self._print(self.headline())
 
-    def unit_done(self, verdict: Verdict, duration_us: int) -> None:
-        """A source of this length settled with `verdict`."""
-        self._forecast.settled(duration_us, time.monotonic())
+    def unit_done(self, settled: Settled) -> None:
+        """A source settled, or is a part nearer to that."""
+        self._forecast.settled(settled, time.monotonic())
+        if not settled.is_done:
+            return
+        verdict = settled.verdict
         self._statuses[verdict.status] += 1
         if verdict.status == "error":
             reason = verdict.reason or "error"
@@ -139,7 +153,7 @@ class Progress:
     def show(self, snapshot: Snapshot) -> None:
         """Refreshes the display from the monitor's snapshot."""
         self._snapshot = snapshot
-        self._forecast.in_hand = {at.unit: at.duration_us for at in snapshot.at_work}
+        self._forecast.in_hand = {at.unit: at.duration_us for at in snapshot.at_work if at.part is None}
         if self._live.is_started:
             self._live.update(Group(Text(self.headline()), self._table(), *map(Text, self._at_work())))
         elif time.monotonic() - self._last_line > PLAIN_EVERY_S:
@@ -189,7 +203,8 @@ class Progress:
 
 
 def _line(at: AtWork) -> str:
-    return f"{at.stage} {at.for_s:.0f} s on {at.unit}"
+    part = "" if at.part is None else f", part {at.part.number + 1} of {at.part.count}"
+    return f"{at.stage} {at.for_s:.0f} s on {at.unit}{part}"
 
 
 def _span(seconds: float) -> str:

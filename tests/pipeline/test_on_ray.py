@@ -194,6 +194,55 @@ def test_a_lost_node_costs_only_its_leases(cluster: Any, ray: Any, toy_recipe: d
     assert {each.verdict.status for each in found} == {"keep"}
 
 
+def film(name: str, **facts: Any) -> Source:
+    """2,000 s, in parts of ten minutes."""
+    return unit(name, frames=25 * 2000, shot=25 * 60, clip=25 * 25, **facts)
+
+
+def test_workers_share_a_film_once_short_sources_do_not_wait_for_them(
+    ray: Any, toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """The film's clips wait until two processes are at them."""
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    sources = [film("film", faults={"sync:0": f"meet {meeting}"}), *(unit(f"v{number}") for number in range(12))]
+    plan = make_plan(parse_recipe(toy_recipe))
+    ended = [each.source_id for each in carried(ray, toy_recipe, sources, tmp_path / "order") if each.is_done]
+    assert len(list(meeting.iterdir())) == 2
+    assert len(ended) == len(sources)
+    assert ended[-1] == source_id("film")
+    rows = whole_run(OnRay(ray, plan, RunDir(tmp_path / "ray")), plan, sources, tmp_path / "ray")
+    with here(plan, RunDir(tmp_path / "here")) as executor:
+        assert rows == whole_run(executor, plan, sources, tmp_path / "here")
+
+
+def test_a_worker_killed_over_a_part_and_a_node_lost_with_parts_cost_nothing(
+    cluster: Any, ray: Any, toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """Hops of this size stay on the node that made them, and are lost with it."""
+    node = cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+    padding = "p" * 300_000
+    sources = [film(f"f{at}", faults={"sync:0": "sleep0.05"}, padding=padding) for at in range(4)]
+    sources[3] = film("unlucky", faults={"sync:0": f"once {tmp_path / 'killed'}"}, padding=padding)
+    plan = make_plan(parse_recipe(toy_recipe))
+
+    class Losing(OnRay):
+        def carry(self, lease: Lease) -> Iterator[Settled]:
+            nonlocal node
+            for number, settled in enumerate(super().carry(lease)):
+                yield settled
+                if number > 8 and len(self.nodes()) == 2 and node is not None:
+                    cluster.remove_node(node, allow_graceful=False)
+                    node = None
+
+    rows = whole_run(Losing(ray, plan, RunDir(tmp_path / "ray")), plan, sources, tmp_path / "ray")
+    assert node is None, "the second node had work"
+    assert (tmp_path / "killed").exists()
+    with here(plan, RunDir(tmp_path / "here")) as executor:
+        assert rows == whole_run(executor, plan, sources, tmp_path / "here")
+
+
 def test_a_stage_that_cannot_start_ends_the_run_with_its_own_words(
     ray: Any, toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
+from pipeline.execute.lease import Settled
 from pipeline.execute.monitor import AtWork, Monitor, Snapshot, StageTally
 from pipeline.show.progress import ERRORS_PER_REASON, Forecast, Progress
-from schemas.records import Verdict
+from pipeline.unit import Part
+from schemas.records import UNFINISHED, Verdict
+
+
+def done(duration_s: float, verdict: Verdict = Verdict("keep"), **how: Any) -> Settled:
+    """What a worker says of a source, or of a part of one."""
+    return Settled(how.pop("source_id", "s"), verdict, None, int(duration_s * 1e6), {}, **how)
+
 
 ODD_NAME = "https://host/[/weird]/[bold]a[/bold].mp4"
 
@@ -24,7 +33,7 @@ def test_time_left_never_climbs_and_ends_near_the_truth() -> None:
             now += length / 25
             told.append(forecast.left_s(now))
         forecast.in_hand = {}
-        forecast.settled(length * 1_000_000, now)
+        forecast.settled(done(length), now)
         told.append(forecast.left_s(now))
     known = [left for left in told if left is not None]
     assert told[0] is None, "models load before the first: there is nothing to go by"
@@ -37,14 +46,31 @@ def test_time_left_never_climbs_and_ends_near_the_truth() -> None:
 def test_sources_without_length_are_foretold_by_their_number() -> None:
     forecast = Forecast(10, 0)
     for at in range(5):
-        forecast.settled(0, 100.0 + 4 * at)
+        forecast.settled(done(0), 100.0 + 4 * at)
     assert forecast.left_s(116.0) == pytest.approx(5 * 4.0)
     assert forecast.rate(116.0) is None
 
 
+def test_parts_of_one_film_are_told_as_they_come() -> None:
+    """Two hours in parts of ten minutes, a minute of work each, behind a head."""
+    forecast = Forecast(1, 0)
+    forecast.settled(done(7200, UNFINISHED, part=Part(0, 12), is_head=True, is_done=False), 10.0)
+    assert forecast.known_us == 7200_000_000
+    assert forecast.done_us == 0
+    told = []
+    for at in range(12):
+        now = 70.0 + 60 * at
+        forecast.settled(done(600, part=Part(at, 12), is_done=at == 11), now)
+        assert forecast.known_us == 7200_000_000
+        told.append(forecast.left_s(now))
+    assert told[0] is None
+    assert told[1:-1] == pytest.approx([60.0 * (10 - at) for at in range(10)])
+    assert told[-1] is None
+
+
 def test_names_and_messages_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(3, 0) as progress:
-        progress.unit_done(Verdict("error", "not_decodable", f"{ODD_NAME}: no picture in [here]."), 0)
+        progress.unit_done(done(0, Verdict("error", "not_decodable", f"{ODD_NAME}: no picture in [here].")))
         at = AtWork(ODD_NAME, "sync", 12.0, 9_000_000)
         progress.show(Snapshot({"sync": StageTally(rows=1)}, [at], {"node": 1}))
         progress._last_line = -1e9
@@ -58,8 +84,8 @@ def test_names_and_messages_are_printed_as_they_are(capsys: pytest.CaptureFixtur
 def test_errors_of_one_reason_are_not_repeated_without_end(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(60, 0) as progress:
         for number in range(50):
-            progress.unit_done(Verdict("error", "download_failed", f"v{number} is away."), 0)
-        progress.unit_done(Verdict("error", "timeout", "v50 hangs."), 0)
+            progress.unit_done(done(0, Verdict("error", "download_failed", f"v{number} is away.")))
+        progress.unit_done(done(0, Verdict("error", "timeout", "v50 hangs.")))
     said = capsys.readouterr().err
     assert said.count("is away.") == ERRORS_PER_REASON
     assert said.count("more sources end as download_failed") == 1

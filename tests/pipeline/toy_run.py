@@ -38,7 +38,8 @@ def advance(recipe: dict[str, Any], source: Source, monitor: Monitor | None = No
     plan = make_plan(parse_recipe(recipe))
     unit = Unit.of_source(source)
     for group in range(len(plan.passes[0].groups)):
-        unit = Worker(plan, (0, group), "", monitor).advance(Hop.of(plan, unit, None).unit())
+        unit = Hop.of(plan, unit).unit()
+        Worker(plan, (0, group), "", monitor).advance(unit)
     return unit
 
 

@@ -50,6 +50,12 @@ def misbehave(kind: str | None) -> Any:
         while not Path(kind.removeprefix("until ")).exists() and time.monotonic() - began < 60:
             time.sleep(0.05)
         return None
+    if kind and kind.startswith("meet "):
+        folder, began = Path(kind.removeprefix("meet ")), time.monotonic()
+        (folder / str(os.getpid())).touch()
+        while len(list(folder.iterdir())) < 2 and time.monotonic() - began < 60:
+            time.sleep(0.05)
+        return None
     if kind and kind.startswith("sleep"):
         time.sleep(float(kind.removeprefix("sleep")))
         return None
