@@ -2,7 +2,7 @@
 
 A `Gate` bounds one measured field. `checks_of` unfolds gates into single comparisons, `evaluate` runs them over a
 table, `settle` turns the outcome into one status per row; `expressions` and `status_of` say the same of flat
-columns, lazily:
+columns, lazily. What a gate means is written once (`_said`), for masks and expressions alike:
 
     keep     every check was measured and passed
     reject   the first check that failed, in stage order, is the reason
@@ -13,10 +13,10 @@ columns, lazily:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import reduce
-from operator import and_, or_
-from typing import TYPE_CHECKING, Any, Literal
+from operator import or_
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -101,43 +101,128 @@ def checks_of(gates: Gates, stages: Iterable[str] | None = None) -> list[Check]:
     ]
 
 
+class Boolean(Protocol):
+    """A column of booleans without nulls: a mask, or a lazy expression."""
+
+    def __and__(self, other: Any, /) -> Any: ...
+    def __or__(self, other: Any, /) -> Any: ...
+    def __invert__(self) -> Any: ...
+
+
+B = TypeVar("B", bound=Boolean)
+B_co = TypeVar("B_co", bound=Boolean, covariant=True)
+
+
+class Values(Protocol[B_co]):
+    """A measured field as gates look at it. Numbers are compared as doubles, and NaN is within nothing."""
+
+    def is_known(self) -> B_co: ...
+    def at_least(self, bound: float) -> B_co: ...
+    def at_most(self, bound: float) -> B_co: ...
+    def is_among(self, options: Sequence[Scalar]) -> B_co: ...
+
+
+@dataclass(frozen=True)
+class Said(Generic[B]):
+    """What one check says of every row."""
+
+    check: Check
+    failed: B
+    missing: B
+    """The stage looked and could not measure it."""
+    unreached: B
+
+    @property
+    def rejects(self) -> B:
+        """Turns the row away: failed, or missing where missing means reject."""
+        found: B = self.failed | self.missing if self.check.gate.missing == "reject" else self.failed
+        return found
+
+    @property
+    def errors(self) -> B:
+        """Cannot decide, because its measurement is missing; no row is both failed and missing."""
+        found: B = self.missing if self.check.gate.missing == "error" else self.failed & self.missing
+        return found
+
+
+def _said(check: Check, every: B, reached: Callable[[str], B], values: Callable[[str], Values[B]]) -> Said[B]:
+    """What a gate means.
+
+    `every` is true of every row, `reached` says of a stage whether it looked at a row, `values` what lies at a path.
+    """
+    is_known = applies = every
+    for path, wanted in check.gate.when.items():
+        is_known = is_known & reached(path.partition(".")[0])
+        applies = applies & values(path).is_among(wanted if isinstance(wanted, list) else [wanted])
+    applies = applies & is_known
+    is_there, value = reached(check.stage), values(check.path)
+    is_measured = value.is_known()
+    return Said(
+        check,
+        failed=applies & is_measured & ~_is_within(value, check),
+        missing=applies & is_there & ~is_measured,
+        unreached=(applies & ~is_there) | ~is_known,
+    )
+
+
+def _is_within(value: Values[B], check: Check) -> B:
+    match check.operator:
+        case "min":
+            return value.at_least(check.bound)
+        case "max":
+            return value.at_most(check.bound)
+        case "abs_max":
+            found: B = value.at_least(-check.bound) & value.at_most(check.bound)
+            return found
+        case "equals":
+            return value.is_among([check.bound])
+        case "one_of":
+            return value.is_among(check.bound)
+
+
+# --- tables
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What each check says of each row; arrays are [num_checks, num_rows]."""
+    """What each check says of each row, see `Said`; arrays are [num_checks, num_rows]."""
 
     checks: Sequence[Check]
     failed: Mask
     missing: Mask
     unreached: Mask
+    rejects: Mask
+    errors: Mask
 
-    @property
-    def rejects(self) -> Mask:
-        """Rows a check turns away: failed, or missing where missing means reject."""
-        soft = np.array([check.gate.missing == "reject" for check in self.checks], bool).reshape(-1, 1)
-        rejected: Mask = self.failed | (self.missing & soft)
-        return rejected
 
-    @property
-    def errors(self) -> Mask:
-        """Rows a check cannot decide because its measurement is missing."""
-        hard = np.array([check.gate.missing == "error" for check in self.checks], bool).reshape(-1, 1)
-        undecidable: Mask = self.missing & hard
-        return undecidable
+@dataclass(frozen=True)
+class _Column:
+    """Values of a table."""
+
+    values: pa.ChunkedArray
+
+    def is_known(self) -> Mask:
+        return _mask(pc.is_valid(self.values))
+
+    def at_least(self, bound: float) -> Mask:
+        return _mask(pc.greater_equal(self.values, bound))
+
+    def at_most(self, bound: float) -> Mask:
+        return _mask(pc.less_equal(self.values, bound))
+
+    def is_among(self, options: Sequence[Scalar]) -> Mask:
+        return np.array([value in options for value in self.values.to_pylist()], bool)
 
 
 def evaluate(table: pa.Table, checks: Sequence[Check]) -> Outcome:
     """What every check says of every row of `table`, whose columns are the stages' structs."""
-    shape = (len(checks), table.num_rows)
-    failed, missing, unreached = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool)
-    for index, check in enumerate(checks):
-        applies, is_unknown = _applies(table, check.gate.when)
-        reached = _valid(table.column(check.stage))
-        value = column(table, check.path)
-        measured = _valid(value)
-        unreached[index] = (applies & ~reached) | is_unknown
-        missing[index] = applies & reached & ~measured
-        failed[index] = applies & measured & ~_passes(value, check)
-    return Outcome(checks, failed, missing, unreached)
+    shape, every = (len(checks), table.num_rows), np.ones(table.num_rows, bool)
+    said = [
+        _said(each, every, lambda stage: _Column(table.column(stage)).is_known(), lambda at: _Column(column(table, at)))
+        for each in checks
+    ]
+    masks = {name: [getattr(each, name) for each in said] for name in (f.name for f in fields(Outcome)[1:])}
+    return Outcome(checks, **{name: np.array(each, bool).reshape(shape) for name, each in masks.items()})
 
 
 def settle(outcome: Outcome) -> tuple[list[Status], list[Check | None]]:
@@ -145,8 +230,7 @@ def settle(outcome: Outcome) -> tuple[list[Status], list[Check | None]]:
     num_rows = outcome.failed.shape[1]
     if not outcome.checks:
         return ["keep"] * num_rows, [None] * num_rows
-    rejects, errors = outcome.rejects, outcome.errors
-    decided: Mask = np.logical_or(rejects, errors)
+    decided: Mask = outcome.rejects | outcome.errors
     first = np.argmax(decided, axis=0)
     has_decision: Mask = np.asarray(decided.any(axis=0))
     is_open: Mask = np.asarray(outcome.unreached.any(axis=0))
@@ -155,7 +239,7 @@ def settle(outcome: Outcome) -> tuple[list[Status], list[Check | None]]:
     for row in range(num_rows):
         if has_decision[row]:
             check = first[row]
-            statuses.append("error" if errors[check, row] else "reject")
+            statuses.append("error" if outcome.errors[check, row] else "reject")
             deciders.append(outcome.checks[check])
         else:
             statuses.append("open" if is_open[row] else "keep")
@@ -175,80 +259,49 @@ def column(table: pa.Table, path: str) -> pa.ChunkedArray:
     return values
 
 
-def _valid(values: pa.ChunkedArray) -> Mask:
-    return np.asarray(pc.is_valid(values).to_numpy(zero_copy_only=False), bool)
+def _mask(answer: pa.ChunkedArray) -> Mask:
+    return np.asarray(pc.fill_null(answer, False).to_numpy(zero_copy_only=False), bool)
 
 
-def _applies(table: pa.Table, when: Mapping[str, Any]) -> tuple[Mask, Mask]:
-    """(rows a condition holds for, rows where it cannot be known because the stage it looks at was not reached)."""
-    applies, is_unknown = np.ones(table.num_rows, bool), np.zeros(table.num_rows, bool)
-    for path, wanted in when.items():
-        options = wanted if isinstance(wanted, list) else [wanted]
-        applies &= np.asarray([value in options for value in column(table, path).to_pylist()], bool)
-        is_unknown |= ~_valid(table.column(path.split(".")[0]))
-    return applies & ~is_unknown, is_unknown
-
-
-def _passes(values: pa.ChunkedArray, check: Check) -> Mask:
-    match check.operator:
-        case "min":
-            passed = pc.greater_equal(values, check.bound)
-        case "max":
-            passed = pc.less_equal(values, check.bound)
-        case "abs_max":
-            passed = pc.less_equal(pc.abs(values), check.bound)
-        case "equals":
-            passed = pc.equal(values, pa.scalar(check.bound))
-        case "one_of":
-            passed = pc.is_in(values, value_set=pa.array(list(check.bound), values.type))
-    return np.asarray(pc.fill_null(passed, False).to_numpy(zero_copy_only=False), bool)
+# --- lazy columns
 
 
 @dataclass(frozen=True)
-class Expression:
-    """What one check says of a row, as boolean expressions over flat columns that are never null; see `Outcome`."""
+class _Lazy:
+    """Values of a flat column."""
 
-    check: Check
-    failed: pl.Expr
-    missing: pl.Expr
-    unreached: pl.Expr
+    value: pl.Expr
 
     @property
-    def rejects(self) -> pl.Expr:
-        """Turns the row away."""
-        return self.failed | self.missing if self.check.gate.missing == "reject" else self.failed
-
-    @property
-    def errors(self) -> pl.Expr:
-        """Cannot decide, because its measurement is missing."""
+    def number(self) -> pl.Expr:
         import polars as pl
 
-        return self.missing if self.check.gate.missing == "error" else pl.lit(False)
+        return self.value.cast(pl.Float64)
+
+    def is_known(self) -> pl.Expr:
+        return self.value.is_not_null()
+
+    def at_least(self, bound: float) -> pl.Expr:
+        return (self.number.is_not_nan() & (self.number >= bound)).fill_null(False)
+
+    def at_most(self, bound: float) -> pl.Expr:
+        return (self.number.is_not_nan() & (self.number <= bound)).fill_null(False)
+
+    def is_among(self, options: Sequence[Scalar]) -> pl.Expr:
+        import polars as pl
+
+        found = ((self.number if isinstance(each, float) else self.value) == each for each in options)
+        return reduce(or_, (each.fill_null(False) for each in found), pl.lit(False))
 
 
-def expressions(checks: Sequence[Check], reached: Callable[[str], pl.Expr]) -> list[Expression]:
+def expressions(checks: Sequence[Check], reached: Callable[[str], pl.Expr]) -> list[Said[pl.Expr]]:
     """What `evaluate` says, for flat columns named by dotted paths; `reached` says of a struct whether it is there."""
     import polars as pl
 
-    found = []
-    for check in checks:
-        known = [pl.lit(True), *(reached(path.partition(".")[0]) for path in check.gate.when)]
-        wanted = [_holds(path, value) for path, value in check.gate.when.items()]
-        is_known = reduce(and_, known)
-        applies = reduce(and_, [is_known, *wanted])
-        is_there, value = reached(check.stage), pl.col(check.path)
-        found.append(
-            Expression(
-                check,
-                failed=applies & value.is_not_null() & ~_within(value, check).fill_null(False),
-                missing=applies & is_there & value.is_null(),
-                unreached=(applies & ~is_there) | ~is_known,
-            )
-        )
-    return found
+    return [_said(check, pl.lit(True), reached, lambda path: _Lazy(pl.col(path))) for check in checks]
 
 
-def status_of(said: Sequence[Expression]) -> pl.Expr:
+def status_of(said: Sequence[Said[pl.Expr]]) -> pl.Expr:
     """What `settle` says: keep, reject, error or open."""
     import polars as pl
 
@@ -257,32 +310,3 @@ def status_of(said: Sequence[Expression]) -> pl.Expr:
     for each in reversed(said):
         status = pl.when(each.rejects).then(pl.lit("reject")).when(each.errors).then(pl.lit("error")).otherwise(status)
     return status
-
-
-def _holds(path: str, wanted: Any) -> pl.Expr:
-    """Whether a field has one of the values of a condition; never null."""
-    import polars as pl
-
-    options = wanted if isinstance(wanted, list) else [wanted]
-    return reduce(or_, (_equals(pl.col(path), option).fill_null(False) for option in options), pl.lit(False))
-
-
-def _equals(value: pl.Expr, bound: Scalar) -> pl.Expr:
-    import polars as pl
-
-    is_number = isinstance(bound, float)
-    return value.cast(pl.Float64) == pl.lit(bound, pl.Float64) if is_number else value == pl.lit(bound)
-
-
-def _within(value: pl.Expr, check: Check) -> pl.Expr:
-    """Null where the value is. Numbers are compared as doubles, as Arrow does; NaN is within nothing, as in Arrow."""
-    import polars as pl
-
-    if check.operator == "one_of":
-        return value.is_in(list(check.bound))
-    if check.operator == "equals":
-        return _equals(value, check.bound)
-    number = value.cast(pl.Float64)
-    number = number.abs() if check.operator == "abs_max" else number
-    bound = pl.lit(check.bound, pl.Float64)
-    return number.is_not_nan() & (number >= bound if check.operator == "min" else number <= bound)

@@ -1,4 +1,4 @@
-"""Verdicts as lazy expressions over flat columns say what the same gates say of Arrow tables, on any table."""
+"""Gates over Arrow tables and over lazy flat columns say what they say of one plain row, on any table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.leaves import flattened
-from schemas.verdict import Gate, checks_of, evaluate, expressions, settle, status_of
+from schemas.verdict import Check, Gate, checks_of, evaluate, expressions, settle, status_of
 
 FIELDS = {
     "ratio": pa.float32(),
@@ -65,13 +65,54 @@ ROWS = st.lists(
 )
 
 
+def plain(check: Check, row: dict[str, Any]) -> dict[str, bool]:
+    """What a check says of a row, in plain Python; its floats are as wide as they are stored."""
+    met = []
+    for path, wanted in check.gate.when.items():
+        stage, _, name = path.partition(".")
+        options = wanted if isinstance(wanted, list) else [wanted]
+        met.append(None if row[stage] is None else row[stage][name] in options)
+    is_unknown, applies = None in met, all(met)
+    value = None if row[check.stage] is None else row[check.stage][check.field]
+    is_within = (
+        value is not None
+        and {
+            "min": lambda: value >= check.bound,
+            "max": lambda: value <= check.bound,
+            "abs_max": lambda: abs(value) <= check.bound,
+            "equals": lambda: value == check.bound,
+            "one_of": lambda: value in check.bound,
+        }[check.operator]()
+    )
+    is_missing = applies and row[check.stage] is not None and value is None
+    has_failed = applies and value is not None and not is_within
+    is_soft = check.gate.missing == "reject"
+    return {
+        "failed": has_failed,
+        "missing": is_missing,
+        "unreached": is_unknown or (applies and row[check.stage] is None),
+        "rejects": has_failed or (is_missing and is_soft),
+        "errors": is_missing and not is_soft,
+    }
+
+
+def plain_status(said: list[dict[str, bool]]) -> tuple[str, int | None]:
+    """(status of a row, which check decided it) by what its checks say, in their order."""
+    for number, each in enumerate(said):
+        if each["rejects"] or each["errors"]:
+            return "reject" if each["rejects"] else "error", number
+    return "open" if any(each["unreached"] for each in said) else "keep", None
+
+
 @settings(max_examples=200, deadline=None)
 @given(gates=all_gates(), rows=ROWS)
-def test_expressions_say_what_evaluate_and_settle_say(
+def test_gates_say_of_any_table_what_they_say_of_one_row(
     gates: dict[str, dict[str, Gate]], rows: list[dict[str, Any]]
 ) -> None:
     checks = checks_of(gates)
     table = pa.table({stage: pa.array([row[stage] for row in rows], STRUCT) for stage in STAGES})
+    stored = table.to_pylist()
+    wanted = [[plain(check, row) for check in checks] for row in stored]
     outcome = evaluate(table, checks)
     columns: dict[str, Any] = {
         f"{stage}.hash": [None if row[stage] is None else "h" for row in rows] for stage in STAGES
@@ -82,7 +123,13 @@ def test_expressions_say_what_evaluate_and_settle_say(
     said = expressions(checks, lambda stage: pl.col(f"{stage}.hash").is_not_null())
     for number, each in enumerate(said):
         for kind in ("failed", "missing", "unreached", "rejects", "errors"):
+            of_rows = [of_row[number][kind] for of_row in wanted]
+            assert getattr(outcome, kind)[number].tolist() == of_rows, (each.check.name, kind)
             found = flat.with_columns(answer=getattr(each, kind))["answer"]
-            assert found.to_list() == getattr(outcome, kind)[number].tolist(), (each.check.name, kind)
-    status = flat.with_columns(status=status_of(said))["status"].to_list()
-    assert status == settle(outcome)[0]
+            assert found.to_list() == of_rows, (each.check.name, kind)
+    statuses, deciders = settle(outcome)
+    decided = [
+        (status, None if by is None else checks.index(by)) for status, by in zip(statuses, deciders, strict=True)
+    ]
+    assert decided == [plain_status(of_row) for of_row in wanted]
+    assert flat.with_columns(status=status_of(said))["status"].to_list() == statuses
