@@ -227,7 +227,7 @@ def _page(uri: str, partial_dir: Path, config: DownloadConfig) -> Fetched:
             path = Path(about["requested_downloads"][0]["filepath"])
     except (module.utils.YoutubeDLError, KeyError, IndexError) as error:
         _, cause, _ = getattr(error, "exc_info", None) or (None, None, None)
-        if is_trouble(cause):
+        if isinstance(cause, OSError) and is_trouble(cause):
             raise cause from None
         raise DownloadError(f"{public_uri(uri)}: yt-dlp says {error}", reason="page_without_video") from None
     if not path.is_file():

@@ -57,7 +57,7 @@ def frames(
     base, runs = found
     for number, run in enumerate(runs):
         name = f"{out}.{number}"
-        Path(name).write_bytes(run.images)  # unlike `tofile` it says why a disk takes no more
+        Path(name).write_bytes(run.images.data)  # unlike `tofile` it says why a disk takes no more
         yield {
             "file": name,
             "shape": list(run.images.shape),

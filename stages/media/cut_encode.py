@@ -57,7 +57,7 @@ def cut(
 def _left(thumbs: list[np.ndarray], out: str) -> dict[str, Any]:
     """Leaves thumbnails in `out`.thumbs; where, and in which shape."""
     stacked, file = np.stack(thumbs), f"{out}.thumbs"
-    Path(file).write_bytes(stacked)
+    Path(file).write_bytes(stacked.data)
     return {"file": file, "shape": list(stacked.shape)}
 
 

@@ -104,7 +104,7 @@ def cut_clip(
         raw = None if sound is None else out.with_name(out.name + ".sound")
         try:
             if raw is not None:
-                raw.write_bytes(np.ascontiguousarray(sound))
+                raw.write_bytes(np.ascontiguousarray(sound).data)
             told = media.ask(
                 "cut",
                 path=str(path),

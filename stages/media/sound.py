@@ -303,7 +303,7 @@ def _write_once(
     count, width = 0, 0
     with open(path, "wb") as out:
         for block in blocks:
-            out.write(np.ascontiguousarray(block, np.float32))  # unlike `tofile` it says why a disk takes no more
+            out.write(np.ascontiguousarray(block, np.float32).data)  # unlike `tofile` it says why a disk takes no more
             count, width = count + len(block), block.shape[1]
     container.close()
     if not count:

@@ -69,7 +69,7 @@ def recogniser(samples: NDArray[np.float32], scratch_dir: Path, timeout_s: float
     path = scratch_dir / f"speech-{os.getpid()}.f32"
     worker = Recogniser(path, timeout_s)
     try:
-        path.write_bytes(np.ascontiguousarray(samples, np.float32))
+        path.write_bytes(np.ascontiguousarray(samples, np.float32).data)
         yield worker
     finally:
         worker.close()
