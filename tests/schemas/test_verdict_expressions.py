@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import polars as pl
@@ -65,6 +67,18 @@ ROWS = st.lists(
 )
 
 
+def is_within(value: Any, check: Check) -> bool:
+    """Whether a measured value keeps a bound."""
+    within: dict[str, Callable[[Any, Any], bool]] = {
+        "min": operator.ge,
+        "max": operator.le,
+        "abs_max": lambda found, bound: abs(found) <= bound,
+        "equals": operator.eq,
+        "one_of": lambda found, options: found in options,
+    }
+    return within[check.operator](value, check.bound)
+
+
 def plain(check: Check, row: dict[str, Any]) -> dict[str, bool]:
     """What a check says of a row, in plain Python; its floats are as wide as they are stored."""
     met = []
@@ -74,18 +88,8 @@ def plain(check: Check, row: dict[str, Any]) -> dict[str, bool]:
         met.append(None if row[stage] is None else row[stage][name] in options)
     is_unknown, applies = None in met, all(met)
     value = None if row[check.stage] is None else row[check.stage][check.field]
-    is_within = (
-        value is not None
-        and {
-            "min": lambda: value >= check.bound,
-            "max": lambda: value <= check.bound,
-            "abs_max": lambda: abs(value) <= check.bound,
-            "equals": lambda: value == check.bound,
-            "one_of": lambda: value in check.bound,
-        }[check.operator]()
-    )
     is_missing = applies and row[check.stage] is not None and value is None
-    has_failed = applies and value is not None and not is_within
+    has_failed = applies and value is not None and not is_within(value, check)
     is_soft = check.gate.missing == "reject"
     return {
         "failed": has_failed,
