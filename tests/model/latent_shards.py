@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import warnings
@@ -109,14 +110,17 @@ def by_euler(model: Nava, state: Sequence[Sample], sigmas: Sequence[float]) -> l
 
 
 def run_ranks(function: Callable[..., None], num_ranks: int, folder: Path, *arguments: Any) -> None:
-    """Run `function(rank, *arguments)` on that many gloo ranks, each a fresh process.
+    """Run `function(rank, *arguments)` on that many gloo ranks, each forked off a process that did nothing but import.
 
     torch 2.13 with gloo was seen to die of SIGSEGV in one of ten two-rank runs; such a death is repeated once and said.
     """
+    multiprocessing.set_forkserver_preload(["tests.model.rank_jobs"])
     for attempt in (1, 2):
         store = folder / f"store-{function.__name__}-{num_ranks}-{attempt}"
         try:
-            mp.spawn(_enter, (function, num_ranks, str(store), arguments), nprocs=num_ranks, join=True)
+            mp.start_processes(
+                _enter, (function, num_ranks, str(store), arguments), nprocs=num_ranks, start_method="forkserver"
+            )
         except mp.ProcessExitedException as error:
             if attempt == 2 or error.exit_code not in (-signal.SIGSEGV, 128 + signal.SIGSEGV):
                 raise
