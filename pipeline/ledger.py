@@ -41,7 +41,7 @@ NUM_UNITS = "nava_units"
 """Key of a commit's metadata that tells how many units it holds."""
 NEAR_ROWS = 4096
 """Rows that lie no further apart are read in one go."""
-MOST_SAID = 300
+MOST_SAID = 600
 """Characters of a library's message that are passed on."""
 FOR_GOOD = re.compile(r"\b(401 Unauthorized|403 Forbidden|404 Not Found)\b")
 """What a store answers whom it does not let in, or where it has no such bucket: not asked again."""
@@ -236,7 +236,7 @@ def patiently(uri: str, once: Callable[[], T]) -> T:
 def said(error: Exception) -> str:
     """What a library's error says, on one line and not more than `MOST_SAID`: it may quote whole rows, its cause stands last."""
     text = " ".join(re.sub(r"\x1b\[\d+m|↳", "", str(error)).split()).rstrip(".")
-    return text if len(text) <= MOST_SAID else f"{text[: MOST_SAID // 3]} ... {text[-MOST_SAID * 2 // 3 :]}"
+    return text if len(text) <= MOST_SAID else f"{text[: MOST_SAID // 2]} ... {text[-MOST_SAID // 2 :]}"
 
 
 class Ledger:

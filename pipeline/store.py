@@ -6,15 +6,19 @@ run/  recipe.yaml  plan.txt  sources.arrow  ledger/ (Delta)  assets/  cuts/ (unt
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 
-from schemas.errors import LedgerError
+from schemas.errors import LedgerError, MachineError, RecipeError
 from schemas.files import publish_file, write_whole
+from schemas.machine import GOES_ON
+from stages.objects import at_store, other_side
+
+T = TypeVar("T")
 
 
 class Entry(NamedTuple):
@@ -31,13 +35,23 @@ def _written(told: Mapping[str, Any]) -> float | None:
 
 
 class RunDir:
-    """Paths and atomic writes below one folder or URL prefix."""
+    """Paths and atomic writes below one folder or URL prefix.
+
+    An object store is asked again while it is away, and never answers from what it said before: others write to the run
+    as well. Every method raises MachineError where it stays away.
+    """
 
     def __init__(self, uri: str | Path) -> None:
         self.uri = str(uri).rstrip("/")
-        if "://" not in self.uri:
+        if self.is_local:
             self.uri = os.path.abspath(self.uri)
-        self.fs, self.root = fsspec.core.url_to_fs(self.uri)
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(
+                self.uri, **{} if self.is_local else {"use_listings_cache": False}
+            )
+        except (ImportError, ValueError) as error:
+            remedy = "Install fsspec's back end for it (s3fs, gcsfs, adlfs), or give a folder."
+            raise RecipeError(f"{self.uri} cannot be opened: {error}.", remedy=remedy) from error
 
     @property
     def is_local(self) -> bool:
@@ -50,12 +64,12 @@ class RunDir:
 
     def exists(self, name: str) -> bool:
         """Whether an entry is there."""
-        return bool(self.fs.exists(f"{self.root}/{name}"))
+        return self.entry(name) is not None
 
     def names(self, folder: str) -> list[str]:
         """Sorted entry names of a folder; empty if there is none."""
         try:
-            found = self.fs.ls(f"{self.root}/{folder}", detail=False)
+            found = self._asked(folder, lambda place: self.fs.ls(place, detail=False))
         except FileNotFoundError:
             return []
         return sorted(str(path).rsplit("/", 1)[-1] for path in found)
@@ -63,7 +77,10 @@ class RunDir:
     def entries(self, folder: str) -> dict[str, Entry]:
         """Name -> what is known of each file below a folder at any depth; empty if there is none."""
         root = f"{self.root}/{folder}"
-        found = self.fs.find(root, detail=True)
+        try:
+            found = self._asked(folder, lambda place: self.fs.find(place, detail=True))
+        except FileNotFoundError:
+            return {}
         return {
             str(path).removeprefix(f"{root}/"): Entry(int(told["size"]), _written(told)) for path, told in found.items()
         }
@@ -71,7 +88,7 @@ class RunDir:
     def entry(self, name: str) -> Entry | None:
         """What is known of a file; None if it is not there."""
         try:
-            told = self.fs.info(f"{self.root}/{name}")
+            told = self._asked(name, self.fs.info)
         except FileNotFoundError:
             return None
         return Entry(int(told["size"]), _written(told))
@@ -79,31 +96,58 @@ class RunDir:
     def read(self, name: str) -> bytes:
         """The bytes of an entry. Raises LedgerError if it is not there."""
         try:
-            return bytes(self.fs.cat_file(f"{self.root}/{name}"))
+            return bytes(self._asked(name, self.fs.cat_file))
         except FileNotFoundError:
             remedy = "Give the folder that `nava-curate run --out` wrote."
             raise LedgerError(f"{self.url(name)} is not there.", remedy=remedy) from None
 
     def open(self, name: str) -> Any:
         """A seekable binary file for reading."""
-        return self.fs.open(f"{self.root}/{name}", "rb")
+        return self._asked(name, lambda place: self.fs.open(place, "rb"))
 
     def write(self, name: str, data: bytes) -> None:
         """Writes an entry whole or not at all."""
-        if not self.is_local:
-            self.fs.pipe_file(f"{self.root}/{name}", data)
-            return
-        write_whole(Path(self.root, name), data)
+        if self.is_local:
+            write_whole(Path(self.root, name), data)
+        else:
+            self._sent(name, lambda place: self.fs.pipe_file(place, data))
 
     def publish(self, local: Path, name: str) -> None:
         """Moves a finished local file to an entry, whole or not at all."""
-        if not self.is_local:
-            self.fs.put_file(str(local), f"{self.root}/{name}")
+        if self.is_local:
+            publish_file(local, Path(self.root, name))
+        else:
+            self._sent(name, lambda place: self.fs.put_file(str(local), place))
             local.unlink()
-            return
-        publish_file(local, Path(self.root, name))
 
     def remove(self, name: str) -> None:
         """Removes an entry if it is there."""
-        if self.exists(name):
-            self.fs.rm_file(f"{self.root}/{name}")
+        try:
+            self._asked(name, self.fs.rm_file)
+        except FileNotFoundError:
+            return
+
+    def _asked(self, name: str, once: Callable[[str], T]) -> T:
+        """What `once` answers of the entry's place; of an object store asked again while that is away."""
+        place = f"{self.root}/{name}"
+
+        def patient() -> T:
+            with other_side():
+                return once(place)
+
+        return once(place) if self.is_local else at_store(self.url(name), patient)
+
+    def _sent(self, name: str, send: Callable[[str], object]) -> None:
+        """Sends an object, and once more where an upload in parts is not found because its end was told already, unheard."""
+
+        def whole(place: str) -> None:
+            try:
+                send(place)
+            except FileNotFoundError:
+                send(place)
+
+        try:
+            self._asked(name, whole)
+        except FileNotFoundError as error:
+            msg = f"{self.url(name)} cannot be written: {error}."
+            raise MachineError(msg, remedy=f"Make the bucket, or give another --out; {GOES_ON}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -18,33 +18,51 @@ T = TypeVar("T")
 STORE = RetryPolicy(attempts=8, first_pause_s=1.0)
 """How long the store of a run may be away, about two minutes: without it nothing can be done for any file."""
 BACK_END_ERRORS = (
+    ("builtins", "OSError"),
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
     ("gcsfs.retry", "HttpError"),
 )
-"""(module, class) of what fsspec's back ends raise besides OSError when the other side does not answer as it should."""
+"""(module, class) of what fsspec's back ends raise when the other side does not answer as it should."""
+REFUSALS = (("builtins", "PermissionError"), ("botocore.exceptions", "NoCredentialsError"))
+"""Those of them that asking again does not change."""
 
 
 @contextmanager
 def other_side() -> Iterator[None]:
     """Whatever goes wrong in the block is the other side's: TryAgainError. What is not there stays a FileNotFoundError."""
-    loaded = [getattr(sys.modules[module], name) for module, name in BACK_END_ERRORS if module in sys.modules]
     try:
         yield
     except FileNotFoundError:
         raise
-    except (OSError, *loaded) as error:
+    except _loaded(BACK_END_ERRORS) as error:
         raise TryAgainError(str(error) or type(error).__name__) from error
 
 
 def at_store(url: str, once: Callable[[], T]) -> T:
-    """What `once` does at the run's store `url`. Raises MachineError where the store stays away."""
+    """What `once` does at the run's store `url`. Raises MachineError where the store stays away, or does not let it in."""
+
+    def admitted() -> T:
+        try:
+            return once()
+        except TryAgainError as error:
+            if isinstance(error.__cause__, _loaded(REFUSALS)):
+                msg = f"a store that this run needs does not let it in: {url}: {error}."
+                remedy = f"Give credentials for it in the environment of every process (docs/cluster.md); {GOES_ON}"
+                raise MachineError(msg, remedy=remedy) from error
+            raise
+
     try:
-        return STORE.run(once)[0]
+        return STORE.run(admitted)[0]
     except TryAgainError as error:
         msg = f"a store that this run needs does not answer: {url}: {error}."
         raise MachineError(msg, remedy=f"See that it is there and lets this run in; {GOES_ON}") from error
+
+
+def _loaded(classes: Sequence[tuple[str, str]]) -> tuple[type[Exception], ...]:
+    """Those of the classes whose module is loaded: the others nobody can have raised."""
+    return tuple(getattr(sys.modules[module], name) for module, name in classes if module in sys.modules)
 
 
 def blocks_of(url: str, check_size: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:

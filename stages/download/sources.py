@@ -6,13 +6,14 @@ import csv
 import glob
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from schemas.errors import RecipeError
 from schemas.ids import source_id
 from schemas.records import Source
+from stages.objects import at_store, other_side
 
 SIDECARS = frozenset(
     {
@@ -37,12 +38,13 @@ SECRET_PREFIXES = ("x-amz-", "x-goog-")
 def expand_sources(inputs: Sequence[str]) -> list[Source]:
     """The sources of everything `inputs` names, sorted within each input, without repeats.
 
-    A folder is searched recursively; every file counts unless it is hidden or a known sidecar, for media comes under
-    wrong names. A manifest (.jsonl .csv .parquet) has a column `uri`, relative to the manifest; `licence` (or
-    `license`) and all other columns travel along. Credentials never enter `uri`: where a URL holds
-    any, the source has the URL to fetch as `fetch_uri`, which is to stay in memory.
+    A folder is searched recursively, and so is a prefix of an object store; every file counts unless it is hidden or a
+    known sidecar, for media comes under wrong names. A manifest (.jsonl .csv .parquet) has a column `uri`, relative to
+    the manifest; `licence` (or `license`) and all other columns travel along. Credentials never enter `uri`: where a URL
+    holds any, the source has the URL to fetch as `fetch_uri`, which is to stay in memory.
 
-    Raises RecipeError for an input that does not exist or a manifest that cannot be read.
+    Raises RecipeError for an input that does not exist or a manifest that cannot be read, and MachineError where a store
+    of objects stays away.
     """
     found: dict[str, Source] = {}
     for item in inputs:
@@ -66,7 +68,8 @@ def _expand(item: str) -> Iterator[Found]:
     """(uri, licence, metadata) of everything one input names."""
     if "://" in item and not item.startswith("file://"):
         is_manifest = urlsplit(item).path.lower().endswith(MANIFESTS)
-        yield from _manifest(item) if is_manifest else [(item, None, {})]
+        is_page = urlsplit(item).scheme.lower() in ("http", "https")
+        yield from _manifest(item) if is_manifest else [(item, None, {})] if is_page else _objects(item)
         return
     path_text = item.removeprefix("file://")
     path = Path(path_text).expanduser()
@@ -87,14 +90,37 @@ def _expand(item: str) -> Iterator[Found]:
         )
 
 
+def _objects(url: str) -> Iterator[Found]:
+    """What lies below a prefix of an object store; the URL itself where it names one object, or nothing that can be listed."""
+    import fsspec
+
+    def listed() -> tuple[str, list[str]]:
+        with other_side():
+            fs, root = fsspec.core.url_to_fs(url)
+            return root, sorted(fs.find(root))
+
+    try:
+        root, places = at_store(url, listed)
+    except (ImportError, ValueError):
+        root, places = url, []
+    names = [PurePosixPath(place.removeprefix(root).lstrip("/")) for place in places if place != root]
+    prefix = url.rstrip("/")
+    found = [f"{prefix}/{name}" for name in names if _is_medium(name)]
+    yield from ((each, None, {}) for each in (found if names else [url]))
+
+
 def _plain(paths: Iterable[Path]) -> Iterator[Found]:
     for path in paths:
         yield str(path.absolute()), None, {}
 
 
 def _is_source(path: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return not hidden and path.suffix.lower() not in SIDECARS and path.is_file()
+    return _is_medium(path.relative_to(root)) and path.is_file()
+
+
+def _is_medium(name: PurePath) -> bool:
+    """Whether a path below a folder is neither hidden nor a known sidecar."""
+    return not any(part.startswith(".") for part in name.parts) and name.suffix.lower() not in SIDECARS
 
 
 def _manifest(uri: str) -> Iterator[Found]:

@@ -37,7 +37,7 @@ LIGHT: dict[str, Any] = {
 """No lips to read: on media without speech this is all about the machinery. Four clips make four or eight shards."""
 
 
-def curate(media: Path, out: Path, *overrides: str, retry_errors: bool = False) -> RunResult:
+def curate(media: Path | str, out: Path | str, *overrides: str, retry_errors: bool = False) -> RunResult:
     """The run of `media` into `out`, in this process."""
     recipe = parse_recipe(apply_overrides(LIGHT, overrides))
     return run(recipe, expand_sources([str(media)]), str(out), here, retry_errors=retry_errors, quiet=True)

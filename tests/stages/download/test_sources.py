@@ -79,6 +79,18 @@ def test_a_manifest_on_an_object_store() -> None:
     assert (row.uri, row.licence) == ("memory://lists/videos/a.mp4", "CC0")
 
 
+def test_a_prefix_of_an_object_store_is_searched_and_an_object_is_itself() -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for name in ("b.mp4", "deep/a.webm", "deep/note.txt", ".hidden/c.mp4"):
+        memory.pipe_file(f"/prefix/{name}", b"")
+    found = [row.uri for row in expand_sources(["memory://prefix/"])]
+    assert found == ["memory://prefix/b.mp4", "memory://prefix/deep/a.webm"]
+    alone = ["memory://prefix/b.mp4", "memory://prefix/none.mp4", "unknown://prefix/"]
+    assert [row.uri for row in expand_sources(alone)] == alone
+
+
 def test_credentials_stay_out_of_the_row() -> None:
     uri = "https://user:secret@cdn.example.org/v/a.mp4?id=7&X-Amz-Signature=abc&X-Amz-Expires=60&token=t#frag"
     (row,) = expand_sources([uri])
