@@ -103,6 +103,11 @@ class WorkerGroup:
         """Memory of one worker: itself, and the models of all its stages at once."""
         return WORKER_GB + sum(spec.resources.memory_gb for spec in self.stages)
 
+    @property
+    def scratch_gb_per_h(self) -> float:
+        """Local disk of one worker per hour of media in one source."""
+        return sum(spec.resources.scratch_gb_per_h for spec in self.stages)
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -368,6 +373,8 @@ def render(plan: Plan, cluster: Cluster | None = None) -> str:
             lines.append(f"  then {each.collect.name}, over all {each.collect.cls.level}s at once")
         for group in each.groups:
             need = f"{group.cpus:g} CPU, {group.gpus:g} GPU, {group.memory_gb:g} GB"
+            if group.scratch_gb_per_h:
+                need += f", {group.scratch_gb_per_h:g} GB of scratch per hour of the longest source"
             lines.append(f"  {group.name}  ({need})")
     for spec in plan.stages:
         engine = getattr(spec.config, "engine", None)

@@ -47,6 +47,8 @@ class Resources(StageConfig):
     """GPUs, also in parts; a stage that needs one shares no worker with neighbours that do not."""
     memory_gb: float = 0.3
     """What the stage adds to a worker that already runs others; a worker is planned with the sum and 1 GB for itself."""
+    scratch_gb_per_h: float = 0.0
+    """Local disk the stage takes per hour of media in a row; where a worker has less, the run ends before it begins."""
     batch: int = 1
     """Rows handed to `process` at once."""
     timeout_s: float = 900.0
@@ -177,6 +179,6 @@ class Collect(Stage[C]):
         """`row_id` and one column per field of `adds`, for each of `rows`.
 
         `rows` has `row_id` and `source_id`, and one column per path of `reads`, named by it (`download.asset_id`). It
-        holds the rows in which none of these is null, whatever their verdict.
+        holds every row of the level, whatever its verdict; what was not measured is null.
         """
         raise NotImplementedError

@@ -10,6 +10,8 @@ import logging
 import math
 import os
 import resource
+import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -26,8 +28,8 @@ from pipeline.execute.monitor import MonitorLike, Poison, StageTally
 from pipeline.execute.parts import divide, divides_at
 from pipeline.plan import Plan, StageSpec
 from pipeline.unit import Node, Unit
-from schemas.errors import ContractError, ItemError, NavaError, PlanError, StageTimeoutError
-from schemas.machine import trouble_of
+from schemas.errors import ContractError, ItemError, MachineError, NavaError, PlanError, StageTimeoutError
+from schemas.machine import GOES_ON, trouble_of
 from schemas.records import Cost, Level, Struct
 from stages.base import Context, Measure, Split
 
@@ -159,6 +161,7 @@ class Worker:
         """One call of the stage; a batch that fails as a whole is tried row by row."""
         ids = [node.row_id for node in batch]
         self.monitor.enter(unit.key, spec.name, ids)
+        self._check_room(spec, unit, batch)
         limit_s = sum(_limit_s(spec, node) for node in batch)
         with self._limited(spec, unit.key, ids, limit_s):
             outcome = self._attempt(spec, unit, batch)
@@ -176,6 +179,17 @@ class Worker:
             node.hashes[spec.name] = spec.hash
             if not spec.is_split:
                 node.structs[spec.column] = result
+
+    def _check_room(self, spec: StageSpec, unit: Unit, batch: Sequence[Node]) -> None:
+        """Raises MachineError where the scratch folder has less room than the stage says it takes."""
+        need_gb = spec.resources.scratch_gb_per_h * sum(node.media_s for node in batch) / 3600
+        folder = self.context.scratch_dir
+        if need_gb and need_gb * 1e9 > (free := shutil.disk_usage(folder).free):
+            msg = (
+                f"{spec.name} takes about {need_gb:.3g} GB of scratch for {unit.source.uri}; "
+                f"{folder} on {socket.gethostname()} has {free / 1e9:.3g} GB left."
+            )
+            raise MachineError(msg, remedy=f"Make room there, or set TMPDIR to a larger disk; {GOES_ON}")
 
     def _attempt(
         self, spec: StageSpec, unit: Unit, batch: Sequence[Node]

@@ -78,7 +78,8 @@ def rows_of(spec: StageSpec) -> str:
 
 def _needs(need: Resources) -> str:
     gpus = f", {need.gpus:g} GPU" if need.gpus else ""
-    return f"Plans with {need.cpus:g} CPU{gpus}, {need.memory_gb:g} GB and at most {need.timeout_s:g} s a row."
+    scratch = f", {need.scratch_gb_per_h:g} GB of scratch an hour" if need.scratch_gb_per_h else ""
+    return f"Plans with {need.cpus:g} CPU{gpus}, {need.memory_gb:g} GB{scratch} and at most {need.timeout_s:g} s a row."
 
 
 def _gate_row(recipe: str, check: Check) -> tuple[str, str, str]:

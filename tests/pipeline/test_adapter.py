@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from pipeline.ask.queries import balance
 from pipeline.config import parse_recipe
 from pipeline.execute.monitor import Monitor
-from pipeline.ledger import unit_tables
+from pipeline.ledger import Ledger, unit_tables
 from pipeline.plan import make_plan
 from pipeline.unit import Node
-from schemas.errors import EngineError, PlanError
+from schemas.errors import EngineError, MachineError, PlanError
 from schemas.ids import source_id
 from schemas.records import Level, Source
 from tests.pipeline import toy_stages
@@ -62,6 +62,21 @@ def test_a_stage_that_cannot_start_ends_the_run_and_settles_nothing(
     monkeypatch.setattr(toy_stages.Audio, "setup", fail)
     with pytest.raises(PlanError, match=f"stage audio cannot start.*{cause}"):
         advance(toy_recipe, toy_source("a"))
+
+
+def test_a_source_that_the_scratch_disk_cannot_take_ends_the_run_and_settles_nothing(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = toy_recipe | {"resources": {"audio": {"batch": 3, "scratch_gb_per_h": 1e9}}}
+    with (
+        pytest.raises(MachineError, match=r"audio takes about 1.33e\+06 GB of scratch for a; .* GB left") as caught,
+        settled(recipe, [toy_source("a")], tmp_path),
+    ):
+        pass
+    assert "TMPDIR" in str(caught.value)
+    assert len(Ledger(str(tmp_path / "ledger")).passed()) == 0
+    with settled(toy_recipe, [toy_source("a")], tmp_path) as ledger:
+        assert len(ledger.passed()) == 1
 
 
 def test_an_error_of_the_asset_settles_it_and_its_children(toy_recipe: dict[str, Any]) -> None:
