@@ -6,7 +6,7 @@ by moving it at all: a listener's mouth rests. The faces of one speaker's spans 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +52,6 @@ class Mouth:
     features: Signal
     evidence: SyncEvidence
 
-    def is_seen(self, start_s: float, end_s: float) -> bool:
-        """Whether the face is seen anywhere in a stretch of the asset clock."""
-        return bool(self.features.cut(start_s, end_s).weights.any())
-
     def stir(self, start_s: float, end_s: float) -> float:
         """Standard deviation of the opening over a stretch, in eye distances; 0 where the mouth was not seen."""
         part = self.features.cut(start_s, end_s)
@@ -82,10 +78,14 @@ def span_score(mouth: Mouth, start_s: float, end_s: float, offset_s: float) -> f
     return float(height + min(stir / np.log(SPEAKING_MOUTH / RESTING_MOUTH), 0.0) * MOTION_SHARE)
 
 
-def assign(spans: Sequence[SpeechSpan], mouths: Sequence[Mouth], start_s: float, offset_s: float) -> list[ActiveFace]:
+def assign(
+    spans: Sequence[SpeechSpan], mouths: Sequence[Mouth], start_s: float, offset_s: float, seen_s: Mapping[int, Array]
+) -> list[ActiveFace]:
     """Who speaks each span: on_screen with its track, off_screen, overlap or unknown.
 
-    `spans` are on the clip clock, which begins at `start_s` on the asset clock.
+    off_screen means that nobody in view speaks: there is nobody, or all of them were judged and none fits. `spans` are on
+    the clip clock, which begins at `start_s` on the asset clock; `seen_s` has for every track, with a mouth to judge or
+    without, the instants [n] on the asset clock at which its face is seen.
     """
     scores = np.full((len(spans), len(mouths)), np.nan)
     for i, span in enumerate(spans):
@@ -94,7 +94,14 @@ def assign(spans: Sequence[SpeechSpan], mouths: Sequence[Mouth], start_s: float,
                 found = span_score(mouth, start_s + span.start_s, start_s + span.end_s, offset_s)
                 scores[i, k] = np.nan if found is None else found
     total = scores + SAME_SPEAKER_SHARE * _support(scores, [span.speaker for span in spans])
-    return [_answer(i, span, total[i], mouths, start_s) for i, span in enumerate(spans)]
+    in_view = [_in_view(span, start_s, seen_s) for span in spans]
+    return [_answer(i, span, total[i], [mouth.track for mouth in mouths], in_view[i]) for i, span in enumerate(spans)]
+
+
+def _in_view(span: SpeechSpan, start_s: float, seen_s: Mapping[int, Array]) -> set[int]:
+    """The tracks whose faces are seen on any frame of the span."""
+    low, high = start_s + span.start_s, start_s + span.end_s
+    return {track for track, times in seen_s.items() if ((times >= low) & (times < high)).any()}
 
 
 def _support(scores: Array, speakers: Sequence[str | None]) -> Array:
@@ -109,18 +116,18 @@ def _support(scores: Array, speakers: Sequence[str | None]) -> Array:
     return out
 
 
-def _answer(index: int, span: SpeechSpan, scores: Array, mouths: Sequence[Mouth], start_s: float) -> ActiveFace:
-    known = not np.isnan(scores).all() if len(scores) else False
-    best = int(np.nanargmax(scores)) if known else None
+def _answer(index: int, span: SpeechSpan, scores: Array, tracks: Sequence[int], in_view: set[int]) -> ActiveFace:
+    judged = {track for track, each in zip(tracks, scores, strict=True) if not np.isnan(each)}
+    best = int(np.nanargmax(scores)) if judged else None
     score = None if best is None else round(float(scores[best]), 3)
     status: Presence = "unknown"
     if span.is_overlap:
         status = "overlap"
-    elif not any(mouth.is_seen(start_s + span.start_s, start_s + span.end_s) for mouth in mouths):
+    elif not in_view:
         status = "off_screen"
     elif score is not None and score >= ON_SCREEN:
         status = "on_screen"
-    elif score is not None and score <= OFF_SCREEN:
+    elif score is not None and score <= OFF_SCREEN and in_view <= judged:
         status = "off_screen"
-    track = None if best is None or status != "on_screen" else mouths[best].track
+    track = None if best is None or status != "on_screen" else tracks[best]
     return ActiveFace(index, status, track, score)

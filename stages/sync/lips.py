@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,19 +43,24 @@ class MouthPart:
 
 
 def judge_lips(
-    mouths: Sequence[Mouth], spans: Sequence[SpeechSpan], engine: SyncEngine, window_s: float, clip: Stretch
+    mouths: Sequence[Mouth],
+    spans: Sequence[SpeechSpan],
+    engine: SyncEngine,
+    window_s: float,
+    clip: Stretch,
+    seen_s: Mapping[int, Array],
 ) -> SyncResult:
-    """What the mouths of a spoken clip, a stretch of the asset clock, say about its sound."""
+    """What the mouths of a spoken clip, a stretch of the asset clock, say about its sound; `seen_s` as for `assign`."""
     if not mouths:
         return SyncResult(status="no_face", kind="speech", active=nobody_known(len(spans)))
     moving = [mouth for mouth in mouths if mouth.stir(clip.start_s, clip.end_s) >= STILL_MOUTH]
     if not moving:
-        return SyncResult(status="still_mouth", kind="speech", active=assign(spans, mouths, clip.start_s, 0.0))
+        return SyncResult(status="still_mouth", kind="speech", active=assign(spans, mouths, clip.start_s, 0.0, seen_s))
     lags = moving[0].evidence.lags_s
     peaks = [engine.peak(mouth.evidence.curve(clip.start_s, clip.end_s), lags) for mouth in moving]
     best = int(np.argmax([peak.height for peak in peaks]))
     sure_offset_s = peaks[best].offset_s if peaks[best].height > SURE else 0.0
-    active = assign(spans, mouths, clip.start_s, sure_offset_s)
+    active = assign(spans, mouths, clip.start_s, sure_offset_s, seen_s)
     parts = _speaking(active, spans, mouths, moving[best], clip)
     curve = _joined(parts)
     found = engine.peak(curve, lags)

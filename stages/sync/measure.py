@@ -59,7 +59,8 @@ def measure(
     is_speech = bool(seen.lasting) if speech is None else covered_s(clip, speech) >= MIN_SPEECH_S
     if not is_speech:
         return measure_events(seen, sound, len(spans), config.max_offset_s)
-    return judge_lips(mouths_of(seen, sound, engine), spans, engine, config.window_s, clip)
+    seen_s = {number: track.times_s for number, track in enumerate(seen.lasting)}
+    return judge_lips(mouths_of(seen, sound, engine), spans, engine, config.window_s, clip, seen_s)
 
 
 def measure_events(seen: Tracks, sound: Waveform, num_spans: int, max_offset_s: float) -> SyncResult:

@@ -26,7 +26,7 @@ class Sync(Measure[SyncConfig]):
     """Offset of sound against picture per clip, and the speaking face per span."""
 
     name = "sync"
-    version = "3"
+    version = "4"
     level = "clip"
     reads = ("clip", "download.path", "probe.has_audio", "transcribe.speech", "faces.tracks")
     adds = struct(

@@ -186,17 +186,29 @@ def mouth_that(stirs: float, num: int = 400) -> Signal:
 def test_spans_go_to_the_face_that_fits_or_to_nobody() -> None:
     talker, listener = Mouth(3, mouth_that(0.04), Known(8.0)), Mouth(1, mouth_that(0.002), Known(0.0))
     span = SpeechSpan(start_s=0.5, end_s=2.0, text="yes", speaker="A")
-    (found,) = assign([span], [listener, talker], 0.0, 0.0)
+    seen_s = {1: np.arange(400) / GRID_HZ, 3: np.arange(400) / GRID_HZ}
+    (found,) = assign([span], [listener, talker], 0.0, 0.0, seen_s)
     assert (found.status, found.track) == ("on_screen", 3)
-    (found,) = assign([span], [listener], 0.0, 0.0)
+    (found,) = assign([span], [listener], 0.0, 0.0, {1: seen_s[1]})
     assert (found.status, found.track) == ("off_screen", None)
-    (found,) = assign([replace(span, is_overlap=True)], [listener, talker], 0.0, 0.0)
+    (found,) = assign([replace(span, is_overlap=True)], [listener, talker], 0.0, 0.0, seen_s)
     assert (found.status, found.track) == ("overlap", None)
-    (found,) = assign([span], [], 0.0, 0.0)
+    (found,) = assign([span], [], 0.0, 0.0, {1: seen_s[1] + 60.0})
     assert found.status == "off_screen"
-    unseen = Signal(0, np.zeros((400, 142)), np.r_[np.ones(80), np.zeros(320)])
-    (found,) = assign([span], [Mouth(0, unseen, Known(8.0))], 0.0, 0.0)
-    assert (found.status, found.score) == ("unknown", None)
+
+
+def test_whoever_is_in_view_and_could_not_be_judged_may_be_the_speaker() -> None:
+    """A face seen too briefly, one in a frozen picture, and one beside a listener who does not speak."""
+    listener, span = Mouth(1, mouth_that(0.002), Known(0.0)), SpeechSpan(start_s=0.5, end_s=2.0, text="yes")
+    times = np.arange(400) / GRID_HZ
+    brief = Mouth(0, Signal(0, np.zeros((400, 142)), np.r_[np.ones(80), np.zeros(320)]), Known(8.0))
+    frozen = Mouth(0, Signal(0, np.zeros((400, 142)), np.zeros(400)), Known(8.0))
+    for mouths, seen_s in (([brief], {0: times}), ([frozen], {0: times}), ([], {0: times})):
+        (found,) = assign([span], mouths, 0.0, 0.0, seen_s)
+        assert (found.status, found.score) == ("unknown", None)
+    (found,) = assign([span], [listener], 0.0, 0.0, {0: times, 1: times})
+    assert (found.status, found.track) == ("unknown", None)
+    assert found.score is not None
 
 
 def nothing_seen(num: int, fps: float, faces: list[FaceTrack], change: float = 3.0) -> Tracks:
