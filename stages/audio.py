@@ -70,7 +70,7 @@ AUDIO = struct(
     f("channel_correlation", pa.float64(), unit="ratio", doc="of the two loudest channels; -1 phase inverted, null for mono"),
     f("speech_ratio", pa.float64(), unit="ratio", doc="share of the clip in which voice activity was found"),
     f("tonality", pa.float64(), unit="ratio", doc="share of the spectrum's energy in tones held for 0.1 s; music is high"),
-    f("kind", pa.string(), doc="silence, speech, music or other; a plain heuristic, speech over music counts as speech",
+    f("kind", pa.string(), doc="silence, speech (also over music), music or other: a plain heuristic; null if too short to tell",
       show="label"),
 )  # fmt: skip
 
@@ -88,7 +88,7 @@ class Audio(Measure[AudioConfig]):
     """
 
     name = "audio"
-    version = "2"
+    version = "3"
     level = "clip"
     reads = ("download.path", "probe.has_audio", "transcribe.speech", "clip")
     adds = AUDIO
@@ -255,10 +255,12 @@ def held_tones(channel: Samples, rate_hz: int) -> float | None:
     return float(power[near > 0].sum() / max(power.sum(), 1e-20))
 
 
-def kind_of(silence_ratio: float, speech_ratio: float, tonality: float | None) -> str:
-    """silence, speech, music or other."""
-    if silence_ratio > 0.95 or tonality is None:
+def kind_of(silence_ratio: float, speech_ratio: float, tonality: float | None) -> str | None:
+    """silence, speech, music or other; None where sound without speech is too short to tell tones from noise."""
+    if silence_ratio > 0.95:
         return "silence"
     if speech_ratio >= KIND_SPEECH_SHARE:
         return "speech"
+    if tonality is None:
+        return None
     return "music" if tonality >= KIND_TONAL_SHARE else "other"

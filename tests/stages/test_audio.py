@@ -123,6 +123,13 @@ def test_kind_follows_voice_activity_and_held_tones() -> None:
     assert kind_of(0.99, 1.0, None) == "silence"
 
 
+def test_a_short_sound_is_no_silence() -> None:
+    short = tone(440, 0.2, -6.0)[:, None]
+    assert measure(short, RATE, [])["kind"] is None, "tones are told from noise in a quarter of a second"
+    assert measure(short, RATE, [Stretch(0.0, 0.2)])["kind"] == "speech"
+    assert measure(0 * short, RATE, [])["kind"] == "silence"
+
+
 def row_of(path: Path, context: Context, start_s: float, end_s: float) -> dict[str, Any]:
     """A clip of `path`, in whose first second somebody speaks."""
     span = Span(round(start_s * 1000), round(end_s * 1000), 1, 1000)
