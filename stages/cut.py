@@ -37,7 +37,7 @@ from stages.sync.config import SyncRepair
 from stages.sync.repair import Remeasure, repaired_clip
 from stages.sync.result import Figures
 from stages.sync.stage import Sync
-from stages.timbre import Timbre
+from stages.timbre import Timbre, references_of
 
 SPOKEN = ("has_speech", "num_speakers", "spans")
 AFTER = without_roles(
@@ -113,7 +113,7 @@ class Cut(Measure[CutConfig]):
         try:
             report = verify_clip(out, cut_clip(path, span, out, options=options, decoder=media), decoder=media)
             resync = None if repaired is None else self.remeasure(out, repaired)
-            references = repaired.references if repaired is not None else _references(row)
+            references = repaired.references if repaired is not None else references_of(row)
             voices, places = self._reference_sound(path, references)
             members = {"mp4": out.read_bytes(), "flac": flac_of(_heard(report, row)), "refs.flac": voices}
         finally:
@@ -170,10 +170,6 @@ class Cut(Measure[CutConfig]):
             leave(payload, target)
         else:
             write_whole(Path(target), payload)
-
-
-def _references(row: Row) -> list[Reference]:
-    return [Reference.of(each) for each in (row["timbre"] or {}).get("references") or ()]
 
 
 def _heard(report: CutReport, row: Row) -> NDArray[np.float32]:

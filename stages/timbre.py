@@ -114,6 +114,11 @@ class Timbre(Measure[TimbreConfig]):
         )
 
 
+def references_of(row: Row) -> list[Reference]:
+    """The references of a clip's row; none where the stage was not run."""
+    return [Reference.of(each) for each in (row.get("timbre") or {}).get("references") or ()]
+
+
 def reference_fields(references: Sequence[Reference], num_spans: int) -> dict[str, Any]:
     """The struct of a clip of `num_spans` spans with these references."""
     crossed = [r for r in references if not r.is_same_span]

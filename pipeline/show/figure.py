@@ -16,13 +16,13 @@ from pipeline.plan import Plan, StageSpec
 from schemas.errors import LedgerError
 from schemas.fields import Show, resolve, roles_of, unit_of
 from schemas.records import Clip, Level, Struct
+from schemas.spans import SPEECH_RATE_HZ
 
 LATENT_MS = 40
 """NAVA's audio token; sound and picture that differ by less are together as far as it can tell."""
 NUM_FRAMES = 8
 WIDTH = 13.0
 """Of the figure, in inches."""
-RATE_HZ = 16_000
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's colours, told apart with any colour vision; every lane carries its letter as well."""
 
@@ -81,7 +81,7 @@ def _media(clip: Clip) -> tuple[list[Any], list[float], Any]:
         path = media.localise(clip.asset.path)
         frames = media.frames(path, start=span.start, end=span.end, long_side_px=320)
         picks = np.unique(np.linspace(0, len(frames.images) - 1, NUM_FRAMES).round().astype(int))
-        sound = media.audio(path, rate_hz=RATE_HZ).cut(span.start, span.end) if clip.asset.has_audio else None
+        sound = media.audio(path, rate_hz=SPEECH_RATE_HZ).cut(span.start, span.end) if clip.asset.has_audio else None
         return (
             [np.array(frames.images[at]) for at in picks],
             [frames.times_s[at] - float(span.start) for at in picks],
@@ -103,7 +103,7 @@ def _waveform(axis: Any, sound: Any, clip: Clip, duration: float) -> None:
     if sound is None or not len(sound):
         axis.text(duration / 2, 0, "no sound", ha="center")
         return
-    axis.plot(np.arange(len(sound)) / RATE_HZ, sound, linewidth=0.4, color="#666666")
+    axis.plot(np.arange(len(sound)) / SPEECH_RATE_HZ, sound, linewidth=0.4, color="#666666")
     top = max(float(np.abs(sound).max()), 1e-3)
     axis.set_ylim(-top * 1.2, top * 1.9)
     for span in clip.own["spans"] or []:

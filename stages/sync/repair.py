@@ -26,7 +26,7 @@ from stages.sync.measure import measure
 from stages.sync.mouth import IN_SYNC_S
 from stages.sync.result import ActiveFace, Figures
 from stages.sync.stage import Sync
-from stages.timbre import reference_fields
+from stages.timbre import reference_fields, references_of
 
 T = TypeVar("T", bound=Timed)
 
@@ -86,11 +86,10 @@ class Told:
     @classmethod
     def of(cls, row: Row) -> Told:
         """What is told in a clip's row; stages that were not run tell nothing."""
-        sync, timbre = row.get("sync") or {}, row.get("timbre") or {}
         return cls(
             spans=SpeechSpan.all_of(row["clip"]["spans"]),
-            active=[ActiveFace(**face) for face in sync.get("active") or ()],
-            references=[Reference.of(row) for row in timbre.get("references") or ()],
+            active=[ActiveFace(**face) for face in (row.get("sync") or {}).get("active") or ()],
+            references=references_of(row),
         )
 
     def after(self, repair: Repair, talk: Talk, span: Span) -> Told:
