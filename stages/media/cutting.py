@@ -101,7 +101,7 @@ def cut_clip(
     out = Path(out_path)
     with _decoder(decoder) as media:
         sound = _sound_or_none(path, span, options, media)
-        raw = None if sound is None else out.with_name(out.name + ".sound")
+        raw = None if sound is None else out.with_suffix(".sound")
         try:
             if raw is not None:
                 raw.write_bytes(np.ascontiguousarray(sound).data)

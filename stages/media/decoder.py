@@ -22,7 +22,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 from pydantic import Field, field_validator
 
-from schemas.errors import ItemError, MediaError
+from schemas.errors import ItemError, MachineError, MediaError
 from schemas.machine import is_trouble
 from schemas.recipe import RecipePart
 from schemas.spans import SPEECH_RATE_HZ
@@ -286,8 +286,22 @@ class Decoder:
     def _request(self, operation: str, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Chunk messages as they come, then the final answer. The child is killed if the caller stops early.
 
-        Raises MediaError for what the file did, and OSError or MachineError for what the machine did (`stages.child`).
+        Where a child was killed from outside another is asked, once, and what it says again is left out. Raises MediaError
+        for what the file did, and OSError or MachineError for what the machine did (`stages.child`).
         """
+        num_given = 0
+        try:
+            for answer in self._once(operation, arguments):
+                num_given += 1
+                yield answer
+        except MachineError:
+            for number, answer in enumerate(self._once(operation, arguments)):
+                if number >= num_given:
+                    yield answer
+                elif "file" in answer:
+                    os.unlink(answer["file"])
+
+    def _once(self, operation: str, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
         child = self._child()
         name, is_whole = Path(arguments.get("path", "")).name, False
         try:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.errors import EngineError
+from schemas.errors import EngineError, MachineError
 from schemas.spans import SPEECH_RATE_HZ, Word
 from schemas.stretches import Stretch, merge, pad
 from stages.child import Child, ChildError
@@ -37,7 +37,17 @@ class Recogniser:
         self._child: Child | None = None
 
     def ask(self, operation: str, **arguments: Any) -> dict[str, Any] | None:
-        """The answer to one job of `stages.transcribe.child`, or None when the child died or was too slow or too large."""
+        """The answer to one job of `stages.transcribe.child`, or None when the child died or was too slow or too large.
+
+        Where it was killed from outside another is asked, once. Raises MachineError where that one is killed as well.
+        """
+        try:
+            return self._once(operation, arguments)
+        except MachineError:
+            self._child = None
+            return self._once(operation, arguments)
+
+    def _once(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
         if self._child is None:
             room_gb = self.samples_path.stat().st_size / 2**30
             self._child = Child(

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.errors import EngineError, ItemError, RecipeError
+from schemas.errors import EngineError, ItemError, MachineError, RecipeError
 from schemas.spans import SPEECH_RATE_HZ, Word
 from schemas.stretches import Stretch, inside, merge
+from stages.child import Child
 from stages.engines.voice import VoiceActivity, VoiceConfig
 from stages.transcribe.align import (
     AlignEngine,
@@ -318,6 +319,25 @@ def test_a_crash_of_the_recogniser_costs_one_job(tmp_path: Path) -> None:
     assert last is not None
     assert last.exit_status is not None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recogniser_that_is_killed_from_outside_is_replaced_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with recogniser(np.zeros(1, np.float32), tmp_path, timeout_s=60) as worker:
+        assert worker.ask("known", words=["zzqx"]) == {"unknown": ["zzqx"]}
+        assert worker._child is not None
+        os.kill(worker._child.pid, signal.SIGKILL)
+        assert worker.ask("known", words=["zzqx"]) == {"unknown": ["zzqx"]}
+        receive = Child._receive
+
+        def killed_first(child: Child, deadline: Any) -> Any:
+            os.kill(child.pid, signal.SIGKILL)
+            return receive(child, deadline)
+
+        monkeypatch.setattr(Child, "_receive", killed_first)
+        with pytest.raises(MachineError, match="signal 9"):
+            worker.ask("known", words=["zzqx"])
 
 
 def test_a_hang_of_the_recogniser_costs_one_job(tmp_path: Path) -> None:

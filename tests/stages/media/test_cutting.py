@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +20,7 @@ from pipeline.demo.clips import CUT_ENCODINGS, flash_and_click, frame_number
 from schemas.errors import MediaError
 from schemas.shard import SOUND_RATE_HZ
 from schemas.timing import Span
+from stages.child import Child, Message
 from stages.media.cut_copy import decode_times
 from stages.media.cutting import CutOptions, cut_clip, cut_sound, shifted, sound_lag, verify_clip
 from stages.media.decoder import Decoder, DecoderConfig, Frames, Waveform
@@ -153,6 +156,26 @@ def test_equal_input_gives_equal_bytes(files: Any, tmp_path: Path) -> None:
             written.append(out.read_bytes())
         media.close()
     assert written[:2] == written[2:]
+
+
+def test_a_cut_whose_child_is_killed_is_made_by_another(
+    files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, frames = files["plain.mp4"]
+    media, request, killed = Decoder(tmp_path), Child.request, list[int]()
+
+    def killing(child: Child, operation: str, *arguments: Any) -> Iterator[Message]:
+        if operation == "cut" and not killed:
+            killed.append(child.pid)
+            os.kill(child.pid, signal.SIGKILL)
+        yield from request(child, operation, *arguments)
+
+    monkeypatch.setattr(Child, "request", killing)
+    out = tmp_path / "clip.mp4"
+    report = verify_clip(out, cut_clip(path, span_between(frames, 10, 40), out, decoder=media), decoder=media)
+    assert (len(killed), report.num_frames, report.sound_error_samples) == (1, 30, 0)
+    assert list(tmp_path.iterdir()) == [out]
+    media.close()
 
 
 def test_verification_does_not_believe_a_wrong_clip(files: Any, decoder: Decoder, tmp_path: Path) -> None:

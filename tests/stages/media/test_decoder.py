@@ -329,15 +329,35 @@ def test_a_child_that_is_gone_before_the_request_costs_nothing(made: Any, tmp_pa
     media.close()
 
 
+def kill_all_children(_: Frames) -> None:
+    """Kills every decoder's child of this process."""
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            is_ours = f"PPid:\t{os.getpid()}\n" in status.read_text()
+            command = status.with_name("cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if is_ours and b"stages.media.child" in command:
+            os.kill(int(status.parent.name), signal.SIGKILL)
+
+
 def test_a_child_that_is_killed_at_work_is_no_fault_of_the_file(made: Any, tmp_path: Path) -> None:
-    """It takes along only what it wrote."""
+    """Another takes over where it was; one that is killed as well ends the run. Both take along only what they wrote."""
     path, _ = made["plain.mp4"]
     scratch = tmp_path / "scratch"
     (scratch / "partial").mkdir(parents=True)
     (scratch / "remote.mp4").write_bytes(b"of somebody else")
     media = Decoder(scratch)
+    whole = media.frames(path, size=(32, 16))
+    pid = media._idle[0].pid
+    runs = media.iter_frames(path, chunk=10, size=(32, 16))
+    first = next(runs)
+    os.kill(pid, signal.SIGKILL)
+    found = [first, *runs]
+    assert np.concatenate([run.pts for run in found]).tolist() == whole.pts.tolist()
+    assert np.array_equal(np.concatenate([run.images for run in found]), whole.images)
     with pytest.raises(MachineError, match="signal 9"):
-        at_work_ended_by(signal.SIGKILL, media, path)
+        list(map(kill_all_children, media.iter_frames(path, chunk=1)))
     assert sorted(left.name for left in scratch.iterdir()) == ["partial", "remote.mp4"]
     assert media.probe(path)["num_frames"] == 75
     media.close()
