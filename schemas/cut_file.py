@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from typing import Self
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 from schemas.errors import DamagedSampleError
 from schemas.fields import f, struct
 from schemas.records import Struct
-from schemas.shard import CUT_MEASURES, PAYLOAD
+from schemas.shard import CUT_MEASURES, PAYLOAD, written_name
 
 REFERENCE_SOUND = struct(
     f("span_index", pa.int32(), doc="index into clip.spans of the span this sound may voice"),
@@ -48,7 +48,6 @@ class CutMedia:
 
     sha256: str
     num_bytes: int
-    """`bytes` in the struct."""
     mp4_bytes: int
     flac_bytes: int
     refs_bytes: int
@@ -56,11 +55,11 @@ class CutMedia:
     @classmethod
     def of(cls, cut: Struct) -> Self:
         """Those of a stored struct."""
-        return cls(cut["sha256"], cut["bytes"], cut["mp4_bytes"], cut["flac_bytes"], cut["refs_bytes"])
+        return cls(**{each.name: cut[written_name(each.name)] for each in fields(cls)})
 
     def row(self) -> dict[str, str | int]:
         """The fields of `CUT` that say this."""
-        return {"bytes" if name == "num_bytes" else name: value for name, value in asdict(self).items()}
+        return {written_name(name): value for name, value in asdict(self).items()}
 
     @classmethod
     def over(cls, members: Mapping[str, bytes]) -> Self:

@@ -58,6 +58,11 @@ CUT_MEASURES = (
 """What was measured on the written clip: fields of the ledger's struct (`schemas.cut_file.CUT`), columns of the index."""
 
 
+def written_name(attribute: str) -> str:
+    """How an attribute of a record is called where it is written: in a struct, an index or a manifest."""
+    return "bytes" if attribute == "num_bytes" else attribute
+
+
 def cut_column(measure: str) -> str:
     """The index column of one of `CUT_MEASURES`."""
     return measure if measure.startswith(("applied_", "repaired_")) else f"cut_{measure}"
@@ -69,7 +74,7 @@ INDEX: pa.Schema = pa.schema(
         f("shard", pa.string(), doc="shard file name"),
         f("duration_s", pa.float64(), unit="s", doc="length of the clip"),
         f("num_frames", pa.int32(), unit="count", doc="frames in the clip"),
-        f("fps", pa.float64(), unit="hz", doc="mean frame rate of the clip"),
+        f("fps", pa.float64(), unit="1/s", doc="mean frame rate of the clip"),
         f("width_px", pa.int32(), unit="px", doc="display width"),
         f("height_px", pa.int32(), unit="px", doc="display height"),
         f("has_video", pa.bool_(), doc="the sample has a picture"),

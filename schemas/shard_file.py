@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from schemas.arrow_file import facts_of, read_table
 from schemas.errors import DamagedSampleError, ShardError
-from schemas.shard import CONTRACT_VERSION
+from schemas.shard import CONTRACT_VERSION, written_name
 
 CHUNK_BYTES = 1 << 20
 """Bytes held at a time by a pass over a whole shard."""
@@ -254,8 +254,8 @@ class ShardFacts:
     """Their width; 0 without any."""
 
     def to_metadata(self) -> dict[str, str]:
-        """As text, for `schemas.arrow_file.with_facts`; `num_bytes` is called `bytes` there."""
-        return {"bytes" if key == "num_bytes" else key: str(value) for key, value in asdict(self).items()}
+        """As text, for `schemas.arrow_file.with_facts`."""
+        return {written_name(key): str(value) for key, value in asdict(self).items()}
 
     @classmethod
     def of(cls, index: pa.Table, name: str) -> ShardFacts:
@@ -324,12 +324,9 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
 
     def to_json(self) -> bytes:
-        """As it is written; a shard's `num_bytes` is called `bytes` there."""
+        """As it is written."""
         content = asdict(self)
-        content["shards"] = [
-            {"bytes" if key == "num_bytes" else key: value for key, value in shard.items()}
-            for shard in content["shards"]
-        ]
+        content["shards"] = [{written_name(key): value for key, value in shard.items()} for shard in content["shards"]]
         return json.dumps(content, indent=1).encode()
 
     @classmethod
@@ -339,7 +336,7 @@ class Manifest:
             content = json.loads(data)
             check_contract({"contract_version": content["contract_version"]}, "the manifest of the shards")
             shards = tuple(
-                ShardEntry(**{f.name: shard["bytes" if f.name == "num_bytes" else f.name] for f in fields(ShardEntry)})
+                ShardEntry(**{f.name: shard[written_name(f.name)] for f in fields(ShardEntry)})
                 for shard in content["shards"]
             )
             return cls(**{f.name: content[f.name] for f in fields(cls)} | {"shards": shards})
