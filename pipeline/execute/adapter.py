@@ -12,7 +12,6 @@ import os
 import resource
 import shutil
 import socket
-import tempfile
 import threading
 import time
 import traceback
@@ -31,6 +30,7 @@ from pipeline.unit import Node, Unit
 from schemas.errors import ContractError, ItemError, MachineError, NavaError, PlanError, StageTimeoutError
 from schemas.machine import GOES_ON, trouble_of
 from schemas.records import Cost, Level, Struct
+from schemas.scratch import Scratch
 from stages.base import Context, Measure, Split
 
 log = logging.getLogger("nava.adapter")
@@ -68,7 +68,7 @@ class Worker:
         divided, at = divides_at(plan, self.number) or (None, 0)
         self._divides_at = at if divided == group else None
         self.monitor, self.ends_late = monitor, ends_late
-        self._scratch = tempfile.TemporaryDirectory(prefix="nava-")
+        self._scratch = Scratch("worker")
         configs = {spec.name: spec.config for spec in plan.stages}
         hashes = {spec.name: spec.hash for spec in plan.stages}
         self.context = Context(Path(self._scratch.name), store_dir, plan.recipe.decoder, configs, hashes, cuts_dir)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from schemas.arrow_file import read_table, table_bytes
 from schemas.errors import ContractError, NavaError, PlanError
 from schemas.leaves import leaves
 from schemas.records import Struct
+from schemas.scratch import Scratch
 from stages.base import Collect, Context
 
 FOLDER = "collected"
@@ -32,7 +32,7 @@ def collect(spec: StageSpec, ledger: Ledger, directory: RunDir) -> list[str]:
 
     stage = spec.cls(spec.config)
     assert isinstance(stage, Collect)
-    with tempfile.TemporaryDirectory(prefix="nava-collect-") as folder:
+    with Scratch("collect") as folder:
         try:
             stage.setup(Context(Path(folder)))
         except (NavaError, OSError, ImportError) as error:

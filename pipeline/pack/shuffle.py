@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +20,7 @@ from schemas.arrow_file import table_bytes, with_facts
 from schemas.cut_file import CutMedia, cut_file
 from schemas.errors import DamagedSampleError, LedgerError
 from schemas.records import Clip, Level
+from schemas.scratch import Scratch
 from schemas.shard import INDEX, MEMBERS
 from schemas.shard_file import ShardFacts, ShardWriter, payloads_at
 
@@ -34,7 +34,7 @@ def pack_shard(task: ShardTask, recipe: Recipe, run: RunDir) -> list[str]:
     gone: list[str] = []
     index: list[dict[str, Any]] = []
     embedder, embedding_dim = "", 0
-    with tempfile.TemporaryDirectory(prefix="nava-pack-") as folder, _Media(plan, run) as media:
+    with Scratch("pack") as folder, _Media(plan, run) as media:
         path = Path(folder, f"{task.name}.tar")
         with open(path, "wb") as file, ShardWriter(file, path.name, MEMBERS) as shard:
             for pick, clip in _clips(task, plan, run):

@@ -8,7 +8,6 @@ Every clip is re-read by `verify_clip`, which measures the errors instead of bel
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from schemas.errors import MediaError
+from schemas.scratch import Scratch
 from schemas.shard import SOUND_RATE_HZ
 from schemas.timing import Span, microseconds, sample_at
 from stages.media.decoder import Decoder, Waveform
@@ -293,7 +293,7 @@ def _decoder(given: Decoder | None) -> Iterator[Decoder]:
     if given is not None:
         yield given
         return
-    with tempfile.TemporaryDirectory(prefix="nava-cut-") as folder:
+    with Scratch("cut") as folder:
         media = Decoder(folder)
         try:
             yield media
