@@ -88,7 +88,7 @@ def run(
         raise RecipeError("no input files were found.", remedy="Give files, folders, globs, URLs or a manifest.")
     plan = make_plan(recipe)
     directory = RunDir(out)
-    with LedgerWriter(directory.url("ledger"), plan) as writer:
+    with directory.claimed(), LedgerWriter(directory.url("ledger"), plan) as writer:
         sources = write_facts(directory, plan, sources)
         num_done = len(sources) - len(_todo(plan, 0, sources, writer.ledger, retry_errors))
         with opener(plan, directory) as executor, Progress(len(sources), num_done, quiet) as progress:

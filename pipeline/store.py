@@ -1,12 +1,15 @@
 """A run's directory, local or on an object store, in which files appear whole or not at all.
 
-run/  recipe.yaml  plan.txt  sources.arrow  ledger/ (Delta)  assets/  cuts/ (until packed)  shards/  index/
+run/  lock  recipe.yaml  plan.txt  sources.arrow  ledger/ (Delta)  assets/  cuts/ (until packed)  shards/  index/
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,10 +18,14 @@ import fsspec
 
 from schemas.errors import LedgerError, MachineError, RecipeError
 from schemas.files import publish_file, write_whole
-from schemas.machine import GOES_ON
+from schemas.machine import GOES_ON, is_trouble
 from stages.objects import at_store, other_side
 
 T = TypeVar("T")
+
+LOCK = "lock"
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems without locks answer; some network file systems are."""
 
 
 class Entry(NamedTuple):
@@ -57,6 +64,36 @@ class RunDir:
     def is_local(self) -> bool:
         """Whether the run lies on this machine's file system."""
         return "://" not in self.uri
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """While the body runs, no other process claims this folder; the end of this one, whatever ends it, gives it back.
+
+        Only where the folder lies in a file system that knows locks: on an object store the ledger tells the run that
+        commits second. Raises LedgerError where another has claimed it, or nobody can write.
+        """
+        if not self.is_local:
+            yield
+            return
+        try:
+            os.makedirs(self.root, exist_ok=True)
+            lock = open(f"{self.root}/{LOCK}", "ab")  # noqa: SIM115 held while the body runs
+        except OSError as error:
+            if is_trouble(error):
+                raise
+            raise LedgerError(
+                f"{self.uri} cannot be written to: {error.strerror}.", remedy="Give another --out."
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                msg = f"another run is writing to {self.uri}."
+                raise LedgerError(msg, remedy="Let it finish; then the same command goes on.") from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+            yield
 
     def url(self, name: str) -> str:
         """Full path or URL of an entry."""
