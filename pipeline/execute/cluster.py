@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
 import os
 import secrets
 import socket
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from pipeline.execute.adapter import LIBRARY_ENVIRONMENT
 from pipeline.plan import Cluster
-from schemas.errors import NavaError
+from schemas.errors import MachineError, NavaError
+from schemas.machine import GOES_ON
+from schemas.scratch import Scratch
 
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -36,6 +39,9 @@ STARTS = 2
 """A busy machine may need longer than the 30 s Ray gives its own processes; once more is usually enough."""
 BETWEEN_STARTS_S = 5.0
 ANSWERED_S = 10.0
+NEEDED = ("raylet", "gcs_server")
+"""Ray's names of its processes without which nothing goes on."""
+LOOKED_EVERY_S = 0.5
 
 
 @contextmanager
@@ -45,7 +51,7 @@ def connected(address: str | None, num_cpus: int | None) -> Iterator[Any]:
     Raises NavaError where neither can be had.
     """
     private = {} if address else LOOPBACK_ENVIRONMENT
-    with tempfile.TemporaryDirectory(prefix="nava-ray-") as folder:
+    with Scratch("ray") as folder:
         if not address and "ray" not in sys.modules:
             private = private | _token(Path(folder))
         with _environment(RAY_ENVIRONMENT | private):
@@ -55,7 +61,8 @@ def connected(address: str | None, num_cpus: int | None) -> Iterator[Any]:
             if is_ours:
                 _start(ray, address, num_cpus)
             try:
-                yield ray
+                with nullcontext() if address or not is_ours else _guarded(ray):
+                    yield ray
             finally:
                 if is_ours:
                     ray.shutdown()
@@ -102,6 +109,32 @@ def _start(ray: Any, address: str | None, num_cpus: int | None) -> None:
             if start + 1 == STARTS:
                 raise _not_there(address, error) from error
             time.sleep(BETWEEN_STARTS_S)
+
+
+@contextmanager
+def _guarded(ray: Any) -> Iterator[None]:
+    """Ends the body with a MachineError once the private runtime is gone: Ray itself waits a minute, or ends this process."""
+    node, fallen, stop = ray._private.worker._global_node, list[str](), threading.Event()
+
+    def look() -> None:
+        while not stop.wait(LOOKED_EVERY_S) and not fallen:
+            fallen.extend(name for name, _ in node.dead_processes() if name in NEEDED)
+            if fallen:
+                _thread.interrupt_main()
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    try:
+        try:
+            yield
+        finally:
+            stop.set()
+            looking.join()
+    except BaseException as error:  # the interrupt, or whatever Ray made of it before
+        if not fallen:
+            raise
+        msg = f"the {fallen[0]} of the private Ray runtime on {socket.gethostname()} was ended from outside."
+        raise MachineError(msg, remedy=f"Free memory there, or run fewer workers (--cpus); {GOES_ON}") from error
 
 
 def _check_answers(address: str) -> None:

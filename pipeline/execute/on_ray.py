@@ -31,7 +31,8 @@ class OnRay:
         self._ray, self._plan, self._directory = ray, plan, directory
         make_plan(plan.recipe, describe_cluster(ray))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._monitor = ray.remote(num_cpus=0)(Monitor).options(scheduling_strategy=here).remote()
+        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Monitor)
+        self._monitor = actor.options(scheduling_strategy=here).remote()
         self._uris: dict[str, str] = {}
 
     def carry(self, lease: Lease) -> Iterator[Settled]:
