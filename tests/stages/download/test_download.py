@@ -539,6 +539,35 @@ def test_a_page_whose_host_does_not_resolve_is_an_error_of_the_network(
     assert reason(stage(engine="yt_dlp"), "https://no-such-host.invalid/watch") == "network"
 
 
+class FullDisk:
+    """As much of yt-dlp as fails when its disk is full: it says so in words, with the cause beside them."""
+
+    class DownloadError(Exception):
+        exc_info = (OSError, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None)
+
+    YoutubeDLError = DownloadError
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        pass
+
+    def __enter__(self) -> FullDisk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def extract_info(self, uri: str, download: bool) -> Any:
+        raise self.DownloadError(f"unable to write data of {uri}")
+
+
+def test_a_disk_that_is_full_for_yt_dlp_is_full_for_all(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("yt_dlp")
+    module.utils = module.YoutubeDL = FullDisk  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "yt_dlp", module)
+    with pytest.raises(OSError, match="No space left"):
+        fetch(stage(engine="yt_dlp"), "http://127.0.0.1:9/watch")
+
+
 def test_yt_dlp_finds_the_video_of_a_page(server: Server, stage: Any, context: Any, tmp_path: Path) -> None:
     pytest.importorskip("yt_dlp")
     from pipeline.demo.clips import flash_and_click
