@@ -30,6 +30,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override one recipe key, e.g. gates.sync.confidence.min=2"),
 ]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(help="folder of the cache that questions go to (default: nava in $XDG_CACHE_HOME or ~/.cache)"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable answer on stdout")]
 CpusOption = Annotated[int | None, typer.Option(min=1, help="CPUs of the private Ray runtime (default: all)")]
 
@@ -116,7 +120,7 @@ def status(
 
 
 @app.command()
-def stats(run_uri: RunArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
+def stats(run_uri: RunArgument, set_: SetOption = None, as_json: JsonOption = False, cache: CacheOption = None) -> None:
     """Hours kept, rejected, in error and cut away, with distributions; with --set, what other gates would do."""
     from pipeline.ask.queries import Run
     from pipeline.ask.stats import stats as ask
@@ -124,7 +128,7 @@ def stats(run_uri: RunArgument, set_: SetOption = None, as_json: JsonOption = Fa
     from pipeline.show.plain import stats_plain, what_if_plain
     from pipeline.show.text import stats_text, what_if_text
 
-    opened = Run(run_uri)
+    opened = Run(run_uri, cache, _said)
     if set_:
         then = what_if(opened, set_)
         print(json.dumps(what_if_plain(then), indent=1) if as_json else what_if_text(then))
@@ -143,6 +147,7 @@ def why(
     figure: Annotated[
         Path | None, typer.Option(help="also draw frames, waveform, words, turns and sync curve to this PNG")
     ] = None,
+    cache: CacheOption = None,
 ) -> None:
     """The chain from source to verdict, with what every stage measured."""
     from pipeline.ask.find import find
@@ -150,7 +155,7 @@ def why(
     from pipeline.show.plain import chain_plain
     from pipeline.show.text import why_text
 
-    opened = Run(run_uri)
+    opened = Run(run_uri, cache, _said)
     chain = find(opened, key)
     if figure is not None:
         from pipeline.show.figure import draw
@@ -240,7 +245,7 @@ def calibrate(
     from stages.sync.thresholds import text_of
 
     options = Options(clips, seed, max_false_keep, include_rejected)
-    answer = measure(source, options, recipe, set_ or (), report=lambda line: print(line, file=sys.stderr, flush=True))
+    answer = measure(source, options, recipe, set_ or (), report=_said)
     if json_file is not None:
         json_file.write_text(json.dumps(asdict(answer), indent=1) + "\n")
     print(text_of(answer))
@@ -255,6 +260,10 @@ def demo(
     from pipeline.demo import write_demo
 
     print(write_demo(out, seed=seed))
+
+
+def _said(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> Any:

@@ -87,7 +87,7 @@ def locate(run: Run, key: str) -> Found:
 
 
 def _hits(run: Run, level: Level, where: pl.Expr) -> pl.DataFrame:
-    keys = run.ledger.scan(level).filter(where).select("row_id", "parent_id", "source_id", "asset_id")
+    keys = run.facts.scan(level).filter(where).select("row_id", "parent_id", "source_id", "asset_id")
     return keys.collect(engine="streaming")
 
 

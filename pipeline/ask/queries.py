@@ -1,7 +1,8 @@
 """A run opened for reading, and the balance of its hours. One function per question; text and pages only show the answers.
 
 Durations are added up as integer microseconds and become hours at the very end, so the balance is exact. Every question
-is a lazy query over the leaves it needs, so that its cost does not grow with what else was measured.
+is a lazy query over the leaves it needs, so that its cost does not grow with what else was measured. It asks whatever gives
+the rows of a level, a `Ledger` or its `Facts`: both give the same answers.
 
 Hours of shots and clips count where their source was kept. The same bytes count once: where no gate turned the others away
 (because the recipe has none for it, or because the run is not that far yet), the source with the smallest id stands for all
@@ -10,11 +11,13 @@ that were kept, and the others count as rejected `duplicate`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline.ask.facts import Facts, cache_folder
 from pipeline.config import Recipe, parse_recipe
 from pipeline.ledger import Ledger, hash_column
 from pipeline.plan import Plan, make_plan
@@ -33,13 +36,25 @@ DUPLICATE = "duplicate"
 STATUS, REASON = "verdict.status", "verdict.reason"
 
 
-class Run:
-    """A run directory opened for reading; its plan is made once."""
+class Scannable(Protocol):
+    """What gives the rows of a run."""
 
-    def __init__(self, uri: str) -> None:
+    def scan(self, kind: str) -> pl.LazyFrame:
+        """The rows of a level, lazily, in columns named by dotted paths."""
+        ...
+
+
+class Run:
+    """A run directory opened for reading; its plan is made once.
+
+    `cache` is the folder of `facts` if it is not the usual one, and `report` is told what takes long.
+    """
+
+    def __init__(self, uri: str, cache: Path | None = None, report: Callable[[str], None] = lambda line: None) -> None:
         import yaml
 
         self.dir = RunDir(uri)
+        self.cache, self.report = cache or cache_folder(), report
         self.raw_recipe: dict[str, Any] = yaml.safe_load(self.dir.read("recipe.yaml"))
         self.ledger = Ledger(self.dir.url("ledger"))
 
@@ -53,20 +68,25 @@ class Run:
         """The plan of its recipe."""
         return make_plan(self.recipe)
 
+    @cached_property
+    def facts(self) -> Facts:
+        """The scalars of its ledger, from the cache where that is faster."""
+        return Facts(self.ledger, self.plan, self.cache, report=self.report)
+
     @property
     def num_sources(self) -> int:
         """Sources the run was given."""
         return int(read_table(self.dir.read("sources.arrow")).num_rows)
 
 
-def counted_assets(ledger: Ledger) -> pl.LazyFrame:
+def counted_assets(rows: Scannable) -> pl.LazyFrame:
     """`source_id`, `asset_id`, `duration_us`, `status` and `reason` of every source, as it counts in questions about hours."""
     import polars as pl
 
     is_kept = pl.col(STATUS) == "keep"
     first = pl.col("source_id").filter(is_kept).min().over("asset_id")
     is_again = is_kept & pl.col("asset_id").is_not_null() & (pl.col("source_id") != first)
-    return ledger.scan(Level.ASSET).select(
+    return rows.scan(Level.ASSET).select(
         "source_id",
         "asset_id",
         pl.col("duration_us").fill_null(0),
@@ -83,18 +103,11 @@ def status_below(above: str) -> pl.Expr:
     return pl.when(is_lost).then(pl.lit("reject")).otherwise("status")
 
 
-def kept_sources(ledger: Ledger) -> pl.LazyFrame:
+def kept_sources(rows: Scannable) -> pl.LazyFrame:
     """`source_id` of every source whose shots and clips count in hours."""
     import polars as pl
 
-    return counted_assets(ledger).filter(pl.col("status") == "keep").select("source_id")
-
-
-def reached(column: str) -> pl.Expr:
-    """Whether the stage that adds `column` looked at a row; what a split adds is there wherever the row is."""
-    import polars as pl
-
-    return pl.lit(True) if column in set(Level) else pl.col(hash_column(column)).is_not_null()
+    return counted_assets(rows).filter(pl.col("status") == "keep").select("source_id")
 
 
 def leaves_of(checks: Iterable[Check]) -> list[str]:
@@ -105,7 +118,7 @@ def leaves_of(checks: Iterable[Check]) -> list[str]:
     return list(dict.fromkeys([*paths, *hashes]))
 
 
-def seen(ledger: Ledger, plan: Plan, level: Level, leaves: Iterable[str], own: Sequence[str] = ()) -> pl.LazyFrame:
+def seen(rows: Scannable, plan: Plan, level: Level, leaves: Iterable[str], own: Sequence[str] = ()) -> pl.LazyFrame:
     """The rows of a level with keys, verdict, other columns of their `own`, and `leaves` of theirs or of the rows above."""
     import polars as pl
 
@@ -115,11 +128,11 @@ def seen(ledger: Ledger, plan: Plan, level: Level, leaves: Iterable[str], own: S
         wanted[levels[leaf.partition(".")[0]]].append(leaf)
     keys = ["row_id", "source_id", "parent_id", "duration_us", "failed_by"]
     keys += [STATUS, REASON, "verdict.stage", "verdict.is_audit"]
-    found = ledger.scan(level).select(*keys, *own, *wanted[level])
+    found = rows.scan(level).select(*keys, *own, *wanted[level])
     for above in list(Level)[: list(Level).index(level)]:
         if wanted[above]:
             on = ["source_id"] if above is Level.ASSET else ["source_id", "parent_id"]
-            parents = ledger.scan(above).select("source_id", pl.col("row_id").alias("parent_id"), *wanted[above])
+            parents = rows.scan(above).select("source_id", pl.col("row_id").alias("parent_id"), *wanted[above])
             found = found.join(parents.select(*on, *wanted[above]), on=on, how="left")
     return found
 
@@ -144,7 +157,7 @@ class Balance:
         return self.in_us - self.cut_away_us - booked
 
 
-def balance(ledger: Ledger) -> Balance:
+def balance(rows: Scannable) -> Balance:
     """The balance sheet.
 
     What was measured is booked by the lengths and verdicts of rows: of a source that was not kept, its whole length; of a
@@ -159,15 +172,15 @@ def balance(ledger: Ledger) -> Balance:
     """
     import polars as pl
 
-    assets = counted_assets(ledger).with_row_index("asset_at").collect(engine="streaming")
+    assets = counted_assets(rows).with_row_index("asset_at").collect(engine="streaming")
     if assets["source_id"].n_unique() != len(assets):
         again = assets.filter(pl.col("source_id").is_duplicated())["source_id"].sort()[0]
         raise LedgerError(f"source {again} is in the ledger twice.", remedy="Take the ledger back from a copy.")
     of_asset = assets.lazy().select("source_id", "asset_at", above=pl.col("status"))
-    shots = _placed(ledger, Level.SHOT).join(of_asset, on="source_id", how="left", maintain_order="none")
+    shots = _placed(rows, Level.SHOT).join(of_asset, on="source_id", how="left", maintain_order="none")
     shots = shots.with_row_index("shot_at").collect(engine="streaming").lazy()
     of_shot = shots.select("source_id", "shot_at", "asset_at", "above", parent_id=pl.col("row_id"))
-    clips = _placed(ledger, Level.CLIP).join(of_shot, on=["source_id", "parent_id"], how="left", maintain_order="none")
+    clips = _placed(rows, Level.CLIP).join(of_shot, on=["source_id", "parent_id"], how="left", maintain_order="none")
     clips = clips.drop("asset_at", "above").join(of_asset, on="source_id", how="left", maintain_order="none")
     clips = clips.select("shot_at", "above", "status", "reason", "duration_us", "start_us", "end_us")
     clips = clips.collect(engine="streaming").lazy()
@@ -188,7 +201,7 @@ def balance(ledger: Ledger) -> Balance:
     return sheet
 
 
-def _placed(ledger: Ledger, level: Level) -> pl.LazyFrame:
+def _placed(rows: Scannable, level: Level) -> pl.LazyFrame:
     """The rows of a level with where they lie on the asset clock, in microseconds as `schemas.timing` rounds them."""
     import polars as pl
 
@@ -197,7 +210,7 @@ def _placed(ledger: Ledger, level: Level) -> pl.LazyFrame:
         return ticks // den * 1_000_000 + (2_000_000 * (ticks % den) + den) // (2 * den)
 
     keys = ["source_id", "row_id", "parent_id", "duration_us"]
-    return ledger.scan(level).select(
+    return rows.scan(level).select(
         *(keys if level is Level.CLIP else keys[:2] + keys[3:]),
         start_us=microseconds("start_pts"),
         end_us=microseconds("end_pts"),

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.ask.facts import reached
 from pipeline.ask.queries import (
     STATUS,
     US_PER_HOUR,
     Balance,
     Run,
+    Scannable,
     balance,
     kept_sources,
     leaves_of,
-    reached,
     seen,
 )
 from pipeline.ledger import Ledger
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 NUM_BINS = 20
 OUTERMOST = (1, 99)
 """Percentiles at which the first and the last bin of a histogram gather what lies beyond."""
-NOT_MEASURED, NONE = "not measured", "none"
-"""Labels of clips that nobody looked at, and of those where a list is empty."""
+NOT_MEASURED = "not measured"
+"""Label of clips that nobody looked at."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +99,20 @@ class Stats:
 
 
 def stats(run: Run) -> Stats:
-    """The answer, from four looks at the leaves that it needs."""
-    sources = kept_sources(run.ledger).collect(engine="streaming")
-    gates, labels = _spread(run.ledger, run.plan, sources)
+    """The answer, from four looks at the facts that it needs."""
+    facts = run.facts
+    sources = kept_sources(facts).collect(engine="streaming")
+    gates, labels = _spread(facts, run.plan, sources)
     return Stats(
         run=run.dir.uri,
         recipe=run.recipe.name,
         measure_hash=run.recipe.measure_hash(),
-        sheet=balance(run.ledger),
+        sheet=balance(facts),
         num_sources=run.num_sources,
         num_provisional=num_provisional(run),
         gates=gates,
         labels=labels,
-        histograms=_histograms(run.ledger, run.plan, sources),
+        histograms=_histograms(facts, run.plan, sources),
         cost=cost(run.ledger, run.plan),
     )
 
@@ -121,7 +123,7 @@ def num_provisional(run: Run) -> int:
 
     through = run.plan.identity(len(run.plan.passes) - 1)
     is_through = (pl.col("passed") == through).fill_null(False)
-    return int(run.ledger.scan(Level.ASSET).select((~is_through).sum()).collect().item())
+    return int(run.facts.scan(Level.ASSET).select((~is_through).sum()).collect().item())
 
 
 def clip_checks(plan: Plan) -> list[Check]:
@@ -135,43 +137,22 @@ def _shown(plan: Plan, how: Show) -> dict[str, Any]:
     return {path: field for path, field in plan.fields(Level.CLIP) if roles_of(field).get("show") == how}
 
 
-def _spread(ledger: Ledger, plan: Plan, sources: pl.DataFrame) -> tuple[list[GateHours], dict[str, dict[str, Hours]]]:
+def _spread(rows: Scannable, plan: Plan, sources: pl.DataFrame) -> tuple[list[GateHours], dict[str, dict[str, Hours]]]:
     """Gates and labels over the clips of kept sources, from one group-by over all of them together."""
     import polars as pl
 
     checks, paths = clip_checks(plan), list(_shown(plan, "label"))
     said = expressions(checks, reached)
-    heads = [path.partition("[]")[0] for path in paths]
-    leaves = [*leaves_of(checks), *heads, *_hashes(heads)]
-    clips = seen(ledger, plan, Level.CLIP, leaves)
+    leaves = [*leaves_of(checks), *paths]
+    clips = seen(rows, plan, Level.CLIP, leaves)
     columns = {f"fails {at}": each.rejects for at, each in enumerate(said)}
-    columns |= {f"label {at}": _label(path) for at, path in enumerate(paths)}
+    columns |= {f"label {at}": pl.col(path) for at, path in enumerate(paths)}
     keys = clips.select("source_id", "duration_us", is_kept=pl.col(STATUS) == "keep", **columns)
     keys = keys.join(sources.lazy(), on="source_id", how="semi")
     found = keys.group_by("is_kept", *columns).agg(pl.col("duration_us").sum()).collect(engine="streaming")
     if not len(found):
         return [], {}
     return _gate_hours(found, checks), {path: _by_label(found, f"label {at}") for at, path in enumerate(paths)}
-
-
-def _hashes(heads: Sequence[str]) -> list[str]:
-    """The columns that `reached` asks for."""
-    return [name for head in heads for name in reached(head.partition(".")[0]).meta.root_names()]
-
-
-def _label(path: str) -> pl.Expr:
-    """The value at `path`; of one inside a list, of the first item, or "none" where there is none. Null: nobody looked."""
-    import polars as pl
-
-    head, *inside = path.split("[]")
-    value = pl.col(head)
-    if not inside:
-        return value
-    first = value.list.first()
-    for name in "".join(inside).strip(".").split("."):
-        first = first.struct.field(name)
-    is_empty = reached(head.partition(".")[0]) & (value.list.len().fill_null(0) == 0)
-    return pl.when(is_empty).then(pl.lit(NONE)).otherwise(first.cast(pl.String))
 
 
 def _by_label(found: pl.DataFrame, column: str) -> dict[str, Hours]:
@@ -200,7 +181,7 @@ def _gate_hours(found: pl.DataFrame, checks: Sequence[Check]) -> list[GateHours]
     ]
 
 
-def _histograms(ledger: Ledger, plan: Plan, sources: pl.DataFrame) -> dict[str, Histogram]:
+def _histograms(rows: Scannable, plan: Plan, sources: pl.DataFrame) -> dict[str, Histogram]:
     """The histogram of every number of clips of kept sources that is shown as one, where anything was measured.
 
     Holds those numbers of all clips at once: 8 bytes each.
@@ -210,7 +191,7 @@ def _histograms(ledger: Ledger, plan: Plan, sources: pl.DataFrame) -> dict[str, 
     fields = {path: field for path, field in _shown(plan, "histogram").items() if "[]" not in path}
     is_kept = (pl.col(STATUS) == "keep").alias("is kept")
     numbers = [pl.col(path).cast(pl.Float64) for path in fields]
-    clips = seen(ledger, plan, Level.CLIP, fields).select("source_id", "duration_us", is_kept, *numbers)
+    clips = seen(rows, plan, Level.CLIP, fields).select("source_id", "duration_us", is_kept, *numbers)
     counted = clips.join(sources.lazy(), on="source_id", how="semi").drop("source_id")
     found = counted.collect(engine="streaming")
     us, kept = found["duration_us"].to_numpy(), found["is kept"].to_numpy()

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.ask.queries import REASON, STATUS, Run, counted_assets, leaves_of, reached, seen
+from pipeline.ask.facts import reached
+from pipeline.ask.queries import REASON, STATUS, Run, Scannable, counted_assets, leaves_of, seen
 from pipeline.config import parse_recipe
-from pipeline.ledger import Ledger, hash_column
+from pipeline.ledger import hash_column
 from pipeline.plan import Plan, make_plan
 from schemas.errors import LedgerError
 from schemas.recipe import apply_overrides
@@ -54,7 +55,7 @@ def what_if(run: Run, overrides: Sequence[str]) -> WhatIf:
         msg = f"--set changes {', '.join(sorted(changed))}, but only gates can be asked about afterwards."
         raise LedgerError(msg, remedy="Run the recipe again into a new --out for anything else.")
     plan = make_plan(parse_recipe(raw, "what-if"))
-    found = _hours(run.ledger, plan)
+    found = _hours(run.facts, plan)
     low, undecided, unmeasured = found["low"], found["undecided"], found["unmeasured"]
     high = low + undecided + unmeasured
     estimate = None
@@ -65,18 +66,18 @@ def what_if(run: Run, overrides: Sequence[str]) -> WhatIf:
     return WhatIf(tuple(overrides), found["now"], low, high, estimate)
 
 
-def _hours(ledger: Ledger, plan: Plan) -> dict[str, int]:
+def _hours(rows: Scannable, plan: Plan) -> dict[str, int]:
     """Microseconds of clips that are kept `now`, of those that the gates of `plan` keep (`low`) or leave `undecided`, of
     sources and shots that come back and were never split (`unmeasured`), and of clips of the audit lane that get as far as
     they did before (`audited`), with those of them that are kept (`passed`)."""
     import polars as pl
 
     us, after, above = pl.col("duration_us"), pl.col("after"), pl.col("above")
-    assets = _assets_after(ledger, plan).collect(engine="streaming").lazy()
+    assets = _assets_after(rows, plan).collect(engine="streaming").lazy()
     of_asset = assets.select("source_id", "before", "above")
-    shots = _after(ledger, plan, Level.SHOT).join(of_asset, on="source_id")
+    shots = _after(rows, plan, Level.SHOT).join(of_asset, on="source_id")
     shots = shots.with_columns(above=pl.when(above == "keep").then(after).otherwise(above))
-    clips = _after(ledger, plan, Level.CLIP)
+    clips = _after(rows, plan, Level.CLIP)
     if _checks(plan, Level.SHOT):
         of_shot = shots.select("source_id", "before", "above", parent_id="row_id")
         clips = clips.join(of_shot, on=["source_id", "parent_id"])
@@ -99,12 +100,12 @@ def _hours(ledger: Ledger, plan: Plan) -> dict[str, int]:
     return found.row(0, named=True) | {"unmeasured": sum(int(each.item()) for each in unsplit)}
 
 
-def _assets_after(ledger: Ledger, plan: Plan) -> pl.LazyFrame:
+def _assets_after(rows: Scannable, plan: Plan) -> pl.LazyFrame:
     """Sources with their status `before` and `above`, as both count: bytes that are kept twice count once."""
     import polars as pl
 
-    before = counted_assets(ledger).select("source_id", "asset_id", before="status")
-    assets = _after(ledger, plan, Level.ASSET).join(before, on="source_id")
+    before = counted_assets(rows).select("source_id", "asset_id", before="status")
+    assets = _after(rows, plan, Level.ASSET).join(before, on="source_id")
     is_alive = pl.col("after").is_in(ALIVE)
     first = pl.col("source_id").filter(is_alive).min().over("asset_id")
     is_again = is_alive & pl.col("asset_id").is_not_null() & (pl.col("source_id") != first)
@@ -116,7 +117,7 @@ def _checks(plan: Plan, level: Level) -> list[Check]:
     return [check for check in plan.checks if check.stage in names]
 
 
-def _after(ledger: Ledger, plan: Plan, level: Level) -> pl.LazyFrame:
+def _after(rows: Scannable, plan: Plan, level: Level) -> pl.LazyFrame:
     """The rows of a level with the status `after` other gates, where errors of stages and rows without children stay what
     they are; whether a row was split (`is_split`), and whether it passes all gates up to the one that decided on it
     (`gets_as_far`)."""
@@ -129,7 +130,7 @@ def _after(ledger: Ledger, plan: Plan, level: Level) -> pl.LazyFrame:
     of_stage = pl.col("failed_by").is_not_null() | pl.col("verdict.stage").is_null()
     stays = ((pl.col(STATUS) == "error") & of_stage) | pl.col(REASON).is_in(NO_CHILDREN).fill_null(False)
     splits = [hash_column(spec.name) for spec in plan.stages if spec.is_split and spec.cls.level == level]
-    return seen(ledger, plan, level, leaves_of(each.check for each in said), own=splits).select(
+    return seen(rows, plan, level, leaves_of(each.check for each in said), own=splits).select(
         "row_id",
         "source_id",
         "parent_id",
