@@ -4,8 +4,10 @@
 
 Every figure is taken in a process of its own, start-up included, and is user + system time of that process and the children
 it waited for, with its peak resident memory. `driver` carries toy sources through real Ray and counts the driver alone, not
-its workers; its slope is between the two sizes. `limit.*` stands beside: an empty interpreter, and one leaf of the same ledger
-read by Polars. A bound that is not met is printed as missed and the command still succeeds: it measures, it does not judge.
+its workers; its slope is between the two sizes. `facts.build` makes the cache that questions go to, `facts.reopen` takes it up:
+`own_cpu_s` is without start-up. Questions are asked with it, and without it as `*.ledger`. `limit.*` stands beside: an empty
+interpreter, and one leaf of the same ledger read by Polars. A bound that is not met is printed as missed and the command still
+succeeds: it measures, it does not judge.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 
 from benchmarks import synthetic_ledger
 from benchmarks.corpus import synthetic_index
+from pipeline.ask.facts import Facts, columns
 from pipeline.ask.queries import Run
 from pipeline.config import Recipe, load_recipe, parse_recipe
 from pipeline.execute.here import here
@@ -38,6 +41,8 @@ from schemas.records import Level, Source
 TOYS = "tests.pipeline.toy_stages"
 """Stages that cost next to nothing, with the contract of real ones; named in the catalogue as any stage is."""
 TOY_STAGES = {"download": "Download", "probe": "Probe", "shot_split": "ShotSplit", "clip": "Clip", "audio": "Audio"}
+NO_CACHE = "/dev/null"
+"""Where no cache can be kept."""
 QUESTIONS = {
     "stats": ("stats", "{run}"),
     "what_if": ("stats", "{run}", "--set", "gates.sync.offset_ms.abs_max=100"),
@@ -57,11 +62,11 @@ LIMIT_S = 3000
 Figures = dict[str, float]
 
 
-def measured(arguments: list[str]) -> Figures:
+def measured(arguments: list[str], cache: str = NO_CACHE) -> Figures:
     """CPU seconds, peak MB and what it printed as JSON, of a command run to its end; raises CalledProcessError if it fails."""
     done = subprocess.run(
         [sys.executable, "-c", LAUNCHER, sys.executable, *arguments],
-        stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT_S,
+        stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT_S, env=os.environ | {"XDG_CACHE_HOME": cache},
     )  # fmt: skip
     *said, cost = done.stdout.strip().splitlines()
     own: Figures = json.loads(said[-1]) if said and said[-1].startswith("{") else {}
@@ -121,6 +126,24 @@ def pack_plan(folder: str) -> Figures:
     }
 
 
+def facts(folder: str) -> Figures:
+    """The cache of a run, made or taken up: what that costs beyond start-up, and the size of what it says of clips."""
+    opened = Run(folder)
+    plan, before = opened.plan, spent()["cpu_s"]
+    kept = Facts(opened.ledger, plan, opened.cache, least_rows=0)
+    sizes = {level: path.stat().st_size for level in Level if (path := kept.path(level)) is not None}
+    us = kept.scan(Level.CLIP).select("duration_us").collect(engine="streaming")
+    cost = spent()
+    num_columns, num_bytes = len(columns(plan, Level.CLIP)), sizes[Level.CLIP]
+    return cost | {
+        "own_cpu_s": cost["cpu_s"] - before,
+        "columns": num_columns,
+        "mb": sum(sizes.values()) / 1e6,
+        "mb_of_clips": num_bytes / 1e6,
+        "mb_of_40_columns_of_a_million": 40 * num_bytes / num_columns / len(us),
+    }
+
+
 def leaf(folder: str) -> Figures:
     """The limit of a question: one leaf of all clips, summed."""
     Run(folder).ledger.scan(Level.CLIP).select("duration_us").sum().collect(engine="streaming")
@@ -135,12 +158,26 @@ def index(num_rows: str) -> Figures:
     return {"rows": len(found), "bytes_per_row": held / len(found)}
 
 
-PARTS: dict[str, Callable[..., Figures]] = {each.__name__: each for each in (drive, resume, pack_plan, leaf, index)}
+PARTS: dict[str, Callable[..., Figures]] = {
+    each.__name__: each for each in (drive, resume, pack_plan, facts, leaf, index)
+}
 
 
-def part(name: str, *arguments: str) -> Figures:
+def part(name: str, *arguments: str, cache: str = NO_CACHE) -> Figures:
     """One measurement in a process of its own."""
-    return measured(["-m", "benchmarks.scale", "--part", name, *arguments])
+    return measured(["-m", "benchmarks.scale", "--part", name, *arguments], cache)
+
+
+def asked(folder: str, num_clips: int, cache: str) -> dict[str, Figures]:
+    """What questions to a ledger cost, and what they stand on."""
+    synthetic_ledger.write(folder, synthetic_ledger.Size(num_clips))
+    clip = Run(folder).ledger.scan(Level.CLIP).select("row_id").limit(1).collect().item()
+    found = {"limit.leaf": part("leaf", folder)}
+    found |= {f"facts.{name}": part("facts", folder, cache=cache) for name in ("build", "reopen")}
+    for name, words in QUESTIONS.items():
+        filled = ["-m", "pipeline.cli", *(word.format(run=folder, clip=clip) for word in words)]
+        found |= {name: measured(filled, cache), f"{name}.ledger": measured(filled)}
+    return found | {"pack.plan": part("pack_plan", folder)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -166,14 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
             "cpu_s_few": few["cpu_s"],
             "cpu_s_many": many["cpu_s"],
         }
-        asked = f"{folder}/asked"
-        synthetic_ledger.write(asked, synthetic_ledger.Size(given.clips))
-        found["limit.leaf"] = part("leaf", asked)
-        clip = Run(asked).ledger.scan(Level.CLIP).select("row_id").limit(1).collect().item()
-        for name, words in QUESTIONS.items():
-            filled = [word.format(run=asked, clip=clip) for word in words]
-            found[name] = measured(["-m", "pipeline.cli", *filled])
-        found["pack.plan"] = part("pack_plan", asked)
+        found |= asked(f"{folder}/asked", given.clips, f"{folder}/cache")
         settled = f"{folder}/settled"
         synthetic_ledger.write(settled, synthetic_ledger.Size(given.resume, 1, 1, share_of_copies=0.0), without_cut())
         found["resume"] = part("resume", settled)
