@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -328,8 +329,10 @@ def test_every_inline_setting_is_valid(page: Path) -> None:
 @cache
 def tracked() -> frozenset[str]:
     """Paths of the tree, and every ending of them: `network/nava.py`, `nava.py`."""
-    skip = {".git", ".venv", "build", "__pycache__"}
-    paths = [path.relative_to(ROOT).parts for path in ROOT.rglob("*") if not skip & set(path.relative_to(ROOT).parts)]
+    paths = []
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in (".git", ".venv", "build", "__pycache__")]
+        paths += [Path(folder, name).relative_to(ROOT).parts for name in (*folders, *files)]
     return frozenset("/".join(parts[at:]) for parts in paths for at in range(len(parts)))
 
 
