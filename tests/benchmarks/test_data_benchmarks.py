@@ -70,6 +70,7 @@ def test_ours_beats_every_peer_and_meets_the_targets() -> None:
     assert clock.age_packs <= config.buffer_samples
 
 
+@pytest.mark.slow
 def test_readers_return_the_same_bytes_and_a_liar_gets_no_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ def test_teams_equal_one_plain_process(
     assert weight_bar is None or worst_weight < weight_bar
 
 
+@pytest.mark.slow
 def test_what_was_shared_is_of_every_kind(plain: dict[str, Plain]) -> None:
     shared = [n.samples[0] for name in ("float64", "team of four") for n in plain[name].shared]
     assert any(s.video is None for s in shared)
@@ -157,6 +158,7 @@ def test_what_was_shared_is_of_every_kind(plain: dict[str, Plain]) -> None:
     assert any(s.placeholders for s in shared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["float64", "recomputed", "two teams", "team of four", "resumed"])
 def test_every_sample_is_reported_once_and_in_full(runs: dict[str, Run], plain: dict[str, Plain], name: str) -> None:
     table = read_samples(runs[name].folder).to_pandas().sort_values(["step", "clip_id"])
@@ -166,6 +168,7 @@ def test_every_sample_is_reported_once_and_in_full(runs: dict[str, Run], plain: 
         assert row[2:] == pytest.approx(expected[2:], rel=1e-6, nan_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["float64", "two teams", "team of four"])
 def test_reports_count_nothing_twice(runs: dict[str, Run], name: str) -> None:
     run = runs[name]
@@ -189,12 +192,14 @@ def clip_of(clip_id: str) -> Sample:
     return long_clip(number) if clip_id.startswith("long") else random_clip(number)
 
 
+@pytest.mark.slow
 def test_a_run_saved_by_one_team_goes_on_with_two(runs: dict[str, Run], plain: dict[str, Plain]) -> None:
     states = torch.load(runs["resumed"].folder.with_name("resumed-4.pt-0"))["states"]
     weights = {name.removeprefix("model."): value for name, value in states.items() if name.startswith("model.")}
     assert worst(weights, plain["resumed"].weights) < 1e-12
 
 
+@pytest.mark.slow
 def test_ranks_that_read_different_samples_stop_before_they_wait_for_each_other(runs: dict[str, Run]) -> None:
     for rank in range(2):
         said = runs["float64"].folder.with_name(f"disagreeing-{rank}").read_text()

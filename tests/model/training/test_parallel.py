@@ -54,6 +54,7 @@ def test_two_ranks_equal_one_plain_process(
     assert all((found["averages"][n] - w).abs().max() > 0 for n, w in found["weights"].items() if w.dim() > 1)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_share_graphs_and_keep_names_and_results(tmp_path: Path) -> None:
     from torch._dynamo.testing import CompileCounter
 

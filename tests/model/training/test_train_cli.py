@@ -32,6 +32,7 @@ def run(*arguments: str) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_from_curated_shards_to_a_falling_loss(tmp_path: Path) -> None:
     speech = (("good morning", 0.2, 0.9),)
     clips = [KnownClip(f"clip{i}", 1.5, spans=speech if i % 2 else ()) for i in range(4)]
