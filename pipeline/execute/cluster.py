@@ -39,8 +39,9 @@ STARTS = 2
 """A busy machine may need longer than the 30 s Ray gives its own processes; once more is usually enough."""
 BETWEEN_STARTS_S = 5.0
 ANSWERED_S = 10.0
-NEEDED = ("raylet", "gcs_server")
-"""Ray's names of its processes without which nothing goes on."""
+NEEDED_S = {"raylet": 3.0, "gcs_server": 30.0}
+"""Ray's name of a process without which nothing goes on -> how long a driver has to end well. Ray itself ends it a second later
+without the first, and after a minute without the second."""
 LOOKED_EVERY_S = 0.5
 
 
@@ -113,14 +114,18 @@ def _start(ray: Any, address: str | None, num_cpus: int | None) -> None:
 
 @contextmanager
 def _guarded(ray: Any) -> Iterator[None]:
-    """Ends the body with a MachineError once the private runtime is gone: Ray itself waits a minute, or ends this process."""
+    """Ends the body with a MachineError once the private runtime is gone, and this process where the body does not end then."""
     node, fallen, stop = ray._private.worker._global_node, list[str](), threading.Event()
 
     def look() -> None:
-        while not stop.wait(LOOKED_EVERY_S) and not fallen:
-            fallen.extend(name for name, _ in node.dead_processes() if name in NEEDED)
+        while not stop.wait(LOOKED_EVERY_S):
+            fallen.extend(name for name, _ in node.dead_processes() if name in NEEDED_S)
             if fallen:
                 _thread.interrupt_main()
+                if not stop.wait(NEEDED_S[fallen[0]]):
+                    print(f"error: {_fall_of(fallen[0])}", file=sys.stderr, flush=True)
+                    os._exit(2)
+                return
 
     looking = threading.Thread(target=look, daemon=True)
     looking.start()
@@ -133,8 +138,12 @@ def _guarded(ray: Any) -> Iterator[None]:
     except BaseException as error:  # the interrupt, or whatever Ray made of it before
         if not fallen:
             raise
-        msg = f"the {fallen[0]} of the private Ray runtime on {socket.gethostname()} was ended from outside."
-        raise MachineError(msg, remedy=f"Free memory there, or run fewer workers (--cpus); {GOES_ON}") from error
+        raise _fall_of(fallen[0]) from error
+
+
+def _fall_of(name: str) -> MachineError:
+    msg = f"the {name} of the private Ray runtime on {socket.gethostname()} was ended from outside."
+    return MachineError(msg, remedy=f"Free memory there, or run fewer workers (--cpus); {GOES_ON}")
 
 
 def _check_answers(address: str) -> None:

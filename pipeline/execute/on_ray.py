@@ -51,7 +51,10 @@ class OnRay:
                 waiting[remote.remote(task, plan, self._directory.uri)] = task
             if not waiting:
                 return
-            (done, *_), _ = self._ray.wait(list(waiting), num_returns=1)
+            ready, _ = self._ray.wait(list(waiting), num_returns=1, timeout=1.0, fetch_local=False)
+            if not ready:
+                continue
+            (done,) = ready
             try:
                 answer = self._ray.get(done)
             except self._ray.exceptions.RayTaskError as error:
