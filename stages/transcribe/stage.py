@@ -75,7 +75,8 @@ class Transcribe(Measure[TranscribeConfig]):
         in_shard=False,
     )
     Config = TranscribeConfig
-    resources = Resources(memory_gb=0.4, timeout_s=7200.0)
+    resources = Resources(memory_gb=0.4, scratch_gb_per_h=0.3, timeout_s=7200.0)
+    """Scratch: mono sound at 16 kHz, four bytes a sample."""
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
