@@ -1,13 +1,15 @@
-"""What the record costs as it grows: driver, resume, questions, packing's plan, trainer's index; CPU seconds and memory.
+"""What the record costs as it grows: driver, resume, questions, packing, trainer's index; CPU seconds and memory.
 
-    python -m benchmarks.scale --json FILE [--clips 100000] [--sources 200 2000] [--resume 100000] [--rows 1000000]
+    python -m benchmarks.scale --json FILE [--clips 100000] [--sources 200 2000 6000] [--resume 100000] [--rows 1000000]
 
 Every figure is taken in a process of its own, start-up included, and is user + system time of that process and the children
 it waited for, with its peak resident memory. `driver` carries toy sources through real Ray and counts the driver alone, not
-its workers; its slope is between the two sizes. `facts.build` makes the cache that questions go to, `facts.reopen` takes it up:
-`own_cpu_s` is without start-up. Questions are asked with it, and without it as `*.ledger`. `limit.*` stands beside: an empty
-interpreter, and one leaf of the same ledger read by Polars. A bound that is not met is printed as missed and the command still
-succeeds: it measures, it does not judge.
+its workers: what a source costs at the second size, what of that at the first, and the growth of memory up to the third, as
+a full commit waits from the second on. `cut` is the CPU of all that cuts and checks a clip of a source. `facts.build` makes
+the cache that questions go to, `facts.reopen` takes it up: `own_cpu_s` is without start-up. Questions are asked with it, and
+without it as `*.ledger`. `limit.*` stands beside: an empty interpreter, leases of empty units through Ray, and one leaf of the
+same ledger read by Polars. A bound that is not met is printed as missed and the command still succeeds: it measures, it does
+not judge.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +59,22 @@ print(json.dumps({"cpu_s": used.ru_utime + used.ru_stime, "peak_mb": used.ru_max
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 """Starts a command from a small process: a peak counts what the parent held when it forked."""
+BOUNDS = {
+    "driver.cpu_ms_per_source": 4.0,
+    "driver.ratio": 1.3,
+    "driver.rss_kb_per_source": 5.0,
+    "cut.ratio": 1.3,
+    "resume.cpu_s": 8.0,
+    "index.bytes_per_row": 60.0,
+}
+"""What the record is held to, whatever the number of clips."""
+BOUNDS_AT: dict[int, dict[str, tuple[float, float]]] = {
+    100_000: {"stats": (2.5, 450), "what_if": (2, 450), "why": (2, 450), "status": (1.5, 450), "pack.plan": (2, 500)},
+    1_000_000: {"stats": (9, 800), "what_if": (5, 800), "why": (3, 800), "status": (4, 800), "pack.plan": (15, 500)},
+}
+"""Clips -> what is asked -> CPU seconds and peak MB."""
+MINUTES = (1, 10)
+"""Lengths of the two sources whose clips are cut."""
 LIMIT_S = 3000
 """Seconds after which a measurement is given up."""
 Figures = dict[str, float]
@@ -93,6 +111,43 @@ def drive(folder: str, num_sources: str) -> Figures:
     recipe = parse_recipe({"name": "toy", "stages": {name: {} for name in TOY_STAGES}})
     run(recipe, sources, folder, partial(on_ray, num_cpus=2), quiet=True)
     return spent()
+
+
+def empty(num_sources: str) -> Figures:
+    """The limit of the driver: as many units of nothing, in leases of 256 from two workers that yield them one by one."""
+    from pipeline.execute.cluster import connected
+
+    names = [f"toy-{number}" for number in range(int(num_sources))]
+
+    class Worker:
+        def carry(self, lease: list[str]) -> Iterator[str]:
+            for name in lease:
+                yield name  # noqa: UP028 - Ray sends into what a task yields from
+
+    with connected(None, 2) as ray:
+        workers = [ray.remote(num_cpus=1)(Worker).remote() for _ in range(2)]
+        for at in range(0, len(names), 512):
+            leases = (names[at : at + 256], names[at + 256 : at + 512])
+            streams = [
+                worker.carry.options(num_returns="streaming").remote(lease)
+                for worker, lease in zip(workers, leases, strict=True)
+            ]
+            assert sum(len([ray.get(each) for each in stream]) for stream in streams) == sum(map(len, leases))
+        return spent()
+
+
+def cut(folder: str, minutes: str) -> Figures:
+    """What the stage that cuts costs per clip of one source of this length, by the ledger of a run without Ray."""
+    from pipeline.demo import ball_clip
+    from tests.pipeline.light_run import curate
+
+    media = Path(folder) / "media"
+    media.mkdir(parents=True)
+    ball_clip(media / "ball.mp4", duration_s=60.0 * float(minutes))
+    curate(media, f"{folder}/run")
+    (asset,) = Run(f"{folder}/run").ledger.rows(Level.ASSET)
+    (cost,) = (each for each in asset["cost"] if each["stage"] == "cut")
+    return {"cpu_s_per_clip": cost["cpu_s"] / cost["rows"], "clips": cost["rows"]}
 
 
 def resume(folder: str) -> Figures:
@@ -159,7 +214,7 @@ def index(num_rows: str) -> Figures:
 
 
 PARTS: dict[str, Callable[..., Figures]] = {
-    each.__name__: each for each in (drive, resume, pack_plan, facts, leaf, index)
+    each.__name__: each for each in (drive, empty, cut, resume, pack_plan, facts, leaf, index)
 }
 
 
@@ -180,12 +235,48 @@ def asked(folder: str, num_clips: int, cache: str) -> dict[str, Figures]:
     return found | {"pack.plan": part("pack_plan", folder)}
 
 
+def driven(folder: str, sizes: Sequence[int]) -> dict[str, Figures]:
+    """What the driver costs per source at the second of three sizes, and how that grows."""
+    one, few, many, most = (part("drive", f"{folder}/toys-{num}", str(num)) for num in (1, *sizes))
+    at_few, at_many = ((each["cpu_s"] - one["cpu_s"]) / num for each, num in zip((few, many), sizes, strict=False))
+    none, empties = (part("empty", str(num))["cpu_s"] for num in (1, sizes[1]))
+    driver = {
+        "cpu_ms_per_source": 1e3 * at_many,
+        "ratio": at_many / at_few,
+        "rss_kb_per_source": 1e3 * (most["peak_mb"] - many["peak_mb"]) / (sizes[2] - sizes[1]),
+        "peak_mb": most["peak_mb"],
+    }
+    return {"driver": driver, "limit.ray": {"cpu_ms_per_source": 1e3 * (empties - none) / sizes[1]}}
+
+
+def cuts(folder: str) -> Figures:
+    """What cutting costs per clip of a short and of a long source."""
+    short, long = (part("cut", f"{folder}/cut-{minutes}", str(minutes))["cpu_s_per_clip"] for minutes in MINUTES)
+    return {f"cpu_s_per_clip_of_{minutes}_min": cost for minutes, cost in zip(MINUTES, (short, long), strict=True)} | {
+        "ratio": long / short
+    }
+
+
+def held(found: Mapping[str, Figures], num_clips: int) -> list[str]:
+    """A line per bound: the figure, the bound, and whether it was met or missed."""
+    bounds, at_size = dict(BOUNDS), BOUNDS_AT.get(num_clips, {})
+    for name, (cpu_s, peak_mb) in at_size.items():
+        bounds |= {f"{name}.cpu_s": cpu_s, f"{name}.peak_mb": peak_mb}
+    lines = []
+    for key, bound in bounds.items():
+        name, _, figure = key.rpartition(".")
+        if figure in found.get(name, {}):
+            value = found[name][figure]
+            lines.append(f"{key:<28} {value:>10,.2f}  <= {bound:g}  {'met' if value <= bound else 'MISSED'}")
+    return lines
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Takes every figure and prints and writes them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the figures are written")
     parser.add_argument("--clips", type=int, default=100_000, help="clips of the ledger that is asked")
-    parser.add_argument("--sources", type=int, nargs=2, default=(200, 2000), help="toy sources of the two runs on Ray")
+    parser.add_argument("--sources", type=int, nargs=3, default=(200, 2000, 6000), help="toy sources of runs on Ray")
     parser.add_argument("--resume", type=int, default=100_000, help="sources of the settled run, one clip each")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the trainer's index")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
@@ -195,14 +286,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     found: dict[str, Figures] = {"limit.interpreter": measured(["-c", "pass"])}
     with tempfile.TemporaryDirectory(prefix="nava-scale-") as folder:
-        few, many = (part("drive", f"{folder}/toys-{num}", str(num)) for num in given.sources)
-        more = given.sources[1] - given.sources[0]
-        found["driver"] = {
-            "cpu_ms_per_source": 1e3 * (many["cpu_s"] - few["cpu_s"]) / more,
-            "rss_kb_per_source": 1e3 * (many["peak_mb"] - few["peak_mb"]) / more,
-            "cpu_s_few": few["cpu_s"],
-            "cpu_s_many": many["cpu_s"],
-        }
+        found |= driven(folder, given.sources)
+        found["cut"] = cuts(folder)
         found |= asked(f"{folder}/asked", given.clips, f"{folder}/cache")
         settled = f"{folder}/settled"
         synthetic_ledger.write(settled, synthetic_ledger.Size(given.resume, 1, 1, share_of_copies=0.0), without_cut())
@@ -210,6 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
     found["index"] = part("index", str(given.rows))
     for name, figures in found.items():
         print(f"{name:<18}", "  ".join(f"{key} {value:,.2f}" for key, value in figures.items()))
+    print("", *held(found, given.clips), sep="\n")
     if given.json:
         machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "when": time.strftime("%Y-%m-%d")}
         given.json.write_text(

@@ -44,3 +44,12 @@ def test_a_row_of_the_index_is_counted_without_its_files() -> None:
     found = scale.part("index", "5000")
     assert found["rows"] > 0
     assert found["bytes_per_row"] == 18
+
+
+def test_bounds_are_met_or_missed_by_their_own_figures() -> None:
+    found = {"driver": {"cpu_ms_per_source": 4.1, "ratio": 1.3}, "stats": {"cpu_s": 1.0, "peak_mb": 451.0}}
+    told = {line.split()[0]: line.split()[-1] for line in scale.held(found, 100_000)}
+    assert told == {
+        "driver.cpu_ms_per_source": "MISSED", "driver.ratio": "met", "stats.cpu_s": "met", "stats.peak_mb": "MISSED"
+    }  # fmt: skip
+    assert not [line for line in scale.held(found, 3) if line.startswith("stats")]
