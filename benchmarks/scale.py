@@ -121,8 +121,8 @@ def empty(num_sources: str) -> Figures:
 
     class Worker:
         def carry(self, lease: list[str]) -> Iterator[str]:
-            for name in lease:
-                yield name  # noqa: UP028 - Ray sends into what a task yields from
+            for name in lease:  # noqa: UP028 - Ray sends into what a task yields from
+                yield name
 
     with connected(None, 2) as ray:
         workers = [ray.remote(num_cpus=1)(Worker).remote() for _ in range(2)]
