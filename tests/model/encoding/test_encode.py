@@ -292,9 +292,10 @@ def test_a_caption_that_does_not_pair_is_left_out_and_named(home: Path, tmp_path
 def test_online_encoding_trains_on_the_same_latents_as_stored_ones(home: Path, tmp_path: Path) -> None:
     config = settings(home)
     encode_shards(str(home / "run"), tmp_path / "latents", config, TINY, say=lambda _: None)
-    changes: dict[str, Any] = {"plan": {"num_packs": 1, "token_budget": 4096}, "num_steps": 1}
-    stored = recipe(tmp_path / "latents", **changes)
-    online = recipe(home / "run", **changes, data={"online": json.loads(config.model_dump_json())})
+    changes: dict[str, Any] = {"plan": {"num_packs": 1, "token_budget": 1536}, "num_steps": 1}
+    ahead = {"prefetch_packs": 1}
+    stored = recipe(tmp_path / "latents", **changes, data=ahead)
+    online = recipe(home / "run", **changes, data={**ahead, "online": json.loads(config.model_dump_json())})
     planned, real = open_index(online.data), open_index(stored.data)
     assert planned.table["clip_id"].to_pylist() == real.table["clip_id"].to_pylist()
     for name in ("video_tokens", "audio_tokens"):
