@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from stages.media.decoder import Decoder, DecoderConfig, Frames, Waveform
 from stages.media.open import Geometry
 from stages.media.sound import ChannelStatistics, Decoded, Placement, default_mono_weights, placed, stereo_weights
 
+needs_decord = pytest.mark.skipif(
+    find_spec("decord") is None, reason="decord is not installed; imported here, its zlib would break OpenCV's"
+)
 SMALL = Encoding(width_px=192, height_px=96)
 RATE_HZ = 48_000
 
@@ -112,8 +116,8 @@ def test_sizes(made: Any, decoder: Decoder) -> None:
     assert caught.value.reason == "no_frames"
 
 
+@needs_decord
 def test_decord_gives_the_same_frames_at_the_same_times(made: Any, decoder: Decoder, tmp_path: Path) -> None:
-    pytest.importorskip("decord")
     other = Decoder(tmp_path / "other", DecoderConfig(engine="decord"))
     for name in ("plain.mp4", "ntsc.mp4", "vfr.mkv"):
         path, _ = made[name]
@@ -125,10 +129,10 @@ def test_decord_gives_the_same_frames_at_the_same_times(made: Any, decoder: Deco
     other.close()
 
 
+@needs_decord
 def test_a_recipe_chooses_who_decodes_and_the_limits(made: Any, tmp_path: Path) -> None:
     from pipeline.config import load_recipe
 
-    pytest.importorskip("decord")
     path, _ = made["plain.mp4"]
     for engine in ("pyav", "decord"):
         recipe = load_recipe("quickstart", [f"decoder.engine={engine}"])
@@ -146,8 +150,8 @@ def test_a_recipe_chooses_who_decodes_and_the_limits(made: Any, tmp_path: Path) 
         load_recipe("quickstart", ["decoder.engine=opencv"])
 
 
+@needs_decord
 def test_damage_under_decord_is_an_error_that_names_the_way_out(made: Any, tmp_path: Path) -> None:
-    pytest.importorskip("decord")
     path, _ = made["plain.mp4"]
     content = bytearray(path.read_bytes())
     start = content.index(b"mdat") + 4
