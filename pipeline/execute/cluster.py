@@ -39,6 +39,8 @@ STARTS = 2
 """A busy machine may need longer than the 30 s Ray gives its own processes; once more is usually enough."""
 BETWEEN_STARTS_S = 5.0
 ANSWERED_S = 10.0
+LONG_NAME = "AF_UNIX path length"
+"""In what Ray says where TMPDIR leaves too little of the 107 characters that a socket may be named by."""
 NEEDED_S = {"raylet": 3.0, "gcs_server": 30.0}
 """Ray's name of a process without which nothing goes on -> how long a driver has to end well. Ray itself ends it a second later
 without the first, and after a minute without the second."""
@@ -107,7 +109,7 @@ def _start(ray: Any, address: str | None, num_cpus: int | None) -> None:
             return
         except Exception as error:  # Ray raises bare Exceptions here
             ray.shutdown()
-            if start + 1 == STARTS:
+            if start + 1 == STARTS or LONG_NAME in str(error):
                 raise _not_there(address, error) from error
             time.sleep(BETWEEN_STARTS_S)
 
@@ -161,6 +163,9 @@ def _not_there(address: str | None, error: Exception) -> NavaError:
     if address:
         msg = f"no Ray cluster answers at {address}: {said}."
         return NavaError(msg, remedy="Start one (docs/cluster.md), or leave --address out to run on this machine.")
+    if LONG_NAME in said:
+        msg = f"Ray could not be started: the temporary folder has too long a name for its sockets: {said}."
+        return NavaError(msg, remedy="Set RAY_TMPDIR to a folder of a shorter name, such as /tmp.")
     msg = f"Ray could not be started on this machine, twice: {said}."
     remedy = "Try again when the machine is less busy, with fewer --cpus, or with --here, which needs no Ray."
     return NavaError(msg, remedy=remedy)

@@ -12,16 +12,17 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
 from pipeline.config import parse_recipe
 from pipeline.execute import dispatch
 from pipeline.execute.cluster import RAY_ENVIRONMENT, connected
-from pipeline.execute.counters import CLIPS, ERRORS, IN, US_PER_HOUR, counts_of
+from pipeline.execute.counters import CLIPS, DOCS, ERRORS, IN, ROWS, SECONDS, US_PER_HOUR
 from pipeline.execute.dispatch import lease_size
-from pipeline.execute.here import Here, here
-from pipeline.execute.lease import Desk, Lease, Settled
+from pipeline.execute.here import here
+from pipeline.execute.lease import Lease, Settled
 from pipeline.execute.on_ray import OnRay
 from pipeline.ledger import Ledger
 from pipeline.ledger_writer import LedgerWriter
@@ -313,6 +314,7 @@ def test_a_private_runtime_listens_on_loopback_asks_a_token_and_says_nothing(tmp
             "NavaError: no Ray cluster answers at 127.0.0.1:1: [Errno 111] Connection refused. Start one",
         ),
         ("None", {"RAY_TMPDIR": "/proc"}, "NavaError: Ray could not be started on this machine, twice: "),
+        ("None", {"TMPDIR": f"/tmp/{'x' * 60}"}, "Set RAY_TMPDIR to a folder of a shorter name, such as /tmp."),
     ],
 )
 def test_where_there_is_no_ray_the_remedy_is_told(address: str, env: dict[str, str], said: str) -> None:
@@ -324,26 +326,32 @@ def test_where_there_is_no_ray_the_remedy_is_told(address: str, env: dict[str, s
     assert said in done.stderr.strip().splitlines()[-1]
 
 
-def test_counters_say_what_the_ledger_says(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    """Over both passes, gates of the second included: every clip and every error is counted once."""
-    sources = [unit("a", of="same"), unit("b", of="same"), unit("c", faults={"probe": "media"})]
+def served(ray: Any) -> dict[str, dict[tuple[str, ...], float]]:
+    """Worker -> (counter, tags) -> what it counted, as Prometheus reads it off the nodes."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    found: dict[str, dict[tuple[str, ...], float]] = defaultdict(dict)
+    for node in ray.nodes():
+        if node["Alive"]:
+            with urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics") as answer:
+                families = list(text_string_to_metric_families(answer.read().decode()))
+            for sample in (sample for family in families for sample in family.samples):
+                name = sample.name.removeprefix("ray_").removesuffix("_total")
+                if name in DOCS:
+                    tags = (sample.labels[tag] for tag in DOCS[name][1])
+                    found[sample.labels["WorkerId"]][name, *tags] = sample.value
+    return found
+
+
+def test_counters_that_nodes_serve_say_what_the_ledger_says(
+    ray: Any, toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """Over both passes, gates of the second and parts of a film included: every clip and every error is counted once."""
+    sources = [unit("a", of="same"), unit("b", of="same"), unit("c", faults={"probe": "media"}), film("film")]
     sources += [unit("d", faults={"audio:0": "item"}), unit("e", video=False)]
     sources.append(unit("f", faults={"late:0": "bug"}))
-    plan, directory = make_plan(parse_recipe(toy_recipe)), RunDir(tmp_path)
-    counted: dict[tuple[str, ...], float] = defaultdict(float)
-
-    class Counting(Here):
-        def carry(self, lease: Lease) -> Iterator[Settled]:
-            desk = Desk(plan, lease.number, directory)
-            for each in desk.units(lease):
-                for worker in self.workers(lease.number):
-                    worker.advance(each)
-                settled = desk.settled(each)
-                for name, amount, tags in counts_of(plan, lease.number, each):
-                    counted[name, *tags.values()] += amount
-                yield settled
-
-    rows = whole_run(Counting(plan, directory), plan, sources, tmp_path)
+    plan, earlier = make_plan(parse_recipe(toy_recipe)), set(served(ray))
+    rows = whole_run(OnRay(ray, plan, RunDir(tmp_path)), plan, sources, tmp_path)
     told: dict[tuple[str, ...], float] = defaultdict(float)
     for row in rows["asset"]:
         told[(IN,)] += (row["duration_us"] or 0) / US_PER_HOUR
@@ -353,6 +361,19 @@ def test_counters_say_what_the_ledger_says(toy_recipe: dict[str, Any], tmp_path:
         for row in found:
             if row["verdict.status"] == "error":
                 told[ERRORS, level, row["verdict.reason"]] += 1
-    assert dict(counted) == pytest.approx(dict(told))
+    for row in Ledger(f"{tmp_path}/ledger").rows(Level.ASSET, columns=["cost"]):
+        for each in row["cost"]:
+            told[SECONDS, each["stage"]] += each["wall_s"]
+            told[ROWS, each["stage"]] += each["rows"]
+    counted: dict[tuple[str, ...], float] = {}
+    for _ in range(120):
+        counted = defaultdict(float)
+        for worker, counts in served(ray).items():
+            for name, amount in counts.items() if worker not in earlier else ():
+                counted[name] += amount
+        if counted == pytest.approx(told):
+            break
+        time.sleep(0.5)
+    assert counted == pytest.approx(told)
     assert told[ERRORS, "clip", "unexpected"] > 0
     assert told[CLIPS, "reject", "duplicates.is_first.equals"] > 0
