@@ -67,7 +67,9 @@ def test_an_asset_is_asked_for_again(flaky: str, tmp_path: Path) -> None:
 def test_a_store_that_is_away_ends_the_run(tmp_path: Path, ask: Any) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"content")
-    with pytest.raises(MachineError, match=f"store that this run needs does not answer: .*{CLOSED}.*the same command goes on"):
+    with pytest.raises(
+        MachineError, match=f"store that this run needs does not answer: .*{CLOSED}.*the same command goes on"
+    ):
         ask(path)
     assert path.read_bytes() == b"content"
 
