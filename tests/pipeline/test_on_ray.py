@@ -314,14 +314,15 @@ def test_a_private_runtime_listens_on_loopback_asks_a_token_and_says_nothing(tmp
             "NavaError: no Ray cluster answers at 127.0.0.1:1: [Errno 111] Connection refused. Start one",
         ),
         ("None", {"RAY_TMPDIR": "/proc"}, "NavaError: Ray could not be started on this machine, twice: "),
-        ("None", {"TMPDIR": f"/tmp/{'x' * 60}"}, "Set RAY_TMPDIR to a folder of a shorter name, such as /tmp."),
+        ("None", {"TMPDIR": f"{{here}}/{'x' * 60}"}, "Set RAY_TMPDIR to a folder of a shorter name, such as /tmp."),
     ],
 )
-def test_where_there_is_no_ray_the_remedy_is_told(address: str, env: dict[str, str], said: str) -> None:
+def test_where_there_is_no_ray_the_remedy_is_told(address: str, env: dict[str, str], said: str, tmp_path: Path) -> None:
     """In a process of its own: this one is connected."""
     code = f"from pipeline.execute.cluster import connected\nwith connected({address}, None): pass"
+    env = os.environ | {name: value.format(here=tmp_path) for name, value in env.items()}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env=os.environ | env, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env=env, check=False
     )
     assert said in done.stderr.strip().splitlines()[-1]
 
