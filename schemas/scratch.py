@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,17 +23,16 @@ class Scratch(tempfile.TemporaryDirectory[str]):
 
     def __init__(self, purpose: str) -> None:
         remove_abandoned()
-        self._lock: int | None = None
-        while self._lock is None:
+        lock = None
+        while lock is None:
             super().__init__(prefix=f"{PREFIX}{purpose}-", ignore_cleanup_errors=True)
-            self._lock = _locked(Path(self.name))
+            lock = _locked(Path(self.name))
+        self._unlock = weakref.finalize(self, os.close, lock)
 
     def cleanup(self) -> None:
         """Removes it, if it is there."""
         super().cleanup()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._unlock()
 
 
 def remove_abandoned() -> None:
