@@ -85,7 +85,9 @@ def test_finished_parts_survive_a_kill(
     toy_recipe: dict[str, Any], in_one_piece: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
     """Nothing is flushed by the process that dies, and only what it had not flushed is measured again."""
-    asked, measured = toy_stages.Sync.process, []
+    asked = toy_stages.Sync.process
+    measured: list[Any] = []
+    again: list[Any] = []
 
     def fatal(self: Any, batch: Any) -> Any:
         if len(measured) == killed_at:
@@ -102,8 +104,12 @@ def test_finished_parts_survive_a_kill(
         sheet = balance(Ledger(str(tmp_path / "killed" / "ledger")))
         assert sheet.difference_us == 0
         assert sum(sheet.errors_us.values()) >= 2000 * 1_000_000, "a film that is in parts counts as unfinished"
-    again = []
-    monkeypatch.setattr(toy_stages.Sync, "process", lambda self, batch: again.extend(batch) or asked(self, batch))
+
+    def counted(self: Any, batch: Any) -> Any:
+        again.extend(batch)
+        return asked(self, batch)
+
+    monkeypatch.setattr(toy_stages.Sync, "process", counted)
     with settled(toy_recipe, sources(), tmp_path / "killed") as ledger:
         found = rows_of(ledger)
     for rows in (found, in_one_piece):
