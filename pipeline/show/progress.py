@@ -153,7 +153,8 @@ class Progress:
     def show(self, snapshot: Snapshot) -> None:
         """Refreshes the display from the monitor's snapshot."""
         self._snapshot = snapshot
-        self._forecast.in_hand = {at.unit: at.duration_us for at in snapshot.at_work if at.part is None}
+        new = snapshot.at_work if self._forecast.num_left else []
+        self._forecast.in_hand = {at.unit: at.duration_us for at in new if at.part is None}
         if self._live.is_started:
             self._live.update(Group(Text(self.headline()), self._table(), *map(Text, self._at_work())))
         elif time.monotonic() - self._last_line > PLAIN_EVERY_S:

@@ -68,6 +68,13 @@ def test_parts_of_one_film_are_told_as_they_come() -> None:
     assert told[-1] is None
 
 
+def test_media_time_counts_once_whatever_passes_follow() -> None:
+    progress = Progress(1, 0, quiet=True)
+    progress.unit_done(done(9))
+    progress.show(Snapshot({"cut": StageTally(rows=1)}, [AtWork("s", "cut", 1.0, 9_000_000)], {"node": 1}))
+    assert "9 s of 9 s media known so far" in progress.headline()
+
+
 def test_names_and_messages_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(3, 0) as progress:
         progress.unit_done(done(0, Verdict("error", "not_decodable", f"{ODD_NAME}: no picture in [here].")))
