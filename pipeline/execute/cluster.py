@@ -41,9 +41,12 @@ BETWEEN_STARTS_S = 5.0
 ANSWERED_S = 10.0
 LONG_NAME = "AF_UNIX path length"
 """In what Ray says where TMPDIR leaves too little of the 107 characters that a socket may be named by."""
-NEEDED_S = {"raylet": 3.0, "gcs_server": 30.0}
-"""Ray's name of a process without which nothing goes on -> how long a driver has to end well. Ray itself ends it a second later
-without the first, and after a minute without the second."""
+HEAD = "head"
+NEEDED_S = {"raylet": 3.0, "gcs_server": 30.0, HEAD: 30.0}
+"""Ray's name of what nothing goes on without -> how long a driver has to end well. Ray itself ends it a second later without
+the first, and after a minute without the others."""
+HEAD_SILENT_S = 12.0
+"""A head that accepts no connection for this long is lost; its own health checks give nodes up about as soon."""
 LOOKED_EVERY_S = 0.5
 
 
@@ -64,7 +67,8 @@ def connected(address: str | None, num_cpus: int | None) -> Iterator[Any]:
             if is_ours:
                 _start(ray, address, num_cpus)
             try:
-                with nullcontext() if address or not is_ours else _guarded(ray):
+                is_client = (address or "").startswith("ray://")
+                with _guarded(ray, address) if is_ours and not is_client else nullcontext():
                     yield ray
             finally:
                 if is_ours:
@@ -115,17 +119,23 @@ def _start(ray: Any, address: str | None, num_cpus: int | None) -> None:
 
 
 @contextmanager
-def _guarded(ray: Any) -> Iterator[None]:
-    """Ends the body with a MachineError once the private runtime is gone, and this process where the body does not end then."""
+def _guarded(ray: Any, address: str | None) -> Iterator[None]:
+    """Ends the body with a MachineError once the private runtime or the cluster's head is gone; this process, if it goes on."""
     node, fallen, stop = ray._private.worker._global_node, list[str](), threading.Event()
+    head = ray.get_runtime_context().gcs_address
 
     def look() -> None:
+        heard = time.monotonic()
         while not stop.wait(LOOKED_EVERY_S):
             fallen.extend(name for name, _ in node.dead_processes() if name in NEEDED_S)
+            if address and not _is_heard(head):
+                fallen.extend([HEAD] if time.monotonic() - heard > HEAD_SILENT_S else [])
+            else:
+                heard = time.monotonic()
             if fallen:
                 _thread.interrupt_main()
                 if not stop.wait(NEEDED_S[fallen[0]]):
-                    print(f"error: {_fall_of(fallen[0])}", file=sys.stderr, flush=True)
+                    print(f"error: {_fall_of(fallen[0], head)}", file=sys.stderr, flush=True)
                     os._exit(2)
                 return
 
@@ -140,10 +150,23 @@ def _guarded(ray: Any) -> Iterator[None]:
     except BaseException as error:  # the interrupt, or whatever Ray made of it before
         if not fallen:
             raise
-        raise _fall_of(fallen[0]) from error
+        raise _fall_of(fallen[0], head) from error
 
 
-def _fall_of(name: str) -> MachineError:
+def _is_heard(address: str) -> bool:
+    """Whether HOST:PORT accepts a connection."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_SILENT_S / 4).close()
+    except OSError:
+        return False
+    return True
+
+
+def _fall_of(name: str, head: str) -> MachineError:
+    if name == HEAD:
+        msg = f"the head of the Ray cluster, {head}, has not answered for {HEAD_SILENT_S:g} s."
+        return MachineError(msg, remedy=f"Start a cluster with another head (docs/cluster.md); {GOES_ON}")
     msg = f"the {name} of the private Ray runtime on {socket.gethostname()} was ended from outside."
     return MachineError(msg, remedy=f"Free memory there, or run fewer workers (--cpus); {GOES_ON}")
 
