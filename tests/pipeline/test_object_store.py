@@ -88,7 +88,7 @@ def test_a_run_on_a_store_that_fails_is_the_run_on_disk(
     curate(f"s3://{BUCKET}/raw", tmp_path / "run")
     disk, there = RunDir(tmp_path / "run"), RunDir(f"s3://{BUCKET}/run")
 
-    store.choose(Faults(seed=3, share=0.25))
+    store.choose(Faults(seed=3, share=0.1))
     curate(f"s3://{BUCKET}/raw", there.uri)
     again = curate(f"s3://{BUCKET}/raw", there.uri)
     assert list(problems(Run(there.uri), is_deep=True)) == []
