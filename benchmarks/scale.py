@@ -34,9 +34,11 @@ from pipeline.ask.queries import Run
 from pipeline.config import Recipe, load_recipe, parse_recipe
 from pipeline.execute.here import here
 from pipeline.execute.on_ray import on_ray
+from pipeline.pack.index import CUTS
 from pipeline.pack.plan import drawn, plan_shards, wanted
 from pipeline.run import read_sources, run
 from pipeline.store import RunDir
+from schemas.cut_file import cut_file
 from schemas.ids import source_id
 from schemas.records import Level, Source
 
@@ -164,17 +166,30 @@ def without_cut() -> Recipe:
     return recipe.model_copy(update={"stages": {name: own for name, own in recipe.stages.items() if name != "cut"}})
 
 
+def lay_cuts(folder: str) -> Figures:
+    """Puts a file without content, of the size that it would have, into the place of every clip's media."""
+    opened, directory = Run(folder), Path(folder, CUTS)
+    for number in range(256):
+        (directory / f"{number:02x}").mkdir(parents=True)
+    clips = wanted(opened.ledger, opened.plan).select("clip_id", "cut_hash", "bytes")
+    for clip_id, cut_hash, num_bytes in clips.iter_rows():
+        with (directory / cut_file(clip_id, cut_hash)).open("wb") as file:
+            file.truncate(num_bytes)
+    return spent()
+
+
 def pack_plan(folder: str) -> Figures:
     """Which shards a run has, ledger scan included; `touched` are shards that one source less would change."""
     opened = Run(folder)
-    plan_shards(opened.ledger, opened.plan, RunDir(folder))
-    cost = spent()
+    packing = plan_shards(opened.ledger, opened.plan, RunDir(folder))
+    cost, num_lost = spent(), len(packing.lost)
     clips = wanted(opened.ledger, opened.plan)
     bits = max(0, len(clips).bit_length() - 8)
     without = clips.filter(clips["source_id"] != clips["source_id"][0])
     names = [set(drawn(part, opened.plan, bits)[1]["name"]) for part in (clips, without)]
     return cost | {
         "num_clips": len(clips),
+        "num_lost": num_lost,
         "num_shards": len(names[0]),
         "shards_touched": len(names[0] - names[1]),
         "clips_of_that_source": len(clips) - len(without),
@@ -214,7 +229,7 @@ def index(num_rows: str) -> Figures:
 
 
 PARTS: dict[str, Callable[..., Figures]] = {
-    each.__name__: each for each in (drive, empty, cut, resume, pack_plan, facts, leaf, index)
+    each.__name__: each for each in (drive, empty, cut, resume, lay_cuts, pack_plan, facts, leaf, index)
 }
 
 
@@ -232,6 +247,7 @@ def asked(folder: str, num_clips: int, cache: str) -> dict[str, Figures]:
     for name, words in QUESTIONS.items():
         filled = ["-m", "pipeline.cli", *(word.format(run=folder, clip=clip) for word in words)]
         found |= {name: measured(filled, cache), f"{name}.ledger": measured(filled)}
+    part("lay_cuts", folder)
     return found | {"pack.plan": part("pack_plan", folder)}
 
 

@@ -41,6 +41,8 @@ PASSING = {
     "picture.true_fps": 25.0, "audio.silence_ratio": 0.1, "audio.gap_ratio": 0.0, "audio.loudness_lufs": -20.0,
     "audio.clipping_ratio": 0.0, "audio.bandwidth_hz": 8000.0, "sync.confidence": 8.0, "sync.offset_ms": 20.0,
 }  # fmt: skip
+CUT_BYTES = (1_000_000, 2_000_000)
+"""Range of the sizes of clips' media: 5 s at 2.4 Mbit/s."""
 COPY = "duplicates.is_representative.equals"
 LABELS = {"sync.kind": "speech", "sync.status": "measured", "audio.kind": "speech"}
 Rows = dict[str, Any]
@@ -186,6 +188,9 @@ def _measures(plan: Plan, num: int, is_copy: NDArray[np.bool_], rng: np.random.G
     for at, path in enumerate(measures):
         rows[path] = np.where(decider == at, FAILING[path], rows[path])
     rows |= {path: [value] * num for path, value in LABELS.items()}
+    digits = rng.bytes(32 * num).hex()
+    rows |= {"cut.sha256": [digits[at : at + 64] for at in range(0, len(digits), 64)]}
+    rows |= {"cut.bytes": rng.integers(*CUT_BYTES, num)}
     rejected = decider >= 0
     names = np.array([_check_on(plan, path) for path in measures])[np.maximum(decider, 0)]
     rows |= _verdicts(np.where(rejected | is_copy, "reject", "keep"), is_copy & ~rejected)
