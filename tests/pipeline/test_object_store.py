@@ -16,6 +16,7 @@ from pipeline.ask.stats import stats
 from pipeline.ask.status import status
 from pipeline.ask.verify import problems
 from pipeline.config import parse_recipe
+from pipeline.demo import ball_clip
 from pipeline.ledger import Ledger, unit_tables
 from pipeline.ledger_writer import LedgerWriter
 from pipeline.plan import make_plan
@@ -78,13 +79,10 @@ def answers(run: RunDir) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_run_on_a_store_that_fails_is_the_run_on_disk(
-    store: FlakyStore, whole_light_run: tuple[Path, Path], tmp_path: Path
-) -> None:
-    media, _ = whole_light_run
-    fs = fsspec.filesystem("s3")
-    for path in media.iterdir():
-        fs.put_file(str(path), f"{BUCKET}/raw/{path.name}")
+def test_a_run_on_a_store_that_fails_is_the_run_on_disk(store: FlakyStore, tmp_path: Path) -> None:
+    for seed in range(2):
+        ball_clip(tmp_path / "film.mp4", duration_s=3.0, seed=seed)
+        fsspec.filesystem("s3").put_file(str(tmp_path / "film.mp4"), f"{BUCKET}/raw/{seed}.mp4")
     curate(f"s3://{BUCKET}/raw", tmp_path / "run")
     disk, there = RunDir(tmp_path / "run"), RunDir(f"s3://{BUCKET}/run")
 
@@ -101,7 +99,7 @@ def test_a_run_on_a_store_that_fails_is_the_run_on_disk(
     assert seen.strangers == [], "everybody takes the credentials of the environment"
     assert seen.blind_commits == []
     assert found == (rows(disk), artefacts(disk))
-    assert again.num_done_before == 4
+    assert again.num_done_before == 2
     assert (rows(there), artefacts(there)) == found
 
 
@@ -149,15 +147,15 @@ class TestLedger:
         uri = f"s3://{BUCKET}/ledger"
         store.choose(Faults(loses=loses))
         with LedgerWriter(uri, plan) as writer:
-            for name in "abc":
+            for name in "ab":
                 writer.add(*make(name), is_there=False)
                 assert writer.flush()
-            writer.add(*make("b"), is_there=True)
+            writer.add(*make("a"), is_there=True)
             assert writer.flush()
             assert writer.compact(most_files=1)
-        assert store.choose(Faults()).faults[LOST] >= 6, "of the table, four commits and joining its files"
+        assert store.choose(Faults()).faults[LOST] >= 5, "of the table, three commits and joining its files"
         ids = Ledger(uri).passed()["source_id"]
-        assert sorted(ids) == sorted(make(name)[0] for name in "abc"), "each once"
+        assert sorted(ids) == sorted(make(name)[0] for name in "ab"), "each once"
 
 
 class TestRunDir:
