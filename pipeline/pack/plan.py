@@ -14,6 +14,8 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.ledger import Ledger, hash_column
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 HASH_BITS = 32
 """Bits of a clip's id that buckets are taken from; ids are hashes."""
+PART_CLIPS = 65_536
+"""Clips whose identities are held at a time, as texts of 100 bytes each, unless a bucket has more."""
 OUTGROWN = 2.0
 """A run keeps its buckets until they hold this many times the wanted size on the average; then all are drawn anew."""
 
@@ -128,25 +132,29 @@ def wanted(ledger: Ledger, plan: Plan) -> pl.DataFrame:
     if cutter is None:
         return pl.DataFrame(schema={**dict.fromkeys(names, pl.String), "bytes": pl.Int64})
     is_kept = pl.col("verdict.status") == "keep"
-    assets = ledger.scan(Level.ASSET).filter(is_kept).select("source_id", "asset_id").collect()
+    assets = ledger.scan(Level.ASSET).filter(is_kept).select("source_id", "asset_id").collect(engine="streaming")
     clips = (
         ledger.scan(Level.CLIP)
         .filter(is_kept & (pl.col(hash_column(cutter.name)) == cutter.hash))
         .select(
             clip_id="row_id",
             source_id="source_id",
-            cut_hash=hash_column(cutter.name),
             sha256=f"{cutter.column}.sha256",
             bytes=f"{cutter.column}.bytes",
         )
-        .collect()
+        .join(assets.lazy(), on="source_id", how="semi")
+        .collect(engine="streaming")
+        .sort("clip_id", "source_id")
     )
-    clips = clips.join(assets, on="source_id").sort("clip_id", "source_id").unique("clip_id", keep="first")
-    return clips.with_columns(split=_splits(clips, ledger, plan)).select(*names, "bytes").sort("clip_id")
+    is_again = (clips["clip_id"] == clips["clip_id"].shift()).fill_null(False)
+    if is_again.any():
+        clips = clips.filter(~is_again)
+    split = _splits(assets.join(clips, on="source_id", how="semi"), ledger, plan)
+    return clips.with_columns(split=split, cut_hash=pl.lit(cutter.hash)).select(*names, "bytes")
 
 
-def _splits(clips: pl.DataFrame, ledger: Ledger, plan: Plan) -> pl.Series | pl.Expr:
-    """The split of each clip. Voices and faces are looked at only if anything is held back for validation."""
+def _splits(assets: pl.DataFrame, ledger: Ledger, plan: Plan) -> pl.Expr:
+    """The split of a clip of these sources. Voices and faces are looked at only if anything is held back for validation."""
     import polars as pl
 
     fraction = plan.recipe.pack.validation_fraction
@@ -154,8 +162,9 @@ def _splits(clips: pl.DataFrame, ledger: Ledger, plan: Plan) -> pl.Series | pl.E
         return pl.lit("train")
     is_kept = pl.col("verdict.status") == "keep"
     people = likenesses(plan, lambda level: ledger.scan(level).filter(is_kept))
-    sides = split_assets(set(clips["asset_id"]), fraction, people)
-    return clips["asset_id"].replace_strict(sides, return_dtype=pl.String)
+    sides = split_assets(set(assets["asset_id"]), fraction, people)
+    of_sources = {source_id: sides[asset_id] for source_id, asset_id in assets.iter_rows()}
+    return pl.col("source_id").replace_strict(of_sources, return_dtype=pl.String)
 
 
 def bits_for(num_bytes: int, target_mb: float, earlier: int | None) -> int:
@@ -175,23 +184,37 @@ def _earlier_bits(run: RunDir, target_mb: float) -> int | None:
 
 
 def drawn(clips: pl.DataFrame, plan: Plan, bits: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(clips with the `name` of their shard, shards: name, split, unit), in the order of the manifest."""
+    """(`wanted` clips with the `name` of their shard, shards: name, split, unit), the latter in the order of the manifest."""
     import polars as pl
 
     settings = [plan.recipe.name, [[spec.name, spec.hash] for spec in plan.stages]]
     common = digest(CONTRACT_VERSION, *INDEX.names, json.dumps(settings))
     head = pl.col("clip_id").str.slice(1, HASH_BITS // 4).str.to_integer(base=16, strict=True)
     placed = clips.with_columns(bucket=head // 2 ** (HASH_BITS - bits))
-    identity = pl.concat_str("clip_id", "cut_hash", "sha256", separator=" ")
-    units = placed.group_by("split", "bucket").agg(identity.sort().str.join("\n")).sort("split", "bucket")
-    shards = units.with_columns(
-        unit=pl.col("clip_id").map_elements(lambda text: digest(common, text), return_dtype=pl.String)
-    )
+    shards = pl.concat(_units(part, common) for part in _parts(placed, bits)).sort("split", "bucket")
     width = len(str(2**bits - 1))
     number = pl.col("bucket").cast(pl.String).str.zfill(max(width, 5))
     shards = shards.with_columns(name=pl.concat_str("split", number, pl.col("unit").str.slice(0, 8), separator="-"))
-    named = placed.join(shards.select("split", "bucket", "name"), on=["split", "bucket"])
-    return named, shards.select("name", "split", "unit")
+    named = placed.join(shards.select("split", "bucket", "name"), on=["split", "bucket"], maintain_order="left")
+    return named.drop("bucket"), shards.select("name", "split", "unit")
+
+
+def _parts(placed: pl.DataFrame, bits: int) -> Iterator[pl.DataFrame]:
+    """The clips of some buckets at a time: about `PART_CLIPS`, where buckets are smaller."""
+    import polars as pl
+
+    step = max(1, 2**bits * PART_CLIPS // max(len(placed), 1))
+    for first in range(0, 2**bits, step):
+        yield placed.filter(pl.col("bucket").is_between(first, first + step, closed="left"))
+
+
+def _units(part: pl.DataFrame, common: str) -> pl.DataFrame:
+    """split, bucket, unit of the buckets of some clips."""
+    import polars as pl
+
+    identity = pl.concat_str("clip_id", "cut_hash", "sha256", separator=" ")
+    texts = part.group_by("split", "bucket").agg(unit=identity.sort().str.join("\n"))
+    return texts.with_columns(pl.col("unit").map_elements(lambda text: digest(common, text), return_dtype=pl.String))
 
 
 def is_packed(name: str, unit: str, run: RunDir) -> bool:
@@ -225,22 +248,27 @@ def _located(clips: pl.DataFrame, run: RunDir) -> pl.DataFrame:
     """`clips` with shard and offset of their media: an empty shard for what lies in `cuts`, null for what is nowhere."""
     import polars as pl
 
-    there = run.entries(CUTS) if len(clips) else {}
-    has_cut = [
-        (entry := there.get(cut_file(clip_id, cut_hash))) is not None and entry.num_bytes == num_bytes
-        for clip_id, cut_hash, num_bytes in clips.select("clip_id", "cut_hash", "bytes").iter_rows()
-    ]
-    places = clips.with_columns(
-        shard=pl.when(pl.Series(has_cut, dtype=pl.Boolean)).then(pl.lit("")), offset=pl.lit(0, pl.Int64)
-    )
+    has_cut = pl.Series(_has_cut(clips, run), dtype=pl.Boolean)
+    places = clips.with_columns(shard=pl.when(has_cut).then(pl.lit("")), offset=pl.lit(0, pl.Int64))
     for held in (_held_by_index, _held_by_headers):
         open_ = places.filter(pl.col("shard").is_null())
         if not len(open_):
             break
         found = held(open_.drop("shard", "offset"), run)
+        if not len(found):
+            continue
         rest = open_.drop("shard", "offset").join(found, on=["clip_id", "sha256"], how="left")
         places = pl.concat([places.filter(pl.col("shard").is_not_null()), rest.select(places.columns)])
     return places
+
+
+def _has_cut(clips: pl.DataFrame, run: RunDir) -> Iterator[bool]:
+    """Whether the media of each clip lie in `cuts`, looked at folder by folder, as ids in their order lie there."""
+    rows = clips.select("clip_id", "cut_hash", "bytes").iter_rows()
+    cuts = ((*cut_file(clip_id, cut_hash).split("/"), num_bytes) for clip_id, cut_hash, num_bytes in rows)
+    for folder, files in groupby(cuts, key=itemgetter(0)):
+        there = run.entries(f"{CUTS}/{folder}")
+        yield from ((entry := there.get(name)) is not None and entry.num_bytes == size for _, name, size in files)
 
 
 def _held(rows: list[tuple[str, str, str, int]]) -> pl.DataFrame:
@@ -254,12 +282,10 @@ def _held(rows: list[tuple[str, str, str, int]]) -> pl.DataFrame:
 
 def _held_by_index(clips: pl.DataFrame, run: RunDir) -> pl.DataFrame:
     """clip_id, sha256, shard, offset of what lies in whole shards of the run."""
-    ids = set(clips["clip_id"])
+    names = [entry.removesuffix(".arrow") for entry in run.names("index") if entry.endswith(".arrow")]
+    ids = set(clips["clip_id"]) if names else set()
     rows = []
-    for entry in run.names("index"):
-        name = entry.removesuffix(".arrow")
-        if name == entry:
-            continue
+    for name in names:
         index = _sound_index(name, run)
         if index is None:
             continue
@@ -272,11 +298,10 @@ def _held_by_headers(clips: pl.DataFrame, run: RunDir) -> pl.DataFrame:
     """The same of shards that are damaged or have no index: what of them is whole by its own SHA-256."""
     import hashlib
 
-    known = dict(clips.select("clip_id", "sha256").iter_rows())
+    shards = [entry for entry in run.names("shards") if entry.endswith(".tar")]
+    known = dict(clips.select("clip_id", "sha256").iter_rows()) if shards else {}
     rows = []
-    for shard in run.names("shards"):
-        if not shard.endswith(".tar"):
-            continue
+    for shard in shards:
         with run.open(f"shards/{shard}") as file:
             for clip_id, offset, sizes in samples_in(file):
                 if clip_id in known and tuple(sizes)[: len(PAYLOAD)] == PAYLOAD:
