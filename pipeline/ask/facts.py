@@ -181,6 +181,7 @@ class Facts:
             return self.folder / note.name
         except (OSError, pl.exceptions.PolarsError) as error:
             self.report(f"nothing can be kept in {self.folder} ({error}): every question reads the ledger")
+            self._paths.update(dict.fromkeys(Level))
             return None
 
     @cached_property

@@ -268,7 +268,7 @@ def test_a_cache_that_cannot_be_written_leaves_the_answers_to_the_ledger(run: Ru
     said: list[str] = []
     opened = kept(run, tmp_path / "file", said.append)
     assert stats(opened) == stats(from_ledger(run))
-    assert said
+    assert len(said) == 1
     assert "every question reads the ledger" in said[0]
 
 
