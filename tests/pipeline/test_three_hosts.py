@@ -25,7 +25,7 @@ from tests.pipeline.hosts import Host, hosts, why_not
 from tests.pipeline.light_run import LIGHT, files_of
 from tests.ray_runs import starts_ray
 
-NUM_SOURCES = 14
+NUM_SOURCES = 8
 PORT = 6379
 ONE_PASS = LIGHT | {
     "stages": {name: config for name, config in LIGHT["stages"].items() if name != "duplicates"},
