@@ -82,12 +82,11 @@ LIMIT_S = 3000
 Figures = dict[str, float]
 
 
-def measured(arguments: list[str], cache: str = NO_CACHE) -> Figures:
+def measured(arguments: list[str], cache: str | None = None) -> Figures:
     """CPU seconds, peak MB and what it printed as JSON, of a command run to its end; raises CalledProcessError if it fails."""
-    done = subprocess.run(
-        [sys.executable, "-c", LAUNCHER, sys.executable, *arguments],
-        stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT_S, env=os.environ | {"XDG_CACHE_HOME": cache},
-    )  # fmt: skip
+    environment = os.environ | ({"XDG_CACHE_HOME": cache} if cache else {})
+    command = [sys.executable, "-c", LAUNCHER, sys.executable, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT_S, env=environment)
     *said, cost = done.stdout.strip().splitlines()
     own: Figures = json.loads(said[-1]) if said and said[-1].startswith("{") else {}
     figures: Figures = json.loads(cost)
@@ -233,7 +232,7 @@ PARTS: dict[str, Callable[..., Figures]] = {
 }
 
 
-def part(name: str, *arguments: str, cache: str = NO_CACHE) -> Figures:
+def part(name: str, *arguments: str, cache: str | None = None) -> Figures:
     """One measurement in a process of its own."""
     return measured(["-m", "benchmarks.scale", "--part", name, *arguments], cache)
 
@@ -246,7 +245,7 @@ def asked(folder: str, num_clips: int, cache: str) -> dict[str, Figures]:
     found |= {f"facts.{name}": part("facts", folder, cache=cache) for name in ("build", "reopen")}
     for name, words in QUESTIONS.items():
         filled = ["-m", "pipeline.cli", *(word.format(run=folder, clip=clip) for word in words)]
-        found |= {name: measured(filled, cache), f"{name}.ledger": measured(filled)}
+        found |= {name: measured(filled, cache), f"{name}.ledger": measured(filled, NO_CACHE)}
     part("lay_cuts", folder)
     return found | {"pack.plan": part("pack_plan", folder)}
 
