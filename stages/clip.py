@@ -16,7 +16,7 @@ from schemas.records import CLIP, Row, span_fields, span_of
 from schemas.spans import SpeechSpan, Turn, Word, words_in
 from schemas.stretches import Stretch, Timed
 from schemas.timing import Span
-from stages.base import Resources, Split, StageConfig
+from stages.base import Context, Resources, Split, StageConfig
 
 WINDOW_COST_S = 0.05
 """What one more window costs: between two plans that keep the same time, the one with fewer windows wins."""
@@ -60,13 +60,17 @@ class ClipSplit(Split[ClipConfig]):
     Config = ClipConfig
     resources = Resources(cpus=1.0, memory_gb=0.1, timeout_s=600.0)
 
+    def setup(self, ctx: Context) -> None:
+        super().setup(ctx)
+        self._last: tuple[Any, Any, Talk] | None = None
+
     def split(self, row: Row) -> Sequence[dict[str, Any]]:
-        """The clips of one shot, in order."""
+        """The clips of one shot, in order. Costs what is decoded and said in the shot, and once what is said in the asset."""
         shot = span_of(row["shot"])
         if row["shot"]["is_transition"] or shot.duration < self.config.min_s:
             return []
         marks = self._frame_marks(self.ctx.asset_path(row), shot)
-        talk = Talk.of(row, self.config.pause_s)
+        talk = self._talk(row).near(Stretch(float(shot.start), float(shot.end)))
         busy = talk.busy()
         windows = plan_windows(
             np.asarray(marks * (shot.num / shot.den), np.float64),
@@ -92,6 +96,13 @@ class ClipSplit(Split[ClipConfig]):
                 }
             )
         return clips
+
+    def _talk(self, row: Row) -> Talk:
+        """The talk of the row's asset, made once for all of its shots, which are shown the same structs."""
+        heard, known = row.get("transcribe"), row.get("diarize")
+        if self._last is None or self._last[0] is not heard or self._last[1] is not known:
+            self._last = (heard, known, Talk.of(row, self.config.pause_s))
+        return self._last[2]
 
     def _frame_marks(self, path: Path, shot: Span) -> NDArray[np.int64]:
         """pts of the frames of `shot`, and its end. Frames are decoded for it, for containers may lie about them."""
@@ -191,8 +202,24 @@ class Talk:
         return cls(
             utterances=group_utterances(words, pause_s),
             overlaps=Stretch.all_of(known.get("overlaps")),
-            wordless=[s for s in Stretch.all_of(heard.get("speech")) if not any(s.overlap_s(word) for word in words)],
+            wordless=[s for s in Stretch.all_of(heard.get("speech")) if not len(_overlapping(s, _bounds(words))[0])],
             language=heard.get("language"),
+        )
+
+    def near(self, where: Stretch) -> Talk:
+        """What of it lies in `where`, or so near that a cut there has to keep clear of it; utterances stay whole."""
+        first_s, last_s = where.start_s - GUARD_S, where.end_s + GUARD_S
+
+        def is_near(start_s: float, end_s: float) -> bool:
+            return start_s <= last_s and end_s >= first_s
+
+        return replace(
+            self,
+            utterances=[
+                words for words in self.utterances if is_near(words[0].start_s, max(word.end_s for word in words))
+            ],
+            overlaps=[stretch for stretch in self.overlaps if is_near(stretch.start_s, stretch.end_s)],
+            wordless=[stretch for stretch in self.wordless if is_near(stretch.start_s, stretch.end_s)],
         )
 
     def busy(self) -> list[Stretch]:
@@ -202,13 +229,12 @@ class Talk:
 
 def spoken_words(words: Sequence[Word], turns: Sequence[Turn]) -> list[Word]:
     """`words` in order of time, each with the speaker whose `turns` cover most of it, or None."""
-    spoken = []
+    spoken, bounds = [], _bounds(turns)
     for word in words:
         covered: dict[str, float] = {}
-        for turn in turns:
-            shared_s = word.overlap_s(turn)
-            if shared_s > 0:
-                covered[turn.speaker] = covered.get(turn.speaker, 0.0) + shared_s
+        for at, shared_s in zip(*_overlapping(word, bounds), strict=True):
+            speaker = turns[at].speaker
+            covered[speaker] = covered.get(speaker, 0.0) + float(shared_s)
         spoken.append(replace(word, speaker=max(sorted(covered), key=covered.__getitem__) if covered else None))
     return sorted(spoken, key=lambda w: (w.start_s, w.end_s))
 
@@ -254,6 +280,18 @@ def spans_within(
             )
         )
     return spans
+
+
+def _bounds(found: Sequence[Timed]) -> NDArray[np.float64]:
+    """[2, n]: starts and ends."""
+    return np.array([[each.start_s for each in found], [each.end_s for each in found]], np.float64)
+
+
+def _overlapping(where: Timed, bounds: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(index, seconds) of those of `bounds` [2, n] that share time with `where`."""
+    shared_s = np.minimum(bounds[1], where.end_s) - np.maximum(bounds[0], where.start_s)
+    at = np.flatnonzero(shared_s > 0)
+    return at, shared_s[at]
 
 
 def _inside(instant_s: float, stretches: Sequence[Stretch]) -> bool:

@@ -16,7 +16,7 @@ from schemas.spans import Turn, Word, overlaps
 from schemas.stretches import Stretch
 from schemas.timing import Span
 from stages.base import Context
-from stages.clip import ClipConfig, ClipSplit, Talk, group_utterances, plan_windows, spans_within
+from stages.clip import ClipConfig, ClipSplit, Talk, group_utterances, plan_windows, spans_within, spoken_words
 from tests.rows import shot_row, struct_of
 
 
@@ -129,6 +129,52 @@ def test_words_become_spans_of_one_speaker_each_on_the_clip_clock() -> None:
     assert (first.confidence, second.confidence) == (pytest.approx(0.8), None)
     assert [first.is_overlap, second.is_overlap] == [True, False]
     assert second.words[-1].end_s == second.end_s <= float(clip.duration)
+
+
+@st.composite
+def talks(draw: st.DrawFn) -> dict[str, Any]:
+    """What two speakers say in a minute, in words of up to a second and turns that overlap, as stages leave it."""
+    at = st.floats(0, 60, allow_subnormal=False)
+    starts = sorted(draw(st.lists(at, max_size=60)))
+    lengths = draw(st.lists(st.floats(0, 1), min_size=len(starts), max_size=len(starts)))
+    words = [Word("w", start, start + length, None, None) for start, length in zip(starts, lengths, strict=True)]
+    turns = [
+        Turn(draw(st.sampled_from("ab")), start, start + draw(st.floats(0.1, 9)))
+        for start in draw(st.lists(at, max_size=9))
+    ]
+    speech = [Stretch(start, start + draw(st.floats(0.1, 3))) for start in draw(st.lists(at, max_size=9))]
+    return {
+        "transcribe": {
+            "words": [word.row() for word in words],
+            "speech": [each.row() for each in speech],
+            "language": "en",
+        },
+        "diarize": {"turns": [turn.row() for turn in turns], "overlaps": [each.row() for each in overlaps(turns)]},
+    }
+
+
+@given(talks(), st.floats(0, 50), st.floats(3, 10))
+def test_what_is_said_elsewhere_changes_no_window(row: dict[str, Any], start_s: float, length_s: float) -> None:
+    talk = Talk.of(row, 0.3)
+    near = talk.near(Stretch(start_s, start_s + length_s))
+    times = np.linspace(start_s, start_s + length_s, 40)
+
+    def planned(known: Talk) -> Any:
+        words = [word for utterance in known.utterances for word in utterance]
+        windows = plan_windows(times, words, known.busy(), 1.0, 4.0)
+        spans = [Span(round(times[a] * 1e6), round(times[b] * 1e6), 1, 1_000_000) for a, b in windows]
+        return windows, [spans_within(span, known.utterances, known.overlaps, known.language) for span in spans]
+
+    assert planned(near) == planned(talk)
+
+
+def test_speakers_are_those_whose_turns_cover_most_of_a_word() -> None:
+    turns = [Turn("b", 0.0, 1.0), Turn("a", 0.9, 3.0), Turn("b", 1.2, 1.3), Turn("a", 5.0, 6.0)]
+    words = [Word("w", *span, None, None) for span in ((4.0, 4.5), (0.8, 1.0), (1.0, 1.4), (2.9, 5.2), (5.5, 5.5))]
+    spoken = spoken_words(words, turns)
+    assert [(word.start_s, word.speaker) for word in spoken] == [
+        (0.8, "b"), (1.0, "a"), (2.9, "a"), (4.0, None), (5.5, None)
+    ]  # fmt: skip
 
 
 def test_speech_without_words_is_not_to_be_cut_through() -> None:
