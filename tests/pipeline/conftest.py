@@ -12,7 +12,6 @@ import pytest
 
 import stages
 from tests.pipeline import toy_stages
-from tests.ray_runs import shared_folder
 
 
 @pytest.fixture
@@ -25,19 +24,15 @@ def toy_recipe() -> Iterator[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def whole_light_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(media, run): four clips, curated and packed without Ray."""
-    folder = shared_folder(tmp_path_factory, "light", curate_four)
-    return folder / "media", folder / "run"
-
-
-def curate_four(folder: Path) -> None:
-    """What `whole_light_run` tells."""
     from pipeline.demo import ball_clip
     from tests.pipeline.light_run import curate
 
+    folder = tmp_path_factory.mktemp("light")
     (folder / "media").mkdir()
     for seed in range(4):
         ball_clip(folder / "media" / f"{seed}.mp4", duration_s=3.0, seed=seed)
     curate(folder / "media", folder / "run")
+    return folder / "media", folder / "run"
 
 
 @pytest.fixture
