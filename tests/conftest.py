@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks tests by the fixtures they use.
 
     One that reads the demo's run may be the one that starts Ray for it. Those that share a fixture of their module stay on
-    one worker of pytest-xdist, so that it is made once.
+    one worker of pytest-xdist, so that it is made once. Who makes the demo's run comes first, and who waits for it last.
     """
     for item in items:
         if item.get_closest_marker("xdist_group") is None and shares_fixtures(item):
@@ -60,6 +60,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.ray)
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(900))
+    items.sort(key=place_of)
+
+
+def place_of(item: pytest.Item) -> int:
+    """When its turn is: tests that start Ray one after the other take longest together, and the demo's run is one of theirs."""
+    group, needs_demo = item.get_closest_marker("xdist_group"), "demo_run" in getattr(item, "fixturenames", ())
+    if group is not None and group.args == ("ray",):
+        return 0 if needs_demo else 1
+    return 3 if needs_demo else 2
 
 
 @pytest.fixture
