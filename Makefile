@@ -1,6 +1,6 @@
 # make demo   set up, curate generated demo media, show what came of it
 # make test   set up, run all tests
-# make quick  set up, run the tests that start no Ray and take less than ten seconds each
+# make quick  set up, run the tests that start no Ray and take less than four seconds each
 # make lint   style and types
 # make docs   the parts of docs/ that the code says itself
 # make bench  the benchmarks that run on one CPU, tables into build/

@@ -41,6 +41,7 @@ def test_a_mix_is_loud_where_its_turns_are_and_the_same_every_time(voices: dict[
     assert loudness > 10 * rest
 
 
+@pytest.mark.slow
 def test_a_threshold_that_nothing_reaches_finds_too_many_people(voices: dict[str, list[np.ndarray]]) -> None:
     good, bad = sweep([make_mix(voices, n) for n in (0, 2)], (0.78, 1.5))
     assert good["der_collar_0.25"] < bad["der_collar_0.25"]

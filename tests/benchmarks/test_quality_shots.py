@@ -81,6 +81,7 @@ def test_montages_are_reproducible_and_their_truth_lies_in_order() -> None:
         assert edges[-1][1] < len(one.frames)
 
 
+@pytest.mark.slow
 def test_scores_a_folder_with_a_manifest(media_dir: Path, tmp_path: Path) -> None:
     wanted = {
         "multishot/psd_frame_counter_3_shots.mp4",

@@ -140,6 +140,7 @@ def test_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.C
     assert stopped.value.code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["full", "attention_qkv"])
 def test_blocks_compile_under_recompute(policy: str) -> None:
     """One graph for all fusion blocks and no break: a wrapper that the compiler skips would show no graph at all."""

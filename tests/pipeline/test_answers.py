@@ -82,6 +82,7 @@ def damaged(run: Run, kind: str, where: pl.Expr, change: dict[str, pl.Expr]) -> 
     return Run(run.dir.uri)
 
 
+@pytest.mark.slow
 @THOROUGH
 @given(recipe=toy_recipes(), sources=toy_sources(), is_interrupted=st.booleans())
 def test_balance_and_stats_equal_plain_loops(
@@ -105,6 +106,7 @@ def test_balance_and_stats_equal_plain_loops(
     assert how_far.num_left == answer.num_provisional
 
 
+@pytest.mark.slow
 @THOROUGH
 @given(recipe=toy_recipes(), sources=toy_sources(), is_interrupted=st.booleans(), overrides=OVERRIDES)
 def test_what_if_equals_plain_loops(
@@ -122,6 +124,7 @@ def test_what_if_equals_plain_loops(
     assert answer.now_us == balance(run.ledger).kept_us
 
 
+@pytest.mark.slow
 @THOROUGH
 @given(recipe=toy_recipes(), sources=toy_sources(), overrides=OVERRIDES)
 def test_a_run_under_the_other_gates_keeps_what_was_foretold(

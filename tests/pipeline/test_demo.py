@@ -345,6 +345,7 @@ def test_media_repeat_byte_for_byte(tmp_path: Path, kind: str, chosen: dict[str,
     assert first.item["sha256"] != write_known_truth(tmp_path / "other", kind, 12, **chosen).item["sha256"]
 
 
+@pytest.mark.slow
 def test_demo_manifest_has_the_form_of_the_real_one(small_set: Path, media_dir: Path) -> None:
     ours, real = json.loads(small_set.read_text()), json.loads((media_dir / "manifest.json").read_text())
     assert set(real) <= set(ours)

@@ -141,6 +141,7 @@ class TestLedger:
             assert len(Ledger(uri).passed()) == number + 1
         assert store.seen().blind_commits == []
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("loses", [r"PUT .*_delta_log/.*json", r"(PUT|GET|HEAD) .*"])
     def test_lost_answers_are_recognised(self, store: FlakyStore, made: Any, loses: str) -> None:
         plan, make = made

@@ -279,6 +279,7 @@ def test_errors_are_taken_up_again_when_asked(tmp_path: Path, light: Path) -> No
     assert not list(problems(Run(str(out))))
 
 
+@pytest.mark.slow
 def test_missing_weights_end_the_run_with_the_remedy(tmp_path: Path) -> None:
     ball_clip(tmp_path / "ball.mp4", duration_s=3.0)
     setting = ["--set", "stages.diarize.engine=pyannote", "--set", "stages.diarize.weights=/nowhere"]

@@ -234,6 +234,7 @@ def test_children_import_little(module: str) -> None:
     assert out.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_child_that_makes_progress_may_take_longer_than_its_limit(start: Callable[..., Child]) -> None:
     assert start().ask("work", {}, 3.0) == "done at last"
     with pytest.raises(ChildTimeoutError):

@@ -130,6 +130,7 @@ KNOWN_DIFFERENCES: dict[str, dict[str, float]] = {
 }
 
 
+@pytest.mark.slow
 def test_awkward_files_are_as_their_manifest_says(media_dir: Path, probe: Any) -> None:
     """Frame counts, starts and streams of every small awkward file; the known differences are listed above."""
     num_read = 0

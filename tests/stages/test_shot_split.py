@@ -212,6 +212,7 @@ def test_stage_finds_the_cuts_of_a_coded_file(tmp_path: Path, context: Context, 
     assert stage.split({**row, "probe": {**probe, "has_video": False}}) == []
 
 
+@pytest.mark.slow
 def test_network_answers_as_its_authors_code_does() -> None:
     import torch
 
@@ -267,6 +268,7 @@ def test_unknown_engine_is_refused() -> None:
         ShotSplitConfig.model_validate({"engine": "magic"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "cuts", "ranges"),
     [

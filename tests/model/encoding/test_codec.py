@@ -58,6 +58,7 @@ def test_video_refuses_what_would_need_padding(codecs: Codecs, shape: tuple[int,
         codecs.video.encode(torch.zeros(shape))
 
 
+@pytest.mark.slow
 def test_mel_is_that_of_an_independent_library(codecs: Codecs) -> None:
     import librosa
 

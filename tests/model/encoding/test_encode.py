@@ -114,6 +114,7 @@ def test_windows_lie_side_by_side_and_are_never_padded() -> None:
         assert window.num_frames == cost.num_frames
 
 
+@pytest.mark.slow
 def test_shards_become_latent_shards_once(home: Path, tmp_path: Path) -> None:
     said: list[str] = []
     manifest = encode_shards(str(home / "run"), tmp_path, settings(home), TINY, say=said.append)
@@ -148,6 +149,7 @@ def test_shards_become_latent_shards_once(home: Path, tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_other_settings_are_encoded_anew_with_more_windows(home: Path, tmp_path: Path) -> None:
     config = settings(home, max_windows=4, min_frames=9, max_frames=17)
     manifest = encode_shards(str(home / "run"), tmp_path, config, TINY, say=lambda _: None)
@@ -203,6 +205,7 @@ def test_words_voices_and_latents_belong_to_their_window(home: Path, tmp_path: P
     torch.testing.assert_close(second.sample.video, codecs.video.encode(pixels))
 
 
+@pytest.mark.slow
 def test_without_a_speaker_network_curations_vectors_are_taken_if_they_fit(home: Path, tmp_path: Path) -> None:
     silent = tmp_path / "codecs"
     shutil.copytree(home / "codecs", silent)
@@ -262,6 +265,7 @@ def test_codecs_that_no_clip_needs_may_be_missing(home: Path, tmp_path: Path) ->
     assert encode_shards(str(tmp_path / "run"), tmp_path / "out", config, TINY, say=lambda _: None).num_samples == 1
 
 
+@pytest.mark.slow
 def test_online_encoding_is_refused_at_the_start_where_codecs_are_missing(home: Path, tmp_path: Path) -> None:
     """Otherwise every clip would be replaced by another one, in vain."""
     config = settings(home, codecs=without("audio_vae", home, tmp_path))

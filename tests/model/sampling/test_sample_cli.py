@@ -254,6 +254,7 @@ def test_models_are_named_by_preset_or_file(folder: Path, tmp_path: Path) -> Non
         read_config(str(tmp_path / "odd.json"))
 
 
+@pytest.mark.slow
 def test_the_command_itself_reports_and_refuses(folder: Path, tmp_path: Path) -> None:
     """The installed command's own process: results on stdout, a mistake as one sentence and exit code 2."""
 

@@ -66,6 +66,7 @@ def test_one_two_one_ranks_equal_an_uninterrupted_run(data: Path, tmp_path: Path
         torch.testing.assert_close(states[name], value, rtol=1e-12, atol=1e-12 * float(value.abs().max()))
 
 
+@pytest.mark.slow
 def test_resume_at_one_rank_is_bitwise_equal_and_takes_up_the_position_in_milliseconds(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_kill_while_writing_leaves_the_previous_checkpoint_and_the_next_start_
     assert max(complete(folder)).name == f"step-{training.step:08d}"
 
 
+@pytest.mark.slow
 def test_the_newest_are_kept_and_misfits_are_named(data: Path, tmp_path: Path) -> None:
     config = recipe(data, num_steps=5, output={"checkpoint_every_steps": 1, "num_checkpoints_kept": 2})
     assert train(config, tmp_path) == 5

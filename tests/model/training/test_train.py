@@ -91,6 +91,7 @@ def test_a_finite_plan_trains_on_everything_once_and_ends(data: Path, tmp_path: 
     assert any(line["padding"] > 0 for line in lines(tmp_path)) == (lines(tmp_path)[-1]["padding"] > 0)
 
 
+@pytest.mark.slow
 def test_a_kill_after_a_checkpoint_leaves_no_gap_and_no_double_line(data: Path, tmp_path: Path) -> None:
     config = recipe(data, num_steps=7)
     with open_world() as world, Training(config, tmp_path, world) as training:

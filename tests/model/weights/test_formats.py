@@ -276,6 +276,7 @@ CONVERT_AND_REPORT_PEAKS = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
 def test_peak_memory_is_a_fraction_of_the_file(tmp_path: Path) -> None:
     """A network of over 200 MB, its largest tensor 22 MB, passes every container with less than 100 MB of memory."""

@@ -480,6 +480,7 @@ def _items(folder: Path) -> list[dict[str, Any]]:
     return list(json.loads((folder / "manifest.json").read_text())["items"])
 
 
+@pytest.mark.slow
 def test_every_awkward_file_is_read_or_refused_with_a_reason(media_dir: Path, decoder: Decoder) -> None:
     for item in _items(media_dir):
         path = media_dir / item["path"]

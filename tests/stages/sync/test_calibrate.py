@@ -184,6 +184,7 @@ def test_a_folder_of_videos_is_calibrated(talkers: Path, tmp_path: Path) -> None
     assert "no recommendation from fewer than 5" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_is_calibrated_on_its_own_clips(demo_run: Path, tmp_path: Path) -> None:
     run = str(part_of_run(demo_run, ["monologue_720p.mp4", "sound_late_600ms.mp4"], tmp_path / "run"))
     told: list[str] = []

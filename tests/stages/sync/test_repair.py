@@ -252,6 +252,7 @@ def lag_s(media: Path, sound: np.ndarray[Any, Any], low_s: float, high_s: float)
 class TestRun:
     """What a whole run packs."""
 
+    @pytest.mark.slow
     def test_a_constant_offset_is_taken_out(self, repaired_run: tuple[Path, Path]) -> None:
         media, out = repaired_run
         row, told, sound = packed(out, "late.mp4")

@@ -262,6 +262,7 @@ def test_offset_of_120_ms_put_in_is_measured(tmp_path: Path, sync_of: Clip) -> N
     assert len(result["windows"]) >= 2
 
 
+@pytest.mark.slow
 def test_difference_of_two_offsets_is_exact_to_a_frame(tmp_path: Path, sync_of: Clip) -> None:
     early = sync_of(talking_clip(tmp_path / "early.mp4", offset_ms=-200.0, who="ben", seed=5).path)
     late = sync_of(talking_clip(tmp_path / "late.mp4", offset_ms=400.0, who="ben", seed=5).path)
@@ -395,6 +396,7 @@ REAL = {
 """File -> offset and tolerance in ms. The 0.48 s file is made from a clip that itself measures 60 ms early."""
 
 
+@pytest.mark.slow
 def test_real_files_measure_as_their_manifest_says(media_dir: Path, sync_of: Clip) -> None:
     """A check of the whole path, clocks included, by the shipped model; quality is judged in benchmarks.quality_sync."""
     for name, (expected_ms, within_ms) in REAL.items():
@@ -408,6 +410,7 @@ def test_a_photograph_never_passes_for_speech(media_dir: Path, sync_of: Clip) ->
     assert (result["status"], result["offset_ms"], result["num_faces"]) == ("static_picture", None, 1)
 
 
+@pytest.mark.slow
 def test_manifest_says_who_is_in_view(media_dir: Path, sync_of: Clip) -> None:
     """Split screen: left speaks, right speaks, then a voice from nowhere while both rest."""
     items = json.loads((media_dir / "manifest.json").read_text())["items"]
