@@ -64,7 +64,9 @@ KEYS = [
     ),
 ]
 COST_COLUMN = f(
-    "cost", pa.list_(COST), doc="time per stage; with the attempts that fetching took all that differs between equal runs; of assets"
+    "cost",
+    pa.list_(COST),
+    doc="time per stage; with the attempts that fetching took all that differs between equal runs; of assets",
 )
 
 
