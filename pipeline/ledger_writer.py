@@ -162,10 +162,10 @@ class LedgerWriter:
             )
 
     def _add_columns(self) -> None:
-        """Gives an older table the columns of stages the recipe has gained."""
+        """Gives an older table the columns of stages the recipe has gained, and fields that structs in lists have gained."""
         self.ledger.refresh()
-        known = set(pa.schema(self.ledger.table.schema().to_arrow()).names)
-        new = [field for field in self.schema if field.name not in known]
+        known = {field.name: field.type for field in pa.schema(self.ledger.table.schema().to_arrow())}
+        new = [field for field in self.schema if known.get(field.name) != field.type]
         if new:
             from deltalake import Schema
 

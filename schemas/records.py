@@ -219,6 +219,12 @@ COST = struct(
     f("wall_s", pa.float64(), unit="s", doc="elapsed time"),
     f("cpu_s", pa.float64(), unit="s", doc="processor time of the worker and its decoder child"),
     f("rows", pa.int32(), unit="count", doc="rows processed"),
+    f(
+        "frames_decoded",
+        pa.int64(),
+        unit="count",
+        doc="pictures decoded for it, in whatever process; null where older versions did not count",
+    ),
 )
 
 
@@ -290,11 +296,19 @@ class Cost:
     wall_s: float
     cpu_s: float
     rows: int
+    frames_decoded: int | None = 0
 
     @classmethod
     def of(cls, row: Struct) -> Self:
-        """The cost in a `COST` struct."""
-        return cls(**{each.name: row[each.name] for each in fields(cls)})
+        """The cost in a `COST` struct; one that an older version wrote does not say how many pictures were decoded."""
+        return cls(**{each.name: row.get(each.name) for each in fields(cls)})
+
+    def __add__(self, other: Cost) -> Cost:
+        """What both of one stage cost together."""
+        is_counted = self.frames_decoded is not None and other.frames_decoded is not None
+        frames = (self.frames_decoded or 0) + (other.frames_decoded or 0) if is_counted else None
+        wall_s, cpu_s = self.wall_s + other.wall_s, self.cpu_s + other.cpu_s
+        return Cost(self.stage, wall_s, cpu_s, self.rows + other.rows, frames)
 
     def row(self) -> dict[str, Any]:
         """The `COST` struct."""

@@ -119,7 +119,5 @@ def _added(cost: Sequence[Cost]) -> list[Cost]:
     """One entry per stage, in order of appearance."""
     total: dict[str, Cost] = {}
     for each in cost:
-        so_far = total.get(each.stage, Cost(each.stage, 0.0, 0.0, 0))
-        sums = so_far.wall_s + each.wall_s, so_far.cpu_s + each.cpu_s, so_far.rows + each.rows
-        total[each.stage] = Cost(each.stage, *sums)
+        total[each.stage] = total[each.stage] + each if each.stage in total else each
     return list(total.values())

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
+import pipeline.ledger
 from pipeline.config import parse_recipe
 from pipeline.ledger import Ledger, unit_tables
 from pipeline.ledger_writer import LedgerWriter
 from pipeline.plan import make_plan
 from schemas.errors import LedgerError
-from schemas.records import Level
+from schemas.records import COST, Level
 from tests.pipeline import toy_stages
 from tests.pipeline.toy_run import advance, settled
 from tests.pipeline.toy_run import toy_source as unit
@@ -122,6 +124,21 @@ class TestGrowth:
         with settled(toy_recipe, [unit("a"), unit("b")], tmp_path) as ledger:
             assert measured == {"late": 5}
             assert statuses(ledger, Level.ASSET) == {("keep", None): 1, ("reject", "duplicates.is_first.equals"): 1}
+
+    def test_a_record_without_counted_pictures_is_read_and_goes_on(
+        self, toy_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        known = pa.struct([field for field in COST if field.name != "frames_decoded"])
+        with monkeypatch.context() as patched:
+            patched.setattr(pipeline.ledger, "COST_COLUMN", pa.field("cost", pa.list_(known)))
+            with settled(toy_recipe, [unit("a")], tmp_path) as ledger:
+                assert all("frames_decoded" not in each for row in ledger.rows(Level.ASSET) for each in row["cost"])
+        loose = with_gate(toy_recipe, "audio", "value", min=0.0)
+        with settled(loose, [unit("a"), unit("b", x=1)], tmp_path) as ledger:
+            (old, new) = sorted(ledger.rows(Level.ASSET), key=lambda row: row["source.uri"])
+        counted = {each["stage"]: each["frames_decoded"] for each in old["cost"]}
+        assert (counted["probe"], counted["sync"]) == (None, 0), "what was measured again is counted"
+        assert {each["frames_decoded"] for each in new["cost"]} == {0}
 
     def test_inputs_over_the_life_of_a_run_are_a_union(
         self, toy_recipe: Recipe, tmp_path: Path, measured: Counter[str]
