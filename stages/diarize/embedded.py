@@ -25,17 +25,11 @@ from schemas.spans import SPEECH_RATE_HZ, Turn
 from schemas.stretches import Runs, Stretch, bridged, runs
 from stages.base import Context, StageConfig
 from stages.diarize.cluster import Bonds, VoiceCluster, VoicePiece, cluster_of, join
-from stages.engines.packaged import packaged
+from stages.diarize.segmentation import FRAME_S, WINDOW_FRAMES, Windows, load_segmentation, segment
 from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder, unit
-from stages.engines.torchaudio_shim import make_torchaudio_importable
 from stages.engines.voice import VoiceActivity, VoiceConfig
 
 F32 = NDArray[np.float32]
-
-WINDOW_S = 5.0
-WINDOW_FRAMES = 293
-FRAME_S = WINDOW_S / WINDOW_FRAMES
-"""Output step of the network, 17 ms."""
 
 
 class EmbeddedConfig(StageConfig):
@@ -65,86 +59,6 @@ class EmbeddedConfig(StageConfig):
 
 MIN_MIXED_S = 0.8
 """A unit spoken over all along still gets an embedding when it is this long, counted as 0.3 of its length."""
-
-
-@dataclass
-class Windows:
-    """Local activity [W, F, 3] of windows that begin at frame `first[w]` of the sound (the first ones before it)."""
-
-    scores: F32
-    first: NDArray[np.int64]
-    num_frames: int
-
-    def frames(self, w: int) -> tuple[slice, slice]:
-        """The part of window `w` that lies inside the sound: (frames of the sound, frames of the window)."""
-        first = int(self.first[w])
-        low, high = max(0, first), min(self.num_frames, first + WINDOW_FRAMES)
-        return slice(low, high), slice(low - first, high - first)
-
-
-def load_segmentation() -> Any:
-    """The segmentation network from whisperx's wheel, as a pyannote Model in evaluation mode (17.7 MB, no network).
-
-    pyannote's own loader unpickles whatever the file says and reports that it did; here the checkpoint may name the few
-    classes that its description is made of. Raises RecipeError where the weights are missing or others.
-    """
-    weights = packaged("segmentation")
-    make_torchaudio_importable()
-    import torch
-    from pyannote.audio.models.segmentation import PyanNet
-
-    with torch.serialization.safe_globals(_checkpoint_classes()):
-        stored = torch.load(weights, map_location="cpu", weights_only=True)
-    network = PyanNet(**stored["hyper_parameters"])
-    network.specifications = stored["pyannote.audio"]["specifications"]
-    network.setup()
-    network.load_state_dict(stored["state_dict"])
-    return network.eval()
-
-
-def _checkpoint_classes() -> list[Any]:
-    """What the checkpoint holds besides tensors (torch.serialization.get_unsafe_globals_in_checkpoint)."""
-    import typing
-    from collections import defaultdict
-
-    from omegaconf.base import ContainerMetadata, Metadata
-    from omegaconf.listconfig import ListConfig
-    from omegaconf.nodes import AnyNode
-    from pyannote.audio.core.model import Introspection
-    from pyannote.audio.core.task import Problem, Resolution, Specifications
-    from torch.torch_version import TorchVersion
-
-    plain = [dict, int, list, defaultdict, typing.Any, TorchVersion]
-    return [
-        *plain,
-        ContainerMetadata,
-        Metadata,
-        ListConfig,
-        AnyNode,
-        Introspection,
-        Problem,
-        Resolution,
-        Specifications,
-    ]
-
-
-def segment(network: Any, samples: F32, step_s: float, batch: int = 16) -> Windows:
-    """Windows over mono `samples` at 16 kHz, placed so that every frame is covered equally often."""
-    import torch
-
-    size, step = int(WINDOW_S * SPEECH_RATE_HZ), int(step_s * SPEECH_RATE_HZ)
-    lead = size - step
-    num_windows = -(-(len(samples) + lead) // step)
-    padded = np.zeros((num_windows - 1) * step + size, np.float32)
-    padded[lead : lead + len(samples)] = samples
-    pieces = np.lib.stride_tricks.sliding_window_view(padded, size)[::step]
-    parts = []
-    with torch.inference_mode():
-        for low in range(0, num_windows, batch):
-            block = torch.from_numpy(pieces[low : low + batch].copy())[:, None]
-            parts.append(network(block).numpy())
-    first = np.round((np.arange(num_windows) * step - lead) / SPEECH_RATE_HZ / FRAME_S).astype(np.int64)
-    return Windows(np.concatenate(parts), first, -(-len(samples) // int(SPEECH_RATE_HZ * FRAME_S)))
 
 
 def stitch(windows: Windows, accept: float = 0.4, min_active_s: float = 0.1) -> F32:

@@ -15,8 +15,31 @@ from pyannote.audio.pipelines import SpeakerDiarization
 from pyannote.audio.pipelines.clustering import Clustering
 
 from schemas.spans import SPEECH_RATE_HZ
-from stages.diarize.embedded import load_segmentation
+from stages.engines.packaged import packaged
 from stages.engines.speakers import EMBEDDING_SIZE, MIN_SPEECH_S, SpeakerEncoder
+
+
+def pyannote_segmentation() -> Any:
+    """The network of `stages.diarize.segmentation` as pyannote's own class, which a pipeline wants."""
+    import typing
+    from collections import defaultdict
+
+    from omegaconf.base import ContainerMetadata, Metadata
+    from omegaconf.listconfig import ListConfig
+    from omegaconf.nodes import AnyNode
+    from pyannote.audio.core.model import Introspection
+    from pyannote.audio.core.task import Problem, Resolution, Specifications
+    from pyannote.audio.models.segmentation import PyanNet
+
+    described = [torch.torch_version.TorchVersion, dict, int, list, defaultdict, typing.Any]
+    described += [ContainerMetadata, Metadata, ListConfig, AnyNode, Introspection, Problem, Resolution, Specifications]
+    with torch.serialization.safe_globals(described):
+        stored = torch.load(packaged("segmentation"), map_location="cpu", weights_only=True)
+    network = PyanNet(**stored["hyper_parameters"])
+    network.specifications = stored["pyannote.audio"]["specifications"]
+    network.setup()
+    network.load_state_dict(stored["state_dict"])
+    return network.eval()
 
 
 class VoiceEmbedding:
@@ -48,7 +71,7 @@ class LocalDiarization(SpeakerDiarization):
         self, clustering: str = "AgglomerativeClustering", segmentation_step: float = 0.25, **hub: Any
     ) -> None:
         super().__init__(
-            segmentation=load_segmentation(),
+            segmentation=pyannote_segmentation(),
             segmentation_step=segmentation_step,
             embedding=None,
             plda=PLDA.__new__(PLDA),

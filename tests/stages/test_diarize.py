@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,8 @@ from schemas.stretches import Stretch, covered_s
 from stages.base import Context
 from stages.diarize.cluster import Bonds, VoicePiece, cluster_of, corrected_similarity, join
 from stages.diarize.embedded import (
-    FRAME_S,
-    WINDOW_FRAMES,
     EmbeddedConfig,
     EmbeddedDiarizer,
-    Windows,
     active_runs,
     blocks,
     draw_turns,
@@ -31,6 +30,7 @@ from stages.diarize.embedded import (
     stitch,
 )
 from stages.diarize.pyannote import PyannoteDiarizer
+from stages.diarize.segmentation import FRAME_S, WINDOW_FRAMES, Windows
 from stages.diarize.stage import Diarize, DiarizeConfig, name_by_appearance
 from stages.engines.speakers import SpeakerEncoder, similarity, unit
 from tests.rows import asset_row, struct_of
@@ -136,6 +136,29 @@ def test_a_local_pyannote_pipeline_runs(tmp_path: Path) -> None:
     )
     assert turns
     assert abs(missed) < 0.25 * sum(t["end"] - t["start"] for t in truth["speaker_turns"])
+
+
+def test_the_network_is_pyannotes_own(engine: EmbeddedDiarizer, tmp_path: Path) -> None:
+    import torch
+
+    from tests.stages.local_pyannote import pyannote_segmentation
+
+    _, samples, _ = spoken(tmp_path, num_speakers=2, num_turns=3, seed=2)
+    block = torch.from_numpy(samples[: 10 * SPEECH_RATE_HZ].reshape(2, 1, -1))
+    with torch.inference_mode():
+        assert torch.equal(engine.network(block), pyannote_segmentation()(block))
+
+
+def test_a_worker_starts_without_the_trainer_of_its_weights() -> None:
+    """pyannote.audio brings lightning, which took two thirds of a worker's start."""
+    code = (
+        "import sys; from pathlib import Path; from stages.base import Context\n"
+        "from stages.diarize.stage import Diarize, DiarizeConfig\n"
+        "Diarize(DiarizeConfig()).setup(Context(Path()))\n"
+        "print([name for name in ('pyannote', 'lightning', 'omegaconf') if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert told.stdout.strip() == "[]"
 
 
 def test_missing_pipeline_is_named(tmp_path: Path) -> None:
