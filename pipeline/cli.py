@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -123,16 +124,18 @@ def status(
 def stats(run_uri: RunArgument, set_: SetOption = None, as_json: JsonOption = False, cache: CacheOption = None) -> None:
     """Hours kept, rejected, in error and cut away, with distributions; with --set, what other gates would do."""
     from pipeline.ask.queries import Run
-    from pipeline.ask.stats import stats as ask
-    from pipeline.ask.what_if import what_if
     from pipeline.show.plain import stats_plain, what_if_plain
     from pipeline.show.text import stats_text, what_if_text
 
     opened = Run(run_uri, cache, _said)
     if set_:
+        from pipeline.ask.what_if import what_if
+
         then = what_if(opened, set_)
         print(json.dumps(what_if_plain(then), indent=1) if as_json else what_if_text(then))
     else:
+        from pipeline.ask.stats import stats as ask
+
         answer = ask(opened)
         print(json.dumps(stats_plain(answer), indent=1) if as_json else stats_text(answer))
 
@@ -267,7 +270,10 @@ def _said(line: str) -> None:
 
 
 def main() -> Any:
-    """Entry point: a NavaError, or trouble of the machine, prints without a traceback and exits with 2."""
+    """Entry point: a NavaError, or trouble of the machine, prints without a traceback and exits with 2.
+
+    What is left then is freed with the process: to look for cycles in it would be a fifth of what a question costs.
+    """
     try:
         return app()
     except (NavaError, OSError) as error:
@@ -276,6 +282,8 @@ def main() -> Any:
             raise
         print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        gc.freeze()
 
 
 if __name__ == "__main__":

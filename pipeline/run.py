@@ -30,6 +30,7 @@ from pipeline.show.progress import Progress
 from pipeline.store import RunDir
 from schemas.arrow_file import read_table, table_bytes
 from schemas.errors import RecipeError, ShardError
+from schemas.plain_arrow import without_pandas
 from schemas.records import SOURCE, Level, Source
 
 
@@ -84,6 +85,7 @@ def run(
     because a server was away. Raises RecipeError or LedgerError before any work starts, and PlanError when a stage
     cannot start in a worker.
     """
+    without_pandas()
     if not sources:
         raise RecipeError("no input files were found.", remedy="Give files, folders, globs, URLs or a manifest.")
     plan = make_plan(recipe)

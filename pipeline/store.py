@@ -14,8 +14,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import fsspec
-
 from schemas.errors import LedgerError, MachineError, RecipeError
 from schemas.files import publish_file, write_whole
 from schemas.machine import GOES_ON, is_trouble
@@ -49,6 +47,8 @@ class RunDir:
     """
 
     def __init__(self, uri: str | Path) -> None:
+        import fsspec  # type: ignore[import-untyped]
+
         self.uri = str(uri).rstrip("/")
         if self.is_local:
             self.uri = os.path.abspath(self.uri)

@@ -142,6 +142,7 @@ class Facts:
         self.folder = folder / digest("facts", ledger.uri)
         self.least_rows, self.report = least_rows, report
         self._paths: dict[Level, Path | None] = {}
+        self._known: dict[Level, dict[str, pl.Expr]] = {}
 
     def scan(self, kind: str) -> pl.LazyFrame:
         """The `columns` of all rows of a level, lazily. Raises LedgerError.
@@ -197,9 +198,11 @@ class Facts:
 
     def _told(self, level: Level) -> dict[str, pl.Expr]:
         """The `columns` that the ledger can fill: what a stage has gained since the ledger was written is not among them."""
-        known = set(self.ledger.table.schema().to_arrow().names)
-        told = columns(self.plan, level)
-        return {name: each for name, each in told.items() if known.issuperset(each.meta.root_names())}
+        if level not in self._known:
+            known = set(self.ledger.table.schema().to_arrow().names)
+            told = columns(self.plan, level).items()
+            self._known[level] = {name: each for name, each in told if known.issuperset(each.meta.root_names())}
+        return self._known[level]
 
     def _maker(self, level: Level) -> str:
         told = [(name, str(each)) for name, each in self._told(level).items()]

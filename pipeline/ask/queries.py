@@ -24,6 +24,7 @@ from pipeline.plan import Plan, make_plan
 from pipeline.store import RunDir
 from schemas.arrow_file import read_table
 from schemas.errors import LedgerError
+from schemas.recipe import parsed
 from schemas.records import Level
 from schemas.verdict import Check
 
@@ -51,11 +52,9 @@ class Run:
     """
 
     def __init__(self, uri: str, cache: Path | None = None, report: Callable[[str], None] = lambda line: None) -> None:
-        import yaml
-
         self.dir = RunDir(uri)
         self.cache, self.report = cache or cache_folder(), report
-        self.raw_recipe: dict[str, Any] = yaml.safe_load(self.dir.read("recipe.yaml"))
+        self.raw_recipe: dict[str, Any] = parsed(self.dir.read("recipe.yaml"))
         self.ledger = Ledger(self.dir.url("ledger"))
 
     @cached_property

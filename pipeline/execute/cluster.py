@@ -15,7 +15,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from pipeline.execute.adapter import LIBRARY_ENVIRONMENT
 from pipeline.plan import Cluster
 from schemas.errors import MachineError, NavaError
 from schemas.machine import GOES_ON
@@ -96,6 +95,8 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def _start(ray: Any, address: str | None, num_cpus: int | None) -> None:
+    from pipeline.execute.adapter import LIBRARY_ENVIRONMENT
+
     settings: dict[str, Any] = {
         "runtime_env": {"env_vars": LIBRARY_ENVIRONMENT},
         "log_to_driver": False,

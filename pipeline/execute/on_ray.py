@@ -16,6 +16,7 @@ from pipeline.execute.monitor import Monitor, Snapshot
 from pipeline.plan import Plan, make_plan
 from pipeline.store import RunDir
 from schemas.errors import NavaError
+from schemas.plain_arrow import without_pandas
 
 SHOWN_EVERY_S = 0.5
 PACKED_AHEAD = 2
@@ -95,6 +96,7 @@ class OnRay:
 
 
 def _pack_remote(task: pack.ShardTask, plan: Plan, uri: str) -> list[str]:
+    without_pandas()
     return pack.pack_shard(task, plan.recipe, RunDir(uri))
 
 

@@ -16,6 +16,7 @@ from pipeline.execute.remote_monitor import RemoteMonitor
 from pipeline.plan import Plan
 from pipeline.store import RunDir
 from pipeline.unit import Part, Unit
+from schemas.plain_arrow import without_pandas
 
 YIELDED_EVERY_S = 0.5
 """Units that finish within this time of one another travel together."""
@@ -50,6 +51,7 @@ class GroupWorker:
     """
 
     def __init__(self, plan: Plan, place: Place, directory_uri: str, monitor: Any) -> None:
+        without_pandas()
         directory = RunDir(directory_uri)
         self._plan, self._number = plan, place.number
         groups = plan.passes[place.number].groups

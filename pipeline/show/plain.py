@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.ask.find import Chain
 from pipeline.ask.queries import US_PER_HOUR, Balance
-from pipeline.ask.stats import Stats
-from pipeline.ask.what_if import WhatIf
 from pipeline.plan import Plan
 from schemas.fields import is_private, pruned
 from schemas.records import Asset, Clip, Level, Shot, Struct
+
+if TYPE_CHECKING:
+    from pipeline.ask.find import Chain
+    from pipeline.ask.stats import Stats
+    from pipeline.ask.what_if import WhatIf
 
 
 def stats_plain(answer: Stats) -> dict[str, Any]:

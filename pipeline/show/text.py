@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.ask.find import Chain
 from pipeline.ask.queries import US_PER_HOUR, Balance
-from pipeline.ask.stats import Histogram, Stats
-from pipeline.ask.status import RunStatus
-from pipeline.ask.what_if import WhatIf
 from pipeline.plan import Plan
-from pipeline.replay import Replayed
 from pipeline.show.plain import name_of, told_of
 from schemas.records import Asset, Clip, Struct
 from schemas.spans import SpeechSpan
+
+if TYPE_CHECKING:
+    from pipeline.ask.find import Chain
+    from pipeline.ask.stats import Histogram, Stats
+    from pipeline.ask.status import RunStatus
+    from pipeline.ask.what_if import WhatIf
+    from pipeline.replay import Replayed
 
 BARS = " ▁▂▃▄▅▆▇█"
 BAR_WIDTH = 36

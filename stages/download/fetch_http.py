@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
-
-import httpx
 
 from schemas.errors import DownloadError
 from schemas.machine import is_trouble
 from stages.download.sources import public_uri
 from stages.download.store import suffix_of
 from stages.retry import RetryPolicy, TryAgainError, retry_after_s
+
+if TYPE_CHECKING:
+    import httpx
 
 RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that may be different a moment later (RFC 9110, RFC 6585)."""
@@ -78,6 +79,8 @@ def fetched_http(
     `If-Range`); `is_checked` (a checksum will be compared afterwards) makes up for a missing one. Raises DownloadError, and
     OSError where this machine is in trouble.
     """
+    import httpx
+
     part = _Part(partial_dir / (hashlib.sha256(uri.encode()).hexdigest()[:32] + ".part"))
     policy = RetryPolicy(limits.attempts, limits.backoff_s, limits.max_backoff_s)
     passing = (TryAgainError, httpx.TransportError, OSError)
@@ -123,6 +126,8 @@ def _attempt(uri: str, part: _Part, limits: HttpLimits, is_checked: bool) -> str
 
 
 def _client(limits: HttpLimits) -> httpx.Client:
+    import httpx
+
     return httpx.Client(timeout=limits.timeout_s, trust_env=False, headers={"User-Agent": limits.user_agent})
 
 
@@ -138,6 +143,8 @@ def _request(
     client: httpx.Client, uri: str, address: str, part: _Part, is_checked: bool, *, with_login: bool
 ) -> httpx.Request:
     """A request to the very address that was checked, whatever the name resolves to a moment later."""
+    import httpx
+
     parts = urlsplit(uri)
     host = parts.hostname or ""
     port = f":{parts.port}" if parts.port else ""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -238,16 +236,3 @@ def test_labels_and_histograms_share_the_hours_of_clips(tmp_path: Path, toy_reci
     assert lengths.edges[-1] == 2_400_000
     assert lengths.kept[0] * US_PER_HOUR == pytest.approx(2 * 5 * 1_200_000)
     assert lengths.kept[-1] * US_PER_HOUR == pytest.approx(5 * 2_400_000)
-
-
-def test_a_question_opens_no_heavy_library(tmp_path: Path, toy_recipe: Recipe) -> None:
-    """Start-up is most of what a question costs."""
-    code = (
-        "import sys, pipeline.cli, pipeline.show.text, pipeline.show.plain, pipeline.ask.status;"
-        "from pipeline.config import load_recipe; from pipeline.plan import make_plan;"
-        "make_plan(load_recipe('quickstart'));"
-        "heavy = {'ray', 'torch', 'matplotlib', 'pandas', 'cv2', 'av', 'scipy'} & set(sys.modules);"
-        "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
