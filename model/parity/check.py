@@ -29,7 +29,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.network.config import NavaConfig
-from model.network.flow import FlowConfig, FlowObjective, Noised, without_text
+from model.network.flow import FlowObjective, Noised, without_text
+from model.network.flow_config import FlowConfig
 from model.network.nava import Nava, Packed, Sample, Velocity, pack
 from model.parity.golden import LIMIT, Comparison, Golden, check_buckets, check_rope, check_schedules, compare, same
 from model.weights.formats import RELEASE_PREFIX

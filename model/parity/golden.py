@@ -14,7 +14,8 @@ from torch import Tensor
 
 from model.network import rope
 from model.network.config import NavaConfig
-from model.network.flow import NUM_STEPS, FlowConfig, FlowObjective, interpolate
+from model.network.flow import NUM_STEPS, FlowObjective, interpolate
+from model.network.flow_config import FlowConfig
 from model.sampling.sampler import UniPC, euler_sigmas
 from schemas import budget
 

@@ -17,7 +17,7 @@ from model.data.batching import PlanConfig
 from model.data.preview import Hardware
 from model.encoding.config import DataConfig
 from model.network.config import NavaConfig
-from model.network.flow import FlowConfig
+from model.network.flow_config import FlowConfig
 from schemas.budget import ModelShape, Recompute
 from schemas.recipe import RecipePart, nearest, read_recipe, validated
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from model.network.flow import (
-    FlowConfig,
     FlowObjective,
     Noised,
     clip_generators,
@@ -18,6 +17,7 @@ from model.network.flow import (
     sigma_grid,
     timestep_weights,
 )
+from model.network.flow_config import FlowConfig
 from model.network.nava import Nava, Sample, Velocity, pack
 
 
