@@ -1,4 +1,7 @@
-"""The `nava-train` command. Every subcommand is a few lines over the module that does the work, imported when it is called."""
+"""The `nava-train` command. Every subcommand is a few lines over the module that does the work.
+
+Arguments and recipe are checked before that module is imported: a mistake is told at once, not after torch has loaded.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,9 @@ ModelOption = Annotated[str, typer.Option("--model", help="preset, or a json fil
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help=".safetensors, .ckpt/.pt/.pth, a folder of shards, or a DCP folder")],
+    source: Annotated[
+        Path, typer.Argument(exists=True, help=".safetensors, .ckpt/.pt/.pth, a folder of shards, or a DCP folder")
+    ],
     target: Annotated[Path, typer.Argument(help="file, or folder with --shard-gb or --to dcp; must not exist")],
     model: ModelOption = "nava_6b",
     layout: Annotated[
@@ -60,15 +65,17 @@ def convert(
     seed: Annotated[int, typer.Option(help="for what a warm start initialises")] = 0,
 ) -> None:
     """Writes a checkpoint in another container, tensor by tensor; names and shapes must be exactly the network's."""
+    from model.network.config import read_config
+
+    network = read_config(model)
     import torch
 
-    from model.network.config import read_config
     from model.weights import convert as conversion
 
     done = conversion.convert(
         source,
         target,
-        read_config(model),
+        network,
         layout=layout.value,
         container=container.value,
         dtype=getattr(torch, dtype) if dtype else None,
@@ -81,7 +88,11 @@ def convert(
 
 
 @app.command()
-def check(directory: Annotated[Path, typer.Argument(help="json and safetensors files of golden data")]) -> None:
+def check(
+    directory: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="json and safetensors files of golden data")
+    ],
+) -> None:
     """Compares the network with golden data; prints the largest error per tensor and fails on a miss."""
     from model.parity.check import run_check
 
@@ -90,7 +101,7 @@ def check(directory: Annotated[Path, typer.Argument(help="json and safetensors f
 
 @app.command()
 def sample(
-    weights: Annotated[Path, typer.Argument(help="a checkpoint in any container")],
+    weights: Annotated[Path, typer.Argument(exists=True, help="a checkpoint in any container")],
     out: Annotated[
         Path, typer.Option("--out", "-o", help=".mp4, .safetensors, or without suffix: what can be written")
     ],
@@ -98,15 +109,16 @@ def sample(
     voice: Annotated[
         list[str] | None, typer.Option(help="reference sound, one per spoken line; none: no voice")
     ] = None,
-    first_frame: Annotated[Path | None, typer.Option(help="picture to start from")] = None,
-    codecs: Annotated[Path | None, typer.Option(help="folder of frozen codecs (docs/checkpoints.md)")] = None,
+    first_frame: Annotated[Path | None, typer.Option(exists=True, help="picture to start from")] = None,
+    codecs: Annotated[
+        Path | None, typer.Option(exists=True, help="folder of frozen codecs (docs/checkpoints.md)")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="another seed gives another clip")] = None,
     recipe: Annotated[str, typer.Option(help="a packaged sample recipe by name, or a .yaml file")] = "release",
     settings: SettingOption = None,
 ) -> None:
     """Generates one clip: an mp4 with sound where the codecs allow it, latents otherwise."""
     from model.sampling.config import load_recipe
-    from model.sampling.sample import generate
 
     config = load_recipe(recipe, settings or [])
     voices = tuple(None if name == "none" else Path(name) for name in voice) if voice else None
@@ -114,6 +126,8 @@ def sample(
     config = config.with_prompt(**{key: value for key, value in prompt.items() if value is not None})
     direct = {"codecs": codecs, "seed": seed}
     config = config.model_copy(update={key: value for key, value in direct.items() if value is not None})
+    from model.sampling.sample import generate
+
     print(generate(weights, config, out, _show_step))
 
 
@@ -121,7 +135,7 @@ def sample(
 def encode(
     run: Annotated[str, typer.Argument(help="curated run: a folder or fsspec URL with shards/ and index/")],
     out: Annotated[Path, typer.Option("--out", "-o", help="where latent shards/ and index/ go")],
-    codecs: Annotated[Path, typer.Option(help="folder of frozen networks (docs/checkpoints.md)")],
+    codecs: Annotated[Path, typer.Option(exists=True, help="folder of frozen networks (docs/checkpoints.md)")],
     recipe: Annotated[str, typer.Option(help="stage whose network will read the latents")] = "stage2_joint",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value of EncodeConfig (docs/training.md)")
@@ -132,10 +146,11 @@ def encode(
 ) -> None:
     """Turns curated shards into latent shards; goes on where it was stopped, shard by shard."""
     from model.encoding.config import read_encode_config
-    from model.encoding.encode_shards import encode_shards
     from model.training.config import load_recipe
 
     config, network = read_encode_config(codecs, settings or []), load_recipe(recipe).network.network()
+    from model.encoding.encode_shards import encode_shards
+
     manifest = encode_shards(
         run, out, config, network, num_actors=actors if ray else 0, num_gpus_per_actor=gpus_per_actor
     )
@@ -156,9 +171,11 @@ def plan(
 ) -> None:
     """Shows buckets, balance, steps, hours and memory of a stage; fails when it fits none of the numbers of GPUs."""
     from model.training.config import load_recipe
+
+    config = load_recipe(recipe, settings or [])
     from model.training.plan_stage import plan_stage
 
-    text = plan_stage(load_recipe(recipe, settings or []), tuple(gpus or (8, 64, 128)), out, memory_only=memory_only)
+    text = plan_stage(config, tuple(gpus or (8, 64, 128)), out, memory_only=memory_only)
     print(text)
 
 
@@ -194,10 +211,12 @@ def tiny_codecs(
     recipe: Annotated[str, typer.Option(help="stage whose network will read the latents")] = "tiny",
 ) -> None:
     """Writes random codecs of the real classes, to try `encode` without weights: their latents mean nothing."""
-    from model.encoding.tiny_codec import write_tiny_codecs
     from model.training.config import load_recipe
 
-    write_tiny_codecs(out, load_recipe(recipe).network.network())
+    network = load_recipe(recipe).network.network()
+    from model.encoding.tiny_codec import write_tiny_codecs
+
+    write_tiny_codecs(out, network)
     print(f"{out}: random video_vae, audio_vae, vocoder, text_encoder, tokenizer and speaker.pt")
 
 
