@@ -112,9 +112,9 @@ def measure(samples: Samples, rate_hz: int, speech: Sequence[Stretch]) -> dict[s
     """The `AUDIO` fields, all but covered_ratio, of `samples` [n, channels]; `speech` in seconds from sample 0."""
     if not samples.size:
         return {field.name: None for field in AUDIO if field.name != "covered_ratio"}
-    levels = frame_levels(samples, rate_hz)
-    powers = (samples.astype(np.float64) ** 2).mean(0)
-    main = samples[:, int(np.argmax(powers))]
+    energies = np.square(samples, dtype=np.float64)
+    levels, powers = frame_levels(energies, rate_hz), energies.mean(0)
+    main = np.ascontiguousarray(samples[:, int(np.argmax(powers))])
     is_speech = mark(speech, len(levels))
     silence_ratio = float((levels.max(1) < SILENT_DB).mean())
     speech_ratio = float(is_speech.mean())
@@ -157,12 +157,12 @@ def loudness(samples: Samples, rate_hz: int) -> float | None:
     return value if np.isfinite(value) and value > MUTE_LUFS else MUTE_LUFS
 
 
-def frame_levels(samples: Samples, rate_hz: int) -> NDArray[np.float64]:
-    """Root mean square level in dB of each 20 ms frame of `samples` [n, channels] -> [frames, channels]."""
-    size = max(1, min(len(samples), round(FRAME_S * rate_hz)))
-    num = len(samples) // size
-    frames = samples[: num * size].reshape(num, size, -1).astype(np.float64)
-    return np.asarray(np.maximum(10 * np.log10((frames**2).mean(1) + 1e-24), FLOOR_DB))
+def frame_levels(energies: NDArray[np.float64], rate_hz: int) -> NDArray[np.float64]:
+    """Level in dB of each 20 ms frame of the squared samples `energies` [n, channels] -> [frames, channels]."""
+    size = max(1, min(len(energies), round(FRAME_S * rate_hz)))
+    num = len(energies) // size
+    frames = energies[: num * size].reshape(num, size, -1)
+    return np.asarray(np.maximum(10 * np.log10(frames.mean(1) + 1e-24), FLOOR_DB))
 
 
 def gap_ratio(levels: NDArray[np.float64]) -> float:
@@ -239,7 +239,7 @@ def held_tones(channel: Samples, rate_hz: int) -> float | None:
     The harmonics of a voice glide, the notes of an instrument stand. Measured up to 4 kHz with 64 ms windows every
     16 ms: a peak counts where its bin is a local maximum, 10 dB above its surroundings, in seven windows running.
     """
-    from scipy.ndimage import median_filter, minimum_filter1d
+    from scipy.ndimage import minimum_filter1d
     from scipy.signal import stft
 
     if len(channel) < rate_hz * 0.25 or np.abs(channel).max() < 10 ** (SILENT_DB / 20):
@@ -248,11 +248,20 @@ def held_tones(channel: Samples, rate_hz: int) -> float | None:
     frequencies, _, bins = stft(channel, rate_hz, nperseg=size, noverlap=size - round(0.016 * rate_hz))
     power = np.abs(bins[(frequencies >= 80) & (frequencies <= 4000)]) ** 2
     level = 10 * np.log10(power + 1e-14)
-    around = median_filter(level, size=(15, 1), mode="nearest")
     is_top = level >= np.maximum(np.roll(level, 1, 0), np.roll(level, -1, 0))
-    held = minimum_filter1d((is_top & (level > around + 10)).astype(np.uint8), 7, axis=1, mode="constant")
+    held = minimum_filter1d((is_top & stands_out(level)).astype(np.uint8), 7, axis=1, mode="constant")
     near = np.maximum(np.maximum(np.roll(held, 1, 0), np.roll(held, -1, 0)), held)
     return float(power[near > 0].sum() / max(power.sum(), 1e-20))
+
+
+def stands_out(level: Samples, by_db: float = 10.0, reach: int = 7) -> NDArray[np.bool_]:
+    """Which of `level` [bins, times] lie more than `by_db` over the median of the 15 bins around them, edges repeated.
+
+    They do where more than half of those 15 lie that far below them: no median has to be found.
+    """
+    above = np.pad(level + np.float32(by_db), ((reach, reach), (0, 0)), mode="edge")
+    below = sum((above[at : at + len(level)] < level).astype(np.uint8) for at in range(2 * reach + 1))
+    return np.asarray(below > reach)
 
 
 def kind_of(silence_ratio: float, speech_ratio: float, tonality: float | None) -> str | None:

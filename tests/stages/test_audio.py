@@ -11,7 +11,18 @@ import pytest
 
 from schemas.stretches import Stretch
 from schemas.timing import Span
-from stages.audio import AUDIO, Audio, AudioConfig, bandwidth, clipping, held_tones, kind_of, loudness, measure
+from stages.audio import (
+    AUDIO,
+    Audio,
+    AudioConfig,
+    bandwidth,
+    clipping,
+    held_tones,
+    kind_of,
+    loudness,
+    measure,
+    stands_out,
+)
 from stages.base import Context
 from tests.rows import clip_row, struct_of
 
@@ -121,6 +132,15 @@ def test_kind_follows_voice_activity_and_held_tones() -> None:
     assert tonality > 0.3
     assert gliding < 0.1
     assert kind_of(0.99, 1.0, None) == "silence"
+
+
+def test_a_tone_stands_out_where_a_median_says_so() -> None:
+    from scipy.ndimage import median_filter
+
+    level = np.random.default_rng(4).normal(-60, 9, (40, 200)).round(1).astype(np.float32)
+    around = median_filter(level, size=(15, 1), mode="nearest")
+    assert (stands_out(level) == (level > around + 10)).all()
+    assert stands_out(level).any()
 
 
 def test_a_short_sound_is_no_silence() -> None:
