@@ -31,6 +31,7 @@ from stages.shot_split.content import (
     examine,
     lasting,
     sure_transitions,
+    survey,
 )
 
 WINDOW = 100
@@ -144,12 +145,12 @@ class HybridDetector:
         """The boundaries in `thumbs` [n, 27, 48, 3], in order."""
         if fps < MIN_FPS:
             return ContentDetector().detect(thumbs, fps)
-        hard = []
-        for at in cut_candidates(thumbs):
+        hard, seen = [], survey(thumbs, fps)
+        for at in cut_candidates(seen.changes):
             confidence = self.judge(thumbs, at, fps)
             if confidence is not None:
                 hard.append(Boundary(at, at, "hard", confidence))
-        maybe = blends(thumbs, fps)
+        maybe = blends(thumbs, seen.mixture, fps)
         soft: list[Boundary] = []
         for first, end in _regions(maybe, len(thumbs), fps).tolist():
             middle, inside = self._answers(thumbs, first, end)

@@ -15,9 +15,10 @@ from pydantic import ValidationError
 
 from schemas.records import SHOT
 from schemas.timing import microseconds
+from stages.asset_pass import Seen
 from stages.base import Context
-from stages.shot_split.content import Boundary, ContentDetector, blends, combine, examine, lasting
-from stages.shot_split.stage import Clock, ShotSplit, ShotSplitConfig, make_detector, partition
+from stages.shot_split.content import Boundary, ContentDetector, blends, combine, examine, lasting, survey
+from stages.shot_split.stage import ShotSplit, ShotSplitConfig, make_detector, partition
 from tests.rows import asset_row
 
 FPS = 25.0
@@ -117,10 +118,12 @@ def test_evidence_tells_a_cut_from_a_change_of_light() -> None:
 
 def test_a_dissolve_is_a_blend_and_a_pan_is_not() -> None:
     a, b = scene(9, 60), scene(10, 60)
-    (found,) = blends(np.concatenate([a[:45], blend(a[45:], b[:15]), b[15:]]), FPS)
+    film = np.concatenate([a[:45], blend(a[45:], b[:15]), b[15:]])
+    (found,) = blends(film, survey(film, FPS).mixture, FPS)
     assert found.is_sure
     assert 45 <= found.first < found.end <= 60
-    assert blends(scene(9, 100, drift_px=0.8), FPS) == []
+    pan = scene(9, 100, drift_px=0.8)
+    assert blends(pan, survey(pan, FPS).mixture, FPS) == []
 
 
 def test_runs_close_small_gaps_and_drop_short_stretches() -> None:
@@ -140,11 +143,11 @@ def test_combine_prefers_a_cut_over_the_range_around_it_and_joins_fades_through_
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Clock, list[Boundary]]:
+def cases(draw: st.DrawFn) -> tuple[Seen, list[Boundary]]:
     """Frame times and ordered, disjoint boundaries."""
     steps = draw(st.lists(st.integers(1, 5000), min_size=1, max_size=80))
     pts = draw(st.integers(-5000, 5000)) + np.concatenate([[0], np.cumsum(steps)])
-    clock = Clock(pts[:-1].astype(np.int64), int(pts[-1]), 1, draw(st.sampled_from([25, 1000, 90000])))
+    clock = Seen({}, pts[:-1].astype(np.int64), int(pts[-1]), 1, draw(st.sampled_from([25, 1000, 90000])))
     edges = sorted(draw(st.sets(st.integers(0, len(steps)), max_size=12)))
     found, at = [], 0
     while at < len(edges):
