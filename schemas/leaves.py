@@ -43,11 +43,11 @@ def _flat(name: str, array: pa.Array) -> Iterator[tuple[str, pa.Array]]:
 
 
 def nested(name: str, row: Mapping[str, Any], kind: pa.StructType) -> dict[str, Any]:
-    """The struct that lies in the flat columns of `row` under `name`."""
+    """The struct that lies in the flat columns of `row` under `name`; null in fields that came after the row was written."""
     return {
         field.name: nested(f"{name}.{field.name}", row, field.type)
         if pa.types.is_struct(field.type)
-        else row[f"{name}.{field.name}"]
+        else row.get(f"{name}.{field.name}")
         for field in kind
     }
 

@@ -15,7 +15,7 @@ import pytest
 
 import pipeline.ledger
 from pipeline.config import parse_recipe
-from pipeline.ledger import Ledger, unit_tables
+from pipeline.ledger import Ledger, structs_of, unit_tables
 from pipeline.ledger_writer import LedgerWriter
 from pipeline.plan import make_plan
 from schemas.errors import LedgerError
@@ -124,6 +124,16 @@ class TestGrowth:
         with settled(toy_recipe, [unit("a"), unit("b")], tmp_path) as ledger:
             assert measured == {"late": 5}
             assert statuses(ledger, Level.ASSET) == {("keep", None): 1, ("reject", "duplicates.is_first.equals"): 1}
+
+    def test_rows_are_read_that_lack_a_field_a_stage_has_gained(
+        self, toy_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with settled(toy_recipe, [unit("a")], tmp_path) as ledger:
+            monkeypatch.setattr(toy_stages.Audio, "adds", pa.struct([*toy_stages.Audio.adds, ("new", pa.float64())]))
+            plan = make_plan(parse_recipe(toy_recipe))
+            audio = [structs_of(plan, Level.CLIP, row)["audio"] for row in ledger.rows(Level.CLIP)]
+            assert {each["new"] for each in audio if each} == {None}
+            assert all(each["value"] is not None for each in audio if each)
 
     def test_a_record_without_counted_pictures_is_read_and_goes_on(
         self, toy_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
