@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from stages.media.decoder import MAX_PIXELS, Decoder, DecoderConfig
-from stages.media.decord_frames import decord_chunks
+from stages.media.decord_frames import Wanted, decord_runs
 from stages.media.picture import View
+from stages.media.shared import Room, Shared
 
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".ts", ".flv", ".wmv"}
 VIEWS: dict[str, float | None] = {"all": None, "sparse": 1.0}
@@ -77,7 +78,8 @@ def _compare(
 
 def _is_exact(path: Path, max_fps: float | None, long_side_px: int) -> bool:
     """Whether decord may decode this file."""
-    return decord_chunks(str(path), None, None, View(None, long_side_px, False, max_fps), 1, MAX_PIXELS) is not None
+    wanted = Wanted(None, None, View(long_side_px=long_side_px, max_fps=max_fps), 1)
+    return decord_runs(str(path), wanted, MAX_PIXELS, Room(Shared.new())) is not None
 
 
 def _decode(decoder: Decoder, path: Path, max_fps: float | None, long_side_px: int) -> tuple[float, list[np.ndarray]]:

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.base import Context
 from stages.engines.face_identity import FaceEncoder
-from stages.engines.face_tracks import FaceDetector, FaceMesh, FaceTracker, Tracks
-from stages.faces import CHUNK, FacesConfig
-from stages.media.decoder import Decoder, Waveform
+from stages.engines.face_tracks import Tracks
+from stages.faces import FaceWatch, watched_faces
+from stages.media.decoder import Waveform
 from stages.sync.mouth import (
     GRID_HZ,
     MODEL_PATH,
@@ -230,21 +231,16 @@ class Reader:
     """Faces and sound of files, decoded once each."""
 
     def __init__(self, scratch: Path) -> None:
-        self.decoder = Decoder(scratch)
-        self.config = FacesConfig()
-        self.tracker = FaceTracker(
-            FaceDetector(), FaceMesh(), detect_every_s=self.config.detect_every_s, max_faces=self.config.max_faces
-        )
+        self.context = Context(scratch)
 
     def sound(self, path: Path) -> Waveform:
         """The sound of a whole file, as stage `sync` hears it."""
-        return self.decoder.audio(path)
+        return self.context.media.audio(path)
 
     def seen(self, path: Path, encoder: FaceEncoder | None = None) -> Tracks:
         """The faces of a whole file, looked for as stage `faces` does by default."""
-        config = self.config
-        frames = self.decoder.iter_frames(path, long_side_px=config.long_side_px, max_fps=config.max_fps, chunk=CHUNK)
-        return self.tracker.follow(frames, encoder=encoder)
+        watch: FaceWatch = self.context.asset_pass.look(path, *watched_faces(self.context))
+        return watch.tracks(encoder=encoder)
 
 
 def read_examples(media_dir: Path, reader: Reader) -> list[Example]:
@@ -269,7 +265,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         reader = Reader(Path(scratch))
         examples = read_examples(options.media_dir, reader)
-        reader.decoder.close()
+        reader.context.media.close()
     fit_model(examples).save(options.out)
     seconds = sum(e.mouth.weights.sum() for e in examples) / GRID_HZ
     print(f"{len(examples)} clips, {seconds:.0f} s of faces -> {options.out} ({options.out.stat().st_size} bytes)")

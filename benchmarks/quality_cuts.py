@@ -69,7 +69,7 @@ def _real(media_dir: Path, folder: Path, decoder: Decoder, rng: np.random.Genera
     for item in json.loads((media_dir / "manifest.json").read_text())["items"]:
         path = media_dir / item["path"]
         try:
-            frames = decoder.frames(path, long_side_px=LOSS_LONG_SIDE_PX, gray=True, end=Fraction(60))
+            frames = decoder.frames(path, long_side_px=LOSS_LONG_SIDE_PX, format="gray", end=Fraction(60))
         except MediaError:
             continue
         for _ in range(2 if len(frames.pts) > 1 else 0):
@@ -77,9 +77,9 @@ def _real(media_dir: Path, folder: Path, decoder: Decoder, rng: np.random.Genera
             latest = int(np.searchsorted(frames.times_s, frames.times_s[first] + LONGEST_S))
             last = int(rng.integers(first + 1, max(latest, first + 1) + 1))
             cut, report = _cut(path, _span(frames, first, last), folder / "real.mp4", decoder)
-            is_comparable = not frames.num_damaged  # damaged frames come out otherwise after every seek
+            is_comparable = not frames.is_damaged.any()  # damaged frames come out otherwise after every seek
             if report is not None and report.mode == "encode" and is_comparable:
-                written = decoder.frames(folder / "real.mp4", long_side_px=LOSS_LONG_SIDE_PX, gray=True)
+                written = decoder.frames(folder / "real.mp4", long_side_px=LOSS_LONG_SIDE_PX, format="gray")
                 cut["psnr_db"] = _psnr_db(frames.images[first:last], written.images)
             yield {"file": item["path"], **cut}
 

@@ -26,7 +26,7 @@ from benchmarks.intervals import bootstrap_interval
 from benchmarks.quality_shots_montage import make_montage
 from stages.base import Context
 from stages.shot_split.content import Boundary
-from stages.shot_split.stage import Detector, ShotSplitConfig, make_detector, recorded
+from stages.shot_split.stage import Detector, Reel, ShotSplitConfig, make_detector
 
 ENGINES: tuple[str, ...] = get_args(ShotSplitConfig.model_fields["engine"].annotation)
 TOLERANCE_FRAMES = 1
@@ -71,10 +71,12 @@ def score_shots(
     with tempfile.TemporaryDirectory() as scratch:
         context = Context(Path(scratch))
         real: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}
+        context.asset_pass.expect = lambda: [(Reel, *detector.frame_size) for detector in detectors.values()]
         for item, truth in known:
+            path = media_dir / item["path"]
             for name, detector in detectors.items():
-                with recorded(context, media_dir / item["path"], detector) as reel:
-                    real[name].append(_row(detector, reel.thumbs(), reel.fps, truth))
+                thumbs = context.asset_pass.look(path, Reel, *detector.frame_size).thumbs()
+                real[name].append(_row(detector, thumbs, context.asset_pass.seen(path).fps, truth))
         made = _score_montages(detectors, _sources(context, media_dir, known), num_montages)
         context.media.close()
     return {

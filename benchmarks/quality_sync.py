@@ -92,7 +92,7 @@ def score_sync(media_dir: Path | str) -> Item:
         reader = Reader(Path(scratch))
         encoder = FaceEncoder.load()
         films = [film for film in (_read(reader, encoder, media_dir, item) for item in wanted) if film is not None]
-        reader.decoder.close()
+        reader.context.media.close()
     judge = Judge(films)
     talk = [film for film in films if is_in_sync_talk(film.item) and film.duration_s >= LEAST_S - 0.05]
     return {
@@ -106,7 +106,7 @@ def score_sync(media_dir: Path | str) -> Item:
 
 def _read(reader: Reader, encoder: FaceEncoder, media_dir: Path, item: Item) -> Staged | None:
     path = media_dir / item["path"]
-    if not reader.decoder.probe(path, decode=False)["has_audio"]:
+    if not reader.context.media.probe(path, decode=False)["has_audio"]:
         return None
     seen, sound = reader.seen(path, encoder), reader.sound(path)
     heard = Speech(sound=Waveform(np.array(sound.samples), sound.rate_hz, sound.start))

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas.errors import ItemError
 from schemas.records import Row
+from stages.asset_pass import AssetPass, Wish
 from stages.media.decoder import Decoder, DecoderConfig
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ class Resources(StageConfig):
 M = TypeVar("M")
 
 
+def keeps(stage: str, found: Mapping[str, Any]) -> bool:
+    """Nothing is turned away."""
+    return False
+
+
 @dataclass(eq=False)
 class Context:
     """What a worker lends to its stages."""
@@ -76,12 +82,19 @@ class Context:
     """What each stage's answers are the answers of, by name: version, settings and what it reads."""
     cuts_dir: str = ""
     """Where the media of cut clips are left for the shards: a local folder or an fsspec URL of the run."""
+    turns_away: Callable[[str, Mapping[str, Any]], bool] = keeps
+    """Whether a gate behind a stage would turn a row with this struct away, for a stage that can tell roughly before it looks."""
     _models: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def media(self) -> Decoder:
-        """The worker's one decoder. It keeps the last asset's sound; pictures are decoded anew by each stage that asks."""
+        """The worker's one decoder. It keeps the last asset's sound."""
         return Decoder(self.scratch_dir, self.decoder)
+
+    @cached_property
+    def asset_pass(self) -> AssetPass:
+        """Who decodes an asset's picture, once, before all who want to see it."""
+        return AssetPass(self)
 
     def model(self, load: Callable[..., M], *arguments: Hashable) -> M:
         """What `load(*arguments)` returns, called once per worker however many stages ask.
@@ -130,6 +143,11 @@ class Stage(Generic[C]):
     def may_read(cls, config: C) -> tuple[str, ...]:
         """What it reads besides where the recipe has the stage for it; null where it has not."""
         return ()
+
+    @classmethod
+    def watches(cls, config: C, ctx: Context) -> Wish | None:
+        """Which observer it will ask the asset pass for, under these settings."""
+        return None
 
     def setup(self, ctx: Context) -> None:
         """Loads models; called once per worker before the first batch."""

@@ -33,8 +33,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -83,11 +85,13 @@ class ChildDiedError(ChildError):
 class Child:
     """One child process and its two pipes, with at most `memory_gb` of address space and one thread for arithmetic.
 
-    `arguments` follow the limits on its command line. Once it has touched more than `retire_gb` of memory, `has_grown`
-    tells its owner to let another take over.
+    `arguments` follow the limits on its command line, `shared` are open files that it gets as well. Once it has touched more
+    than `retire_gb` of memory, `has_grown` tells its owner to let another take over.
     """
 
-    def __init__(self, module: str, *arguments: str, memory_gb: float, retire_gb: float) -> None:
+    def __init__(
+        self, module: str, *arguments: str, memory_gb: float, retire_gb: float, shared: Sequence[int] = ()
+    ) -> None:
         root = str(Path(__file__).resolve().parents[1])
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         limits = [str(int(gb * 2**30)) for gb in (memory_gb, retire_gb)]
@@ -103,6 +107,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=self._complaints,
                 env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+                pass_fds=shared,
                 start_new_session=True,
             )
         except OSError as error:
@@ -112,7 +117,9 @@ class Child:
         assert self._process.stdout
         self._in, self._out = self._process.stdin, self._process.stdout
         self._pending = b""
-        self._cpu_s = self._counted_cpu_s = 0.0
+        self._cpu_s = self._known_cpu_s = 0.0
+        self._counts: Counter[str] = Counter()
+        self._known_counts: Counter[str] = Counter()
 
     @property
     def pid(self) -> int:
@@ -149,6 +156,7 @@ class Child:
                 self.kill()
                 raise ChildMemoryError("needs more memory than allowed")
             self.is_busy, self.has_grown, self._cpu_s = False, answer.pop("has_grown"), answer.pop("cpu_s")
+            self._counts = Counter(answer.pop("counts"))
             if "trouble" in answer:
                 raise OSError(*answer["trouble"])
             if "missing" in answer:
@@ -164,8 +172,13 @@ class Child:
 
     def cpu_since(self) -> float:
         """Processor seconds it used since the last call, as of its last answer."""
-        used, self._counted_cpu_s = max(0.0, self._cpu_s - self._counted_cpu_s), self._cpu_s
+        used, self._known_cpu_s = max(0.0, self._cpu_s - self._known_cpu_s), self._cpu_s
         return used
+
+    def counted_since(self) -> Counter[str]:
+        """What it counted (`count`) since the last call, as of its last answer."""
+        new, self._known_counts = self._counts - self._known_counts, self._counts
+        return new
 
     def kill(self) -> None:
         """Ends the child and whatever it started, at once. May be called twice."""
@@ -269,11 +282,19 @@ def progress() -> None:
     _steps += 1
 
 
+_counts: Counter[str] = Counter()
+
+
+def count(what: str) -> None:
+    """One more of `what` in this process; the sums go with every final answer."""
+    _counts[what] += 1
+
+
 def serve(answers: TextIO, answer: Callable[[str, Message], Any]) -> None:
     """Answers requests from stdin one by one with `answer(operation, arguments)` until stdin closes.
 
-    An iterator as its result gives chunks. Every final answer says whether this process has grown too large to serve
-    another.
+    A generator as its result gives chunks, dataclasses among them as mappings, and what it returns is the final answer. Every
+    final answer says what this process has used and counted so far, and whether it has grown too large to serve another.
     """
     retire_bytes = int(sys.argv[2])
 
@@ -281,7 +302,7 @@ def serve(answers: TextIO, answer: Callable[[str, Message], Any]) -> None:
 
     def say(message: Message) -> None:
         with lock:
-            answers.write(json.dumps(message) + "\n")
+            answers.write(json.dumps(message, default=asdict) + "\n")
             answers.flush()
 
     def report() -> None:
@@ -295,20 +316,25 @@ def serve(answers: TextIO, answer: Callable[[str, Message], Any]) -> None:
     say({"ready": True})
     threading.Thread(target=report, daemon=True).start()
 
-    def finish(message: Message) -> None:
-        say({**message, "cpu_s": time.process_time(), "has_grown": _peak_bytes() > retire_bytes})
+    def finish(message: Message, *, has_grown: bool | None = None) -> None:
+        is_large = _peak_bytes() > retire_bytes if has_grown is None else has_grown
+        say({**message, "cpu_s": time.process_time(), "counts": dict(_counts), "has_grown": is_large})
+
+    def told(chunks: Generator[Message, None, Any]) -> Any:
+        while True:
+            try:
+                chunk = next(chunks)
+            except StopIteration as end:
+                return end.value or {}
+            say({"chunk": chunk})
+            requests.readline()
 
     with open(0, encoding="utf-8", closefd=False) as requests:
         for line in requests:
             arguments = json.loads(line)
             try:
                 result = answer(arguments.pop("operation"), arguments)
-                if isinstance(result, Iterator):
-                    for chunk in result:
-                        say({"chunk": chunk})
-                        requests.readline()
-                    result = {}
-                finish({"done": result})
+                finish({"done": told(result) if isinstance(result, Generator) else result})
             except ItemError as error:
                 finish({"error": error.message, "reason": error.reason, "remedy": error.remedy})
             except ImportError as error:
@@ -319,8 +345,8 @@ def serve(answers: TextIO, answer: Callable[[str, Message], Any]) -> None:
                 if error.errno == errno.ENOMEM:
                     say({"no_memory": True})
                     return
-                told = [error.errno, error.strerror, error.filename]
-                say({"trouble": told, "cpu_s": time.process_time(), "has_grown": True})  # looking would open a file
+                why = [error.errno, error.strerror, error.filename]
+                finish({"trouble": why}, has_grown=True)  # looking would open a file
             except MemoryError:
                 say({"no_memory": True})
                 return

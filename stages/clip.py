@@ -27,8 +27,6 @@ GUARD_S = 0.1
 GUARD_COST_S = 0.02
 """Cost of a cut that touches a word, falling to nothing at `GUARD_S`."""
 TOLERANCE_S = 1e-9
-SMALLEST = (16, 16)
-"""Size of pictures that are decoded for their times only."""
 
 
 class ClipConfig(StageConfig):
@@ -65,7 +63,7 @@ class ClipSplit(Split[ClipConfig]):
         self._last: tuple[Any, Any, Talk] | None = None
 
     def split(self, row: Row) -> Sequence[dict[str, Any]]:
-        """The clips of one shot, in order. Costs what is decoded and said in the shot, and once what is said in the asset."""
+        """The clips of one shot, in order. Costs what is said in the shot, and once what is said in the asset."""
         shot = span_of(row["shot"])
         if row["shot"]["is_transition"] or shot.duration < self.config.min_s:
             return []
@@ -105,9 +103,10 @@ class ClipSplit(Split[ClipConfig]):
         return self._last[2]
 
     def _frame_marks(self, path: Path, shot: Span) -> NDArray[np.int64]:
-        """pts of the frames of `shot`, and its end. Frames are decoded for it, for containers may lie about them."""
-        decoded = self.ctx.media.iter_frames(path, start=shot.start, end=shot.end, size=SMALLEST, gray=True)
-        return np.concatenate([run.pts for run in decoded] + [np.array([shot.end_pts], np.int64)])
+        """pts of the frames of `shot` as they were decoded, for containers may lie about them, and its end."""
+        pts = self.ctx.asset_pass.seen(path).pts
+        low, high = np.searchsorted(pts, [shot.start_pts, shot.end_pts])
+        return np.append(pts[low:high], shot.end_pts)
 
 
 def spoken_fields(spans: Sequence[SpeechSpan]) -> dict[str, Any]:

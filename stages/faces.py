@@ -1,7 +1,7 @@
 """`faces`: who is seen in a clip, where and when, each face followed from frame to frame.
 
-Other stages look at what this one saw: `sync` at the mouths, splits at who is who. What was seen stays with the worker
-(`FaceWatch`) until it turns to another asset, so that nobody in it decodes or follows a face a second time.
+Faces are followed through the whole asset while it is decoded (`stages.asset_pass`), and a clip is given its part of what was
+seen. Other stages look at the same: `sync` at the mouths, splits at who is who.
 """
 
 from __future__ import annotations
@@ -17,21 +17,18 @@ from schemas.errors import MediaError
 from schemas.fields import f, struct
 from schemas.records import FACE_TRACK, Row, span_of
 from schemas.timing import Span
+from stages.asset_pass import Wish
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.engines.face_identity import FaceEncoder
-from stages.engines.face_tracks import FaceDetector, FaceMesh, FaceTracker, Tracks
-
-KEPT_BYTES = 256_000_000
-"""What a watch remembers of one asset: nearly three hours of one face at 30 frames per second."""
-CHUNK = 64
-"""Frames decoded at a time: 44 MB at 640 x 360."""
+from stages.engines.face_tracks import FaceDetector, FaceMesh, FaceTracker, Tracks, with_crops
+from stages.media.decoder import Frames, Look
 
 
 class FacesConfig(StageConfig):
     """How closely faces are looked for."""
 
     long_side_px: int = Field(default=640, ge=160)
-    """Pictures are decoded at most this large; raise it where faces are smaller than a twentieth of the picture."""
+    """Pictures are looked at at most this large; raise it where faces are smaller than a twentieth of the picture."""
     max_fps: float = Field(default=30.0, ge=10.0)
     """Faster video is looked at on a grid of this rate."""
     detect_every_s: float = Field(default=0.5, gt=0)
@@ -43,71 +40,53 @@ class FacesConfig(StageConfig):
 
 
 class FaceWatch:
-    """Follows the faces of clips, and remembers those of the asset it looked at last.
+    """Follows the faces of an asset, see `FaceTracker`."""
 
-    One per worker (`Context.model`). A stage in another worker than `faces`, say because it has a GPU to itself, has a
-    watch of its own that looks again, to the same result.
-    """
-
-    def __init__(self, context: Context, config: FacesConfig) -> None:
-        self._context, self._config = context, config
+    def __init__(self, ctx: Context, config: FacesConfig) -> None:
+        self.look = Look(long_side_px=config.long_side_px, max_fps=config.max_fps, format="yuv420p")
         self._tracker = FaceTracker(
-            context.model(FaceDetector),
-            context.model(FaceMesh),
+            ctx.model(FaceDetector),
+            ctx.model(FaceMesh),
             detect_every_s=config.detect_every_s,
             max_faces=config.max_faces,
         )
-        self._path = Path()
-        self._kept: dict[Span, Tracks] = {}
-        self._num_bytes = 0
 
-    @classmethod
-    def of(cls, context: Context) -> FaceWatch:
-        """The worker's watch, set as the recipe sets stage `faces`."""
-        config = context.configs.get("faces") or FacesConfig()
-        assert isinstance(config, FacesConfig)
-        return context.model(cls, context, config)
+    def see(self, run: Frames) -> None:
+        """The next pictures."""
+        self._tracker.see(run)
 
-    def look(self, path: Path, span: Span, *, crop_px: int = 0, encoder: FaceEncoder | None = None) -> Tracks:
-        """Decodes the clip `span` of `path` and follows its faces. Raises MediaError if no frame can be decoded.
-
-        With `crop_px` every track has square crops of its face, with an encoder its embedding.
-        """
-        frames = self._context.media.iter_frames(
-            path,
-            start=span.start,
-            end=span.end,
-            long_side_px=self._config.long_side_px,
-            max_fps=self._config.max_fps,
-            chunk=CHUNK,
-        )
-        seen = self._tracker.follow(frames, crop_px=crop_px, encoder=encoder)
+    def tracks(self, span: Span | None = None, encoder: FaceEncoder | None = None) -> Tracks:
+        """The faces of a clip, or of all; with an encoder, who they are. Raises MediaError if none of its frames was decoded."""
+        start_s, end_s = (-np.inf, np.inf) if span is None else (float(span.start), float(span.end))
+        seen = self._tracker.tracks(start_s, end_s, encoder)
         if not len(seen.times_s):
             raise MediaError("No frame of the clip could be decoded.", reason="no_frames")
-        if not crop_px:  # 150 kB a frame at SyncNet's size: too much for all clips of an asset
-            self._keep(path, span, seen)
         return seen
 
-    def recall(self, path: Path, span: Span, *, crop_px: int = 0) -> Tracks:
-        """What was seen in the clip, looked at again only if it is not remembered, which crops never are."""
-        if not crop_px and path == self._path and span in self._kept:
-            return self._kept[span]
-        return self.look(path, span, crop_px=crop_px)
 
-    def _keep(self, path: Path, span: Span, seen: Tracks) -> None:
-        if path != self._path:
-            self._path, self._kept, self._num_bytes = path, {}, 0
-        size = sum(face.num_bytes for face in seen.faces) + seen.times_s.nbytes + seen.change.nbytes
-        if span not in self._kept and self._num_bytes + size <= KEPT_BYTES:
-            self._kept[span] = seen
-            self._num_bytes += size
+def watched_faces(ctx: Context) -> Wish:
+    """The watch that all stages look at, set as the recipe sets stage `faces`."""
+    return FaceWatch, ctx.configs.get("faces") or FacesConfig()
+
+
+def faces_of(ctx: Context, path: Path, span: Span, *, crop_px: int = 0) -> Tracks:
+    """The faces of the clip `span` of `path`, with crops of that side if wanted, for which the clip is decoded once more.
+
+    Crops are no business of the asset pass: SyncNet's take 150 kB a face and frame.
+    """
+    watch: FaceWatch = ctx.asset_pass.look(path, *watched_faces(ctx))
+    seen = watch.tracks(span)
+    if not crop_px:
+        return seen
+    look: Look = {**watch.look, "start": span.start, "end": span.end}
+    return with_crops(seen, ctx.media.iter_frames(path, **look), crop_px)
 
 
 class Faces(Measure[FacesConfig]):
     """Faces of a clip: where each is seen, from when to when, and who it is."""
 
     name = "faces"
-    version = "1"
+    version = "2"
     level = "clip"
     reads = ("clip", "download.path")
     adds = struct(
@@ -117,15 +96,19 @@ class Faces(Measure[FacesConfig]):
     Config = FacesConfig
     resources = Resources(cpus=1.0, memory_gb=0.7, timeout_s=900.0)
 
+    @classmethod
+    def watches(cls, config: FacesConfig, ctx: Context) -> Wish:
+        """A watch of the asset."""
+        return FaceWatch, config
+
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
-        self.watch = ctx.model(FaceWatch, ctx, self.config)
         self.encoder = ctx.model(FaceEncoder.load) if self.config.identity == "dlib" else None
 
     def measure(self, row: Row) -> dict[str, Any]:
         """The struct of one clip; a clip without faces has none, not null."""
-        seen = self.watch.look(self.ctx.asset_path(row), span_of(row["clip"]), encoder=self.encoder)
-        tracks = track_rows(seen)
+        watch = self.ctx.asset_pass.look(self.ctx.asset_path(row), FaceWatch, self.config)
+        tracks = track_rows(watch.tracks(span_of(row["clip"]), self.encoder))
         return {"num_faces": len(tracks), "tracks": tracks}
 
 

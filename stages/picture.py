@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +13,13 @@ from numpy.typing import NDArray
 
 from schemas.fields import f, struct
 from schemas.records import Row, span_of
-from stages.base import Measure, Resources, StageConfig
+from schemas.timing import Span
+from stages.asset_pass import Wish
+from stages.base import Context, Measure, Resources, StageConfig
+from stages.media.decoder import Frames, Look
 
 LONG_SIDE_PX = 384
 """Size at which everything is measured, so that figures compare across resolutions."""
-CHUNK = 64
 TINY = (64, 36)
 BLACK = 16
 """Luma (0 to 255) up to which a pixel is black: coding noise and lifted blacks of analogue sources stay below."""
@@ -62,109 +66,121 @@ class PictureConfig(StageConfig):
 
 
 class Picture(Measure[PictureConfig]):
-    """Picture measures of a clip from one decode of its frames at 384 px, grey. About 0.5 ms per frame and core."""
+    """Picture measures of a clip: its part of what the asset pass saw at 384 px, grey. About 0.4 ms per frame and core."""
 
     name = "picture"
-    version = "2"
+    version = "3"
     level = "clip"
     reads = ("download.path", "probe.width_px", "probe.height_px", "clip")
     adds = PICTURE
     Config = PictureConfig
     resources = Resources(cpus=1.0, memory_gb=0.2, timeout_s=300.0)
 
+    @classmethod
+    def watches(cls, config: PictureConfig, ctx: Context) -> Wish:
+        """A watch of the asset."""
+        return (Watch,)
+
     def measure(self, row: Row) -> dict[str, Any]:
         """The struct of one clip."""
-        span = span_of(row["clip"])
-        watch = Watch()
-        decoded = self.ctx.media.iter_frames(
-            self.ctx.asset_path(row),
-            start=span.start,
-            end=span.end,
-            long_side_px=LONG_SIDE_PX,
-            gray=True,
-            chunk=CHUNK,
-        )
-        for run in decoded:
-            watch.see(run.images, run.times_s, run.num_damaged)
-        return watch.sums(float(span.end), row["probe"]["width_px"], row["probe"]["height_px"])
+        watch = self.ctx.asset_pass.look(self.ctx.asset_path(row), Watch)
+        return watch.sums(span_of(row["clip"]), row["probe"]["width_px"], row["probe"]["height_px"])
+
+
+class Sample(NamedTuple):
+    """What changes slowly, of a picture now and then."""
+
+    frame: int
+    sharpness: float
+    columns: NDArray[np.bool_]
+    """Which of its columns are black."""
+    rows: NDArray[np.bool_]
 
 
 class Watch:
-    """Collects what is needed of grey pictures as they pass, frame by frame, in little memory."""
+    """Collects what is needed of grey pictures as they pass: 40 bytes a frame, and 0.6 kB for each that is sampled."""
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.means: list[float] = []
-        self.stds: list[float] = []
-        self.changes: list[float] = []
-        self.sharpness: list[float] = []
-        self.tiny: list[NDArray[np.float32]] = []
-        self.columns: NDArray[np.bool_] | None = None
-        self.rows: NDArray[np.bool_] | None = None
+    look = Look(long_side_px=LONG_SIDE_PX, format="gray")
+
+    def __init__(self, ctx: Context | None = None) -> None:
         self.shape = (0, 0)
-        self.num_damaged = 0
+        self._frames: list[tuple[int, float, float, float, bool]] = []
+        self._moves: list[tuple[int, float]] = []
+        self._samples: list[Sample] = []
+        self._tiny: deque[tuple[float, NDArray[np.float32]]] = deque()
         self._last: NDArray[np.uint8] | None = None
-        self._next_sample_s = -np.inf
+        self._slot = -np.inf
 
-    def see(self, images: NDArray[np.uint8], times_s: NDArray[np.float64], num_damaged: int = 0) -> None:
-        """Adds pictures, uint8 [n, h, w], and their times [n]."""
+    def see(self, run: Frames) -> None:
+        """Adds pictures, uint8 [n, h, w]."""
         import cv2
 
-        self.num_damaged += num_damaged
-        for image, time_s in zip(images, times_s.tolist(), strict=True):
+        for image, pts, time_s, is_damaged in zip(run.images, run.pts, run.times_s, run.is_damaged, strict=True):
             mean, std = cv2.meanStdDev(image)
-            self.times.append(time_s)
-            self.means.append(float(mean[0, 0]))
-            self.stds.append(float(std[0, 0]))
-            self.tiny.append(cv2.resize(image, TINY, interpolation=cv2.INTER_AREA).astype(np.float32))
-            self.changes.append(np.inf if self._last is None else largest_change(self._last, image))
+            change = np.inf if self._last is None else largest_change(self._last, image)
             self._last = image
-            if time_s >= self._next_sample_s:
-                self._next_sample_s = time_s + 1 / SAMPLES_PER_S
+            self._move(cv2.resize(image, TINY, interpolation=cv2.INTER_AREA).astype(np.float32), float(time_s))
+            if time_s * SAMPLES_PER_S // 1 != self._slot:
+                self._slot = time_s * SAMPLES_PER_S // 1
                 self._sample(image)
-        self.shape = self._last.shape if self._last is not None else (0, 0)
+            self._frames.append((int(pts), float(mean[0, 0]), float(std[0, 0]), change, bool(is_damaged)))
+        self._last = run.images[-1].copy()
+        self.shape = run.images.shape[1:]
+
+    def _move(self, tiny: NDArray[np.float32], time_s: float) -> None:
+        """Notes how far those earlier pictures have moved to which this is the first that comes `MOTION_STEP_S` later."""
+        while self._tiny and self._tiny[0][0] + MOTION_STEP_S - 1e-6 <= time_s:
+            self._moves.append((len(self._frames), float(np.abs(tiny - self._tiny.popleft()[1]).mean())))
+        self._tiny.append((time_s, tiny))
 
     def _sample(self, image: NDArray[np.uint8]) -> None:
         import cv2
 
-        self.sharpness.append(float(cv2.Laplacian(image, cv2.CV_32F).var()))
         black = image <= BLACK
+        sharpness = float(cv2.Laplacian(image, cv2.CV_32F).var())
         columns, rows = black.mean(0) >= BAR_SHARE, black.mean(1) >= BAR_SHARE
-        self.columns = columns if self.columns is None else self.columns & columns
-        self.rows = rows if self.rows is None else self.rows & rows
+        self._samples.append(Sample(len(self._frames), sharpness, columns, rows))
 
-    def sums(self, end_s: float, width_px: int, height_px: int) -> dict[str, Any]:
-        """The `PICTURE` struct of what was seen; the last frame lasts until `end_s`."""
-        if not self.times:
+    def sums(self, span: Span, width_px: int, height_px: int) -> dict[str, Any]:
+        """The `PICTURE` struct of the clip `span`, of pictures that are shown at `width_px` x `height_px`."""
+        low, high = (bisect_left(self._frames, (pts,)) for pts in (span.start_pts, span.end_pts))
+        if low == high:
             return dict.fromkeys((field.name for field in PICTURE), None)
-        times = np.append(np.array(self.times), end_s)
-        means, stds = np.array(self.means), np.array(self.stds)
+        pts, means, stds, changes, is_damaged = (np.array(part) for part in zip(*self._frames[low:high], strict=True))
+        times = np.append(pts, span.end_pts) * (span.num / span.den)
+        changes[0] = np.inf
         is_picture = (means > BLACK) | (stds > FLAT)
         bend = np.abs(np.diff(means, 2)) if len(means) > 2 else np.zeros(1)
+        moves = [move for later, move in self._moves[low:high] if later < high]
+        samples = self._sampled(low, high)
         return {
-            "sharpness": float(np.median(self.sharpness)),
+            "sharpness": float(np.median([sample.sharpness for sample in samples])),
             "brightness": float(means.mean() / 255),
             "contrast": float(stds.mean() / 255),
-            "motion": motion(self.tiny, times[:-1]),
+            "motion": float(np.mean(moves) / 255) if moves else None,
             "flicker": float(bend.mean() / 255),
-            **self._bars(width_px, height_px, bool(is_picture.any())),
+            **self._bars(samples, width_px, height_px, bool(is_picture.any())),
             "picture_ratio": float(is_picture.mean()),
-            "damaged_ratio": self.num_damaged / len(self.times),
-            **standstills(repeats(np.array(self.changes)), times),
+            "damaged_ratio": float(is_damaged.mean()),
+            **standstills(repeats(changes), times),
         }
 
-    def _bars(self, width_px: int, height_px: int, has_picture: bool) -> dict[str, int | None]:
+    def _sampled(self, low: int, high: int) -> list[Sample]:
+        """What was sampled of frames [low, high), or at least the sample before."""
+        first, end = (bisect_left(self._samples, (at,)) for at in (low, high))
+        return self._samples[min(first, end - 1) : end]
+
+    def _bars(
+        self, samples: Sequence[Sample], width_px: int, height_px: int, has_picture: bool
+    ) -> dict[str, int | None]:
         """Black bars in display pixels; null where all is black."""
         names = ("bar_left_px", "bar_right_px", "bar_top_px", "bar_bottom_px")
-        if not has_picture or self.columns is None or self.rows is None:
+        if not has_picture:
             return dict.fromkeys(names, None)
+        columns = np.logical_and.reduce([sample.columns for sample in samples])
+        rows = np.logical_and.reduce([sample.rows for sample in samples])
         scale_x, scale_y = width_px / self.shape[1], height_px / self.shape[0]
-        sides = (
-            (self.columns, scale_x),
-            (self.columns[::-1], scale_x),
-            (self.rows, scale_y),
-            (self.rows[::-1], scale_y),
-        )
+        sides = ((columns, scale_x), (columns[::-1], scale_x), (rows, scale_y), (rows[::-1], scale_y))
         return {
             name: round(edge_length(is_black) * scale) for name, (is_black, scale) in zip(names, sides, strict=True)
         }
@@ -183,15 +199,6 @@ def largest_change(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> float
     height, width = difference.shape
     tiles = (max(1, width // TILE), max(1, height // TILE))
     return float(cv2.resize(difference.astype(np.float32), tiles, interpolation=cv2.INTER_AREA).max())
-
-
-def motion(tiny: Sequence[NDArray[np.float32]], times: NDArray[np.float64]) -> float | None:
-    """Mean absolute change of luma over `MOTION_STEP_S`, of full scale; None if the frames do not span that long."""
-    later = np.searchsorted(times, times + MOTION_STEP_S - 1e-6)
-    pairs = [(i, int(j)) for i, j in enumerate(later) if j < len(times)]
-    if not pairs:
-        return None
-    return float(np.mean([np.abs(tiny[j] - tiny[i]).mean() for i, j in pairs]) / 255)
 
 
 def repeats(changes: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -78,5 +78,14 @@ class Probe(Measure[ProbeConfig]):
     resources = Resources(cpus=1.0, memory_gb=0.1)
 
     def measure(self, row: Row) -> dict[str, Any]:
-        """The struct of one asset. Raises the MediaError it runs into."""
-        return self.ctx.media.probe(self.ctx.asset_path(row), decode=self.config.decode)
+        """The struct of one asset. Raises the MediaError it runs into.
+
+        The asset pass decodes for it, so that all look on who come later; what will be turned away is not shown to them.
+        """
+        path, media = self.ctx.asset_path(row), self.ctx.media
+        told = media.probe(path, decode=False)
+        if not self.config.decode:
+            return told
+        if self.ctx.turns_away(self.name, told):
+            return media.probe(path)
+        return media.probe(path, picture=self.ctx.asset_pass.seen(path).picture)

@@ -22,7 +22,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.execute.gates import apply_gates, restore_failures, settle_error, settle_rest, without_rejected
+from pipeline.execute.gates import (
+    apply_gates,
+    restore_failures,
+    settle_error,
+    settle_rest,
+    turns_away,
+    without_rejected,
+)
+from pipeline.execute.looks import LookCosts
 from pipeline.execute.monitor import MonitorLike, Poison, StageTally
 from pipeline.execute.parts import divide, divides_at
 from pipeline.plan import Plan, StageSpec
@@ -31,6 +39,7 @@ from schemas.errors import ContractError, ItemError, MachineError, NavaError, Pl
 from schemas.machine import GOES_ON, trouble_of
 from schemas.records import Cost, Level, Struct
 from schemas.scratch import Scratch
+from stages.asset_pass import Spent, Wish
 from stages.base import Context, Measure, Split
 
 log = logging.getLogger("nava.adapter")
@@ -71,7 +80,10 @@ class Worker:
         self._scratch = Scratch("worker")
         configs = {spec.name: spec.config for spec in plan.stages}
         hashes = {spec.name: spec.hash for spec in plan.stages}
-        self.context = Context(Path(self._scratch.name), store_dir, plan.recipe.decoder, configs, hashes, cuts_dir)
+        self.context = Context(
+            Path(self._scratch.name), store_dir, plan.recipe.decoder, configs, hashes, cuts_dir, self._turns_away
+        )
+        self._looks = LookCosts()
         self._ready: dict[str, Measure[Any] | Split[Any]] = {}
 
     def close(self) -> None:
@@ -87,6 +99,7 @@ class Worker:
         """
         parts: list[Unit] = []
         poison = self.monitor.begin(unit.key)
+        self.context.asset_pass.expect = lambda: self._looks.of(self._watching(unit))
         for at, spec in enumerate(self.group.stages):
             if at == self._divides_at:
                 parts = divide(self.plan, unit)
@@ -94,6 +107,7 @@ class Worker:
                 self._run(spec, unit, poison)
         if self.is_last and not parts:
             settle_rest(self.plan, self.number, unit)
+        unit.cost += self._looks.unasked()
         self.monitor.end(unit.key)
         return parts
 
@@ -102,6 +116,20 @@ class Worker:
         spec = next(spec for spec in self.group.stages if spec.name == name)
         (result,) = self._measured(spec, [node])
         return result
+
+    def _watching(self, unit: Unit) -> dict[Wish, str]:
+        """Which observers stages of this group will ask about `unit`, each with the stage that does first."""
+        found: dict[Wish, str] = {}
+        for spec in self.group.stages:
+            rows = unit.rows(spec.cls.level)
+            if not rows or any(node.verdict is None and node.hashes.get(spec.name) != spec.hash for node in rows):
+                wish = spec.cls.watches(spec.config, self.context)
+                if wish is not None:
+                    found.setdefault(wish, spec.name)
+        return found
+
+    def _turns_away(self, stage: str, found: Struct) -> bool:
+        return turns_away(self.plan, stage, found)
 
     def _run(self, spec: StageSpec, unit: Unit, poison: Sequence[Poison]) -> None:
         restore_failures(spec, unit)
@@ -124,22 +152,25 @@ class Worker:
             node.hashes.pop(spec.name, None)
             if not spec.is_split:
                 node.structs.pop(spec.column, None)
-        started, cpu = time.monotonic(), self._cpu_s()
+        started, cpu, frames = time.monotonic(), self._cpu_s(), self.context.media.frames_decoded
         goes_alone = spec.is_split or any(item.stage == spec.name for item in poison)
         step = 1 if goes_alone else spec.resources.batch
         for at in range(0, len(rows), step):
             batch = self._without_poison(spec, unit, rows[at : at + step], poison)
             if batch:
                 self._step(spec, unit, batch)
+        used = Spent(time.monotonic() - started, self._cpu_s() - cpu)
+        used = self._looks.shared_out(spec.name, used, self.context.asset_pass)
         tally = StageTally(
             rows=len(rows),
             errors=sum(node.verdict is not None and node.verdict.status == "error" for node in rows),
-            wall_s=time.monotonic() - started,
-            cpu_s=self._cpu_s() - cpu,
+            wall_s=used.wall_s,
+            cpu_s=used.cpu_s,
         )
         self.monitor.leave(unit.key, spec.name, tally)
         unit.cost = [each for each in unit.cost if each.stage != spec.name]
-        unit.cost.append(Cost(spec.name, tally.wall_s, tally.cpu_s, tally.rows))
+        decoded = self.context.media.frames_decoded - frames
+        unit.cost.append(Cost(spec.name, tally.wall_s, tally.cpu_s, tally.rows, decoded))
 
     def _without_poison(
         self, spec: StageSpec, unit: Unit, rows: Sequence[Node], poison: Sequence[Poison]

@@ -39,6 +39,12 @@ def without_rejected(plan: Plan, spec: StageSpec, rows: Sequence[Node]) -> list[
     return [node for node, status, _ in judge(plan, rows, checks) if status in ("keep", "open")]
 
 
+def turns_away(plan: Plan, stage: str, found: Struct) -> bool:
+    """Whether a gate behind `stage` turns away an asset of which it found this, and of which nothing else is known."""
+    checks = [check for check in plan.checks if check.stage == stage]
+    return any(status == "reject" for _, status, _ in judge(plan, [Node(Level.ASSET, None, {stage: found})], checks))
+
+
 def judge(plan: Plan, rows: Sequence[Node], checks: Sequence[Check]) -> Iterator[tuple[Node, Status, Verdict]]:
     """What `checks` say of each row, with the verdict that follows if nothing else is asked."""
     if not rows:

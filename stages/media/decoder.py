@@ -2,7 +2,7 @@
 
 A decoder is driven by untrusted bytes: it may crash, hang or ask for any amount of memory. It therefore runs in a
 child with an address-space limit and a time limit after which it is killed; a broken file costs itself and nothing
-else. Arrays come back through memory-mapped files in the worker's scratch folder.
+else. Pictures come back through memory that both share, other arrays through mapped files in the worker's scratch folder.
 
 All times are on the asset clock: the container's own clock after edit lists, as exact fractions of a second.
 """
@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 import weakref
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +28,7 @@ from schemas.recipe import RecipePart
 from schemas.spans import SPEECH_RATE_HZ
 from schemas.timing import sample_at
 from stages.child import Child, ChildDiedError, ChildError, ChildTimeoutError
+from stages.media.shared import FRAMES_DECODED, PixelFormat, Shared
 from stages.objects import at_store, fetch
 
 MAX_PIXELS = 7680 * 4320
@@ -35,6 +36,8 @@ MAX_PIXELS = 7680 * 4320
 RETIRE_GB = 1.2
 """Memory a child may have touched before another takes over: libav gives back not all it took, and after half an hour
 of different files a child held 3.4 GB. One ordinary file needs 0.2 to 0.6 GB."""
+FileIdentity = tuple[str, int, int]
+"""Path, bytes, time of the last change in ns."""
 KEPT_REMOTE_FILES = 2
 """Remote assets kept in scratch at a time."""
 
@@ -98,15 +101,15 @@ class Frames:
     """Upright pictures with square pixels, in display order."""
 
     images: np.ndarray
-    """uint8 [n, height, width, 3] RGB, or [n, height, width] if gray; a private memory map, may be written to."""
+    """uint8 [n, height, width, 3] RGB, or as `Look.format` says."""
     pts: np.ndarray
     """int64 [n], in units of num/den seconds."""
     end_pts: int
     """pts at which the frame after the last one begins."""
     num: int
     den: int
-    num_damaged: int = 0
-    """Frames known to come from damaged data, or after such a frame with no whole key frame in between."""
+    is_damaged: np.ndarray
+    """bool [n]: known to come from damaged data, or after such a frame with no whole key frame between."""
 
     @property
     def times_s(self) -> np.ndarray:
@@ -124,7 +127,8 @@ class Look(TypedDict, total=False):
     """Only ever shrinks."""
     size: tuple[int, int] | None
     """(width, height)."""
-    gray: bool
+    format: PixelFormat
+    """rgb24 [height, width, 3], gray [height, width], or yuv420p [height x 3/2, width], its planes one below the other."""
     max_fps: float | None
     """Leaves frames out on a regular time grid."""
 
@@ -141,9 +145,11 @@ class Decoder:
         self.retire_gb = retire_gb
         self.cpu_s = 0.0
         """Processor time of the children so far."""
-        self._idle: list[Child] = []
+        self.frames_decoded = 0
+        """Pictures they decoded so far, whatever for."""
+        self._idle: list[_DecoderChild] = []
         self._sounds: dict[tuple[object, ...], Waveform] = {}
-        self._sound_file: tuple[str, int, int] | None = None
+        self._sound_file: FileIdentity | None = None
         self._remote: dict[str, Path] = {}
         self._serial = 0
         weakref.finalize(self, _kill_all, self._idle)
@@ -180,9 +186,12 @@ class Decoder:
             self._remote.pop(next(iter(self._remote))).unlink(missing_ok=True)
         return target
 
-    def probe(self, path: Path | str, *, decode: bool = True) -> dict[str, Any]:
-        """The probe stage's struct for `path`; with `decode` False damage is only what the container admits."""
-        return self.ask("probe", path=str(path), decode=decode, max_pixels=self.max_pixels)
+    def probe(self, path: Path | str, *, decode: bool = True, picture: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The probe stage's struct for `path`; with `decode` False damage is only what the container admits.
+
+        `picture` is what `watch` returned, where the picture was decoded already.
+        """
+        return self.ask("probe", path=str(path), decode=decode, max_pixels=self.max_pixels, picture=picture)
 
     def audio(
         self,
@@ -203,8 +212,7 @@ class Decoder:
         channels = channels or (1 if mono else None)
         if not is_kept:
             return self._audio(path, rate_hz, channels, stream)
-        stat = _stat(path)
-        file = (str(path), stat.st_size, stat.st_mtime_ns)
+        file = identity_of(path)
         if file != self._sound_file:
             self._sounds.clear()
             self._sound_file = file
@@ -233,7 +241,7 @@ class Decoder:
         runs: list[Frames] = []
         budget = int(self.memory_gb * 2**30 / 2)
         for run in self.iter_frames(path, **look):
-            runs.append(run)
+            runs.append(replace(run, images=run.images.copy()))
             budget -= run.images.nbytes
             if budget < 0:
                 raise MediaError(
@@ -243,48 +251,55 @@ class Decoder:
                 )
         if not runs:
             raise MediaError(f"No frame of '{Path(path).name}' lies in the stretch asked for.", reason="no_frames")
-        if len(runs) == 1:
-            return runs[0]
-        images = np.concatenate([run.images for run in runs])
-        pts = np.concatenate([run.pts for run in runs])
-        num_damaged = sum(run.num_damaged for run in runs)
-        return Frames(images, pts, runs[-1].end_pts, runs[0].num, runs[0].den, num_damaged)
+        images, pts, is_damaged = (
+            np.concatenate([getattr(run, name) for run in runs]) for name in ("images", "pts", "is_damaged")
+        )
+        return replace(runs[-1], images=images, pts=pts, is_damaged=is_damaged)
 
-    def iter_frames(self, path: Path | str, *, chunk: int = 256, **look: Unpack[Look]) -> Generator[Frames]:
-        """Runs of up to `chunk` frames; at most two runs exist at a time.
+    def iter_frames(self, path: Path | str, *, chunk: int = 64, **look: Unpack[Look]) -> Generator[Frames]:
+        """Runs of up to `chunk` frames, whose images are there until the next run is asked for.
 
         Frames are turned and stretched as a viewer would show them, all to the first frame's size.
         """
-        out = self._scratch("frames")
-        start, end = look.get("start"), look.get("end")
-        view = {name: look.get(name) for name in ("size", "long_side_px", "max_fps")} | {
-            "is_gray": look.get("gray", False)
-        }
+        start, end = look.pop("start", None), look.pop("end", None)
         request = {
             "path": str(path),
-            "out": str(out),
             "start": None if start is None else str(start),
             "end": None if end is None else str(end),
-            "view": view,
+            "view": look,
             "chunk": chunk,
             "engine": self.engine,
             "max_pixels": self.max_pixels,
         }
-        for message in self._request("frames", request):
-            if "file" in message:
-                images = _mapped(Path(message["file"]), np.uint8, message["shape"])
-                os.unlink(message["file"])
-                num, _, den = message["time_base"].partition("/")
-                pts = np.array(message["pts"], np.int64)
-                yield Frames(images, pts, message["end_pts"], int(num), int(den), message["num_damaged"])
+        for message, memory in self._request("frames", request):
+            if "pts" in message:
+                yield _frames(message, message["drawn"][0], memory)
+
+    def watch(
+        self, path: Path | str, looks: Sequence[Look], *, chunk: int = 32
+    ) -> Generator[tuple[Frames, list[Frames]], None, dict[str, Any]]:
+        """All pictures of `path`, decoded once and drawn for every one of `looks`, by runs of up to `chunk`.
+
+        A run is (all of its frames, without images; those of each look), and what it shows is there until the next is asked
+        for. In the end it returns what `probe` may be given as `picture`. Looks have no `start` and `end`.
+        """
+        request = {"path": str(path), "views": list(looks), "chunk": chunk, "max_pixels": self.max_pixels}
+        message: dict[str, Any] = {}
+        for message, memory in self._request("watch", request):
+            if "pts" in message:
+                run = _frames(message, None, memory)
+                yield run, [_frames(message, drawn, memory) for drawn in message["drawn"]]
+        return message
 
     def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """The child's answer to one request that has no chunks. Raises MediaError."""
         answers = list(self._request(operation, arguments))
-        return answers[-1]
+        return answers[-1][0]
 
-    def _request(self, operation: str, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Chunk messages as they come, then the final answer. The child is killed if the caller stops early.
+    def _request(self, operation: str, arguments: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Shared]]:
+        """Chunk messages as they come, then the final answer, each with the memory in which it left what it tells of.
+
+        The child is killed if the caller stops early.
 
         Where a child was killed from outside another is asked, once, and what it says again is left out. Raises MediaError
         for what the file did, and OSError or MachineError for what the machine did (`stages.child`).
@@ -298,15 +313,13 @@ class Decoder:
             for number, answer in enumerate(self._once(operation, arguments)):
                 if number >= num_given:
                     yield answer
-                elif "file" in answer:
-                    os.unlink(answer["file"])
 
-    def _once(self, operation: str, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _once(self, operation: str, arguments: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Shared]]:
         child = self._child()
         name, is_whole = Path(arguments.get("path", "")).name, False
         try:
             for answer in child.request(operation, arguments, self.timeout_s):
-                yield answer["chunk"] if "chunk" in answer else answer["done"]
+                yield answer["chunk"] if "chunk" in answer else answer["done"], child.memory
             is_whole = True
         except ItemError as error:
             raise MediaError(error.message, reason=error.reason, remedy=error.remedy) from None
@@ -314,6 +327,7 @@ class Decoder:
             raise _media_error(error, name, self.timeout_s) from None
         finally:
             self.cpu_s += child.cpu_since()
+            self.frames_decoded += child.counted_since()[FRAMES_DECODED]
             if child.is_busy or child.has_grown:
                 child.kill()
             else:
@@ -323,14 +337,14 @@ class Decoder:
                 for left in (*self.scratch_dir.glob(out), *self.scratch_dir.glob(f"{out}.*")):
                     left.unlink(missing_ok=True)
 
-    def _child(self) -> Child:
+    def _child(self) -> _DecoderChild:
         """An idle child that still lives, else a new one: whoever ended it in the meantime did not end it over a file."""
         while self._idle:
             child = self._idle.pop()
             if child.exit_status is None:
                 return child
             child.kill()
-        return Child("stages.media.child", memory_gb=self.memory_gb, retire_gb=self.retire_gb)
+        return _DecoderChild(self.memory_gb, self.retire_gb)
 
     def _scratch(self, name: str) -> Path:
         self.scratch_dir.mkdir(parents=True, exist_ok=True)
@@ -338,7 +352,33 @@ class Decoder:
         return self.scratch_dir / f"{name}-{os.getpid()}-{self._serial}"
 
 
-def _kill_all(children: list[Child]) -> None:
+class _DecoderChild(Child):
+    """The child and the memory in which it leaves pictures."""
+
+    def __init__(self, memory_gb: float, retire_gb: float) -> None:
+        self.memory = Shared.new()
+        shared = self.memory.descriptor
+        super().__init__("stages.media.child", str(shared), memory_gb=memory_gb, retire_gb=retire_gb, shared=(shared,))
+
+    def kill(self) -> None:
+        super().kill()
+        self.memory.close()
+
+
+def _frames(message: dict[str, Any], drawn: dict[str, Any] | None, memory: Shared) -> Frames:
+    """The frames of a run that `drawn` shows; all of them, without images, for None."""
+    pts = np.array(message["pts"], np.int64)
+    is_damaged = np.zeros(len(pts), np.bool_)
+    is_damaged[message["damaged"]] = True
+    images = np.zeros((len(pts), 0), np.uint8)
+    if drawn is not None:
+        images = memory.view(drawn["at"], tuple(drawn["shape"]))
+        pts, is_damaged = pts[drawn["frames"]], is_damaged[drawn["frames"]]
+    num, den = message["time_base"]
+    return Frames(images, pts, message["end_pts"], num, den, is_damaged)
+
+
+def _kill_all(children: list[_DecoderChild]) -> None:
     while children:
         children.pop().kill()
 
@@ -361,13 +401,15 @@ def _media_error(error: ChildError, name: str, timeout_s: float) -> MediaError:
     )
 
 
-def _stat(path: Path | str) -> os.stat_result:
+def identity_of(path: Path | str) -> FileIdentity:
+    """What tells a file from what it was before. Raises MediaError if it cannot be read."""
     try:
-        return os.stat(path)
+        stat = os.stat(path)
     except OSError as error:
         if is_trouble(error):
             raise
         raise MediaError(f"'{path}' cannot be read: {error.strerror}.", reason="file_missing") from error
+    return str(path), stat.st_size, stat.st_mtime_ns
 
 
 def _mapped(path: Path, kind: type, shape: list[int]) -> np.ndarray:

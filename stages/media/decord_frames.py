@@ -8,14 +8,27 @@ pixels; for its cost see docs/decoding.md. Its batch call spins for ever on some
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from schemas.errors import MediaError
+from stages.child import count
 from stages.media.open import clock_shift, geometry, open_media, pick
-from stages.media.picture import Chunk, Damage, View, last_duration, packets, pictures, target_size, wanted_slots
+from stages.media.picture import (
+    Damage,
+    Drawn,
+    Run,
+    Slots,
+    View,
+    last_duration,
+    packets,
+    pictures,
+    target_size,
+)
+from stages.media.shared import FRAMES_DECODED, Room
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """ITU-R BT.601 luma weights."""
@@ -28,10 +41,18 @@ MIN_SIDE_PX = 16
 """Smaller pictures come out of decord with a broken shape."""
 
 
-def decord_chunks(
-    path: str, start: Fraction | None, end: Fraction | None, view: View, size: int, max_pixels: int
-) -> tuple[Fraction, Iterator[Chunk]] | None:
-    """(time base, runs of frames), or None where decord would not give exactly the frames PyAV gives."""
+@dataclass(frozen=True)
+class Wanted:
+    """Which frames, how, and how many at a time."""
+
+    start: Fraction | None
+    end: Fraction | None
+    view: View
+    size: int
+
+
+def decord_runs(path: str, wanted: Wanted, max_pixels: int, room: Room) -> Iterator[Run] | None:
+    """Runs of frames, or None where decord would not give exactly the frames PyAV gives."""
     import decord
 
     damage = Damage()
@@ -41,7 +62,7 @@ def decord_chunks(
         is_known = container.format.name in EXACT and stream.codec_context.name == EXACT_CODEC
         if first is None or not is_known or not geometry(first.frame, stream).is_plain:
             return None
-        width, height = target_size(geometry(first.frame, stream).display_size, view)
+        width, height = target_size(geometry(first.frame, stream).display_size, wanted.view)
     if min(width, height) < MIN_SIDE_PX:
         return None
     with open_media(path) as container:
@@ -59,39 +80,42 @@ def decord_chunks(
         return None
     if len(reader) != len(times) or times[0] != first.pts:
         return None
-    return base, _runs(reader, [*times, end_pts], base, start, end, view, size)
+    return _runs(reader, [*times, end_pts], base, wanted, room)
 
 
-def _runs(
-    reader: Any,
-    times: list[int],
-    base: Fraction,
-    start: Fraction | None,
-    end: Fraction | None,
-    view: View,
-    size: int,
-) -> Iterator[Chunk]:
+def _runs(reader: Any, times: list[int], base: Fraction, wanted: Wanted, room: Room) -> Iterator[Run]:
     import decord
 
     inside = [
         i
         for i, pts in enumerate(times[:-1])
-        if (start is None or pts * base >= start) and (end is None or pts * base < end)
+        if (wanted.start is None or pts * base >= wanted.start) and (wanted.end is None or pts * base < wanted.end)
     ]
     after = inside[-1] + 1 if inside else 0
-    slots = wanted_slots([times[i] for i in inside], base, view.max_fps)
-    wanted = [i for i, keep in zip(inside, slots, strict=True) if keep]
-    for low in range(0, len(wanted), size):
-        numbers = wanted[low : low + size]
+    slots = Slots(base, wanted.view.max_fps)
+    shown = [i for i in inside if slots.is_new(times[i])]
+    for low in range(0, len(shown), wanted.size):
+        numbers = shown[low : low + wanted.size]
         try:
-            images = np.stack([reader[i].asnumpy() for i in numbers])
+            images = np.stack([_decoded(reader, i) for i in numbers])
         except decord.DECORDError as error:
             raise MediaError(
                 f"decord stopped between frames {numbers[0]} and {numbers[-1]}: {str(error).strip().splitlines()[0]}",
                 reason="decord_failed",
                 remedy="Use decoder.engine: pyav in the recipe, which goes on after damage.",
             ) from None
-        if view.is_gray:
+        if wanted.view.format == "gray":
             images = np.rint(images @ LUMA).astype(np.uint8)
-        following = wanted[low + size] if low + size < len(wanted) else after
-        yield Chunk(images, [times[i] for i in numbers], times[following])
+        if not low:
+            room.open(images.nbytes)
+        at, place = room.take(images.shape)
+        place[...] = images
+        room.turn()
+        following = shown[low + wanted.size] if low + wanted.size < len(shown) else after
+        drawn = Drawn(at, images.shape, list(range(len(numbers))))
+        yield Run(base.as_integer_ratio(), [times[i] for i in numbers], times[following], [], [drawn])
+
+
+def _decoded(reader: Any, number: int) -> Any:
+    count(FRAMES_DECODED)
+    return reader[number].asnumpy()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import tee
+from math import prod
 from typing import Any
 
 import av
 import numpy as np
 
 from schemas.errors import MediaError
-from stages.child import progress
+from stages.child import count, progress
 from stages.media.open import Geometry, clock_shift, geometry, pick
+from stages.media.shared import FRAMES_DECODED, PixelFormat, Room
 
 MAX_DEMUX_ERRORS = 100
 """Read errors after which the rest of a file is given up as unreadable."""
@@ -72,7 +73,10 @@ def decoded(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
         except (av.error.FFmpegError, ValueError) as error:
             damage.note(error)
             continue
-        yield from frames
+        for frame in frames:
+            if stream.type == "video":
+                count(FRAMES_DECODED)
+            yield frame
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,8 @@ class View:
     """Exact (width, height) after turning; None keeps the display size."""
     long_side_px: int | None = None
     """Scale down so that the longer side has this length; never scales up."""
-    is_gray: bool = False
+    format: PixelFormat = "rgb24"
+    """rgb24 [height, width, 3], gray [height, width], or the planes of yuv420p [height x 3/2, width] one below the other."""
     max_fps: float | None = None
 
 
@@ -177,18 +182,33 @@ class Renderer:
     def __init__(self, first: Any, stream: Any, view: View) -> None:
         self.geometry: Geometry = geometry(first, stream)
         self.width, self.height = target_size(self.geometry.display_size, view)
-        self.is_gray = view.is_gray
+        self._format = view.format
+        if view.format == "yuv420p":
+            self.width, self.height = (max(2, side - side % 2) for side in (self.width, self.height))
+            self.shape: tuple[int, ...] = (self.height * 3 // 2, self.width)
+        else:
+            self.shape = (self.height, self.width) if view.format == "gray" else (self.height, self.width, 3)
         turned = self.geometry.quarter_turns % 2
         self._inner = (self.height, self.width) if turned else (self.width, self.height)
-        self.shape = (self.height, self.width) if view.is_gray else (self.height, self.width, 3)
         self._reformatter = av.video.reformatter.VideoReformatter()
 
     def draw(self, frame: Any, out: np.ndarray) -> None:
-        """Writes `frame` into `out`, uint8 [height, width(, 3)]. Bilinear with antialiasing when shrinking."""
-        width, height = self._inner
-        image = self._reformatter.reformat(
-            frame, width, height, "gray" if self.is_gray else "rgb24", interpolation="BILINEAR", threads=1
-        ).to_ndarray()
+        """Writes `frame` into `out`, uint8 of `shape`. Bilinear with antialiasing when shrinking."""
+        narrow = {"dst_color_range": "MPEG"} if self._format == "yuv420p" else {}
+        drawn = self._reformatter.reformat(
+            frame, *self._inner, self._format, interpolation="BILINEAR", threads=1, **narrow
+        )
+        if self._format != "yuv420p":
+            self._place(drawn.to_ndarray(), out)
+            return
+        at, pixels = 0, out.reshape(-1)
+        for plane, half in zip(drawn.planes, (1, 2, 2), strict=True):
+            stored = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+            size = (self.height // half, self.width // half)
+            self._place(stored, pixels[at : at + size[0] * size[1]].reshape(size))
+            at += size[0] * size[1]
+
+    def _place(self, image: np.ndarray, out: np.ndarray) -> None:
         if self.geometry.is_mirrored:
             image = image[:, ::-1]
         out[...] = np.rot90(image, self.geometry.quarter_turns)
@@ -246,56 +266,122 @@ def _from(first_pts: int, found: ShownPicture | None, rest: Iterator[ShownPictur
             yield picture
 
 
-def wanted_slots(pts: Iterable[int], time_base: Fraction, max_fps: float | None) -> Iterator[bool]:
-    """For each frame whether to keep it, so that at most one falls into each slot of a grid of `max_fps`."""
-    slot: int | None = None
-    for time in pts:
-        if max_fps is None:
-            yield True
-            continue
-        now = time * time_base * Fraction(max_fps).limit_denominator(1000) // 1
-        yield now != slot
-        slot = now
+class Slots:
+    """A regular time grid of `max_fps`, of which each slot takes the first frame that falls into it; None takes all."""
+
+    def __init__(self, time_base: Fraction, max_fps: float | None) -> None:
+        self._per_pts = None if max_fps is None else time_base * Fraction(max_fps).limit_denominator(1000)
+        self._slot: int | None = None
+
+    def is_new(self, pts: int) -> bool:
+        """Whether the frame at `pts`, later than all before, is the first of its slot."""
+        if self._per_pts is None:
+            return True
+        before, self._slot = self._slot, int(pts * self._per_pts // 1)
+        return self._slot != before
 
 
-@dataclass
-class Chunk:
-    """A run of frames in memory, ready to be handed over."""
+@dataclass(frozen=True)
+class Drawn:
+    """What one view shows of a run of frames."""
 
-    images: np.ndarray
+    at: int
+    """Byte of the shared memory at which the pictures begin."""
+    shape: tuple[int, ...]
+    frames: list[int]
+    """Which of the run's frames they are."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of decoded frames, drawn in every view asked for, ready to be handed over."""
+
+    time_base: tuple[int, int]
     pts: list[int]
     end_pts: int
-    num_damaged: int = 0
+    """pts of the frame that follows the run."""
+    damaged: list[int]
+    """Which of them are known to be damaged."""
+    drawn: list[Drawn]
 
 
-def chunks(stream: Any, frames: Iterator[ShownPicture], end: Fraction | None, view: View, size: int) -> Iterator[Chunk]:
-    """Drawn frames before `end`, in runs of `size`. `end_pts` is the pts of the frame that follows the run."""
-    renderer: Renderer | None = None
-    buffer = np.empty(0, np.uint8)
+class _Drawing:
+    """One view of a file, filled run by run with `size` pictures at most."""
+
+    def __init__(self, view: View, first: Any, stream: Any, size: int) -> None:
+        self._slots = Slots(stream.time_base, view.max_fps)
+        self._renderer = Renderer(first, stream, view)
+        self._shape = (size, *self._renderer.shape)
+        self.num_bytes = prod(self._shape)
+
+    def begin(self, room: Room) -> None:
+        """An empty run in the room's present place."""
+        self._at, self._images = room.take(self._shape)
+        self._frames: list[int] = []
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._frames) == len(self._images)
+
+    def wants(self, pts: int) -> bool:
+        return self._slots.is_new(pts)
+
+    def draw(self, picture: ShownPicture, number: int) -> None:
+        self._renderer.draw(picture.frame, self._images[len(self._frames)])
+        self._frames.append(number)
+
+    def drawn(self) -> Drawn:
+        return Drawn(self._at, (len(self._frames), *self._shape[1:]), self._frames)
+
+
+def _begin(drawings: Sequence[_Drawing], room: Room | None) -> None:
+    """An empty run of each in the next place of `room`."""
+    if room is not None:
+        room.turn()
+        for drawing in drawings:
+            drawing.begin(room)
+
+
+def drawn_runs(
+    stream: Any,
+    frames: Iterable[ShownPicture],
+    end: Fraction | None,
+    views: Sequence[View],
+    size: int,
+    room: Room | None,
+) -> Iterator[Run]:
+    """Runs of the frames before `end`, each ended by the view that has drawn `size` of them, or by `size` without a view.
+
+    `room` is where views are drawn; without a view there need be none.
+    """
+    drawings: list[_Drawing] = []
+    base = Fraction(stream.time_base).as_integer_ratio()
     pts: list[int] = []
+    damaged: list[int] = []
     last: ShownPicture | None = None
     previous: int | None = None
     end_pts: int | None = None
-    num_damaged = 0
-    frames, stamps = tee(frames)
-    wanted = wanted_slots((picture.pts for picture in stamps), stream.time_base, view.max_fps)
-    for picture, is_wanted in zip(frames, wanted, strict=False):
+    for picture in frames:
         if end is not None and picture.pts * stream.time_base >= end:
             end_pts = picture.pts
             break
-        if renderer is None:
-            renderer = Renderer(picture.frame, stream, view)
-            buffer = np.empty((size, *renderer.shape), np.uint8)
-        previous, last = (last.pts if last else None), picture
-        if not is_wanted:
-            continue
-        if len(pts) == size:
-            yield Chunk(buffer, pts, picture.pts, num_damaged)
-            pts, num_damaged = [], 0
-        renderer.draw(picture.frame, buffer[len(pts)])
+        if last is None:
+            drawings = [_Drawing(view, picture.frame, stream, size) for view in views]
+            if room is not None:
+                room.open(sum(drawing.num_bytes for drawing in drawings))
+            _begin(drawings, room)
+        wanting = [drawing for drawing in drawings if drawing.wants(picture.pts)]
+        if any(drawing.is_full for drawing in wanting) or (not drawings and len(pts) == size):
+            yield Run(base, pts, picture.pts, damaged, [drawing.drawn() for drawing in drawings])
+            pts, damaged = [], []
+            _begin(drawings, room)
+        for drawing in wanting:
+            drawing.draw(picture, len(pts))
+        if picture.is_damaged:
+            damaged.append(len(pts))
         pts.append(picture.pts)
-        num_damaged += picture.is_damaged
-    if renderer is not None and last is not None and pts:
+        previous, last = (last.pts if last else None), picture
+    if last is not None and pts:
         if end_pts is None:
             end_pts = last.pts + last_duration(last, previous, stream)
-        yield Chunk(buffer[: len(pts)], pts, end_pts, num_damaged)
+        yield Run(base, pts, end_pts, damaged, [drawing.drawn() for drawing in drawings])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -20,7 +21,8 @@ from stages.media.open import (
     pick,
     transfer_name,
 )
-from stages.media.picture import Damage, ShownPicture, last_duration, packets, pictures
+from stages.media.picture import Damage, Run, ShownPicture, View, drawn_runs, last_duration, packets, pictures
+from stages.media.shared import Room
 from stages.media.sound import FloatFrames, Placement, placed
 
 VIDEO_FIELDS = (
@@ -32,6 +34,7 @@ AUDIO_FIELDS = (
     "audio_stream", "audio_codec", "audio_rate_hz", "audio_channels", "audio_layout", "audio_start_s", "audio_end_s",
     "audio_gap_s",
 )  # fmt: skip
+CHUNK = 256
 VFR_SHARE = Fraction(1, 5)
 """Frame lengths that differ from the median by more than this share (and by more than clock rounding) vary."""
 VFR_ROUNDING_TICKS = 1
@@ -48,11 +51,12 @@ class Timeline:
     damage: Damage = field(default_factory=Damage)
 
 
-def probe(path: str, decode: bool, max_pixels: int) -> dict[str, Any]:
+def probe(path: str, decode: bool, max_pixels: int, picture: dict[str, Any] | None = None) -> dict[str, Any]:
     """The probe struct of `path`, see `stages.probe`.
 
     With `decode` every packet is decoded: frame count, damage and times are facts. Without, packets are read but only
     the first picture is decoded; then damage is what the container admits and undecodable frames are counted.
+    `picture` is what `watched` said, where the picture was decoded already.
     """
     with open_media(path) as container:
         video, audio = choose_video(container), choose_audio(container)
@@ -63,19 +67,73 @@ def probe(path: str, decode: bool, max_pixels: int) -> dict[str, Any]:
             "num_video_streams": len(container.streams.video),
             "num_audio_streams": len(container.streams.audio),
         }
-        timeline = None if video is None else _watch(path, video.index, decode, max_pixels)
+        if picture is None and decode:
+            picture = _end_of(watched(path, (), CHUNK, max_pixels, None))
+        if picture is None:
+            timeline = None if video is None else _watch_packets(path, video.index, max_pixels)
+            picture = _told(video, timeline)
         sound = None if audio is None else _listen(path, audio.index, decode)
-        if (timeline is None or not timeline.pts) and (sound is None or not sound["num_samples"]):
+        if not picture["fields"]["has_video"] and (sound is None or not sound["num_samples"]):
             raise MediaError("Not a single frame or sample could be decoded.", reason="not_decodable")
-        about |= _video_fields(video, timeline) | _audio_fields(audio, sound)
-        about["damaged_packets"] = (timeline.damage.packets if timeline else 0) + (sound["damaged"] if sound else 0)
+        about |= picture["fields"] | _audio_fields(audio, sound)
+        about["damaged_packets"] = picture["damaged_packets"] + (sound["damaged"] if sound else 0)
         about["duration_us"] = _duration_us(about)
         return about
 
 
-def _watch(path: str, index: int, decode: bool, max_pixels: int) -> Timeline:
-    if decode:
-        return _watch_frames(path, index, max_pixels)
+def watched(
+    path: str, views: Sequence[View], size: int, max_pixels: int, room: Room | None
+) -> Generator[Run, None, dict[str, Any]]:
+    """Decodes every picture of `path` once: runs of up to `size` frames drawn in `views`, and in the end
+
+    fields             `VIDEO_FIELDS` and has_video
+    damaged_packets    of the picture
+    """
+    with open_media(path) as container:
+        video = choose_video(container)
+        if video is None:
+            return _told(None, None)
+        stream, timeline = pick(container, "video", video.index), Timeline()
+        shown = _noted(pictures(container, stream, timeline.damage, max_pixels), timeline, stream)
+        yield from drawn_runs(stream, shown, None, views, size, room)
+        if timeline.pts:
+            for _ in range(_packets_before(path, video.index, timeline.pts[0])):
+                timeline.damage.note("a packet before the first frame that could be decoded")
+        return _told(stream, timeline)
+
+
+def _noted(shown: Iterable[ShownPicture], timeline: Timeline, stream: Any) -> Iterator[ShownPicture]:
+    """`shown`, each picture written into `timeline` on the way."""
+    last, num_interlaced = None, 0
+    for picture in shown:
+        if timeline.shape is None:
+            timeline.shape = geometry(picture.frame, stream)
+        timeline.pts.append(picture.pts)
+        num_interlaced += bool(picture.frame.interlaced_frame)
+        last = picture
+        yield picture
+    if last is not None:
+        timeline.end_pts = last.pts + last_duration(last, _second_last(timeline.pts), stream)
+    timeline.is_interlaced = 2 * num_interlaced > len(timeline.pts)
+
+
+def _end_of(watching: Generator[Any, None, dict[str, Any]]) -> dict[str, Any]:
+    while True:
+        try:
+            next(watching)
+        except StopIteration as end:
+            told: dict[str, Any] = end.value
+            return told
+
+
+def _told(stream: Any, timeline: Timeline | None) -> dict[str, Any]:
+    """What `watched` answers."""
+    damaged = 0 if timeline is None else timeline.damage.packets
+    return {"fields": _video_fields(stream, timeline), "damaged_packets": damaged}
+
+
+def _watch_packets(path: str, index: int, max_pixels: int) -> Timeline:
+    """The timeline by the packets' times; only the first frame is decoded."""
     timeline = _watch_first(path, index, max_pixels)
     with open_media(path) as container:
         stream = pick(container, "video", index)
@@ -102,25 +160,6 @@ def _watch_first(path: str, index: int, max_pixels: int) -> Timeline:
             timeline.pts, timeline.shape = [picture.pts], geometry(picture.frame, stream)
             timeline.is_interlaced = bool(picture.frame.interlaced_frame)
             break
-    return timeline
-
-
-def _watch_frames(path: str, index: int, max_pixels: int) -> Timeline:
-    timeline, last, num_interlaced = Timeline(), None, 0
-    with open_media(path) as container:
-        stream = pick(container, "video", index)
-        for picture in pictures(container, stream, timeline.damage, max_pixels):
-            if timeline.shape is None:
-                timeline.shape = geometry(picture.frame, stream)
-            timeline.pts.append(picture.pts)
-            num_interlaced += bool(picture.frame.interlaced_frame)
-            last = picture
-        if last is not None:
-            timeline.end_pts = last.pts + last_duration(last, _second_last(timeline.pts), stream)
-    timeline.is_interlaced = 2 * num_interlaced > len(timeline.pts)
-    if timeline.pts:
-        for _ in range(_packets_before(path, index, timeline.pts[0])):
-            timeline.damage.note("a packet before the first frame that could be decoded")
     return timeline
 
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from schemas.errors import MediaError
 from schemas.ids import shot_id
 from schemas.records import SHOT, Row, span_fields
 from schemas.timing import Span
+from stages.asset_pass import Seen, Wish
 from stages.base import Context, Resources, Split, StageConfig
-from stages.media.decoder import Frames
+from stages.media.decoder import Frames, Look
 from stages.shot_split.content import Boundary, Thumbs
 
 OVERSAMPLING = 2
@@ -83,73 +80,53 @@ class ShotSplit(Split[ShotSplitConfig]):
         super().setup(ctx)
         self.detector = ctx.model(make_detector, self.config)
 
+    @classmethod
+    def watches(cls, config: ShotSplitConfig, ctx: Context) -> Wish:
+        """A reel of the size that the engine wants."""
+        return (Reel, *ctx.model(make_detector, config).frame_size)
+
     def split(self, row: Row) -> Sequence[dict[str, Any]]:
         """The shots of one asset, in order."""
         if not row["probe"]["has_video"]:
             return []
-        with recorded(self.ctx, self.ctx.asset_path(row), self.detector) as reel:
-            found = self.detector.detect(reel.thumbs(), reel.fps)
-            return partition(reel.clock, found, row["download"]["asset_id"], _ends(row, reel.clock))
-
-
-@dataclass
-class Clock:
-    """Times of all frames of an asset."""
-
-    pts: NDArray[np.int64]
-    end_pts: int
-    num: int
-    den: int
+        path = self.ctx.asset_path(row)
+        reel, seen = self.ctx.asset_pass.look(path, Reel, *self.detector.frame_size), self.ctx.asset_pass.seen(path)
+        if not len(seen.pts):
+            raise MediaError("No picture could be decoded.", reason="no_frames")
+        found = self.detector.detect(reel.thumbs(), seen.fps)
+        return partition(seen, found, row["download"]["asset_id"], _ends(row, seen))
 
 
 class Reel:
-    """All pictures of an asset, small, in a `file`: three hours at 60 fps need 2.5 GB of disk, not of memory."""
+    """All pictures of an asset, small, in a file: three hours at 60 fps need 2.5 GB of disk, not of memory."""
 
-    def __init__(self, file: IO[bytes], size: tuple[int, int], decoded: Iterable[Frames]) -> None:
+    def __init__(self, ctx: Context, width_px: int, height_px: int) -> None:
+        self._file = tempfile.TemporaryFile(dir=ctx.scratch_dir)  # noqa: SIM115 lives as long as the reel
+        self._size, self._num = (width_px, height_px), 0
+        self.look = Look(size=(width_px * OVERSAMPLING, height_px * OVERSAMPLING))
+
+    def see(self, run: Frames) -> None:
+        """Keeps the pictures."""
         import cv2
 
-        self._file, self._size = file, size
-        pts: list[NDArray[np.int64]] = []
-        last: Frames | None = None
-        for last in decoded:
-            for image in last.images:
-                file.write(cv2.resize(image, size, interpolation=cv2.INTER_AREA).tobytes())
-            pts.append(last.pts)
-        if last is None:
-            raise MediaError("No picture could be decoded.", reason="no_frames")
-        file.flush()
-        self.clock = Clock(np.concatenate(pts), last.end_pts, last.num, last.den)
+        for image in run.images:
+            self._file.write(cv2.resize(image, self._size, interpolation=cv2.INTER_AREA).tobytes())
+        self._num += len(run.images)
 
     def thumbs(self) -> Thumbs:
         """[n, height, width, 3], mapped from the file."""
-        shape = (len(self.clock.pts), self._size[1], self._size[0], 3)
-        return np.memmap(self._file, np.uint8, "r", shape=shape)
-
-    @property
-    def fps(self) -> float:
-        """Mean frame rate; 25 for a single frame without duration."""
-        length = (self.clock.end_pts - int(self.clock.pts[0])) * self.clock.num / self.clock.den
-        return len(self.clock.pts) / length if length > 0 else 25.0
+        self._file.flush()
+        return np.memmap(self._file, np.uint8, "r", shape=(self._num, self._size[1], self._size[0], 3))
 
 
-@contextmanager
-def recorded(ctx: Context, path: Path, detector: Detector) -> Iterator[Reel]:
-    """The pictures of `path` at the size that `detector` wants. Raises MediaError if there are none."""
-    width, height = detector.frame_size
-    with tempfile.TemporaryFile(dir=ctx.scratch_dir) as file:
-        yield Reel(
-            file, detector.frame_size, ctx.media.iter_frames(path, size=(width * OVERSAMPLING, height * OVERSAMPLING))
-        )
-
-
-def _ends(row: Row, clock: Clock) -> tuple[int, int]:
+def _ends(row: Row, clock: Seen) -> tuple[int, int]:
     """First and last pts of the timeline: as probed, widened to what was decoded."""
     start, end = row["probe"]["video_start_pts"], row["probe"]["video_end_pts"]
     first, last = int(clock.pts[0]), clock.end_pts
     return (first if start is None else min(start, first)), (last if end is None else max(end, last))
 
 
-def partition(clock: Clock, boundaries: Sequence[Boundary], asset: str, ends: tuple[int, int]) -> list[dict[str, Any]]:
+def partition(clock: Seen, boundaries: Sequence[Boundary], asset: str, ends: tuple[int, int]) -> list[dict[str, Any]]:
     """`SHOT` rows that cover [ends) without gap or overlap, cut at `boundaries` (ordered, disjoint frame ranges)."""
     num = len(clock.pts)
     marks: list[tuple[int, bool, str, float | None]] = [(0, False, "start", None)]

@@ -23,6 +23,7 @@ from schemas.timing import Span
 from stages.audio import measure as measure_audio
 from stages.base import Context
 from stages.engines.voice import VoiceActivity, VoiceConfig
+from stages.faces import faces_of
 from stages.sync.config import SyncConfig
 from stages.sync.film import CONTEXT_S, SHIFTS_S, Film, Speech
 from stages.sync.stage import Sync
@@ -145,7 +146,7 @@ def measure_cases(
     for number, clip in enumerate(clips, 1):
         if clip.name in heard:
             try:
-                seen = stage.watch.look(context.media.localise(clip.path), clip.span, crop_px=stage.engine.crop_px)
+                seen = faces_of(context, context.media.localise(clip.path), clip.span, crop_px=stage.engine.crop_px)
                 film = Film(name=clip.name, seen=seen, heard=heard[clip.name])
                 cases += _cases_of(film, _donors(clip, clips, heard, random), stage, clip.audio_kind)
             except ItemError as error:

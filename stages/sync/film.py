@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Self
 
+import numpy as np
+
 from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
 from stages.engines.face_tracks import FaceTrack, Tracks
@@ -104,8 +106,16 @@ class Film:
 
 def _cut_track(track: FaceTrack, low_s: float, high_s: float) -> FaceTrack:
     keep = (track.times_s >= low_s - 1e-6) & (track.times_s < high_s - 1e-6)
-    crops = track.crops[keep] if len(track.crops) else track.crops
-    return replace(track, times_s=track.times_s[keep], points=track.points[keep], boxes=track.boxes[keep], crops=crops)
+    cropped = (track.crop_times_s >= low_s - 1e-6) & (track.crop_times_s < high_s - 1e-6)
+    return replace(
+        track,
+        times_s=track.times_s[keep],
+        points=track.points[keep],
+        boxes=track.boxes[keep],
+        squares=np.zeros((0, 3)),
+        crop_times_s=track.crop_times_s[cropped],
+        crops=track.crops[cropped],
+    )
 
 
 def _exact(seconds: float) -> Fraction:

@@ -21,6 +21,7 @@ from schemas.timing import Span
 from stages.base import Context, StageConfig
 from stages.caption.stage import Caption, CaptionConfig
 from stages.clip import ClipConfig, Talk, spans_within, spoken_fields
+from stages.faces import faces_of
 from stages.sync.config import SyncConfig, SyncRepair
 from stages.sync.measure import measure
 from stages.sync.mouth import IN_SYNC_S
@@ -193,9 +194,9 @@ class Remeasure:
     def __call__(self, path: Path, clip: Repaired) -> Figures:
         """What sync finds of the repaired clip written to `path`. Raises ItemError if it is still not in sync."""
         media, stage = self._context.media, self._stage
-        probe = media.probe(path)
+        probe = media.probe(path, picture=self._context.asset_pass.seen(path).picture)
         written = Span(probe["video_start_pts"], probe["video_end_pts"], probe["tb_num"], probe["tb_den"])
-        seen = stage.watch.look(path, written, crop_px=stage.engine.crop_px)
+        seen = faces_of(self._context, path, written, crop_px=stage.engine.crop_px)
         sound = media.audio(path, is_kept=False) if probe["has_audio"] else None  # the asset's stays for the next clip
         found = measure(seen, sound, clip.speech, clip.spans, stage.engine, stage.config).figures
         offset = math.inf if found.offset_ms is None else abs(found.offset_ms)

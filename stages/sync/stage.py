@@ -14,8 +14,9 @@ from schemas.fields import f, struct
 from schemas.records import ACTIVE_FACE, SYNC_WINDOW, Row, span_of
 from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
+from stages.asset_pass import Wish
 from stages.base import Context, Measure, Resources
-from stages.faces import FaceWatch
+from stages.faces import faces_of, watched_faces
 from stages.sync.config import SyncConfig
 from stages.sync.engine import SyncEngine
 from stages.sync.measure import measure
@@ -26,7 +27,7 @@ class Sync(Measure[SyncConfig]):
     """Offset of sound against picture per clip, and the speaking face per span."""
 
     name = "sync"
-    version = "4"
+    version = "5"
     level = "clip"
     reads = ("clip", "download.path", "probe.has_audio", "transcribe.speech", "faces.tracks")
     adds = struct(
@@ -70,15 +71,19 @@ class Sync(Measure[SyncConfig]):
     Config = SyncConfig
     resources = Resources(cpus=1.0, memory_gb=0.3, timeout_s=900.0)
 
+    @classmethod
+    def watches(cls, config: SyncConfig, ctx: Context) -> Wish:
+        """The watch of stage `faces`."""
+        return watched_faces(ctx)
+
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
-        self.watch = FaceWatch.of(ctx)
         self.engine = ctx.model(make_engine, self.config)
 
     def measure(self, row: Row) -> dict[str, Any]:
         """The struct of one clip."""
         path, told = self.ctx.asset_path(row), (row.get("transcribe") or {}).get("speech")
-        seen = self.watch.recall(path, span_of(row["clip"]), crop_px=self.engine.crop_px)
+        seen = faces_of(self.ctx, path, span_of(row["clip"]), crop_px=self.engine.crop_px)
         sound = self.ctx.media.audio(path) if row["probe"]["has_audio"] else None
         speech = None if told is None else Stretch.all_of(told)
         spans = SpeechSpan.all_of(row["clip"]["spans"])

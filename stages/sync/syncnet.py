@@ -71,10 +71,11 @@ class SyncNetEngine:
         import torch
 
         grid = np.arange(features.times_s[0], features.times_s[-1] + 1 / GRID_HZ, 1 / FPS)
-        nearest = np.abs(track.times_s[:, None] - grid).argmin(0) if len(track.times_s) else np.zeros(0, int)
-        seen = np.abs(track.times_s[nearest] - grid) < 1.0 / FPS
-        if len(grid) < FRAMES:
+        times = track.crop_times_s
+        if len(grid) < FRAMES or not len(times):
             return None
+        nearest = np.abs(times[:, None] - grid).argmin(0)
+        seen = np.abs(times[nearest] - grid) < 1.0 / FPS
         first = np.flatnonzero(np.convolve(seen, np.ones(FRAMES), "valid") == FRAMES)
         if not len(first):
             return None

@@ -1,7 +1,8 @@
-"""Faces are looked at once, whoever asks; what is remembered is what would be seen again."""
+"""Faces are followed through the whole asset once; each clip has its part of what was seen."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ import pytest
 from pipeline.demo import ball_clip, talking_clip
 from schemas.errors import ItemError
 from schemas.timing import Span
-from stages import faces as faces_module
 from stages.base import Context
-from stages.engines.face_tracks import FaceTracker, Tracks
-from stages.faces import Faces, FacesConfig, FaceWatch
+from stages.engines.face_identity import FaceEncoder, Portrait
+from stages.faces import Faces, FacesConfig, faces_of
 from tests.rows import clip_row, span_of_file
 
 
@@ -23,20 +23,6 @@ from tests.rows import clip_row, span_of_file
 def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four seconds of one speaker, 25 pictures a second."""
     return talking_clip(tmp_path_factory.mktemp("talk") / "talk.mp4", who="ann", duration_s=4.0, seed=3).path
-
-
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one at every look at a clip; the looks themselves are real."""
-    counted: list[int] = []
-    follow = FaceTracker.follow
-
-    def counting(self: FaceTracker, *arguments: Any, **options: Any) -> Tracks:
-        counted.append(1)
-        return follow(self, *arguments, **options)
-
-    monkeypatch.setattr(FaceTracker, "follow", counting)
-    return counted
 
 
 def part_of(context: Context, path: Path, start_s: float = 0.0, end_s: float | None = None) -> Span:
@@ -63,44 +49,51 @@ def test_faces_and_whose_they_are(talk: Path, tmp_path: Path, context: Context) 
     context.media.close()
 
 
-def test_a_worker_looks_at_a_clip_once(talk: Path, context: Context, looks: list[int]) -> None:
-    stage = Faces(FacesConfig(identity="none"))
-    context.configs = {"faces": stage.config}
-    stage.setup(context)
-    watch = FaceWatch.of(context)
+def test_a_clip_has_its_part_of_what_was_seen_of_the_asset(talk: Path, context: Context) -> None:
+    context.configs = {"faces": FacesConfig(identity="none")}
     first, second = part_of(context, talk, 0.0, 2.0), part_of(context, talk, 2.0, 4.0)
-    stage.process([clip_row(talk, first), clip_row(talk, second)])
-    for span in (first, second):
-        remembered = watch.recall(talk, span)
-        assert len(looks) == 2, "both clips of the asset are remembered"
-        again = FaceWatch(context, FacesConfig()).look(talk, span)
-        looks.pop()
-        np.testing.assert_array_equal(remembered.faces[0].points, again.faces[0].points)
-        np.testing.assert_array_equal(remembered.change, again.change)
-    assert watch.recall(talk, first, crop_px=64).faces[0].crops.shape[1:] == (64, 64, 3)
-    assert len(looks) == 3, "crops are not remembered"
+    decoded = context.media.frames_decoded
+    one, other = (faces_of(context, talk, span) for span in (first, second))
+    assert context.media.frames_decoded - decoded == 100, "decoded once for both"
+    for seen, start_s in ((one, 0.0), (other, 2.0)):
+        (face,) = seen.faces
+        assert (seen.times_s[0], seen.end_s, seen.change[0]) == (start_s, start_s + 2.0, 0.0)
+        assert 30 <= len(face.times_s) <= 34, "a mesh 15 times a second, and at detections"
+        assert start_s <= face.times_s[0] < face.times_s[-1] < start_s + 2.0
     context.media.close()
 
 
-def test_a_watch_forgets_the_asset_before_and_what_is_too_much(
-    talk: Path, tmp_path: Path, context: Context, looks: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    watch, copy = FaceWatch(context, FacesConfig()), tmp_path / "copy.mp4"
-    copy.write_bytes(talk.read_bytes())
-    span = part_of(context, talk, end_s=1.0)
-    for path in (talk, copy, copy, talk):
-        watch.recall(path, span)
-    assert len(looks) == 3
-    monkeypatch.setattr(faces_module, "KEPT_BYTES", 1000)
-    tight = FaceWatch(context, FacesConfig())
-    tight.recall(talk, span)
-    tight.recall(talk, span)
-    assert len(looks) == 5
+def test_crops_are_made_of_the_clip_alone(talk: Path, context: Context) -> None:
+    span = part_of(context, talk, 1.0, 2.0)
+    bare = faces_of(context, talk, span).faces[0]
+    cropped = faces_of(context, talk, span, crop_px=64).faces[0]
+    np.testing.assert_array_equal(bare.points, cropped.points)
+    assert cropped.crops.shape == (25, 64, 64, 3)
+    np.testing.assert_allclose(cropped.crop_times_s, 1 + np.arange(25) / 25, atol=1e-9)
     context.media.close()
 
 
-def test_a_stage_that_looks_alone_is_set_as_the_recipe_sets_faces(talk: Path, tmp_path: Path) -> None:
+def test_who_it_is_is_asked_once_a_face_and_shot(talk: Path, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    embed = FaceEncoder.embed
+
+    def counting(self: FaceEncoder, portraits: Sequence[Portrait]) -> Any:
+        asked.append(len(portraits))
+        return embed(self, portraits)
+
+    monkeypatch.setattr(FaceEncoder, "embed", counting)
+    stage = Faces(FacesConfig())
+    stage.setup(context)
+    rows = [clip_row(talk, part_of(context, talk, start_s, start_s + 1.0)) for start_s in (0.0, 1.0, 2.0)]
+    found = [result for result in stage.process(rows) if isinstance(result, dict)]
+    who = [result["tracks"][0]["embedding"] for result in found]
+    assert len(asked) == 1
+    assert who[0] == who[1] == who[2]
+    context.media.close()
+
+
+def test_all_look_as_the_recipe_sets_faces(talk: Path, tmp_path: Path) -> None:
     context = Context(tmp_path / "scratch", configs={"faces": FacesConfig(long_side_px=160)})
-    seen = FaceWatch.of(context).recall(talk, part_of(context, talk, end_s=1.0))
+    seen = faces_of(context, talk, part_of(context, talk, end_s=1.0))
     assert max(seen.width_px, seen.height_px) == 160
     context.media.close()

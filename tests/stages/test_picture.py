@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from schemas.timing import Span
 from stages.base import Context
+from stages.media.decoder import Frames
 from stages.picture import PICTURE, Picture, PictureConfig, Watch, edge_length, freezes, repeats, standstills
 from tests.rows import clip_row, span_of_file, struct_of
 
@@ -29,11 +31,11 @@ def moving(num: int, *, blur: float = 0.0, level: float = 128.0) -> np.ndarray:
 
 
 def measured(frames: np.ndarray, fps: float = 25.0, size: tuple[int, int] = (WIDTH, HEIGHT)) -> dict[str, Any]:
-    watch = Watch()
-    times = np.arange(len(frames)) / fps
-    watch.see(frames[:7], times[:7])
-    watch.see(frames[7:], times[7:])
-    return watch.sums(len(frames) / fps, *size)
+    watch, den = Watch(), round(1000 * fps)
+    for low, high in ((0, 7), (7, len(frames))):
+        pts = 1000 * np.arange(low, high)
+        watch.see(Frames(frames[low:high], pts, 1000 * high, 1, den, np.zeros(high - low, np.bool_)))
+    return watch.sums(Span(0, 1000 * len(frames), 1, den), *size)
 
 
 def test_blur_lowers_sharpness_and_darkness_lowers_brightness() -> None:

@@ -13,7 +13,8 @@ from pipeline.config import Packing
 from pipeline.demo.face import photograph
 from schemas.errors import RecipeError
 from stages.engines.face_identity import CHIP_PX, FaceEncoder, portrait_of
-from stages.engines.face_tracks import FaceDetector, FaceMesh, FaceTracker
+from stages.engines.face_tracks import FaceDetector, FaceMesh
+from stages.faces import FacesConfig, FaceWatch
 
 SAME_FACE = Packing().same_face or 0.0
 
@@ -72,15 +73,15 @@ def test_a_missing_dlib_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_people_of_real_files(media_dir: Path, context: Any, encoder: FaceEncoder) -> None:
     """Two takes of one man and two strangers."""
-    tracker = FaceTracker(FaceDetector(), FaceMesh(), detect_every_s=1.0, max_faces=1)
     names = (
         "grid_place_white_in_j_three_please__man_dark_shirt.mpg",
         "grid_set_white_with_p_two_soon__man_dark_shirt_take2.mpg",
         "grid_lay_blue_at_x_four_now__man_glasses.mpg",
         "grid_lay_white_by_s_zero_again__woman_grey_curly_hair.mpg",
     )
-    files = [context.media.iter_frames(media_dir / "talking" / name) for name in names]
-    seen = [tracker.follow(frames, encoder=encoder).faces[0] for frames in files]
+    config = FacesConfig(detect_every_s=1.0, max_faces=1)
+    files = [context.asset_pass.look(media_dir / "talking" / name, FaceWatch, config) for name in names]
+    seen = [watch.tracks(encoder=encoder).faces[0] for watch in files]
     rows = np.stack([track.embedding for track in seen if track.embedding is not None])
     assert len(rows) == len(names)
     apart = np.linalg.norm(rows[:, None] - rows, axis=2)

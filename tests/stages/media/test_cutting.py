@@ -58,7 +58,7 @@ def span_between(frames: Frames, first: int, last: int) -> Span:
 
 def clicks_and_flashes(path: Path, decoder: Decoder) -> tuple[np.ndarray, np.ndarray]:
     """Onsets of clicks and times of flashes in seconds, as a reader of the written clip meets them."""
-    frames = decoder.frames(path, size=(48, 24), gray=True)
+    frames = decoder.frames(path, size=(48, 24), format="gray")
     flashes = frames.times_s[frames.images[:, 12:].mean(axis=(1, 2)) > 160]
     sound = decoder.audio(path, rate_hz=SOUND_RATE_HZ)
     loud = np.flatnonzero(np.abs(sound.samples) > 0.35)
@@ -328,7 +328,7 @@ def test_awkward_sources_are_cut_exactly(media_dir: Path, decoder: Decoder, tmp_
     path, out = media_dir / "awkward" / name, tmp_path / "clip.mp4"
     if not path.exists():
         pytest.skip("awkward files are not here")
-    frames = decoder.frames(path, size=(16, 16), gray=True)
+    frames = decoder.frames(path, size=(16, 16), format="gray")
     first, last = min(4, len(frames.pts) - 1), min(30, len(frames.pts))
     plan = cut_clip(path, span_between(frames, first, last), out, decoder=decoder)
     report = verify_clip(out, plan, decoder=decoder)

@@ -318,7 +318,9 @@ def test_syncnet_engine_runs_the_published_recipe(tmp_path: Path) -> None:
     random = np.random.default_rng(9)
     num = 7
     crops = random.integers(0, 255, (num, 224, 224, 3), np.uint8)
-    track = replace(track_of(np.ones((num, 468, 3)), np.arange(num) / 25), crops=crops)
+    track = replace(
+        track_of(np.ones((num, 468, 3)), np.arange(num) / 25), crop_times_s=np.arange(num) / 25, crops=crops
+    )
     sound = Waveform(random.normal(size=48000).astype(np.float32) * 0.1, 16000, Fraction(-1))
     features = Signal(0, np.zeros((28, 142)), np.ones(28))
     evidence = engine.evidence(track, features, sound)
@@ -336,7 +338,7 @@ def test_syncnet_engine_runs_the_published_recipe(tmp_path: Path) -> None:
     peak = engine.peak(np.eye(31)[REACH + 3] * 4, evidence.lags_s)
     assert peak.offset_s == pytest.approx(3 / 25)
     assert peak.height == pytest.approx(4.0)
-    assert engine.evidence(replace(track, times_s=track.times_s + 9), features, sound) is None
+    assert engine.evidence(replace(track, crop_times_s=track.crop_times_s + 9), features, sound) is None
 
 
 def test_mfcc_is_that_of_the_reference_package() -> None:
