@@ -91,7 +91,7 @@ def run(
     chosen = load_recipe(recipe, set_ or ())
     sources = expand_sources(inputs)
     opener: Opener = here if in_process else partial(on_ray, address=address, num_cpus=cpus)
-    result = execute(chosen, sources[:limit], out, opener, retry_errors=retry_errors, quiet=quiet)
+    result = execute(chosen, sources[:limit], out, opener, retry_errors=retry_errors, quiet=quiet, is_process=True)
     sheet = balance(Run(out).ledger)
     print("\n".join(balance_lines(sheet)))
     clips, assets = sheet.clips, sheet.assets

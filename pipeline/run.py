@@ -23,6 +23,7 @@ from pipeline.config import Recipe
 from pipeline.execute.collect import collect
 from pipeline.execute.lease import Lease, Settled
 from pipeline.execute.monitor import Snapshot
+from pipeline.execute.spent import Bill, Book
 from pipeline.ledger import Ledger
 from pipeline.ledger_writer import LedgerWriter
 from pipeline.plan import Plan, make_plan, render
@@ -47,6 +48,14 @@ class Executor(Protocol):
 
     def nodes(self) -> dict[str, int]:
         """Node -> workers started there."""
+        ...
+
+    def cores(self) -> float:
+        """CPUs that it can use."""
+        ...
+
+    def spent(self) -> Bill:
+        """CPU seconds so far, by who spent them."""
         ...
 
     def watched(self, show: Callable[[Snapshot], None]) -> AbstractContextManager[None]:
@@ -78,27 +87,37 @@ def run(
     *,
     retry_errors: bool = False,
     quiet: bool = False,
+    is_process: bool = False,
 ) -> RunResult:
     """Curates `sources` into the run directory `out`; units already in its ledger are not touched again.
 
     `opener` gives the executor. `retry_errors` first takes back the units in which anything settled as an error, say
-    because a server was away. Raises RecipeError or LedgerError before any work starts, and PlanError when a stage
-    cannot start in a worker.
+    because a server was away. `is_process` says that this process is there for the run: what it has spent so far counts.
+    Raises RecipeError or LedgerError before any work starts, and PlanError when a stage cannot start in a worker.
     """
     without_pandas()
     if not sources:
         raise RecipeError("no input files were found.", remedy="Give files, folders, globs, URLs or a manifest.")
     plan = make_plan(recipe)
     directory = RunDir(out)
+    book = Book(directory, is_process=is_process)
     with directory.claimed(), LedgerWriter(directory.url("ledger"), plan) as writer:
         sources = write_facts(directory, plan, sources)
         num_done = len(sources) - len(_todo(plan, 0, sources, writer.ledger, retry_errors))
         with opener(plan, directory) as executor, Progress(len(sources), num_done, quiet) as progress:
-            with executor.watched(progress.show):
+            with book.of(executor) as note, executor.watched(_both(progress.show, note)):
                 measure(plan, sources, executor, writer, progress, retry_errors=retry_errors)
                 num_shards = _pack(plan, sources, executor, writer, progress)
             nodes = executor.nodes()
     return RunResult(len(sources), num_done, num_shards, nodes)
+
+
+def _both(show: Callable[[Snapshot], None], note: Callable[[], None]) -> Callable[[Snapshot], None]:
+    def seen(snapshot: Snapshot) -> None:
+        show(snapshot)
+        note()
+
+    return seen
 
 
 def measure(

@@ -1,6 +1,6 @@
 """A run's directory, local or on an object store, in which files appear whole or not at all.
 
-run/  lock  recipe.yaml  plan.txt  sources.arrow  ledger/ (Delta)  assets/  cuts/ (until packed)  shards/  index/
+run/  lock  recipe.yaml  plan.txt  sources.arrow  ledger/ (Delta)  assets/  cuts/ (until packed)  shards/  index/  spent/
 """
 
 from __future__ import annotations

@@ -301,7 +301,7 @@ class Cost:
     @classmethod
     def of(cls, row: Struct) -> Self:
         """The cost in a `COST` struct; one that an older version wrote does not say how many pictures were decoded."""
-        return cls(**{each.name: row.get(each.name) for each in fields(cls)})
+        return cls(row["stage"], row["wall_s"], row["cpu_s"], row["rows"], row.get("frames_decoded"))
 
     def __add__(self, other: Cost) -> Cost:
         """What both of one stage cost together."""
@@ -399,6 +399,8 @@ class Clip:
 
 HAS_AUDIO = "probe.has_audio"
 """The ledger's column that says whether an asset has sound; `Asset.has_audio` of a row."""
+NUM_FRAMES = "probe.num_frames"
+"""The ledger's column that says how many frames an asset shows; null where they were not counted."""
 
 
 def identity_of(structs: Mapping[str, Struct | None]) -> tuple[str | None, int | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +21,18 @@ from pipeline.ask.queries import (
     leaves_of,
     seen,
 )
+from pipeline.execute.spent import Invocation, invocations
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from schemas.fields import Show, roles_of, unit_of
-from schemas.records import Level
+from schemas.records import NUM_FRAMES, Level
 from schemas.verdict import Check, expressions
 
 if TYPE_CHECKING:
     import polars as pl
 
+US_PER_MINUTE = 60_000_000
+FRAMES = "frames_decoded"
 NUM_BINS = 20
 OUTERMOST = (1, 99)
 """Percentiles at which the first and the last bin of a histogram gather what lies beyond."""
@@ -81,6 +84,34 @@ class StageCost:
 
 
 @dataclass(frozen=True)
+class Overhead:
+    """CPU seconds that no row of the ledger stands for, of all recorded invocations together."""
+
+    packing: float
+    workers: float
+    """Beside their stages: start of the processes, models, passing on."""
+    driver: float
+    ray: float | None
+    """Ray's own processes, the monitor and idle workers; None where no invocation could tell."""
+    again: float
+    """In stages, on what was lost before it was committed, or measured again since."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.packing + self.workers + self.driver + (self.ray or 0.0) + self.again
+
+
+@dataclass(frozen=True)
+class Decodes:
+    """How often a frame was decoded, over all sources whose frames are known; None where it was not counted."""
+
+    before_cutting: float | None
+    with_cutting: float | None
+    """Verification of the written clips included."""
+
+
+@dataclass(frozen=True)
 class Stats:
     """Everything `stats` shows; as JSON documented in docs/stats.md."""
 
@@ -95,7 +126,18 @@ class Stats:
     labels: dict[str, dict[str, Hours]]
     """Path -> label -> hours."""
     histograms: dict[str, Histogram]
+    minutes: float
+    """Of video that went in."""
     cost: dict[str, StageCost]
+    decodes: Decodes
+    invocations: list[Invocation]
+    """Those that were recorded, in the order in which they began."""
+    overhead: Overhead
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of stages and overhead."""
+        return sum(each.cpu_s for each in self.cost.values()) + self.overhead.total
 
 
 def stats(run: Run) -> Stats:
@@ -103,17 +145,22 @@ def stats(run: Run) -> Stats:
     facts = run.facts
     sources = kept_sources(facts).collect(engine="streaming")
     gates, labels = _spread(facts, run.plan, sources)
+    costs, sheet, recorded = cost(run.ledger, run.plan), balance(facts), invocations(run.dir)
     return Stats(
         run=run.dir.uri,
         recipe=run.recipe.name,
         measure_hash=run.recipe.measure_hash(),
-        sheet=balance(facts),
+        sheet=sheet,
         num_sources=run.num_sources,
         num_provisional=num_provisional(run),
         gates=gates,
         labels=labels,
         histograms=_histograms(facts, run.plan, sources),
-        cost=cost(run.ledger, run.plan),
+        minutes=sheet.in_us / US_PER_MINUTE,
+        cost=costs,
+        decodes=decodes(run.ledger, run.plan),
+        invocations=recorded,
+        overhead=overhead(costs, recorded),
     )
 
 
@@ -225,15 +272,61 @@ def cost(ledger: Ledger, plan: Plan) -> dict[str, StageCost]:
     import polars as pl
 
     assets = ledger.scan(Level.ASSET)
-    minutes = int(assets.select(pl.col("duration_us").sum()).collect().item()) / 60e6
-    entries = assets.select("cost").explode("cost").drop_nulls().unnest("cost")
-    sums = entries.group_by("stage").agg(pl.col("rows", "wall_s", "cpu_s").sum()).collect(engine="streaming")
-    by_stage = {stage: (rows, wall_s, cpu_s) for stage, rows, wall_s, cpu_s in sums.sort("stage").iter_rows()}
+    minutes = int(assets.select(pl.col("duration_us").sum()).collect().item()) / US_PER_MINUTE
+    sums = _entries(assets).group_by("stage").agg(pl.col("rows", "wall_s", "cpu_s").sum()).sort("stage")
+    by_stage = {stage: (rows, wall_s, cpu_s) for stage, rows, wall_s, cpu_s in _collected(sums).iter_rows()}
     order = {spec.name: None for spec in plan.stages if spec.name in by_stage} | dict.fromkeys(by_stage)
     return {stage: _stage_cost(by_stage[stage], minutes) for stage in order}
+
+
+def _entries(assets: pl.LazyFrame) -> pl.LazyFrame:
+    return assets.select("cost").explode("cost").drop_nulls().unnest("cost")
+
+
+def _collected(frame: pl.LazyFrame) -> pl.DataFrame:
+    return frame.collect(engine="streaming")
 
 
 def _stage_cost(total: tuple[int, float, float], minutes: float) -> StageCost:
     rows, wall_s, cpu_s = total
     per_minute = (wall_s / minutes, cpu_s / minutes) if minutes else (0.0, 0.0)
     return StageCost(rows, wall_s, cpu_s, *per_minute)
+
+
+def decodes(ledger: Scannable, plan: Plan) -> Decodes:
+    """Pictures decoded over frames shown."""
+    import polars as pl
+
+    assets = ledger.scan(Level.ASSET)
+    if NUM_FRAMES not in assets.collect_schema():
+        return Decodes(None, None)
+    assets = assets.filter(pl.col(NUM_FRAMES) > 0)
+    entries = _entries(assets)
+    shown = _collected(assets.select(pl.col(NUM_FRAMES).sum())).item()
+    if FRAMES not in entries.collect_schema() or not shown:
+        return Decodes(None, None)
+    is_counted, name = pl.col(FRAMES).is_not_null().all(), pl.col("stage")
+    sums = _collected(entries.group_by(name).agg(pl.when(is_counted).then(pl.col(FRAMES).sum())))
+    counts = {spec.name: sums.filter(name == spec.name)[FRAMES].to_list() for spec in plan.stages}
+
+    def per_frame(stages: Iterable[str]) -> float | None:
+        told = [count for stage in stages for count in counts[stage]]
+        return None if None in told else sum(told) / shown
+
+    cutter = None if plan.cutter is None else plan.cutter.name
+    before = per_frame(stage for stage in counts if stage != cutter)
+    return Decodes(before, per_frame(counts) if cutter is not None and counts[cutter] else None)
+
+
+def overhead(costs: Mapping[str, StageCost], recorded: Sequence[Invocation]) -> Overhead:
+    """What the recorded invocations spent beside the measurements that the ledger holds."""
+    spent = [each.cpu for each in recorded]
+    in_stages = sum(sum(each.stages.values()) for each in spent)
+    told = [each.ray for each in spent if each.ray is not None]
+    return Overhead(
+        packing=sum(each.packing for each in spent),
+        workers=sum(each.workers for each in spent),
+        driver=sum(each.driver for each in spent),
+        ray=sum(told) if told else None,
+        again=max(0.0, in_stages - sum(each.cpu_s for each in costs.values())),
+    )

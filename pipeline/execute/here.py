@@ -6,6 +6,7 @@ Time limits of stages are not enforced: there is nobody to end a process and sta
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,8 @@ from pipeline.execute.adapter import LIBRARY_ENVIRONMENT, Worker
 from pipeline.execute.lease import Desk, Lease, Settled
 from pipeline.execute.monitor import Monitor, Snapshot
 from pipeline.execute.parts import Joiner
+from pipeline.execute.processes import cpu_s
+from pipeline.execute.spent import Bill
 from pipeline.plan import Plan
 from pipeline.store import RunDir
 from pipeline.unit import Unit
@@ -26,6 +29,8 @@ class Here:
         self._plan, self._directory = plan, directory
         self._monitor = Monitor()
         self._workers: dict[int, list[Worker]] = {}
+        self._packing_s = 0.0
+        self._started = time.time(), cpu_s()
 
     def workers(self, number: int) -> list[Worker]:
         """The workers of pass `number`, one per group."""
@@ -59,7 +64,21 @@ class Here:
     def pack(self, tasks: Iterable[pack.ShardTask]) -> Iterator[tuple[pack.ShardTask, list[str]]]:
         """See `pipeline.run.Executor.pack`."""
         for task in tasks:
-            yield task, pack.pack_shard(task, self._plan.recipe, self._directory)
+            before_s = cpu_s()
+            damaged = pack.pack_shard(task, self._plan.recipe, self._directory)
+            self._packing_s += cpu_s() - before_s
+            yield task, damaged
+
+    def cores(self) -> float:
+        """CPUs that this process may use."""
+        return float(len(os.sched_getaffinity(0)))
+
+    def spent(self) -> Bill:
+        """See `pipeline.execute.spent.Spender`."""
+        stages = {stage: tally.cpu_s for stage, tally in self._monitor.tallies.items()}
+        driver = cpu_s() - sum(stages.values()) - self._packing_s
+        started_at, started_cpu_s = self._started
+        return Bill(stages, 0.0, self._packing_s, driver, None, started_at, started_cpu_s)
 
     def nodes(self) -> dict[str, int]:
         """Node -> workers started there: this process."""

@@ -12,6 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from pipeline.execute.processes import Account
 from pipeline.unit import Part
 
 MAX_CRASHES = 2
@@ -56,6 +57,8 @@ class Snapshot:
     at_work: list[AtWork] = field(default_factory=list)
     nodes: dict[str, int] = field(default_factory=dict)
     """Node -> workers started there."""
+    accounts: list[Account] = field(default_factory=list)
+    """Of the processes of workers, those that ended included."""
 
 
 @dataclass
@@ -89,6 +92,8 @@ class Monitor:
     nodes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     at_work: dict[str, tuple[AtWork, float]] = field(default_factory=dict)
     """Worker -> what it is at, and when it said so."""
+    accounts: dict[tuple[str, int], Account] = field(default_factory=dict)
+    """Host and process id of a worker -> what it has spent by its own account."""
 
     def begin(self, unit_id: str) -> list[Poison]:
         """Rows of this unit that must not be tried again; called when a worker takes the unit up."""
@@ -124,14 +129,18 @@ class Monitor:
         """A worker started on `node`."""
         self.nodes[node] += 1
 
-    def report(self, worker: str, at: AtWork | None, tallies: dict[str, StageTally]) -> None:
-        """What a worker is at, None if it waits or is gone, and what it has done since it last said so."""
+    def report(
+        self, worker: str, at: AtWork | None, tallies: dict[str, StageTally], account: Account | None = None
+    ) -> None:
+        """What a worker is at, None if it waits or is gone, what it has done since it last said so, and what it has spent."""
         if at is None:
             self.at_work.pop(worker, None)
         else:
             self.at_work[worker] = (at, time.monotonic())
         for stage, tally in tallies.items():
             self.tallies[stage].add(tally)
+        if account is not None:
+            self.accounts[account.host, account.pid] = account
 
     def snapshot(self) -> Snapshot:
         """What is known now."""
@@ -140,4 +149,5 @@ class Monitor:
             stages={name: replace(tally) for name, tally in self.tallies.items()},
             at_work=[replace(at, for_s=at.for_s + now - said) for at, said in self.at_work.values()],
             nodes=dict(self.nodes),
+            accounts=list(self.accounts.values()),
         )

@@ -122,9 +122,10 @@ class GroupWorker:
             return given
 
     def close(self) -> None:
-        """Ends the decoder's child and removes the scratch folder."""
+        """Ends the decoder's child and removes the scratch folder, and tells what all of that has cost."""
         if self._worker is not None:
             self._worker.close()
+        self._monitor.close()
 
     def _take(self, key: str) -> bool:
         """Whether the unit is still this worker's to do."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.execute.counters import Counters
 from pipeline.execute.monitor import AtWork, Poison, StageTally
+from pipeline.execute.processes import Account
 from pipeline.unit import Unit
 from schemas.records import identity_of
 
@@ -84,7 +85,11 @@ class RemoteMonitor:
             self._is_idle = at is None
         self._counters.stages(tallies)
         if is_news:
-            self._handle.report.remote(self._worker, at, tallies)
+            self._handle.report.remote(self._worker, at, tallies, Account.own())
+
+    def close(self) -> None:
+        """Says what this process has spent by now, and waits until that is known: it is about to be ended."""
+        self._call("report", self._worker, None, {}, Account.own())
 
     def _keep_telling(self) -> None:
         while True:

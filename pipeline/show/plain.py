@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pipeline.ask.queries import US_PER_HOUR, Balance
+from pipeline.execute.spent import Invocation
 from pipeline.plan import Plan
 from schemas.fields import is_private, pruned
 from schemas.records import Asset, Clip, Level, Shot, Struct
@@ -37,6 +38,22 @@ def stats_plain(answer: Stats) -> dict[str, Any]:
         "labels": {path: {name: asdict(hours) for name, hours in by.items()} for path, by in answer.labels.items()},
         "histograms": {path: asdict(shown) for path, shown in answer.histograms.items()},
         "cost": {stage: asdict(total) for stage, total in answer.cost.items()},
+        "overhead": asdict(answer.overhead),
+        "cpu_s": answer.cpu_s,
+        "decodes_per_frame": asdict(answer.decodes),
+        "invocations": [_invocation_plain(each) for each in answer.invocations],
+    }
+
+
+def _invocation_plain(done: Invocation) -> dict[str, Any]:
+    return {
+        "began": done.began,
+        "is_whole": done.is_whole,
+        "wall_s": done.wall_s,
+        "cores": done.cores,
+        "cpu_s": done.cpu.total,
+        "utilisation": done.utilisation,
+        "utilisation_started": done.utilisation_started,
     }
 
 

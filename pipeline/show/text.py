@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 BARS = " ▁▂▃▄▅▆▇█"
 BAR_WIDTH = 36
 LONGEST_VALUE = 60
+NOT_A_STAGE = {
+    "packing": "cut media into shards",
+    "workers": "beside their stages: start, models, passing on",
+    "driver": "the command itself",
+    "ray": "its own processes, monitor, idle workers",
+    "again": "in stages, on what was lost or measured again",
+    "all": "CPU seconds of every process",
+}
+"""Rows of the cost table that are no stage -> what they are."""
 STALL_S = 120.0
 """A run that committed nothing for this long is called out; most sources take seconds to minutes."""
 
@@ -48,17 +57,46 @@ def stats_text(answer: Stats) -> str:
         lines += ["", f"{'measure':<{width}}{'low':>11}  hours kept (above) and not{'high':>5}"]
         for path, shown in answer.histograms.items():
             lines += _histogram_lines(names[path], width, _scale(path), shown)
-    if answer.cost:
+    return "\n".join([*lines, *_cost_lines(answer)])
+
+
+def _cost_lines(answer: Stats) -> list[str]:
+    """Stages, then what else was spent, then the sum: all CPU seconds there were, as far as invocations were recorded."""
+    if not answer.cost:
+        return []
+    head = f"{'stage':<12}{'rows':>7}{'wall s':>9}{'cpu s':>9}{'wall s/min':>12}{'cpu s/min':>11}   (per minute of video in)"
+    lines = ["", head]
+    for stage, total in answer.cost.items():
+        lines.append(
+            f"{stage:<12}{total.rows:>7}{total.wall_s:>9.1f}{total.cpu_s:>9.1f}"
+            f"{total.wall_s_per_minute:>12.2f}{total.cpu_s_per_minute:>11.2f}"
+        )
+    known, minutes = answer.overhead, answer.minutes
+    amounts = {"packing": known.packing, "workers": known.workers, "driver": known.driver, "ray": known.ray}
+    amounts |= {"again": known.again, "all": answer.cpu_s}
+    for name, cpu_s in amounts.items() if answer.invocations else ():
+        if cpu_s is not None and (cpu_s or name != "again"):
+            per_minute = cpu_s / minutes if minutes else 0.0
+            lines.append(f"{name:<12}{'':>16}{cpu_s:>9.1f}{'':>12}{per_minute:>11.2f}   {NOT_A_STAGE[name]}".rstrip())
+    return [*lines, *_use_lines(answer)]
+
+
+def _use_lines(answer: Stats) -> list[str]:
+    """How often frames were decoded, and how busy the last invocation was."""
+    lines, told = [], answer.decodes
+    if told.before_cutting is not None:
+        cut = "" if told.with_cutting is None else f", {told.with_cutting:.2f} with cutting and verification"
+        lines = ["", f"decodes per frame: {told.before_cutting:.2f} before cutting{cut}"]
+    if answer.invocations:
+        last = answer.invocations[-1]
+        busy = last.utilisation_started
+        after = "" if busy is None else f", {busy:.0%} once a worker was there"
         lines += [
             "",
-            f"{'stage':<12}{'rows':>7}{'wall s':>9}{'cpu s':>9}{'wall s/min':>12}{'cpu s/min':>11}   (per minute of video in)",
+            f"invocation {len(answer.invocations)}: {last.wall_s:.1f} s, {last.cpu.total:.1f} CPU s, "
+            f"{last.utilisation:.0%} of {last.cores:g} cores{after}",
         ]
-        for stage, total in answer.cost.items():
-            lines.append(
-                f"{stage:<12}{total.rows:>7}{total.wall_s:>9.1f}{total.cpu_s:>9.1f}"
-                f"{total.wall_s_per_minute:>12.2f}{total.cpu_s_per_minute:>11.2f}"
-            )
-    return "\n".join(lines)
+    return lines
 
 
 def _count_lines(answer: Stats) -> list[str]:

@@ -99,8 +99,18 @@ def test_two_hundred_sources_end_as_they_do_in_one_process(
     with here(plan, RunDir(tmp_path / "here")) as executor:
         expected = whole_run(executor, plan, sources, tmp_path / "here")
     on_ray = OnRay(ray, plan, RunDir(tmp_path / "ray"))
-    assert whole_run(on_ray, plan, sources, tmp_path / "ray") == expected
+    with on_ray.watched(lambda snapshot: None):
+        assert whole_run(on_ray, plan, sources, tmp_path / "ray") == expected
+    spent = on_ray.spent()
     assert whole_run(on_ray, plan, sources, tmp_path / "ray") == expected, "nothing is left to do"
+    in_ledger: dict[str, float] = defaultdict(float)
+    for row in Ledger(f"{tmp_path}/ray/ledger").rows(Level.ASSET):
+        for each in row["cost"]:
+            in_ledger[each["stage"]] += each["cpu_s"]
+    assert spent.stages == pytest.approx(in_ledger), "workers are ended when all they did is told"
+    assert spent.workers > 0.5, "interpreter, Ray and the first imports of two workers"
+    assert (spent.ray, on_ray.cores()) == (None, 2), "a cluster that was there before has others to serve"
+    assert spent.started_at is not None
 
 
 def test_units_hop_from_group_to_group(ray: Any, toy_recipe: dict[str, Any], tmp_path: Path) -> None:
