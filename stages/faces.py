@@ -20,7 +20,8 @@ from schemas.timing import Span
 from stages.asset_pass import Wish
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.engines.face_identity import FaceEncoder
-from stages.engines.face_tracks import FaceDetector, FaceMesh, FaceTracker, Tracks, with_crops
+from stages.engines.face_networks import FaceDetector, FaceMesh
+from stages.engines.face_tracks import FaceTracker, Tracks, with_crops
 from stages.media.decoder import Frames, Look
 
 

