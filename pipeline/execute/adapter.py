@@ -84,6 +84,7 @@ class Worker:
             Path(self._scratch.name), store_dir, plan.recipe.decoder, configs, hashes, cuts_dir, self._turns_away
         )
         self._looks = LookCosts()
+        self._setup = Spent()
         self._ready: dict[str, Measure[Any] | Split[Any]] = {}
 
     def close(self) -> None:
@@ -107,7 +108,9 @@ class Worker:
                 self._run(spec, unit, poison)
         if self.is_last and not parts:
             settle_rest(self.plan, self.number, unit)
-        unit.cost += self._looks.unasked()
+        for cost in self._looks.unasked():
+            unit.cost.append(cost)
+            self.monitor.leave(unit.key, cost.stage, StageTally(wall_s=cost.wall_s, cpu_s=cost.cpu_s))
         self.monitor.end(unit.key)
         return parts
 
@@ -152,14 +155,14 @@ class Worker:
             node.hashes.pop(spec.name, None)
             if not spec.is_split:
                 node.structs.pop(spec.column, None)
-        started, cpu, frames = time.monotonic(), self._cpu_s(), self.context.media.frames_decoded
+        started, frames, setup = self._clock(), self.context.media.frames_decoded, self._setup
         goes_alone = spec.is_split or any(item.stage == spec.name for item in poison)
         step = 1 if goes_alone else spec.resources.batch
         for at in range(0, len(rows), step):
             batch = self._without_poison(spec, unit, rows[at : at + step], poison)
             if batch:
                 self._step(spec, unit, batch)
-        used = Spent(time.monotonic() - started, self._cpu_s() - cpu)
+        used = self._clock() - started - (self._setup - setup)
         used = self._looks.shared_out(spec.name, used, self.context.asset_pass)
         tally = StageTally(
             rows=len(rows),
@@ -249,6 +252,9 @@ class Worker:
             raise ContractError(f"{spec.name} returned {len(results)} results for {len(batch)} rows.")
         return [result if isinstance(result, ItemError) else _checked(spec, result) for result in results]
 
+    def _clock(self) -> Spent:
+        return Spent(time.monotonic(), self._cpu_s())
+
     def _cpu_s(self) -> float:
         """Processor time of this worker, of children that ended and of the decoder child that still runs."""
         own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -258,11 +264,12 @@ class Worker:
 
     def _stage(self, spec: StageSpec) -> Measure[Any] | Split[Any]:
         if spec.name not in self._ready:
-            stage = spec.cls(spec.config)
+            stage, started = spec.cls(spec.config), self._clock()
             try:
                 stage.setup(self.context)
             except Exception as error:
                 raise self._refusal(spec, error) from error
+            self._setup += self._clock() - started
             self._ready[spec.name] = stage  # type: ignore[assignment]
         return self._ready[spec.name]
 
