@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ import numpy as np
 from schemas.errors import MediaError
 from stages.media.cut_copy import copy_packets
 from stages.media.mux import Order, add_sound, interleave, open_output, thumbnail
-from stages.media.open import Geometry, geometry, open_media, pick
-from stages.media.picture import Damage, ShownPicture, pictures, pictures_between
+from stages.media.open import Geometry, clock_shift, geometry, open_media, pick
+from stages.media.picture import Damage, ShownPicture, packets, pictures, pictures_between
 from stages.media.sound import write_sound
 
 LIMITED_RANGE = 1
 """libav's AVCOL_RANGE_MPEG."""
+FORWARD_S = 5
+"""How far ahead a clip may lie to be reached by decoding on: key frames are usually up to ten seconds apart."""
 
 
 def cut(
@@ -41,16 +45,14 @@ def cut(
     before_s = time.process_time()
     order = Order(path, out, span[0], span[1], Fraction(span[2], span[3]), **encoding)
     samples = None if sound is None else np.fromfile(sound, np.float32).reshape(-1, 2)
-    shown = _source_frames(order, max_pixels)
+    shown = _Taken(_source_frames(order, max_pixels))
     first = next(shown, None)
     if first is None:
         raise MediaError("No frame lies inside the clip's span.", reason="no_frames")
-    copied = copy_packets(order, first, shown, samples, rate_hz) if allow_copy else None
-    if copied is None:
-        shown = _source_frames(order, max_pixels)
-        written = _encode(order, shown, samples, rate_hz)
-    else:
-        written = copied
+    written = copy_packets(order, first, shown, samples, rate_hz) if allow_copy else None
+    if written is None:
+        again = chain([first], shown) if shown.num == 1 else _source_frames(order, max_pixels)
+        written = _encode(order, again, samples, rate_hz)
     return {**written, "thumbs": _left(written["thumbs"], out), "cut_cpu_s": time.process_time() - before_s}
 
 
@@ -61,8 +63,60 @@ def _left(thumbs: list[np.ndarray], out: str) -> dict[str, Any]:
     return {"file": file, "shape": list(stacked.shape)}
 
 
+class _Taken(Iterator[tuple[Any, ShownPicture]]):
+    """Counts what was taken."""
+
+    def __init__(self, shown: Iterator[tuple[Any, ShownPicture]]) -> None:
+        self._shown, self.num = shown, 0
+
+    def __next__(self) -> tuple[Any, ShownPicture]:
+        found = next(self._shown)
+        self.num += 1
+        return found
+
+
+@dataclass
+class _Source:
+    """A file that is being decoded, and the frame after the last clip that was cut out of it."""
+
+    file: tuple[str, int, int]
+    stream: Any
+    frames: Iterator[ShownPicture]
+    following: ShownPicture | None = None
+
+    def leads_to(self, order: Order) -> bool:
+        """Whether the clip is sooner reached from here than by a seek, which lands on the key frame before it."""
+        if self.following is None or self.file != _identity(order.path):
+            return False
+        ahead_s = (order.start_pts - self.following.pts) * order.time_base
+        return Fraction(self.stream.time_base) == order.time_base and 0 <= ahead_s <= FORWARD_S
+
+
+_left_off: _Source | None = None
+"""Where the last cut of this process ended: the clips of an asset come in order, so that its frames are decoded once for all."""
+
+
+def _identity(path: str) -> tuple[str, int, int]:
+    stat = Path(path).stat()
+    return path, stat.st_size, stat.st_mtime_ns
+
+
 def _source_frames(order: Order, max_pixels: int) -> Iterator[tuple[Any, ShownPicture]]:
     """(stream, frame) of every frame inside the span."""
+    global _left_off
+    source, _left_off = _left_off, None
+    if source is None or not source.leads_to(order):
+        source = _Source(_identity(order.path), *_opened(order, max_pixels))
+    following = [] if source.following is None else [source.following]
+    for picture in chain(following, source.frames):
+        if picture.pts >= order.end_pts:
+            source.following, _left_off = picture, source
+            return
+        if picture.pts >= order.start_pts:
+            yield source.stream, picture
+
+
+def _opened(order: Order, max_pixels: int) -> tuple[Any, Iterator[ShownPicture]]:
     start = order.start_pts * order.time_base
     stream, frames = pictures_between(partial(open_media, order.path), None, start, Damage(), max_pixels)
     if Fraction(stream.time_base) != order.time_base:
@@ -71,10 +125,7 @@ def _source_frames(order: Order, max_pixels: int) -> Iterator[tuple[Any, ShownPi
             reason="cut_mismatch",
             remedy="Measure the asset again; it is not the one the span was made from.",
         )
-    for picture in frames:
-        if picture.pts >= order.end_pts:
-            return
-        yield stream, picture
+    return stream, frames
 
 
 # --- encoding
@@ -104,7 +155,7 @@ def _encode(
         colorspace = 1 if first.frame.format.is_rgb else int(first.frame.colorspace)
         _tag_colour(context, first.frame, colorspace)
         audio = add_sound(container, samples, rate_hz, order.audio_bitrate)
-        prepared = _prepared(_chain(first, shown), stream, shape, (width, height), order)
+        prepared = _prepared(chain([first], (picture for _, picture in shown)), stream, shape, (width, height), order)
         held: list[Any] = []
         for frame in prepared:
             frame.color_range, frame.colorspace = LIMITED_RANGE, colorspace
@@ -131,12 +182,6 @@ def _assembly() -> str:
     except OSError:
         has_it = False
     return ":asm=AVX2" if has_it else ""
-
-
-def _chain(first: ShownPicture, shown: Iterator[tuple[Any, ShownPicture]]) -> Iterator[ShownPicture]:
-    yield first
-    for _, picture in shown:
-        yield picture
 
 
 def _mean_rate(stream: Any) -> Fraction:
@@ -219,17 +264,24 @@ def _flushed(graph: Any, order: Order) -> Iterator[Any]:
 # --- reading back
 
 
-def verify(path: str, out: str, max_pixels: int) -> dict[str, Any]:
-    """What a reader finds in a written clip: frame times, sound start; sound in `out`, thumbnails in `out`.thumbs."""
+def verify(path: str, out: str, num_decoded: int | None, max_pixels: int) -> dict[str, Any]:
+    """What a reader finds in a written clip: frame times, sound start; sound in `out`, thumbnails in `out`.thumbs.
+
+    With `num_decoded` only as many pictures are decoded, and the others' times are those of their packets.
+    """
+    damage = Damage()
     with open_media(path) as container:
         stream = pick(container, "video", None)
         base, duration = Fraction(stream.time_base), stream.duration
-        damage = Damage()
-        found = [(p.pts, thumbnail(p.frame)) for p in pictures(container, stream, damage, max_pixels)]
+        shown = islice(pictures(container, stream, damage, max_pixels), num_decoded)
+        found = [(p.pts, thumbnail(p.frame)) for p in shown]
         has_sound = bool(container.streams.audio)
+    pts = [at for at, _ in found]
+    if num_decoded is not None:
+        pts += _presented(path, damage)[len(pts) :]
     answer: dict[str, Any] = {
         "thumbs": _left([thumb for _, thumb in found], out),
-        "pts": [pts for pts, _ in found],
+        "pts": pts,
         "time_base": [base.numerator, base.denominator],
         "duration_pts": duration,
         "damaged_packets": damage.packets,
@@ -243,3 +295,11 @@ def verify(path: str, out: str, max_pixels: int) -> dict[str, Any]:
             "shape": [sound.num_samples, sound.channels],
         }
     return answer
+
+
+def _presented(path: str, damage: Damage) -> list[int]:
+    """pts of all packets of the picture, in order of display."""
+    with open_media(path) as container:
+        stream = pick(container, "video", None)
+        shift = clock_shift(container, stream)
+        return sorted(p.pts + shift for p in packets(container, stream, damage) if p.pts is not None and p.size)

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -193,11 +194,34 @@ def test_verification_does_not_believe_a_wrong_clip(files: Any, decoder: Decoder
         (out, cut_clip(path, span_between(frames, 10, 50), other, options=late, decoder=decoder), "sound"),
         (out, replace(plan, num_frames=41), "41"),
     ]
-    for file, report, word in wrong:
+    for (file, report, word), is_whole in product(wrong, (True, False)):
         with pytest.raises(MediaError) as caught:
-            verify_clip(file, report, decoder=decoder)
+            verify_clip(file, report, is_whole=is_whole, decoder=decoder)
         assert caught.value.reason == "cut_mismatch"
         assert word in str(caught.value)
+    last_wrong = plan.thumbs.copy()
+    last_wrong[-1] = 255 - last_wrong[-1]
+    report = replace(plan, thumbs=last_wrong)
+    with pytest.raises(MediaError, match="planned frames"):
+        verify_clip(out, report, decoder=decoder)
+    decoded = decoder.frames_decoded
+    assert verify_clip(out, report, is_whole=False, decoder=decoder).frame_error_us == 0
+    assert decoder.frames_decoded - decoded < 15
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "ntsc.mov", "vfr.mp4"])
+def test_clips_cut_in_order_decode_a_frame_once_and_are_the_same(
+    files: Any, decoder: Decoder, tmp_path: Path, name: str
+) -> None:
+    path, frames = files[name]
+    options, decoded, alone = CutOptions(allow_copy=False), decoder.frames_decoded, Decoder(tmp_path / "alone")
+    for first, last in ((0, 20), (20, 41), (47, 60)):
+        span, out, other = span_between(frames, first, last), tmp_path / "clip.mp4", tmp_path / "other.mp4"
+        cut_clip(path, span, out, options=options, decoder=decoder)
+        cut_clip(path, span, other, options=options, decoder=alone)
+        alone.close()
+        assert out.read_bytes() == other.read_bytes()
+    assert 60 <= decoder.frames_decoded - decoded <= 62
 
 
 def test_a_span_of_another_clock_is_refused(files: Any, decoder: Decoder, tmp_path: Path) -> None:
