@@ -23,7 +23,7 @@ import numpy as np
 from stages.media.decoder import MAX_PIXELS, Decoder, DecoderConfig
 from stages.media.decord_frames import Wanted, decord_runs
 from stages.media.picture import View
-from stages.media.shared import Room, Shared
+from stages.media.shared import PictureRoom, Shared
 
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".ts", ".flv", ".wmv"}
 VIEWS: dict[str, float | None] = {"all": None, "sparse": 1.0}
@@ -79,7 +79,7 @@ def _compare(
 def _is_exact(path: Path, max_fps: float | None, long_side_px: int) -> bool:
     """Whether decord may decode this file."""
     wanted = Wanted(None, None, View(long_side_px=long_side_px, max_fps=max_fps), 1)
-    return decord_runs(str(path), wanted, MAX_PIXELS, Room(Shared.new())) is not None
+    return decord_runs(str(path), wanted, MAX_PIXELS, PictureRoom(Shared.new())) is not None
 
 
 def _decode(decoder: Decoder, path: Path, max_fps: float | None, long_side_px: int) -> tuple[float, list[np.ndarray]]:

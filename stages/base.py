@@ -128,6 +128,8 @@ class Stage(Generic[C]):
     adds: ClassVar[pa.StructType]
     Config: ClassVar[type[StageConfig]]
     resources: ClassVar[Resources] = Resources()
+    is_watching: ClassVar[bool] = False
+    """Whether it asks what the asset pass saw (`watches`), and so has to be where the whole asset is."""
     skips_rejected: ClassVar[bool] = False
     """Whether rows that a gate turned away are left out even where they are measured to the end for audit."""
 

@@ -56,6 +56,7 @@ class ClipSplit(Split[ClipConfig]):
     reads = ("download.asset_id", "download.path", "shot", "transcribe", "diarize")
     adds = CLIP
     Config = ClipConfig
+    is_watching = True
     resources = Resources(cpus=1.0, memory_gb=0.1, timeout_s=600.0)
 
     def setup(self, ctx: Context) -> None:

@@ -95,6 +95,7 @@ class Faces(Measure[FacesConfig]):
         f("tracks", pa.list_(FACE_TRACK), doc="the face tracks, longest first", show="lane"),
     )
     Config = FacesConfig
+    is_watching = True
     resources = Resources(cpus=1.0, memory_gb=0.7, timeout_s=900.0)
 
     @classmethod

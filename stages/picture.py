@@ -74,6 +74,7 @@ class Picture(Measure[PictureConfig]):
     reads = ("download.path", "probe.width_px", "probe.height_px", "clip")
     adds = PICTURE
     Config = PictureConfig
+    is_watching = True
     resources = Resources(cpus=1.0, memory_gb=0.2, timeout_s=300.0)
 
     @classmethod
@@ -87,7 +88,7 @@ class Picture(Measure[PictureConfig]):
         return watch.sums(span_of(row["clip"]), row["probe"]["width_px"], row["probe"]["height_px"])
 
 
-class Sample(NamedTuple):
+class Glimpse(NamedTuple):
     """What changes slowly, of a picture now and then."""
 
     frame: int
@@ -106,7 +107,7 @@ class Watch:
         self.shape = (0, 0)
         self._frames: list[tuple[int, float, float, float, bool]] = []
         self._moves: list[tuple[int, float]] = []
-        self._samples: list[Sample] = []
+        self._samples: list[Glimpse] = []
         self._tiny: deque[tuple[float, NDArray[np.float32]]] = deque()
         self._last: NDArray[np.uint8] | None = None
         self._slot = -np.inf
@@ -139,7 +140,7 @@ class Watch:
         black = image <= BLACK
         sharpness = float(cv2.Laplacian(image, cv2.CV_32F).var())
         columns, rows = black.mean(0) >= BAR_SHARE, black.mean(1) >= BAR_SHARE
-        self._samples.append(Sample(len(self._frames), sharpness, columns, rows))
+        self._samples.append(Glimpse(len(self._frames), sharpness, columns, rows))
 
     def sums(self, span: Span, width_px: int, height_px: int) -> dict[str, Any]:
         """The `PICTURE` struct of the clip `span`, of pictures that are shown at `width_px` x `height_px`."""
@@ -165,13 +166,13 @@ class Watch:
             **standstills(repeats(changes), times),
         }
 
-    def _sampled(self, low: int, high: int) -> list[Sample]:
+    def _sampled(self, low: int, high: int) -> list[Glimpse]:
         """What was sampled of frames [low, high), or at least the sample before."""
         first, end = (bisect_left(self._samples, (at,)) for at in (low, high))
         return self._samples[min(first, end - 1) : end]
 
     def _bars(
-        self, samples: Sequence[Sample], width_px: int, height_px: int, has_picture: bool
+        self, samples: Sequence[Glimpse], width_px: int, height_px: int, has_picture: bool
     ) -> dict[str, int | None]:
         """Black bars in display pixels; null where all is black."""
         names = ("bar_left_px", "bar_right_px", "bar_top_px", "bar_bottom_px")

@@ -1,4 +1,4 @@
-"""Long sources in parts: once a source is cut into clips, those of some minutes at a time go their own way.
+"""Long sources in parts: once its pictures have been looked at, the clips of some minutes at a time go their own way.
 
     unit --stages that need all of it--> head, for the ledger
                                      \\-> part 0, part 1, ... --stages of clips--> their clips, for the ledger
@@ -29,11 +29,15 @@ PART_S = 600.0
 
 
 def divides_at(plan: Plan, number: int) -> tuple[int, int] | None:
-    """(group, stage in it) of pass `number` before which long units are divided; None where no stage of clips follows."""
+    """(group, stage in it) of pass `number` before which long units are divided; None where no stage follows.
+
+    What looks at whole assets, or at what the asset pass saw of them, is before that.
+    """
     groups = plan.passes[number].groups
     places = [(at, index) for at, group in enumerate(groups) for index in range(len(group.stages))]
-    levels = [spec.cls.level for group in groups for spec in group.stages]
-    first = max((at + 1 for at, level in enumerate(levels) if level != Level.CLIP), default=0)
+    stages = [spec.cls for group in groups for spec in group.stages]
+    needs_all = [stage.level != Level.CLIP or stage.is_watching for stage in stages]
+    first = max((at + 1 for at, is_needed in enumerate(needs_all) if is_needed), default=0)
     return places[first] if first < len(places) else None
 
 

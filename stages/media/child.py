@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from stages.child import Message, contain, serve
 
 if TYPE_CHECKING:
-    from stages.media.picture import Run
-    from stages.media.shared import Room
+    from stages.media.picture import FrameRun
+    from stages.media.shared import PictureRoom
 
 OPERATIONS = {
     "probe": "stages.media.probe:probe",
@@ -46,7 +46,7 @@ def audio(path: str, out: str, stream: int | None, rate_hz: int | None, channels
 
 def frames(
     path: str, start: str | None, end: str | None, view: Message, chunk: int, engine: str, max_pixels: int
-) -> Generator[Run]:
+) -> Generator[FrameRun]:
     """Draws the frames between two instants in one view."""
     from stages.media.open import open_media
     from stages.media.picture import Damage, View, drawn_runs, pictures_between
@@ -64,7 +64,7 @@ def frames(
     yield from runs
 
 
-def watch(path: str, views: list[Message], chunk: int, max_pixels: int) -> Generator[Run, None, Message]:
+def watch(path: str, views: list[Message], chunk: int, max_pixels: int) -> Generator[FrameRun, None, Message]:
     """Decodes every picture of `path` once and draws it in all views, see `stages.media.probe.watched`."""
     from stages.media.picture import View
     from stages.media.probe import watched
@@ -72,10 +72,10 @@ def watch(path: str, views: list[Message], chunk: int, max_pixels: int) -> Gener
     return watched(path, [View(**view) for view in views], chunk, max_pixels, _room())
 
 
-def _room() -> Room:
-    from stages.media.shared import Room, Shared
+def _room() -> PictureRoom:
+    from stages.media.shared import PictureRoom, Shared
 
-    return Room(Shared(int(sys.argv[3])))
+    return PictureRoom(Shared(int(sys.argv[3])))
 
 
 def ratio(value: Fraction) -> str:

@@ -20,7 +20,7 @@ from stages.media.open import clock_shift, geometry, open_media, pick
 from stages.media.picture import (
     Damage,
     Drawn,
-    Run,
+    FrameRun,
     Slots,
     View,
     last_duration,
@@ -28,7 +28,7 @@ from stages.media.picture import (
     pictures,
     target_size,
 )
-from stages.media.shared import FRAMES_DECODED, Room
+from stages.media.shared import FRAMES_DECODED, PictureRoom
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """ITU-R BT.601 luma weights."""
@@ -51,7 +51,7 @@ class Wanted:
     size: int
 
 
-def decord_runs(path: str, wanted: Wanted, max_pixels: int, room: Room) -> Iterator[Run] | None:
+def decord_runs(path: str, wanted: Wanted, max_pixels: int, room: PictureRoom) -> Iterator[FrameRun] | None:
     """Runs of frames, or None where decord would not give exactly the frames PyAV gives."""
     import decord
 
@@ -83,7 +83,7 @@ def decord_runs(path: str, wanted: Wanted, max_pixels: int, room: Room) -> Itera
     return _runs(reader, [*times, end_pts], base, wanted, room)
 
 
-def _runs(reader: Any, times: list[int], base: Fraction, wanted: Wanted, room: Room) -> Iterator[Run]:
+def _runs(reader: Any, times: list[int], base: Fraction, wanted: Wanted, room: PictureRoom) -> Iterator[FrameRun]:
     import decord
 
     inside = [
@@ -113,7 +113,7 @@ def _runs(reader: Any, times: list[int], base: Fraction, wanted: Wanted, room: R
         room.turn()
         following = shown[low + wanted.size] if low + wanted.size < len(shown) else after
         drawn = Drawn(at, images.shape, list(range(len(numbers))))
-        yield Run(base.as_integer_ratio(), [times[i] for i in numbers], times[following], [], [drawn])
+        yield FrameRun(base.as_integer_ratio(), [times[i] for i in numbers], times[following], [], [drawn])
 
 
 def _decoded(reader: Any, number: int) -> Any:

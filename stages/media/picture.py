@@ -14,7 +14,7 @@ import numpy as np
 from schemas.errors import MediaError
 from stages.child import count, progress
 from stages.media.open import Geometry, clock_shift, geometry, pick
-from stages.media.shared import FRAMES_DECODED, PixelFormat, Room
+from stages.media.shared import FRAMES_DECODED, PictureRoom, PixelFormat
 
 MAX_DEMUX_ERRORS = 100
 """Read errors after which the rest of a file is given up as unreadable."""
@@ -293,7 +293,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Run:
+class FrameRun:
     """A run of decoded frames, drawn in every view asked for, ready to be handed over."""
 
     time_base: tuple[int, int]
@@ -314,7 +314,7 @@ class _Drawing:
         self._shape = (size, *self._renderer.shape)
         self.num_bytes = prod(self._shape)
 
-    def begin(self, room: Room) -> None:
+    def begin(self, room: PictureRoom) -> None:
         """An empty run in the room's present place."""
         self._at, self._images = room.take(self._shape)
         self._frames: list[int] = []
@@ -334,7 +334,7 @@ class _Drawing:
         return Drawn(self._at, (len(self._frames), *self._shape[1:]), self._frames)
 
 
-def _begin(drawings: Sequence[_Drawing], room: Room | None) -> None:
+def _begin(drawings: Sequence[_Drawing], room: PictureRoom | None) -> None:
     """An empty run of each in the next place of `room`."""
     if room is not None:
         room.turn()
@@ -348,8 +348,8 @@ def drawn_runs(
     end: Fraction | None,
     views: Sequence[View],
     size: int,
-    room: Room | None,
-) -> Iterator[Run]:
+    room: PictureRoom | None,
+) -> Iterator[FrameRun]:
     """Runs of the frames before `end`, each ended by the view that has drawn `size` of them, or by `size` without a view.
 
     `room` is where views are drawn; without a view there need be none.
@@ -372,7 +372,7 @@ def drawn_runs(
             _begin(drawings, room)
         wanting = [drawing for drawing in drawings if drawing.wants(picture.pts)]
         if any(drawing.is_full for drawing in wanting) or (not drawings and len(pts) == size):
-            yield Run(base, pts, picture.pts, damaged, [drawing.drawn() for drawing in drawings])
+            yield FrameRun(base, pts, picture.pts, damaged, [drawing.drawn() for drawing in drawings])
             pts, damaged = [], []
             _begin(drawings, room)
         for drawing in wanting:
@@ -384,4 +384,4 @@ def drawn_runs(
     if last is not None and pts:
         if end_pts is None:
             end_pts = last.pts + last_duration(last, previous, stream)
-        yield Run(base, pts, end_pts, damaged, [drawing.drawn() for drawing in drawings])
+        yield FrameRun(base, pts, end_pts, damaged, [drawing.drawn() for drawing in drawings])

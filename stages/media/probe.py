@@ -21,8 +21,8 @@ from stages.media.open import (
     pick,
     transfer_name,
 )
-from stages.media.picture import Damage, Run, ShownPicture, View, drawn_runs, last_duration, packets, pictures
-from stages.media.shared import Room
+from stages.media.picture import Damage, FrameRun, ShownPicture, View, drawn_runs, last_duration, packets, pictures
+from stages.media.shared import PictureRoom
 from stages.media.sound import FloatFrames, Placement, placed
 
 VIDEO_FIELDS = (
@@ -82,8 +82,8 @@ def probe(path: str, decode: bool, max_pixels: int, picture: dict[str, Any] | No
 
 
 def watched(
-    path: str, views: Sequence[View], size: int, max_pixels: int, room: Room | None
-) -> Generator[Run, None, dict[str, Any]]:
+    path: str, views: Sequence[View], size: int, max_pixels: int, room: PictureRoom | None
+) -> Generator[FrameRun, None, dict[str, Any]]:
     """Decodes every picture of `path` once: runs of up to `size` frames drawn in `views`, and in the end
 
     fields             `VIDEO_FIELDS` and has_video

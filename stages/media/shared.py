@@ -50,7 +50,7 @@ class Shared:
         self.descriptor = -1
 
 
-class Room:
+class PictureRoom:
     """Two places in shared memory, of which one is filled while the other is looked at."""
 
     def __init__(self, memory: Shared) -> None:

@@ -69,6 +69,7 @@ class Sync(Measure[SyncConfig]):
         ),
     )
     Config = SyncConfig
+    is_watching = True
     resources = Resources(cpus=1.0, memory_gb=0.3, timeout_s=900.0)
 
     @classmethod
