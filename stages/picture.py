@@ -66,7 +66,7 @@ class PictureConfig(StageConfig):
 
 
 class Picture(Measure[PictureConfig]):
-    """Picture measures of a clip: its part of what the asset pass saw at 384 px, grey. About 0.4 ms per frame and core."""
+    """Picture measures of a clip: its part of what the asset pass saw at 384 px, grey. About 0.2 ms per frame and core."""
 
     name = "picture"
     version = "3"
@@ -120,7 +120,7 @@ class Watch:
             mean, std = cv2.meanStdDev(image)
             change = np.inf if self._last is None else largest_change(self._last, image)
             self._last = image
-            self._move(cv2.resize(image, TINY, interpolation=cv2.INTER_AREA).astype(np.float32), float(time_s))
+            self._move(shrunk(image, TINY), float(time_s))
             if time_s * SAMPLES_PER_S // 1 != self._slot:
                 self._slot = time_s * SAMPLES_PER_S // 1
                 self._sample(image)
@@ -192,14 +192,26 @@ def edge_length(is_black: NDArray[np.bool_]) -> int:
     return len(is_black) if is_black.all() else int(np.argmin(is_black))
 
 
+def shrunk(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Means over the areas that become the pixels of a picture of `size` (width, height), one direction after the other.
+
+    At once OpenCV takes up to five times as long, and so it does where the first direction is one that does not divide.
+    """
+    import cv2
+
+    height, width = image.shape
+    between = (size[0], height) if width % size[0] == 0 else (width, size[1])
+    partly = cv2.resize(image.astype(np.float32), between, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(partly, size, interpolation=cv2.INTER_AREA))
+
+
 def largest_change(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> float:
     """Mean absolute change of the tile of 16 x 16 pixels that changed most, in grey levels; pictures [h, w]."""
     import cv2
 
     difference = cv2.absdiff(before, after)
     height, width = difference.shape
-    tiles = (max(1, width // TILE), max(1, height // TILE))
-    return float(cv2.resize(difference.astype(np.float32), tiles, interpolation=cv2.INTER_AREA).max())
+    return float(shrunk(difference, (max(1, width // TILE), max(1, height // TILE))).max())
 
 
 def repeats(changes: NDArray[np.float64]) -> NDArray[np.bool_]:
