@@ -22,7 +22,8 @@ from schemas.records import TIMBRE, Row
 from schemas.spans import SPEECH_RATE_HZ, Origin, Reference, SpeechSpan, Turn, alone
 from schemas.stretches import Stretch, Timed, covered_s, inside, merge, outside
 from stages.base import Context, Measure, Resources, StageConfig
-from stages.engines.speakers import EMBEDDER, EMBEDDING_SIZE, MIN_SPEECH_S, SpeakerEncoder, similarity
+from stages.engines.speakers import EMBEDDER, EMBEDDING_SIZE, MIN_SPEECH_S, similarity
+from stages.engines.voice_memory import VoiceMemory
 from stages.media.decoder import Waveform
 
 CLIPPED_AT = 0.999
@@ -56,9 +57,9 @@ class Timbre(Measure[TimbreConfig]):
     """One reference per speech span with a known speaker."""
 
     name = "timbre"
-    version = "3"
+    version = "4"
     level = "clip"
-    reads = ("clip", "diarize.turns", "transcribe.speech", "download.path", "probe.has_audio")
+    reads = ("clip", "diarize.turns", "diarize.alone", "transcribe.speech", "download.path", "probe.has_audio")
     adds = struct(
         f("references", pa.list_(TIMBRE), doc="at most one per span, in the order of the spans"),
         f("num_cross_utterance", pa.int32(), unit="count", doc="references taken from another utterance"),
@@ -78,40 +79,42 @@ class Timbre(Measure[TimbreConfig]):
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
-        self.encoder = ctx.model(SpeakerEncoder.load)
+        self.memory = VoiceMemory.of(ctx)
 
     def measure(self, row: Row) -> dict[str, Any]:
         spans = SpeechSpan.all_of(row["clip"]["spans"])
         references: list[Reference] = []
         if spans and row["probe"]["has_audio"]:
             sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=SPEECH_RATE_HZ, mono=True)
-            turns = Turn.all_of((row["diarize"] or {}).get("turns"))
+            diarized = row["diarize"] or {}
+            turns, pieces = Turn.all_of(diarized.get("turns")), Stretch.all_of(diarized.get("alone"))
             speech = merge(Stretch.all_of((row["transcribe"] or {}).get("speech")))
             clip = Stretch(row["clip"]["asset_start_s"], row["clip"]["asset_end_s"])
             for index, span in enumerate(spans):
                 found = choose_reference(span, clip, turns, speech, sound, self.config)
                 if found is not None:
-                    references.append(self._describe(index, on_asset(span, clip), found, turns, sound))
+                    own = on_asset(span, clip)
+                    voices = [
+                        self.memory.voice(sound, parts, pieces)
+                        for parts in ([found.where], alone(own, own.speaker, turns))
+                    ]
+                    references.append(describe(index, own, found, *voices))
         return reference_fields(references, len(spans))
 
-    def _describe(
-        self, index: int, span: SpeechSpan, found: Choice, turns: Sequence[Turn], sound: Waveform
-    ) -> Reference:
-        """The reference `found` for the span of that index, which is given on the asset clock."""
-        assert span.speaker is not None, "a reference is chosen for a known speaker"
-        embedding = self.encoder.embed(cut(sound, found.where))
-        parts = [cut(sound, stretch) for stretch in alone(span, span.speaker, turns)]
-        own_voice = self.encoder.embed(np.concatenate(parts)) if parts else None
-        return Reference(
-            span_index=index,
-            speaker=span.speaker,
-            origin=found.origin,
-            asset_start_s=found.where.start_s,
-            asset_end_s=found.where.end_s,
-            similarity=None if embedding is None or own_voice is None else similarity(embedding, own_voice),
-            cleanliness=found.cleanliness,
-            embedding=None if embedding is None else embedding.tolist(),
-        )
+
+def describe(index: int, span: SpeechSpan, found: Choice, voice: F32 | None, own_voice: F32 | None) -> Reference:
+    """The reference `found` for the span of that index, what is heard in it, and what is heard in the span."""
+    assert span.speaker is not None, "a reference is chosen for a known speaker"
+    return Reference(
+        span_index=index,
+        speaker=span.speaker,
+        origin=found.origin,
+        asset_start_s=found.where.start_s,
+        asset_end_s=found.where.end_s,
+        similarity=None if voice is None or own_voice is None else similarity(voice, own_voice),
+        cleanliness=found.cleanliness,
+        embedding=None if voice is None else voice.tolist(),
+    )
 
 
 def references_of(row: Row) -> list[Reference]:

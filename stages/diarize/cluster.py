@@ -22,6 +22,8 @@ class VoicePiece:
     duration_s: float
     clean_s: float = 0.0
     embedding: F32 | None = None
+    is_alone: bool = False
+    """All of it is clean."""
 
 
 SELF_SIMILARITY_S = 0.5

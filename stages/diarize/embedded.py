@@ -25,6 +25,7 @@ from schemas.spans import SPEECH_RATE_HZ, Turn
 from schemas.stretches import Runs, Stretch, bridged, runs
 from stages.base import Context, StageConfig
 from stages.diarize.cluster import Bonds, VoiceCluster, VoicePiece, cluster_of, join
+from stages.diarize.diarized import Diarized
 from stages.diarize.segmentation import FRAME_S, WINDOW_FRAMES, Windows, load_segmentation, segment
 from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder, unit
 from stages.engines.voice import VoiceActivity, VoiceConfig
@@ -138,7 +139,7 @@ def embed_units(units: list[VoicePiece], tracks_TK: F32, samples: F32, encoder: 
         edges = np.round(np.arange(u.low, u.high + 1) * FRAME_S * SPEECH_RATE_HZ).astype(int)
         parts = [samples[edges[i] : edges[i + 1]] for i in np.flatnonzero(clean)]
         piece = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-        u.clean_s = len(piece) / SPEECH_RATE_HZ
+        u.clean_s, u.is_alone = len(piece) / SPEECH_RATE_HZ, bool(clean.all())
         if u.clean_s < MIN_SPEECH_S and u.duration_s >= MIN_MIXED_S:
             piece = samples[edges[0] : edges[-1]]
             u.clean_s = 0.3 * u.duration_s
@@ -284,30 +285,47 @@ class EmbeddedDiarizer:
 
     def turns(self, samples: F32) -> list[Turn]:
         """Turns in mono `samples` at 16 kHz, in order of start."""
+        return self.hear(samples).turns
+
+    def hear(self, samples: F32) -> Diarized:
+        """Turns in mono `samples` at 16 kHz, and what is known of the voices in it."""
         pauses = self.voice.stretches(samples, PAUSES)
         if not pauses:
-            return []
+            return Diarized([])
         parts: list[tuple[float, F32, list[VoiceCluster]]] = []
+        alone: dict[Stretch, F32] = {}
         for low, high in blocks(pauses, len(samples), self.config.block_s):
             start_s = low / SPEECH_RATE_HZ
             inside = [stretch.moved(-start_s) for stretch in pauses]
-            parts.append((start_s, *group(self.listen(samples[low:high], inside), self.config)))
+            voices = self.listen(samples[low:high], inside)
+            parts.append((start_s, *group(voices, self.config)))
+            alone |= {where.moved(start_s): told for where, told in heard_alone(voices.units, high - low).items()}
         if not any(clusters for _, _, clusters in parts):
-            return []
+            return Diarized([])
         names = name_across([clusters for _, _, clusters in parts], self.config.threshold)
         turns: list[Turn] = []
         for (start_s, activity, _), labels in zip(parts, names, strict=True):
             for turn in draw_turns(activity, self.config):
                 turns.append(replace(turn.moved(start_s), speaker=str(labels[int(turn.speaker)])))
-        return sorted(turns, key=lambda t: (t.start_s, t.end_s))
+        return Diarized(sorted(turns, key=lambda t: (t.start_s, t.end_s)), alone)
 
     def listen(self, samples: F32, speech: list[Stretch]) -> Voices:
         """What the networks hear in one block, before anybody is told from anybody. `speech` is from `PAUSES`."""
-        windows = segment(self.network, samples, self.config.step_s)
+        windows = segment(self.network, samples, self.config.step_s, speech)
         tracks = hush(stitch(windows), speech)
         units = cut_units(tracks, self.config)
         embed_units(units, tracks, samples, self.encoder)
         return Voices(windows, tracks, units)
+
+
+def heard_alone(units: list[VoicePiece], num_samples: int) -> dict[Stretch, F32]:
+    """The embeddings of the units in which nobody else is heard, by where they lie in the sound, to the sample."""
+    found = {}
+    for u in units:
+        if u.is_alone and u.embedding is not None:
+            edges = [min(round(at * FRAME_S * SPEECH_RATE_HZ), num_samples) for at in (u.low, u.high)]
+            found[Stretch(*(edge / SPEECH_RATE_HZ for edge in edges))] = u.embedding
+    return found
 
 
 def blocks(speech: list[Stretch], num_samples: int, block_s: float) -> list[tuple[int, int]]:

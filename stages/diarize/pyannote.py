@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import RecipeError
 from schemas.spans import SPEECH_RATE_HZ, Turn
+from stages.diarize.diarized import Diarized
 
 
 @dataclass
@@ -55,13 +56,15 @@ class PyannoteDiarizer:
             )
         return cls(pipeline.to(torch.device(device)))
 
-    def turns(self, samples: NDArray[np.float32]) -> list[Turn]:
-        """Turns in mono `samples` at 16 kHz, in order of start; the pipeline gives no confidence."""
+    def hear(self, samples: NDArray[np.float32]) -> Diarized:
+        """Turns in mono `samples` at 16 kHz; the pipeline gives no confidence and keeps its embeddings to itself."""
         import torch
 
         answer = self.pipeline({"waveform": torch.from_numpy(np.array(samples))[None], "sample_rate": SPEECH_RATE_HZ})
         annotation = getattr(answer, "speaker_diarization", answer)
-        return [
-            Turn(str(label), float(segment.start), float(segment.end), None)
-            for segment, _, label in annotation.itertracks(yield_label=True)
-        ]
+        return Diarized(
+            [
+                Turn(str(label), float(segment.start), float(segment.end), None)
+                for segment, _, label in annotation.itertracks(yield_label=True)
+            ]
+        )

@@ -7,6 +7,7 @@ that starts; the weights alone need none of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.spans import SPEECH_RATE_HZ
+from schemas.stretches import Timed, runs
 from stages.engines.packaged import packaged
 
 F32 = NDArray[np.float32]
@@ -166,20 +168,28 @@ def _network() -> Any:
     return Network()
 
 
-def segment(network: Any, samples: F32, step_s: float, batch: int = 16) -> Windows:
-    """Windows over mono `samples` at 16 kHz, placed so that every frame is covered equally often."""
+def segment(network: Any, samples: F32, step_s: float, speech: Sequence[Timed], batch: int = 16) -> Windows:
+    """Windows over mono `samples` at 16 kHz, placed so that every frame is covered equally often.
+
+    In windows that hold nothing of `speech` nobody is active; the network is not asked.
+    """
     import torch
 
-    step = round(step_s * SPEECH_RATE_HZ / _STRIDE) * _STRIDE
+    step = max(1, round(step_s * SPEECH_RATE_HZ / _STRIDE)) * _STRIDE
     lead = _SIZE - step
     num_windows = -(-(len(samples) + lead) // step)
     padded = np.zeros((num_windows - 1) * step + _SIZE, np.float32)
     padded[lead : lead + len(samples)] = samples
-    sound_n = torch.from_numpy(padded)
+    starts = np.arange(num_windows) * step - lead
+    low, high = np.array([[each.start_s - FRAME_S, each.end_s + FRAME_S] for each in speech]).reshape(-1, 2).T
+    starts_s = starts[:, None] / SPEECH_RATE_HZ
+    is_spoken = np.any((starts_s < high) & (starts_s + WINDOW_S > low), axis=1)
+    scores = np.zeros((num_windows, WINDOW_FRAMES, NUM_SPEAKERS), np.float32)
     with torch.inference_mode():
-        parts = [
-            network(sound_n[low * step : (min(low + batch, num_windows) - 1) * step + _SIZE], step).numpy()
-            for low in range(0, num_windows, batch)
-        ]
-    first = np.round((np.arange(num_windows) * step - lead) / SPEECH_RATE_HZ / FRAME_S).astype(np.int64)
-    return Windows(np.concatenate(parts), first, -(-len(samples) // int(SPEECH_RATE_HZ * FRAME_S)))
+        for first, last in runs(np.asarray(is_spoken)).tolist():
+            for at in range(first, last, batch):
+                end = min(at + batch, last)
+                heard = torch.from_numpy(padded[at * step : (end - 1) * step + _SIZE])
+                scores[at:end] = network(heard, step).numpy()
+    frames = np.round(starts / SPEECH_RATE_HZ / FRAME_S).astype(np.int64)
+    return Windows(scores, frames, -(-len(samples) // int(SPEECH_RATE_HZ * FRAME_S)))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import pairwise
+from math import ceil
 from string import ascii_uppercase
 from typing import Any, Literal, Protocol
 
@@ -12,15 +15,18 @@ from numpy.typing import NDArray
 
 from schemas.fields import f, struct
 from schemas.records import SPEAKER, STRETCH, TURN, Row
-from schemas.spans import SPEECH_RATE_HZ, Speaker, Turn, overlaps
-from schemas.stretches import outside
+from schemas.spans import SPEECH_RATE_HZ, Speaker, Turn, alone, overlaps
+from schemas.stretches import Stretch, Timed, outside
 from stages.base import Context, Measure, Resources, StageConfig
+from stages.diarize.diarized import Diarized
 from stages.diarize.embedded import EmbeddedConfig, EmbeddedDiarizer
 from stages.diarize.pyannote import PyannoteDiarizer
-from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder
+from stages.engines.speakers import MIN_SPEECH_S
+from stages.engines.voice_memory import VoiceMemory
+from stages.media.decoder import Waveform
 
-MAX_EMBEDDED_S = 60.0
-"""Speech per speaker that enters the embedding; beyond a minute it no longer changes."""
+MAX_PIECE_S = 3.0
+"""Longest stretch that stands for one voice where the engine names none, as in `EmbeddedConfig.max_unit_s`."""
 
 
 class DiarizeConfig(StageConfig):
@@ -39,8 +45,8 @@ class DiarizeConfig(StageConfig):
 class Engine(Protocol):
     """What a diarizer must do."""
 
-    def turns(self, samples: NDArray[np.float32]) -> list[Turn]:
-        """Turns in mono `samples` at 16 kHz."""
+    def hear(self, samples: NDArray[np.float32]) -> Diarized:
+        """What is heard in mono `samples` at 16 kHz."""
         ...
 
 
@@ -48,7 +54,7 @@ class Diarize(Measure[DiarizeConfig]):
     """Speaker turns of the whole asset, so that a speaker keeps one label across its clips."""
 
     name = "diarize"
-    version = "2"
+    version = "3"
     level = "asset"
     reads = ("download.path", "probe.has_audio")
     adds = struct(
@@ -61,6 +67,11 @@ class Diarize(Measure[DiarizeConfig]):
         f("overlaps", pa.list_(STRETCH), doc="stretches in which two or more speak, on the asset clock"),
         f("num_speakers", pa.int32(), unit="count", doc="distinct speakers"),
         f("speakers", pa.list_(SPEAKER), doc="speakers in order of first appearance"),
+        f(
+            "alone",
+            pa.list_(STRETCH),
+            doc="stretches of up to 3 s in which one voice alone is heard, by which voices are compared; on the asset clock",
+        ),
         in_shard=False,
     )
     Config = DiarizeConfig
@@ -68,7 +79,7 @@ class Diarize(Measure[DiarizeConfig]):
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
-        self.encoder = ctx.model(SpeakerEncoder.load)
+        self.memory = VoiceMemory.of(ctx)
         self.engine: Engine
         if self.config.engine == "pyannote":
             self.engine = ctx.model(PyannoteDiarizer.load, self.config.weights, self.config.device)
@@ -77,17 +88,21 @@ class Diarize(Measure[DiarizeConfig]):
 
     def measure(self, row: Row) -> dict[str, Any]:
         if not row["probe"]["has_audio"]:
-            return {"engine": None, "turns": [], "overlaps": [], "num_speakers": 0, "speakers": []}
+            return {"engine": None, "turns": [], "overlaps": [], "num_speakers": 0, "speakers": [], "alone": []}
         sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=SPEECH_RATE_HZ, mono=True)
-        end_s = len(sound.samples) / SPEECH_RATE_HZ
-        turns = name_by_appearance([turn.within(0.0, end_s) for turn in self.engine.turns(sound.samples)])
-        start_s = float(sound.start)
+        start_s, end_s = float(sound.start), len(sound.samples) / SPEECH_RATE_HZ
+        heard = self.engine.hear(sound.samples)
+        turns = name_by_appearance([turn.within(0.0, end_s) for turn in heard.turns])
+        turns = [turn.moved(start_s) for turn in turns]
+        self.memory.keep(sound, {where.moved(start_s): told for where, told in heard.alone.items()})
+        alone_in = [where.moved(start_s) for where in heard.alone] or pieces_of(turns)
         return {
             "engine": self.config.engine,
-            "turns": [turn.moved(start_s).row() for turn in turns],
-            "overlaps": [stretch.moved(start_s).row() for stretch in overlaps(turns)],
+            "turns": [turn.row() for turn in turns],
+            "overlaps": [stretch.row() for stretch in overlaps(turns)],
             "num_speakers": len({turn.speaker for turn in turns}),
-            "speakers": [s.row() for s in describe_speakers(turns, sound.samples, self.encoder)],
+            "speakers": [each.row() for each in describe_speakers(turns, alone_in, sound, self.memory)],
+            "alone": [stretch.row() for stretch in alone_in],
         }
 
 
@@ -105,19 +120,32 @@ def _label(index: int) -> str:
     return (_label(tens - 1) if tens else "") + ascii_uppercase[ones]
 
 
-def describe_speakers(turns: list[Turn], samples: NDArray[np.float32], encoder: SpeakerEncoder) -> list[Speaker]:
+def pieces_of(turns: list[Turn]) -> list[Stretch]:
+    """The parts of `turns` in which nobody else speaks, long ones in equal pieces of at most `MAX_PIECE_S`."""
+    pieces = []
+    for turn in turns:
+        for part in alone(turn, turn.speaker, turns):
+            count = ceil(part.duration_s / MAX_PIECE_S)
+            edges = [part.start_s + part.duration_s * at / count for at in range(count + 1)]
+            pieces += [Stretch(*pair) for pair in pairwise(edges) if pair[1] - pair[0] >= MIN_SPEECH_S]
+    return sorted(pieces)
+
+
+def describe_speakers(turns: list[Turn], pieces: list[Stretch], sound: Waveform, memory: VoiceMemory) -> list[Speaker]:
     """The speakers in order of first appearance; the embedding is null with too little clean speech."""
     shared = overlaps(turns)
-    clean: dict[str, list[NDArray[np.float32]]] = {}
-    speech_s: dict[str, float] = {}
+    said: dict[str, list[Turn]] = {}
     for turn in turns:
-        speech_s[turn.speaker] = speech_s.get(turn.speaker, 0.0) + turn.end_s - turn.start_s
-        pieces = clean.setdefault(turn.speaker, [])
-        for part in outside(turn, shared):
-            pieces.append(samples[round(part.start_s * SPEECH_RATE_HZ) : round(part.end_s * SPEECH_RATE_HZ)])
+        said.setdefault(turn.speaker, []).append(turn)
     described = []
-    for speaker, pieces in clean.items():
-        speech = np.concatenate(pieces)[: int(MAX_EMBEDDED_S * SPEECH_RATE_HZ)] if pieces else np.zeros(0, np.float32)
-        embedding = encoder.embed(speech) if len(speech) >= MIN_SPEECH_S * SPEECH_RATE_HZ else None
-        described.append(Speaker(speaker, speech_s[speaker], None if embedding is None else embedding.tolist()))
+    for speaker, own in said.items():
+        clean = [part for turn in own for part in outside(turn, shared)]
+        embedding = memory.voice(sound, clean, pieces) if total_s(clean) >= MIN_SPEECH_S else None
+        told = None if embedding is None else embedding.tolist()
+        described.append(Speaker(speaker, total_s(own), told))
     return described
+
+
+def total_s(stretches: Iterable[Timed]) -> float:
+    """The seconds of all `stretches` together."""
+    return sum(each.duration_s for each in stretches)

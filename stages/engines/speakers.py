@@ -83,30 +83,29 @@ class Resemblyzer:
     def load(cls) -> Resemblyzer:
         """The network, ready."""
         import torch
-        from librosa.filters import mel
+
+        make_torchaudio_importable()
+        from torchaudio.functional import melscale_fbanks
 
         stored = torch.load(packaged("resemblyzer"), map_location="cpu", weights_only=True)["model_state"]
         network = _resemblyzer_network()
         network.load_state_dict({name: stored[name] for name in network.state_dict()})
-        return cls(network.eval(), mel(sr=SPEECH_RATE_HZ, n_fft=_WINDOW, n_mels=_NUM_MELS).astype(np.float32))
+        filters = melscale_fbanks(
+            _WINDOW // 2 + 1, 0.0, SPEECH_RATE_HZ / 2, _NUM_MELS, SPEECH_RATE_HZ, norm="slaney", mel_scale="slaney"
+        )
+        return cls(network.eval(), filters.T.numpy())
 
     def embed(self, pieces: Sequence[F32]) -> F32:
-        """Unit-length rows [n, 256], all partials of all pieces in batches."""
+        """Unit-length rows [n, 256], the partials of one piece in batches: what a piece gives hangs on no other."""
         import torch
 
-        partials: list[F32] = []
-        owner: list[int] = []
-        for index, piece in enumerate(pieces):
-            own = self._partials(piece)
-            partials += own
-            owner += [index] * len(own)
+        rows = []
         with torch.inference_mode():
-            batches = [
-                self.network(torch.from_numpy(np.stack(partials[first : first + 64]))).numpy()
-                for first in range(0, len(partials), 64)
-            ]
-        vectors, owners = np.concatenate(batches), np.array(owner)
-        return np.stack([unit(vectors[owners == index].mean(axis=0)) for index in range(len(pieces))])
+            for piece in pieces:
+                partials = torch.from_numpy(np.stack(self._partials(piece)))
+                vectors = torch.cat([self.network(batch) for batch in partials.split(64)])
+                rows.append(unit(vectors.numpy().mean(axis=0)))
+        return np.stack(rows)
 
     def _partials(self, samples: F32) -> list[F32]:
         """Mel power [160, 40] of each 1.6 s of `samples`; shorter sound is repeated to fill one."""

@@ -20,19 +20,22 @@ from schemas.stretches import Stretch, covered_s
 from stages.base import Context
 from stages.diarize.cluster import Bonds, VoicePiece, cluster_of, corrected_similarity, join
 from stages.diarize.embedded import (
+    PAUSES,
     EmbeddedConfig,
     EmbeddedDiarizer,
     active_runs,
     blocks,
     draw_turns,
+    hush,
     name_across,
     regroup,
     stitch,
 )
 from stages.diarize.pyannote import PyannoteDiarizer
-from stages.diarize.segmentation import FRAME_S, WINDOW_FRAMES, Windows
-from stages.diarize.stage import Diarize, DiarizeConfig, name_by_appearance
+from stages.diarize.segmentation import FRAME_S, WINDOW_FRAMES, Windows, segment
+from stages.diarize.stage import Diarize, DiarizeConfig, name_by_appearance, pieces_of
 from stages.engines.speakers import SpeakerEncoder, similarity, unit
+from stages.engines.voice_memory import VoiceMemory
 from tests.rows import asset_row, struct_of
 
 RANDOM = np.random.default_rng(11)
@@ -87,7 +90,7 @@ def test_silence_and_next_to_nothing(engine: EmbeddedDiarizer, num_samples: int)
 def test_stage_returns_what_it_declares(tmp_path: Path, context: Any, engine: EmbeddedDiarizer) -> None:
     path, _, truth = spoken(tmp_path, num_speakers=2, num_turns=4, overlap=0.5, seed=4)
     stage = Diarize(DiarizeConfig())
-    stage.ctx, stage.engine, stage.encoder = context, engine, engine.encoder
+    stage.ctx, stage.engine, stage.memory = context, engine, VoiceMemory.of(context)
     rows = [asset_row(path, probe=struct_of("probe", has_audio=flag)) for flag in (True, False)]
     found, nothing = stage.process(rows)
     assert isinstance(found, dict)
@@ -97,7 +100,27 @@ def test_stage_returns_what_it_declares(tmp_path: Path, context: Any, engine: Em
     assert all(np.linalg.norm(s["embedding"]) == pytest.approx(1, abs=1e-4) for s in found["speakers"])
     assert max(t["end_s"] for t in found["turns"]) <= truth["uem"][1] + 1e-3
     assert nothing["num_speakers"] == 0  # type: ignore[index]
+    pieces = Stretch.all_of(found["alone"])
+    assert max(piece.duration_s for piece in pieces) <= engine.config.max_unit_s + FRAME_S
+    assert not any(piece.overlap_s(both) > FRAME_S for piece in pieces for both in Stretch.all_of(found["overlaps"]))
     context.media.close()
+
+
+def test_windows_without_speech_are_not_listened_to(engine: EmbeddedDiarizer, tmp_path: Path) -> None:
+    _, samples, _ = spoken(tmp_path, num_speakers=2, num_turns=2, seed=5)
+    samples = np.concatenate([samples, np.zeros(12 * SPEECH_RATE_HZ, np.float32), samples])
+    speech = engine.voice.stretches(samples, PAUSES)
+    some, every = (segment(engine.network, samples, 0.5, s) for s in (speech, [Stretch(0, 1e3)]))
+    is_heard = some.scores.any(axis=(1, 2))
+    assert 5 < (~is_heard).sum() < len(is_heard) / 2
+    np.testing.assert_allclose(some.scores[is_heard], every.scores[is_heard], atol=1e-3)
+    loudest, truth = (hush(stitch(windows), speech).max(axis=1) for windows in (some, every))
+    np.testing.assert_allclose(loudest, truth, atol=1e-3)
+
+
+def test_a_pipeline_that_names_no_pieces_has_its_turns_cut() -> None:
+    turns = [Turn("A", 0, 7), Turn("B", 6, 8), Turn("A", 8, 8.3)]
+    assert pieces_of(turns) == [Stretch(0, 3), Stretch(3, 6), Stretch(7, 8)]
 
 
 def test_real_two_speaker_recordings(media_dir: Path, engine: EmbeddedDiarizer, context: Any) -> None:
@@ -130,7 +153,7 @@ def test_a_local_pyannote_pipeline_runs(tmp_path: Path) -> None:
         "params:\n  segmentation: {threshold: 0.44, min_duration_off: 0.3}\n"
         "  clustering: {method: complete, min_cluster_size: 1, threshold: 0.45}\n"
     )
-    turns = PyannoteDiarizer.load(str(tmp_path), "cpu").turns(samples)
+    turns = PyannoteDiarizer.load(str(tmp_path), "cpu").hear(samples).turns
     missed = sum(t["end"] - t["start"] for t in truth["speaker_turns"]) - sum(
         covered_s(Stretch(t["start"], t["end"]), [f]) for t in truth["speaker_turns"] for f in turns
     )
