@@ -19,6 +19,7 @@ from stages.asset_pass import Seen
 from stages.base import Context
 from stages.shot_split.content import Boundary, ContentDetector, blends, combine, examine, lasting, survey
 from stages.shot_split.stage import ShotSplit, ShotSplitConfig, make_detector, partition
+from stages.shot_split.transnet import HybridDetector, Looks, TransNet, shared_spans
 from tests.rows import asset_row
 
 FPS = 25.0
@@ -219,8 +220,6 @@ def test_stage_finds_the_cuts_of_a_coded_file(tmp_path: Path, context: Context, 
 def test_network_answers_as_its_authors_code_does() -> None:
     import torch
 
-    from stages.shot_split.transnet import TransNet
-
     state = torch.random.get_rng_state()
     net = TransNet()
     assert torch.equal(state, torch.random.get_rng_state()), "loading must not reseed the process"
@@ -234,8 +233,6 @@ def test_network_answers_as_its_authors_code_does() -> None:
 
 
 def test_hybrid_asks_the_network_only_in_doubt() -> None:
-    from stages.shot_split.transnet import HybridDetector
-
     asked: list[int] = []
     detector = HybridDetector()
     look = detector.net.look
@@ -245,10 +242,40 @@ def test_hybrid_asks_the_network_only_in_doubt() -> None:
     assert asked == []
     dissolve = np.concatenate([film[:45], blend(film[45:60], film[60:75]), film[75:]])
     (soft,) = detector.detect(dissolve, FPS)
-    assert asked
+    assert len(asked) == len(set(asked)) > 0
     assert soft.kind == "gradual"
     assert abs(soft.start - 45) <= 3
     assert abs(soft.end - 60) <= 3
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(-2, 400), st.integers(1, 130)), max_size=8))
+def test_a_window_shows_enough_around_every_frame_it_answers_for(places: list[tuple[int, int]]) -> None:
+    asked: list[int] = []
+
+    class Echo:
+        """Answers with the number of every frame of the window."""
+
+        def look(self, thumbs: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+            asked.append(first)
+            return np.arange(first, first + 100.0), -np.arange(first, first + 100.0)
+
+    runs = [(first, first + length) for first, length in places]
+    looks = Looks(Echo(), np.zeros((1, 27, 48, 3), np.uint8), runs)
+    for first, end in runs:
+        middle, inside = looks.at(first, end)
+        assert middle.tolist() == list(range(first, end))
+        assert (-inside).tolist() == list(range(first, end))
+    assert len(asked) == len(set(asked)) <= sum(-(-length // 50) for _, length in places)
+    for start, stop in shared_spans(runs):
+        window = (start + stop + 1 - 100) // 2
+        assert window in asked
+        assert window + 25 <= start < stop <= window + 75
+
+
+def test_neighbouring_places_share_a_window() -> None:
+    assert shared_spans([(65, 68), (70, 73), (114, 117), (430, 433)]) == [(65, 73), (114, 117), (430, 433)]
+    assert shared_spans([(100, 165)]) == [(100, 150), (150, 165)]
 
 
 def test_hybrid_trusts_content_alone_at_a_few_frames_per_second() -> None:
