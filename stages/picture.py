@@ -99,7 +99,7 @@ class Glimpse(NamedTuple):
 
 
 class Watch:
-    """Collects what is needed of grey pictures as they pass: 40 bytes a frame, and 0.6 kB for each that is sampled."""
+    """Collects what is needed of grey pictures as they pass: 0.3 kB a frame, and 1 kB for each that is sampled."""
 
     look = Look(long_side_px=LONG_SIDE_PX, format="gray")
 
