@@ -26,10 +26,10 @@ demo: $(VENV)/.ready
 	$(BIN)/nava-curate verify $(DEMO)/run
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 quick: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not ray and not slow"
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not ray and not slow"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -46,6 +46,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.loader --json build/loader.json
 	$(BIN)/python -m benchmarks.step --json build/step.json
 	$(BIN)/python -m benchmarks.scale --json build/scale.json
+	$(BIN)/python -m benchmarks.curation --json build/curation.json
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from pipeline import pack
@@ -23,6 +24,8 @@ from schemas.plain_arrow import without_pandas
 
 SHOWN_EVERY_S = 0.5
 ANSWERED_S = 5.0
+COUNTED_EVERY = 4
+"""Looks at the workers from one look at Ray's processes to the next, which takes some milliseconds."""
 PACKED_AHEAD = 2
 """Shard tasks handed out per CPU: their clips are held in memory until they run."""
 
@@ -114,8 +117,6 @@ class OnRay:
         stop = threading.Event()
 
         def look() -> None:
-            if self._family is not None:
-                self._family.look()
             try:
                 snapshot = self._snapshot(ANSWERED_S)
             except (self._ray.exceptions.RayError, TimeoutError):
@@ -125,8 +126,12 @@ class OnRay:
             show(snapshot)
 
         def watch() -> None:
-            while not stop.wait(SHOWN_EVERY_S):
+            for number in count():
+                if stop.wait(SHOWN_EVERY_S):
+                    return
                 look()
+                if self._family is not None and number % COUNTED_EVERY == 0:
+                    self._family.look()
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()

@@ -8,7 +8,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -97,6 +97,11 @@ def _read(name: str) -> bytes:
         return b""
 
 
+def command(pid: int) -> str:
+    """The arguments of a process, or the title it gave itself; empty once it has ended."""
+    return _read(f"{pid}/cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
+
+
 class Family:
     """The descendants of a process, each as it was at the last look: what those spent that nobody waited for is not forgotten.
 
@@ -113,6 +118,13 @@ class Family:
         found = {(each.pid, each.began): each for each in below(self.pid)}
         self._seen |= found
         self._living = set(found)
+
+    def ended(self, pid: int, cpu_s: float) -> None:
+        """A child was waited for: all that it and those it has waited for have spent, as the kernel then says."""
+        known = [each for each in self._seen.values() if each.pid == pid]
+        last = known[-1] if known else Process(pid, self.pid, 0, cpu_s, 0.0)
+        self._seen[pid, last.began] = replace(last, ended_s=max(last.ended_s, cpu_s - last.own_s))
+        self._living.discard((pid, last.began))
 
     def cpu_s(self, without: Iterable[int] = ()) -> float:
         """CPU seconds of all that were seen and of what they waited for; `without` and what descends from those left out."""
