@@ -29,6 +29,7 @@ from model.network.tokens import Sample
 from model.training.parallel import open_world
 from model.training.train import Training
 from pipeline.ask.queries import Run, balance
+from pipeline.ask.stats import stats
 from pipeline.ask.verify import problems
 from pipeline.config import load_recipe
 from pipeline.demo import ball_clip
