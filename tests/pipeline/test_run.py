@@ -89,6 +89,20 @@ def test_the_demo_keeps_rejects_and_errs_for_stated_reasons(demo_run: Path) -> N
     assert not list(problems(Run(str(demo_run))))
 
 
+@starts_ray
+def test_the_demo_accounts_for_every_cpu_second_it_took(demo_run: Path) -> None:
+    answer = stats(Run(str(demo_run)))
+    (done,) = answer.invocations
+    assert done.is_whole
+    assert done.cpu.total == pytest.approx(answer.cpu_s, rel=1e-3), "nothing was lost or measured twice"
+    assert set(answer.cost) == set(done.cpu.stages)
+    assert min(done.cpu.packing, done.cpu.workers, done.cpu.driver, done.cpu.ray or 0.0) > 0.5
+    assert 0 < done.utilisation < 1.1
+    assert answer.decodes.before_cutting is not None
+    assert answer.decodes.with_cutting is not None
+    assert 1 <= answer.decodes.before_cutting < answer.decodes.with_cutting
+
+
 def test_demo_shards_open_with_webdataset_and_play(demo_run: Path) -> None:
     import io
 
