@@ -43,8 +43,8 @@ class Face:
 class FaceDetector:
     """CenterFace in onnxruntime, in 8 bits. About 11 ms for 512 x 288 on one core; finds frontal and half-turned faces.
 
-    Against the packaged floats, which cost twice that, it misses 1 face in 200 and reports as many more, all of them
-    doubtful to both (docs/quality.md). `benchmarks/quantise_faces.py` makes its file.
+    Against the packaged floats, which cost twice that, it misses 1 face in 110, nearly all of them doubtful to both, and
+    reports 1 in 570 more (docs/quality.md). `benchmarks/quantise_faces.py` makes its file.
     """
 
     def __init__(self) -> None:
