@@ -31,8 +31,9 @@ from tests.pipeline.toy_run import advance
 from tests.pipeline.toy_run import toy_source as unit
 
 BY_THE_WAY = {"cost", "download.attempts"}
-OF_COST = ("cost", "overhead", "cpu_s", "invocations")
 """Columns that tell how a run went, not what it found."""
+OF_COST = ("cost", "overhead", "cpu_s", "invocations")
+"""The same of answers."""
 
 
 @pytest.fixture(scope="module")
