@@ -267,7 +267,7 @@ PAUSES = VoiceConfig(onset=0.4, offset=0.25, min_silence_s=0.15, pad_s=0.04)
 class EmbeddedDiarizer:
     """Segmentation from whisperx's wheel, voices from `SpeakerEncoder`, pauses from Silero.
 
-    Needs no download. Ten to twelve times real time on one core at half a second per step. Two voices recorded alike
+    Needs no download. About 15 times real time on one core at half a second per step. Two voices recorded alike
     are told apart from about two seconds each; dense overlap in one distant microphone is beyond it.
     Figures: docs/quality.md.
     """
