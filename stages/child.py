@@ -170,6 +170,11 @@ class Child:
         """The answer to a request without chunks; errors as for `request`."""
         return list(self.request(operation, arguments, timeout_s))[-1]["done"]
 
+    @property
+    def cpu_s(self) -> float:
+        """Processor seconds it has used, as of its last answer."""
+        return self._cpu_s
+
     def cpu_since(self) -> float:
         """Processor seconds it used since the last call, as of its last answer."""
         used, self._known_cpu_s = max(0.0, self._cpu_s - self._known_cpu_s), self._cpu_s

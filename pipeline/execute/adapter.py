@@ -259,7 +259,7 @@ class Worker:
         """Processor time of this worker, of children that ended and of the decoder child that still runs."""
         own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
         decoder = vars(self.context).get("media")
-        decoding = 0.0 if decoder is None else decoder.cpu_s
+        decoding = 0.0 if decoder is None else decoder.cpu_s - decoder.ended_cpu_s
         return float(own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime + decoding)
 
     def _stage(self, spec: StageSpec) -> Measure[Any] | Split[Any]:

@@ -145,6 +145,8 @@ class Decoder:
         self.retire_gb = retire_gb
         self.cpu_s = 0.0
         """Processor time of the children so far."""
+        self.ended_cpu_s = 0.0
+        """Of those that were ended: the system has told it to this process as its ended children's."""
         self.frames_decoded = 0
         """Pictures they decoded so far, whatever for."""
         self._idle: list[_DecoderChild] = []
@@ -329,7 +331,7 @@ class Decoder:
             self.cpu_s += child.cpu_since()
             self.frames_decoded += child.counted_since()[FRAMES_DECODED]
             if child.is_busy or child.has_grown:
-                child.kill()
+                self._end(child)
             else:
                 self._idle.append(child)
             if not is_whole and "out" in arguments:
@@ -343,8 +345,12 @@ class Decoder:
             child = self._idle.pop()
             if child.exit_status is None:
                 return child
-            child.kill()
+            self._end(child)
         return _DecoderChild(self.memory_gb, self.retire_gb)
+
+    def _end(self, child: _DecoderChild) -> None:
+        child.kill()
+        self.ended_cpu_s += child.cpu_s
 
     def _scratch(self, name: str) -> Path:
         self.scratch_dir.mkdir(parents=True, exist_ok=True)

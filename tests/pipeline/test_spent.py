@@ -13,7 +13,11 @@ import polars as pl
 import pytest
 
 from pipeline.ask.stats import Decodes, decodes, stats
-from pipeline.config import load_recipe
+from pipeline.config import load_recipe, parse_recipe
+from pipeline.demo import flash_and_click
+from pipeline.demo.write import Encoding
+from pipeline.execute.adapter import Worker
+from pipeline.execute.monitor import Monitor
 from pipeline.execute.processes import Family, cpu_s
 from pipeline.execute.spent import SPENT, Bill, Book, invocations
 from pipeline.plan import make_plan
@@ -79,6 +83,21 @@ def test_a_family_counts_every_process_once_whatever_becomes_of_it() -> None:
     family.look()
     assert family.cpu_s() == pytest.approx(living, abs=0.02), "what it spent is not forgotten"
     assert cpu_s() - before_s >= living
+
+
+@pytest.mark.parametrize("retire_gb", [0.01, 1.0])
+def test_a_worker_counts_its_decoder_once_whether_it_lives_or_was_replaced(
+    retire_gb: float, toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    flash_and_click(tmp_path / "film.mp4", 2.0, Encoding(width_px=640, height_px=480))
+    worker = Worker(make_plan(parse_recipe(toy_recipe)), (0, 0), "", Monitor())
+    worker.context.media.retire_gb = retire_gb
+    before_s, told_before_s = cpu_s(), worker._cpu_s()
+    for _ in range(3):
+        assert sum(len(run.images) for run in worker.context.media.iter_frames(tmp_path / "film.mp4")) == 50
+    assert (worker.context.media.ended_cpu_s > 0) == (retire_gb < 1)
+    assert worker._cpu_s() - told_before_s == pytest.approx(cpu_s() - before_s, rel=0.1, abs=0.05)
+    worker.close()
 
 
 def test_the_record_of_a_run_is_what_its_process_cost(tmp_path: Path) -> None:
