@@ -32,7 +32,7 @@ CHILDREN_EVERY = 4
 """Ticks between two looks at the children."""
 IN_NETWORK = re.compile(r"\.(forward|run|compute_face_descriptor)\(")
 """The line of Python that a compiled network is called from."""
-NETWORK_PACKAGES = ("/torch/", "/onnxruntime/")
+NETWORK_PACKAGES = ("/torch/", "/onnxruntime/", "/ai_edge_litert/")
 RECOGNISER = "stages.transcribe"
 NOT_HERE = ("cut", "duplicates")
 """Stages that come after a look at the whole run."""
