@@ -46,8 +46,6 @@ ONE_FACE = 0.6
 """Overlap of two followed faces from which they are one, on which a wandering mesh has come to rest."""
 UNCONFIRMED_S = 2.1
 """A mesh that no detection has confirmed for this long has wandered off onto something else."""
-MESH_FPS = 15.0
-"""Meshes a second: twice what a syllable (about 0.2 s) asks for."""
 CUT_CHANGE, CUT_CONTRAST, CUT_AGAINST = 8.0, 3.0, 8
 """Mean change of a picture, in grey levels, at which a shot may begin, if it is so many times the median of as many before."""
 STILL_CHANGE, STILL_S, STIRRED = 0.15, 0.3, 2.0
@@ -110,7 +108,7 @@ class FaceTracker:
     """Follows every face through the pictures of one file.
 
     Detection costs most, so it runs every `detect_every_s` to find newcomers and to confirm who is there, and where the picture
-    changes as at a cut; in between each face is handed from mesh to mesh, `MESH_FPS` times a second. Where the picture stands
+    changes as at a cut; in between each face is handed from mesh to mesh, picture by picture. Where the picture stands
     still, or is flat, nobody looks. Holds 0.9 kB a face and mesh, and up to 200 kB of portraits a face and shot.
     """
 
@@ -123,7 +121,7 @@ class FaceTracker:
         self._changes: list[float] = []
         self._thumb: Array | None = None
         self._size, self._end_s = (0, 0), 0.0
-        self._detected_s = self._meshed = -np.inf
+        self._detected_s = -np.inf
         self._still_since_s = np.inf
         self._stirred = 0.0
 
@@ -137,13 +135,10 @@ class FaceTracker:
             is_cut = self._is_cut(change)
             is_still = not is_cut and time_s - self._still_since_s >= STILL_S
             is_due = is_cut or time_s - self._detected_s >= self.detect_every_s
-            slot = time_s * MESH_FPS // 1
             if is_due:
                 self._detected_s = time_s
                 self._detect(picture, time_s, is_still=is_still, is_cut=is_cut)
-            if is_due or slot != self._meshed:
-                self._meshed = slot
-                self._step(picture, time_s, is_still=is_still)
+            self._step(picture, time_s, is_still=is_still)
 
     def _change(self, picture: Planes, time_s: float) -> float:
         """Mean absolute difference to the picture before, in grey levels; notes since when hardly anything has changed."""
@@ -363,9 +358,9 @@ def _confirm(alive: list[_Alive], faces: list[Face], time_s: float, max_faces: i
 
 
 def with_crops(seen: Tracks, runs: Iterable[Frames], crop_px: int) -> Tracks:
-    """`seen` with a square crop of every face in each of the pictures, yuv420p, from its first mesh until the last has passed.
+    """`seen` with a square crop of every face in each of the pictures, yuv420p, from its first mesh to its last.
 
-    The square is that of the mesh, in between interpolated.
+    The square is that of the mesh; where the face was lost for a moment it is interpolated.
     """
     times: list[list[float]] = [[] for _ in seen.faces]
     crops: list[list[Array]] = [[] for _ in seen.faces]
@@ -373,7 +368,7 @@ def with_crops(seen: Tracks, runs: Iterable[Frames], crop_px: int) -> Tracks:
         for planes, time_s in zip(run.images, run.times_s.tolist(), strict=True):
             picture = Planes(planes)
             for face, when, kept in zip(seen.faces, times, crops, strict=True):
-                if face.times_s[0] - TOLERANCE_S <= time_s < face.times_s[-1] + 1 / MESH_FPS:
+                if face.times_s[0] - TOLERANCE_S <= time_s <= face.times_s[-1] + TOLERANCE_S:
                     x, y, side_px = (np.interp(time_s, face.times_s, column) for column in face.squares.T)
                     when.append(time_s)
                     kept.append(_crop(picture.rgb, np.array([x, y]), side_px / MESH_MARGIN, crop_px))
