@@ -112,10 +112,36 @@ class SeesDouble(FaceDetector):
 
 def test_a_face_followed_twice_counts_once(photograph: Any) -> None:
     tracker = FaceTracker(SeesDouble(), FaceMesh(), detect_every_s=10.0, max_faces=3)
-    seen = followed(tracker, run_of([photograph] * 25))
+    seen = followed(tracker, run_of([np.roll(photograph, n % 2, axis=1) for n in range(25)]))
     kept, given_up = (len(face.times_s) for face in seen.faces)
     assert kept == 25
     assert 0 < given_up < 20, "the second was followed until it had wandered onto the first"
+
+
+def test_nobody_looks_where_the_picture_stands_still_or_is_flat(photograph: Any) -> None:
+    class Counting(FaceMesh):
+        num = 0
+
+        def fit(self, *arguments: Any) -> Any:
+            self.num += 1
+            return super().fit(*arguments)
+
+    mesh = Counting()
+    tracker = FaceTracker(FaceDetector(), mesh, detect_every_s=0.4, max_faces=3)
+    seen = followed(tracker, run_of([photograph] * 50 + [np.zeros_like(photograph)] * 10))
+    (face,) = seen.faces
+    assert len(face.times_s) == 50, "it is still there"
+    assert mesh.num < 15
+
+
+def test_a_cut_to_another_face_is_another_person(photograph: Any, tracker: FaceTracker) -> None:
+    tall = np.ascontiguousarray(photograph[40:, 20:300][:240, :280])
+    stranger = np.roll(255 - tall[:, ::-1], 3, axis=0)
+    first = [np.roll(tall, n % 2, axis=1) for n in range(15)]
+    followed(tracker, run_of([*first, *([stranger] * 3), *first]))
+    before, after = tracker.tracks(0, 0.6), tracker.tracks(18 / 25, 33 / 25)
+    assert [len(face.times_s) for face in before.faces] == [15]
+    assert [face.times_s[0] for face in after.faces] == [pytest.approx(18 / 25)]
 
 
 def test_with_an_encoder_a_track_knows_who_it_is(photograph: Any) -> None:
