@@ -61,9 +61,9 @@ class Resources(StageConfig):
 M = TypeVar("M")
 
 
-def keeps(stage: str, found: Mapping[str, Any]) -> bool:
-    """Nothing is turned away."""
-    return False
+def everything(stage: str, found: Mapping[str, Any]) -> bool:
+    """All is shown."""
+    return True
 
 
 @dataclass(eq=False)
@@ -82,8 +82,11 @@ class Context:
     """What each stage's answers are the answers of, by name: version, settings and what it reads."""
     cuts_dir: str = ""
     """Where the media of cut clips are left for the shards: a local folder or an fsspec URL of the run."""
-    turns_away: Callable[[str, Mapping[str, Any]], bool] = keeps
-    """Whether a gate behind a stage would turn a row with this struct away, for a stage that can tell roughly before it looks."""
+    admits: Callable[[str, Mapping[str, Any]], bool] = everything
+    """Whether an asset of which a stage found this at a first look is shown to all others; not if a gate will turn it away.
+
+    Raises MachineError where there is no room for what they keep of it.
+    """
     _models: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property

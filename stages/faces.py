@@ -105,6 +105,8 @@ class Faces(Measure[FacesConfig]):
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
+        ctx.model(FaceDetector)
+        ctx.model(FaceMesh)
         self.encoder = ctx.model(FaceEncoder.load) if self.config.identity == "dlib" else None
 
     def measure(self, row: Row) -> dict[str, Any]:

@@ -86,6 +86,6 @@ class Probe(Measure[ProbeConfig]):
         told = media.probe(path, decode=False)
         if not self.config.decode:
             return told
-        if self.ctx.turns_away(self.name, told):
+        if not self.ctx.admits(self.name, told):
             return media.probe(path)
         return media.probe(path, picture=self.ctx.asset_pass.seen(path).picture)

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,7 @@ class Worker:
         self._scratch = Scratch("worker")
         configs = {spec.name: spec.config for spec in plan.stages}
         hashes = {spec.name: spec.hash for spec in plan.stages}
-        self.context = Context(
-            Path(self._scratch.name), store_dir, plan.recipe.decoder, configs, hashes, cuts_dir, self._turns_away
-        )
+        self.context = Context(Path(self._scratch.name), store_dir, plan.recipe.decoder, configs, hashes, cuts_dir)
         self._looks = LookCosts()
         self._setup = Spent()
         self._ready: dict[str, Measure[Any] | Split[Any]] = {}
@@ -101,6 +100,7 @@ class Worker:
         parts: list[Unit] = []
         poison = self.monitor.begin(unit.key)
         self.context.asset_pass.expect = lambda: self._looks.of(self._watching(unit))
+        self.context.admits = partial(self._admits, unit)
         for at, spec in enumerate(self.group.stages):
             if at == self._divides_at:
                 parts = divide(self.plan, unit)
@@ -131,8 +131,14 @@ class Worker:
                     found.setdefault(wish, spec.name)
         return found
 
-    def _turns_away(self, stage: str, found: Struct) -> bool:
-        return turns_away(self.plan, stage, found)
+    def _admits(self, unit: Unit, stage: str, found: Struct) -> bool:
+        """See `Context.admits`."""
+        if turns_away(self.plan, stage, found):
+            return False
+        for spec in self.group.stages:
+            if spec.cls.is_watching:
+                self._check_room(spec, unit, (found["duration_us"] or 0) / 1e6)
+        return True
 
     def _run(self, spec: StageSpec, unit: Unit, poison: Sequence[Poison]) -> None:
         restore_failures(spec, unit)
@@ -195,7 +201,8 @@ class Worker:
         """One call of the stage; a batch that fails as a whole is tried row by row."""
         ids = [node.row_id for node in batch]
         self.monitor.enter(unit.key, spec.name, ids)
-        self._check_room(spec, unit, batch)
+        if not spec.cls.is_watching:
+            self._check_room(spec, unit, sum(node.media_s for node in batch))
         limit_s = sum(_limit_s(spec, node) for node in batch)
         with self._limited(spec, unit.key, ids, limit_s):
             outcome = self._attempt(spec, unit, batch)
@@ -214,9 +221,9 @@ class Worker:
             if not spec.is_split:
                 node.structs[spec.column] = result
 
-    def _check_room(self, spec: StageSpec, unit: Unit, batch: Sequence[Node]) -> None:
+    def _check_room(self, spec: StageSpec, unit: Unit, media_s: float) -> None:
         """Raises MachineError where the scratch folder has less room than the stage says it takes."""
-        need_gb = spec.resources.scratch_gb_per_h * sum(node.media_s for node in batch) / 3600
+        need_gb = spec.resources.scratch_gb_per_h * media_s / 3600
         folder = self.context.scratch_dir
         if need_gb and need_gb * 1e9 > (free := shutil.disk_usage(folder).free):
             msg = (

@@ -12,6 +12,7 @@ from pipeline.demo.clips import flash_and_click
 from pipeline.demo.write import Encoding
 from pipeline.execute.looks import LookCosts
 from pipeline.ledger import Ledger
+from schemas.errors import MachineError
 from schemas.records import Cost, Level
 from stages.asset_pass import Spent
 from stages.base import Context
@@ -61,3 +62,8 @@ def test_each_stage_pays_for_its_own_look(context: Context) -> None:
 def test_what_the_header_turns_away_is_not_shown(film: Path, tmp_path: Path) -> None:
     curate(film, tmp_path / "run", "gates.probe.height_px={min: 1000}")
     assert {each["stage"] for each in cost_of(tmp_path / "run")} == {"download", "probe"}
+
+
+def test_what_the_looks_have_no_room_for_is_not_begun(film: Path, tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match=r"shot_split takes about .* GB of scratch"):
+        curate(film, tmp_path / "run", "resources.shot_split.scratch_gb_per_h=1e9")

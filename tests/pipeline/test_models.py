@@ -34,7 +34,8 @@ def test_no_weights_are_loaded_twice_by_a_worker_with_all_stages(
     context = Context(tmp_path, cuts_dir=str(tmp_path / "cuts"))
     for name, config in load_recipe("quickstart").stage_configs().items():
         stages.load(name)(config).setup(context)
-    weights = {name for name in table if not name.endswith((".png", ".jpg"))}
+    only_made_from = {"centerface"}
+    weights = {name for name in table if not name.endswith((".png", ".jpg"))} - only_made_from
     assert table.looked_up == Counter(weights)
 
 
