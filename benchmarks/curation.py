@@ -65,6 +65,8 @@ def spent(
 ) -> tuple[float, float, str]:
     """CPU seconds of a command and all its processes, wall seconds, and what it printed. Raises CalledProcessError."""
     family, began = Family(), time.monotonic()
+    family.look()
+    before_s = family.cpu_s()
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complained:
         process = subprocess.Popen(
             command, stdout=said, stderr=complained, env=os.environ | dict(environment), cwd=cwd, start_new_session=True
@@ -83,7 +85,7 @@ def spent(
     if process.returncode and not may_fail:
         print(text[-2000:], complaints[-4000:], sep="\n", file=sys.stderr)
         raise subprocess.CalledProcessError(process.returncode, list(command))
-    return family.cpu_s(), time.monotonic() - began, text
+    return family.cpu_s() - before_s, time.monotonic() - began, text
 
 
 def decode(path: str) -> Figures:
