@@ -80,7 +80,9 @@ def test_a_family_counts_every_process_once_whatever_becomes_of_it() -> None:
     living = family.cpu_s() - others_s
     assert living >= 0.58, "its own and that of the child it has waited for, to the tick"
     assert cpu_s() - before_s >= living, "a process knows what its living children have spent"
-    assert family.cpu_s(without=[process.pid]) == pytest.approx(others_s, abs=0.02), "what descends from it left out as well"
+    assert family.cpu_s(without=[process.pid]) == pytest.approx(others_s, abs=0.02), (
+        "what descends from it left out as well"
+    )
     process.communicate()
     family.look()
     assert family.cpu_s() - others_s == pytest.approx(living, abs=0.02), "what it spent is not forgotten"
