@@ -129,6 +129,7 @@ def test_a_hanging_row_ends_its_worker_and_is_not_tried_again(toy_recipe: dict[s
     assert ("error", "timeout") in statuses(done.clips)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy_recipe")
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(recipe=toy_recipes(), sources=toy_sources())

@@ -135,6 +135,7 @@ def test_real_two_speaker_recordings(media_dir: Path, engine: EmbeddedDiarizer, 
     context.media.close()
 
 
+@pytest.mark.slow
 def test_blocks_are_joined_by_voice(engine: EmbeddedDiarizer, encoder: SpeakerEncoder, tmp_path: Path) -> None:
     _, samples, truth = spoken(tmp_path, num_speakers=2, num_turns=10, seed=6)
     small = EmbeddedDiarizer(EmbeddedConfig(block_s=20), engine.network, encoder, engine.voice)

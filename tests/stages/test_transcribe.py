@@ -268,6 +268,7 @@ def test_words_given_for_a_silent_file_are_dropped_and_counted(context: Any, tmp
     context.media.close()
 
 
+@pytest.mark.slow
 def test_a_second_engine_tells_a_right_transcript_from_a_changed_one(media_dir: Path, context: Any) -> None:
     path = media_dir / "speech" / "harvard_spk1_snt4.wav"
     config = TranscribeConfig(second="pocketsphinx")

@@ -186,6 +186,7 @@ def captions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+@pytest.mark.slow
 def test_words_voices_and_latents_belong_to_their_window(home: Path, tmp_path: Path, captions: list[str]) -> None:
     network = TINY.model_copy(update={"max_text_tokens": 128})
     encoder = ClipEncoder(settings(home, max_windows=2, max_frames=25, min_frames=5), network)

@@ -129,6 +129,7 @@ def test_single_modalities(folder: Path, tmp_path: Path, options: list[str], kin
     assert set(_streams(written)) == kinds
 
 
+@pytest.mark.slow
 def test_every_option_reaches_the_sampler(folder: Path, tmp_path: Path) -> None:
     """Each option alone changes the latents; two that cannot matter here do not."""
     voice = ["--voice", str(folder / "voice.wav"), "--voice", "none"]

@@ -36,6 +36,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_what_is_reported_follows_from_the_errors_of_every_sample(data: Path, tmp_path: Path) -> None:
     config = recipe(data, output={"log_every_steps": 2, "has_tensorboard": True})
     assert train(config, tmp_path) == 6

@@ -188,6 +188,7 @@ def test_drift_is_taken_out_around_the_middle() -> None:
         assert repair.heard_at(at + late, span) == pytest.approx(at, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_repair_that_does_not_help_is_an_error(tmp_path: Path, make_row: Any, context: Context) -> None:
     """The row claims 400 ms; the clip is in sync. Moving it makes it worse, and that is found out."""
     clip = measured_clip(talking_clip(tmp_path / "good.mp4", who="dan", seed=11).path, make_row, context)
