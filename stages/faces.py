@@ -65,6 +65,12 @@ class FaceWatch:
         return seen
 
 
+def load_networks(ctx: Context) -> None:
+    """Loads what every watch needs, for stages that ask one. Raises what its packages raise where they are missing."""
+    ctx.model(FaceDetector)
+    ctx.model(FaceMesh)
+
+
 def watched_faces(ctx: Context) -> Wish:
     """The watch that all stages look at, set as the recipe sets stage `faces`."""
     return FaceWatch, ctx.configs.get("faces") or FacesConfig()
@@ -105,8 +111,7 @@ class Faces(Measure[FacesConfig]):
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
-        ctx.model(FaceDetector)
-        ctx.model(FaceMesh)
+        load_networks(ctx)
         self.encoder = ctx.model(FaceEncoder.load) if self.config.identity == "dlib" else None
 
     def measure(self, row: Row) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class Worker:
         groups = plan.passes[self.number].groups
         self.group = groups[group]
         self.is_last = group == len(groups) - 1
+        self._first = groups[0].stages[0]
         divided, at = divides_at(plan, self.number) or (None, 0)
         self._divides_at = at if divided == group else None
         self.monitor, self.ends_late = monitor, ends_late
@@ -123,21 +124,26 @@ class Worker:
     def _watching(self, unit: Unit) -> dict[Wish, str]:
         """Which observers stages of this group will ask about `unit`, each with the stage that does first."""
         found: dict[Wish, str] = {}
-        for spec in self.group.stages:
-            rows = unit.rows(spec.cls.level)
-            if not rows or any(node.verdict is None and node.hashes.get(spec.name) != spec.hash for node in rows):
-                wish = spec.cls.watches(spec.config, self.context)
-                if wish is not None:
-                    found.setdefault(wish, spec.name)
+        for spec in self._watchers(unit):
+            wish = spec.cls.watches(spec.config, self.context)
+            if wish is not None:
+                found.setdefault(wish, spec.name)
         return found
+
+    def _watchers(self, unit: Unit) -> Iterator[StageSpec]:
+        """The stages of this group that will ask what the asset pass saw of `unit`."""
+        for spec in self.group.stages:
+            rows = unit.rows(spec.cls.level) if spec.cls.is_watching else ()
+            is_new = not rows or any(node.verdict is None and node.hashes.get(spec.name) != spec.hash for node in rows)
+            if spec.cls.is_watching and is_new:
+                yield spec
 
     def _admits(self, unit: Unit, stage: str, found: Struct) -> bool:
         """See `Context.admits`."""
         if turns_away(self.plan, stage, found):
             return False
-        for spec in self.group.stages:
-            if spec.cls.is_watching:
-                self._check_room(spec, unit, (found["duration_us"] or 0) / 1e6)
+        for spec in self._watchers(unit):
+            self._check_room(spec, unit, (found["duration_us"] or 0) / 1e6)
         return True
 
     def _run(self, spec: StageSpec, unit: Unit, poison: Sequence[Poison]) -> None:
@@ -147,6 +153,11 @@ class Worker:
         if spec.cls.skips_rejected:
             new = without_rejected(self.plan, spec, new)
         if new:
+            if spec is not self._first:
+                for watcher in self._watchers(unit):
+                    self._stage(
+                        watcher
+                    )  # whoever has the asset decoded, all are ready to look on, or the run ends here
             self._measure(spec, unit, new, poison)
         rejects = apply_gates(self.plan, spec, [node for node in unit.rows(spec.adds_to) if node.verdict is None])
         if new:

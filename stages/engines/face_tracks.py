@@ -323,8 +323,11 @@ class _Alive:
     def part(self, start_s: float, end_s: float, encoder: FaceEncoder | None) -> FaceTrack | None:
         """What was seen of it in [start_s, end_s); None if it was not, or only unconfirmed."""
         low, high = (bisect_left(self.times, at - TOLERANCE_S) for at in (start_s, end_s))
-        scores = [score for at, score in self.detections if start_s - TOLERANCE_S <= at < end_s - TOLERANCE_S]
-        if low == high or not scores:
+        if low == high:
+            return None
+        first, last = (bisect_left(self.detections, (at - TOLERANCE_S,)) for at in (start_s, end_s))
+        scores = [score for _, score in self.detections[first:last]]
+        if not scores:
             return None
         leg = max(bisect_right([leg.start_s for leg in self.legs], self.times[(low + high) // 2]) - 1, 0)
         return FaceTrack(

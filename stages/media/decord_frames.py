@@ -60,6 +60,7 @@ def decord_runs(path: str, wanted: Wanted, max_pixels: int, room: PictureRoom) -
         stream = pick(container, "video", None)
         first = next(pictures(container, stream, damage, max_pixels), None)
         is_known = container.format.name in EXACT and stream.codec_context.name == EXACT_CODEC
+        is_known &= wanted.view.format != "yuv420p"
         if first is None or not is_known or not geometry(first.frame, stream).is_plain:
             return None
         width, height = target_size(geometry(first.frame, stream).display_size, wanted.view)

@@ -16,7 +16,7 @@ from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
 from stages.asset_pass import Wish
 from stages.base import Context, Measure, Resources
-from stages.faces import faces_of, watched_faces
+from stages.faces import faces_of, load_networks, watched_faces
 from stages.sync.config import SyncConfig
 from stages.sync.engine import SyncEngine
 from stages.sync.measure import measure
@@ -79,6 +79,7 @@ class Sync(Measure[SyncConfig]):
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
+        load_networks(ctx)
         self.engine = ctx.model(make_engine, self.config)
 
     def measure(self, row: Row) -> dict[str, Any]:

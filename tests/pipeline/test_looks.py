@@ -12,7 +12,7 @@ from pipeline.demo.clips import flash_and_click
 from pipeline.demo.write import Encoding
 from pipeline.execute.looks import LookCosts
 from pipeline.ledger import Ledger
-from schemas.errors import MachineError
+from schemas.errors import MachineError, PlanError, RecipeError
 from schemas.records import Cost, Level
 from stages.asset_pass import Spent
 from stages.base import Context
@@ -62,6 +62,18 @@ def test_each_stage_pays_for_its_own_look(context: Context) -> None:
 def test_what_the_header_turns_away_is_not_shown(film: Path, tmp_path: Path) -> None:
     curate(film, tmp_path / "run", "gates.probe.height_px={min: 1000}")
     assert {each["stage"] for each in cost_of(tmp_path / "run")} == {"download", "probe"}
+
+
+def test_a_stage_that_cannot_look_ends_the_run_and_no_file_is_to_blame(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise RecipeError("The network's package is gone.", remedy="Install it.")
+
+    monkeypatch.setattr("stages.shot_split.stage.make_detector", gone)
+    with pytest.raises(PlanError, match="stage shot_split cannot start"):
+        curate(film, tmp_path / "run")
+    assert Ledger(str(tmp_path / "run" / "ledger")).rows(Level.ASSET) == []
 
 
 def test_what_the_looks_have_no_room_for_is_not_begun(film: Path, tmp_path: Path) -> None:
