@@ -330,13 +330,13 @@ def test_a_recogniser_that_is_killed_from_outside_is_replaced_once(
         assert worker._child is not None
         os.kill(worker._child.pid, signal.SIGKILL)
         assert worker.ask("known", words=["zzqx"]) == {"unknown": ["zzqx"]}
-        receive = Child._receive
+        ask = Child.ask
 
-        def killed_first(child: Child, deadline: Any) -> Any:
+        def killed_first(child: Child, *request: Any) -> Any:
             os.kill(child.pid, signal.SIGKILL)
-            return receive(child, deadline)
+            return ask(child, *request)
 
-        monkeypatch.setattr(Child, "_receive", killed_first)
+        monkeypatch.setattr(Child, "ask", killed_first)
         with pytest.raises(MachineError, match="signal 9"):
             worker.ask("known", words=["zzqx"])
 
