@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality_speech import Sounds, compare_turns, only_speaker
+from benchmarks.quality_speech import compare_turns, only_speaker
+from benchmarks.sounds import Sounds
 from schemas.spans import SPEECH_RATE_HZ, Turn
 from stages.base import Context
 from stages.diarize.embedded import PAUSES, EmbeddedConfig, EmbeddedDiarizer, draw_turns, group

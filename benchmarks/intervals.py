@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,3 +35,17 @@ def bootstrap_interval(statistic: Callable[[NDArray[Any]], float], num: int) -> 
         ).bootstrap_distribution
     known = drawn[~np.isnan(drawn)]
     return [float(end) for end in np.quantile(known, [0.025, 0.975])] if len(known) else None
+
+
+def pooled_ratio(rows: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Pooled ratio of errors to total over files, with a 95 % bootstrap interval over files."""
+    if not rows or not sum(total for _, total in rows):
+        return {"value": None, "interval": None, "files": len(rows)}
+    table = np.array(rows, float)
+
+    def pooled(picked: NDArray[np.int64]) -> float:
+        errors, total = table[picked].sum(axis=0)
+        return float(errors / max(total, 1e-9))
+
+    interval = bootstrap_interval(pooled, len(table))
+    return {"value": pooled(np.arange(len(table))), "interval": interval, "files": len(table)}
