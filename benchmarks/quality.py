@@ -1,6 +1,6 @@
 """Scores every engine against ground truth: cuts, words, turns, voices and sync, in one table.
 
-    python -m benchmarks.quality --media DIR --json FILE [--parts shots,cuts,speech,timbre,sync]
+    python -m benchmarks.quality --media DIR --json FILE [--parts shots,cuts,words,speech,timbre,sync]
 
 DIR holds a manifest.json in the form of the project's test media, which is the truth; without --media the demo set is
 made anew and scored. Writes the JSON, and beside it the same as Markdown with date and versions.
@@ -23,10 +23,12 @@ from benchmarks.quality_shots import score_shots
 from benchmarks.quality_speech import score_speech
 from benchmarks.quality_sync import score_sync
 from benchmarks.quality_timbre import score_timbre
+from benchmarks.quality_words import score_words
 
 PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "shots": score_shots,
     "cuts": score_cuts,
+    "words": score_words,
     "speech": score_speech,
     "timbre": score_timbre,
     "sync": score_sync,

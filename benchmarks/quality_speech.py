@@ -1,9 +1,9 @@
-"""Scores what was said, who said it, when, and how alike voices sound, against a manifest's truth.
+"""Scores where anybody speaks, who does, and how alike voices sound, against a manifest's truth.
 
-    python -m benchmarks.quality_speech MEDIA_DIR [--engines pocketsphinx,align]
+    python -m benchmarks.quality_speech MEDIA_DIR
 
 MEDIA_DIR holds manifest.json in the form of the project's test media: `items[].path` and `items[].ground_truth` with
-`transcript`, `speaker`, `speaker_turns`, `speech_interval_s`, `uem`. Nothing is fitted here.
+`speaker`, `speaker_turns`, `speech_interval_s`, `uem`. Nothing is fitted here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from benchmarks.fit_sync import person_of
 from benchmarks.intervals import pooled_ratio
-from benchmarks.quality_words import score_transcription
 from benchmarks.sounds import Sounds
 from pipeline.config import Packing
 from schemas.spans import SPEECH_RATE_HZ, Turn
@@ -36,8 +35,8 @@ from stages.engines.voice import VoiceActivity, VoiceConfig
 F32 = NDArray[np.float32]
 
 
-def score_speech(media_dir: Path | str, engines: Sequence[str] = ("pocketsphinx", "align")) -> dict[str, Any]:
-    """Figures per measure; every `interval` is a 95 % bootstrap over files. Takes about the media's length times `engines`."""
+def score_speech(media_dir: Path | str) -> dict[str, Any]:
+    """Figures per measure; every `interval` is a 95 % bootstrap over files."""
     media_dir = Path(media_dir)
     items = json.loads((media_dir / "manifest.json").read_text())["items"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -47,7 +46,6 @@ def score_speech(media_dir: Path | str, engines: Sequence[str] = ("pocketsphinx"
         result: dict[str, Any] = {"voice_activity": score_voice(items, sounds, voice)}
         result["diarize"] = {"embedded": score_diarization(items, sounds, context)}
         result["speakers"] = score_speakers(items, sounds, voice, encoder)
-        result["transcribe"] = score_transcription(items, sounds, voice, Path(scratch), engines)
         context.media.close()
     return result
 
@@ -241,9 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints the scores of a media folder as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("media_dir", help="folder with manifest.json")
-    parser.add_argument("--engines", default="pocketsphinx,align", help="transcribers to score")
     chosen = parser.parse_args(argv)
-    json.dump(score_speech(chosen.media_dir, chosen.engines.split(",")), sys.stdout, indent=1)
+    json.dump(score_speech(chosen.media_dir), sys.stdout, indent=1)
 
 
 if __name__ == "__main__":
