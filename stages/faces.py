@@ -37,7 +37,7 @@ class FacesConfig(StageConfig):
     max_faces: int = Field(default=4, ge=1)
     """Faces followed at a time, largest first."""
     identity: Literal["dlib", "none"] = "dlib"
-    """What tells whether two faces are one person, for splits that share none; 0.3 s a face. none: nobody asks."""
+    """What tells whether two faces are one person, for splits that share none; 0.1 s a face and shot. none: nobody asks."""
 
 
 class FaceWatch:

@@ -1,4 +1,4 @@
-"""Who it looks like: portraits taken while a face is followed, and an embedding of them.
+"""Who it looks like: the best portrait taken while a face is followed, and an embedding of it.
 
 The network is dlib's ResNet (King 2017, CC0, 99.4 % on LFW by its author's account); its weights lie in the package
 `face_recognition_models`. Two portraits of one person lie within about 0.6 of each other.
@@ -6,7 +6,6 @@ The network is dlib's ResNet (King 2017, CC0, 99.4 % on LFW by its author's acco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,8 +27,6 @@ MEAN_FACE = np.array(
     [[0.8596, 0.2135], [0.6461, 0.2290], [0.1206, 0.2137], [0.3341, 0.2291], [0.4901, 0.6278]],
 )
 """Where these points lie in an upright face, in face sizes (dlib, image_transforms/interpolation.h, five-point model)."""
-NUM_PORTRAITS = 3
-"""Portraits kept of a face: with three, one that shows somebody else is outvoted."""
 MIN_QUALITY_PX = 12.0
 """Eye distance times frontality below which no portrait is taken: profiles and faces of a few pixels resemble anybody."""
 
@@ -82,10 +79,6 @@ class FaceEncoder:
             ) from error
         return cls(dlib.face_recognition_model_v1(str(weights)))
 
-    def embed(self, portraits: Sequence[Portrait]) -> Array | None:
-        """float32 [128] of the portrait most like the others, None without any."""
-        if not portraits:
-            return None
-        rows = np.array(self.network.compute_face_descriptor([p.chip for p in portraits]), np.float32)
-        apart = np.linalg.norm(rows[:, None] - rows, axis=2)
-        return np.asarray(rows[apart.sum(axis=1).argmin()])
+    def embed(self, portrait: Portrait) -> Array:
+        """float32 [128]"""
+        return np.asarray(self.network.compute_face_descriptor(portrait.chip), np.float32)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.engines.face_identity import NUM_PORTRAITS, FaceEncoder, Portrait, portrait_of
+from stages.engines.face_identity import FaceEncoder, Portrait, portrait_of
 from stages.engines.face_networks import Face, FaceDetector, FaceMesh, overlap, square_to
 from stages.media.decoder import Frames
 
@@ -109,7 +109,7 @@ class FaceTracker:
 
     Detection costs most, so it runs every `detect_every_s` to find newcomers and to confirm who is there, and where the picture
     changes as at a cut; in between each face is handed from mesh to mesh, picture by picture. Where the picture stands
-    still, or is flat, nobody looks. Holds 0.9 kB a face and mesh, and up to 200 kB of portraits a face and shot.
+    still, or is flat, nobody looks. Holds 0.9 kB a face and mesh, and up to 68 kB for the portrait of a face and shot.
     """
 
     def __init__(self, detector: FaceDetector, mesh: FaceMesh, *, detect_every_s: float, max_faces: int) -> None:
@@ -223,14 +223,14 @@ class _Leg:
     """A face between two possible cuts: one person."""
 
     start_s: float
-    portraits: list[Portrait] = field(default_factory=list)
+    portrait: Portrait | None = None
+    """The best so far."""
     embedding: Array | None = None
-    is_embedded: bool = False
 
     def who(self, encoder: FaceEncoder) -> Array | None:
-        """The embedding of its portraits, made once."""
-        if not self.is_embedded:
-            self.embedding, self.is_embedded = encoder.embed(self.portraits), True
+        """The embedding of its portrait, made once; None without one."""
+        if self.embedding is None and self.portrait is not None:
+            self.embedding = encoder.embed(self.portrait)
         return self.embedding
 
 
@@ -314,11 +314,10 @@ class _Alive:
         return any(overlap(self.box, other.box) > ONE_FACE for other in others)
 
     def portray(self, image: Array) -> None:
-        """Keeps the face of the newest picture if it is among the best so far."""
-        taken = portrait_of(image, self.mesh)
-        if taken is not None:
-            ranked = sorted([*self.legs[-1].portraits, taken], key=lambda portrait: -portrait.quality_px)
-            self.legs[-1].portraits = ranked[:NUM_PORTRAITS]
+        """Keeps the face of the newest picture if it shows best so far."""
+        leg, taken = self.legs[-1], portrait_of(image, self.mesh)
+        if taken is not None and (leg.portrait is None or taken.quality_px > leg.portrait.quality_px):
+            leg.portrait = taken
 
     def part(self, start_s: float, end_s: float, encoder: FaceEncoder | None) -> FaceTrack | None:
         """What was seen of it in [start_s, end_s); None if it was not, or only unconfirmed."""

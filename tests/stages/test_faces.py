@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +73,12 @@ def test_crops_are_made_of_the_clip_alone(talk: Path, context: Context) -> None:
 
 
 def test_who_it_is_is_asked_once_a_face_and_shot(talk: Path, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+    asked: list[Portrait] = []
     embed = FaceEncoder.embed
 
-    def counting(self: FaceEncoder, portraits: Sequence[Portrait]) -> Any:
-        asked.append(len(portraits))
-        return embed(self, portraits)
+    def counting(self: FaceEncoder, portrait: Portrait) -> Any:
+        asked.append(portrait)
+        return embed(self, portrait)
 
     monkeypatch.setattr(FaceEncoder, "embed", counting)
     stage = Faces(FacesConfig())

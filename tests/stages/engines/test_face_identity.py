@@ -44,16 +44,13 @@ def test_a_person_is_recognised_turned_darker_and_smaller(encoder: FaceEncoder) 
     again = portrait_of(other, look(other))
     assert again is not None
     assert again.quality_px == pytest.approx(0.7 * known.quality_px, rel=0.1)
-    one, two = encoder.embed([known]), encoder.embed([again])
-    assert one is not None
-    assert two is not None
+    one, two = encoder.embed(known), encoder.embed(again)
     assert 0 < float(np.linalg.norm(one - two)) < SAME_FACE
-    stranger = encoder.embed([known._replace(chip=known.chip[::-1].copy())])
-    assert stranger is not None
+    stranger = encoder.embed(known._replace(chip=known.chip[::-1].copy()))
     assert float(np.linalg.norm(one - stranger)) > SAME_FACE
 
 
-def test_small_and_averted_faces_have_no_portrait(encoder: FaceEncoder) -> None:
+def test_small_and_averted_faces_have_no_portrait() -> None:
     import cv2
 
     picture = cv2.resize(photograph("astronaut.png"), (400, 400), interpolation=cv2.INTER_AREA)
@@ -62,7 +59,6 @@ def test_small_and_averted_faces_have_no_portrait(encoder: FaceEncoder) -> None:
     averted = points.copy()
     averted[2] = points[33]  # the nose below the outer corner of an eye
     assert portrait_of(picture, averted) is None
-    assert encoder.embed([]) is None
 
 
 def test_a_missing_dlib_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
