@@ -9,8 +9,10 @@ from typing import Any
 import av
 import numpy as np
 
+from stages.media.choose import pick
+from stages.media.geometry import geometry
 from stages.media.mux import Order, add_sound, interleave, open_output, thumbnail
-from stages.media.open import clock_shift, geometry, open_media, pick
+from stages.media.open import clock_shift, open_media
 from stages.media.picture import Damage, ShownPicture, packets
 
 COPY_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")

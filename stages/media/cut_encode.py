@@ -15,9 +15,11 @@ import av
 import numpy as np
 
 from schemas.errors import MediaError
+from stages.media.choose import pick
 from stages.media.cut_copy import copy_packets
+from stages.media.geometry import Geometry, geometry
 from stages.media.mux import Order, add_sound, interleave, open_output, thumbnail
-from stages.media.open import Geometry, clock_shift, geometry, open_media, pick
+from stages.media.open import clock_shift, open_media
 from stages.media.picture import Damage, ShownPicture, packets, pictures, pictures_between
 from stages.media.sound import write_sound
 

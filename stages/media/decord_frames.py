@@ -16,7 +16,9 @@ import numpy as np
 
 from schemas.errors import MediaError
 from stages.child import count
-from stages.media.open import clock_shift, geometry, open_media, pick
+from stages.media.choose import pick
+from stages.media.geometry import geometry
+from stages.media.open import clock_shift, open_media
 from stages.media.picture import (
     Damage,
     Drawn,

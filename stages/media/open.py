@@ -1,4 +1,4 @@
-"""Opening one media file safely, and choosing its streams. Runs inside the decoder's child process.
+"""Opening one media file safely. Runs inside the decoder's child process.
 
 Only a local file reaches the demuxer: the path is handed over as `file:PATH`, no other protocol may be opened, and
 the demuxers that open further files by name (playlists, concat scripts, image sequences) are not on the list.
@@ -7,15 +7,12 @@ the demuxers that open further files by name (playlists, concat scripts, image s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 
 from schemas.errors import MediaError
 from schemas.machine import is_trouble
@@ -28,7 +25,6 @@ DEMUXERS = (
 """Names of libavformat demuxers that read exactly one file. Playlist, device, network and pattern readers are absent."""
 
 SNIFF_BYTES = 4096
-SECONDARY_AUDIO = ("comment", "hearing_impaired", "visual_impaired", "dub", "karaoke", "clean_effects", "non_diegetic")
 HDR_TRANSFERS = {16: "smpte2084", 18: "arib-std-b67"}
 """ITU-T H.273 transfer characteristics: 16 = PQ, 18 = HLG."""
 TRANSFERS = {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte240m", 8: "linear", 13: "iec61966-2-1",
@@ -116,52 +112,6 @@ def _is_without_index(file: Path, head: bytes) -> bool:
     return b"moov" not in seen
 
 
-def has_decoder(stream: Any) -> bool:
-    """Whether this build of libav can decode `stream`."""
-    return stream.codec_context is not None and stream.codec_context.codec is not None
-
-
-def choose_video(container: Any) -> Any | None:
-    """The video stream to use: never a cover picture; the largest, then the one flagged default, then the first."""
-    flags = av.stream.Disposition
-    pictures = flags.attached_pic | flags.still_image | flags.timed_thumbnails
-    streams = [s for s in container.streams.video if has_decoder(s) and not s.disposition & pictures]
-    if not streams:
-        return None
-    return max(streams, key=lambda s: (s.width * s.height, bool(s.disposition & flags.default), -s.index))
-
-
-def choose_audio(container: Any) -> Any | None:
-    """The sound stream to use: no commentary or dub if there is another; flagged default, highest rate, first."""
-    flags = av.stream.Disposition
-    aside = flags(0)
-    for name in SECONDARY_AUDIO:
-        aside |= getattr(flags, name)
-    streams = [s for s in container.streams.audio if has_decoder(s)]
-    if not streams:
-        return None
-
-    def rank(s: Any) -> tuple[bool, bool, int, int, int]:
-        return (not s.disposition & aside, bool(s.disposition & flags.default), s.rate or 0, s.channels or 0, -s.index)
-
-    return max(streams, key=rank)
-
-
-def pick(container: Any, kind: str, index: int | None) -> Any:
-    """The stream with `index`, or the default one of `kind` ("video" or "audio"). Raises MediaError if there is none."""
-    if index is None:
-        stream = choose_video(container) if kind == "video" else choose_audio(container)
-    else:
-        found = [s for s in container.streams if s.index == index and s.type == kind and has_decoder(s)]
-        stream = found[0] if found else None
-    if stream is None:
-        word = "picture" if kind == "video" else "sound"
-        which = "" if index is None else f" in stream {index}"
-        raise MediaError(f"There is no {word} that can be decoded{which}.", reason=f"no_{kind}")
-    stream.codec_context.thread_count = 1
-    return stream
-
-
 SHIFT_SEARCH_PACKETS = 2000
 
 
@@ -196,66 +146,6 @@ def clock_shift(container: Any, stream: Any) -> int:
         return edit_list_shift(path, stream.index, Path(path).stat().st_mtime_ns)
     except (av.error.FFmpegError, OSError):
         return 0
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How stored pictures become upright pictures with square pixels."""
-
-    coded_width: int
-    coded_height: int
-    sar: Fraction
-    quarter_turns: int
-    """Counter-clockwise quarter turns to apply after mirroring, 0 to 3."""
-    is_mirrored: bool
-    """Mirror left-right before turning."""
-
-    @property
-    def square_size(self) -> tuple[int, int]:
-        """(width, height) with square pixels before turning; the height is kept, the width follows the aspect."""
-        return max(1, round(self.coded_width * self.sar)), self.coded_height
-
-    @property
-    def display_size(self) -> tuple[int, int]:
-        """(width, height) as a viewer sees it."""
-        width, height = self.square_size
-        return (height, width) if self.quarter_turns % 2 else (width, height)
-
-    @property
-    def is_plain(self) -> bool:
-        """Nothing to do: upright, not mirrored, square pixels."""
-        return self.sar == 1 and not self.quarter_turns and not self.is_mirrored
-
-
-SAR_LIMIT = 16
-"""An aspect ratio of a pixel beyond this (or its inverse) is a damaged header and is ignored."""
-
-
-def geometry(frame: Any, stream: Any) -> Geometry:
-    """The geometry of the stream, from its first decoded frame."""
-    sar = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
-    sar = Fraction(sar) if sar > 0 else Fraction(1)
-    if not Fraction(1, SAR_LIMIT) <= sar <= SAR_LIMIT:
-        sar = Fraction(1)
-    turns, mirrored = _orientation(frame)
-    return Geometry(frame.width, frame.height, sar, turns, mirrored)
-
-
-def _orientation(frame: Any) -> tuple[int, bool]:
-    """(counter-clockwise quarter turns, mirrored first) closest to the frame's display matrix."""
-    matrix = None
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            matrix = np.frombuffer(bytes(data), dtype="<i4").astype(float)
-    if matrix is None or not matrix[:5].any():
-        return 0, False
-    # The matrix maps x' = a x + c y, y' = b x + d y with y downwards (ISO 14496-12, 6.2.2), 9 numbers row by row.
-    a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
-    mirrored = bool(a * d - b * c < 0)
-    if mirrored:
-        a, b = -a, -b
-    turns = round(np.degrees(np.arctan2(-b, a)) / 90) % 4
-    return turns, mirrored
 
 
 def is_hdr(stream: Any) -> bool:

@@ -13,7 +13,9 @@ import numpy as np
 
 from schemas.errors import MediaError
 from stages.child import count, progress
-from stages.media.open import Geometry, clock_shift, geometry, pick
+from stages.media.choose import pick
+from stages.media.geometry import Geometry, geometry
+from stages.media.open import clock_shift
 from stages.media.shared import FRAMES_DECODED, PictureRoom, PixelFormat
 
 MAX_DEMUX_ERRORS = 100

@@ -10,17 +10,9 @@ from typing import Any
 
 from schemas.errors import MediaError
 from schemas.timing import microseconds
-from stages.media.open import (
-    Geometry,
-    choose_audio,
-    choose_video,
-    clock_shift,
-    geometry,
-    is_hdr,
-    open_media,
-    pick,
-    transfer_name,
-)
+from stages.media.choose import choose_audio, choose_video, pick
+from stages.media.geometry import Geometry, geometry
+from stages.media.open import clock_shift, is_hdr, open_media, transfer_name
 from stages.media.picture import Damage, FrameRun, ShownPicture, View, drawn_runs, last_duration, packets, pictures
 from stages.media.shared import PictureRoom
 from stages.media.sound import FloatFrames, Placement, placed

@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 from schemas.errors import MediaError
-from stages.media.open import pick
+from stages.media.choose import pick
 from stages.media.picture import Damage, decoded
 
 GAP_TOLERANCE_S = Fraction(1, 100)

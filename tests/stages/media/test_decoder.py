@@ -23,7 +23,7 @@ from pipeline.demo.write import Encoding
 from schemas.errors import MachineError, MediaError, RecipeError
 from stages.base import Context
 from stages.media.decoder import Decoder, DecoderConfig, Frames, Waveform
-from stages.media.open import Geometry
+from stages.media.geometry import Geometry
 from stages.media.sound import ChannelStatistics, Decoded, Placement, default_mono_weights, placed, stereo_weights
 
 needs_decord = pytest.mark.skipif(
