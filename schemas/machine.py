@@ -26,6 +26,10 @@ REMEDIES = {
     errno.ENOMEM: "Free memory there, or run fewer workers (--cpus)",
 }
 """What the system reports of itself, and what to do about it. Of any other error some file or server may be the cause."""
+FORBIDDEN = (errno.EACCES, errno.EPERM)
+"""Trouble where a run writes: a source that may not be read is a matter of that source."""
+SHORT_GB = 0.5
+"""Free memory below which an allocation that fails says nothing about the file it was for."""
 OF_FILES = (errno.EMFILE, errno.ENFILE)
 GROUP_FILE, GROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
@@ -44,11 +48,21 @@ def trouble_of(error: BaseException, places: Iterable[str | Path] = ()) -> Machi
     """
     if isinstance(error, MachineError):
         return error
+    host = socket.gethostname()
+    if isinstance(error, MemoryError) and _free_memory_gb() < SHORT_GB:
+        msg = f"Memory ran out on {host}, where {_free_memory_gb():.1f} GB are free."
+        return MachineError(msg, remedy=f"{REMEDIES[errno.ENOMEM]}; {GOES_ON}")
+    local = [str(place) for place in places if str(place) and "://" not in str(place)]
+    if isinstance(error, PermissionError) and (where := _within(str(error.filename2 or error.filename), local)):
+        what = os.strerror(error.errno or errno.EACCES)
+        return MachineError(
+            f"{what}: '{where}' on {host}, where the run writes.", remedy=f"Let this user write there; {GOES_ON}"
+        )
     if not is_trouble(error):
         return None
     assert isinstance(error, OSError)
     assert error.errno is not None
-    what, host = os.strerror(error.errno), socket.gethostname()
+    what = os.strerror(error.errno)
     if error.errno in OF_FILES:
         left = f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]} files may be open at once"
     elif error.errno == errno.ENOMEM:
@@ -56,10 +70,15 @@ def trouble_of(error: BaseException, places: Iterable[str | Path] = ()) -> Machi
     else:
         copied_to = None if error.errno == errno.EIO else error.filename2
         named = str(copied_to or error.filename or "")
-        local = [str(place) for place in places if str(place) and "://" not in str(place)]
         where = named or min(local, key=_free_bytes, default="")
         what, left = f"{what}: '{where}'" if where else what, _room(where)
     return MachineError(f"{what} on {host}, where {left}.", remedy=f"{REMEDIES[error.errno]}; {GOES_ON}")
+
+
+def _within(path: str, places: Iterable[str]) -> str:
+    """`path` if it lies in one of `places`, else nothing."""
+    name = Path(path).absolute()
+    return path if any(name.is_relative_to(Path(place).absolute()) for place in places) else ""
 
 
 def _room(where: str) -> str:
@@ -80,6 +99,20 @@ def _existing(where: str) -> Path:
 
 def _free_memory_gb() -> float:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+
+
+def limit_memory(more_gb: float) -> None:
+    """Lets this process take `more_gb` of memory beyond what it has: an allocation past that fails as MemoryError.
+
+    Counted is what only this process can write (RLIMIT_DATA; Linux counts mappings as well since 4.7). Elsewhere it does nothing.
+    """
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return
+    sizes = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    most = int(sizes["VmData"].split()[0]) * 1024 + int(more_gb * 1e9)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def oom_kills(group_file: Path = GROUP_FILE, root: Path = GROUP_ROOT) -> int:

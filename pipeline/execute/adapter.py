@@ -346,6 +346,10 @@ def _checked(spec: StageSpec, result: Any) -> Struct:
 def _as_item_error(error: Exception, spec: StageSpec, where: str) -> ItemError:
     if isinstance(error, ItemError):
         return error
+    if isinstance(error, MemoryError):
+        msg = f"{where}: {spec.name} needs more memory than its worker may take."
+        remedy = f"Raise resources.{spec.name}.memory_gb if the file is worth it."
+        return ItemError(msg, reason="worker_memory", remedy=remedy)
     last = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     at = f" at {Path(last.filename).name}:{last.lineno}" if last else ""
     msg = f"{where}: {spec.name} failed with {type(error).__name__}{at}: {error}."

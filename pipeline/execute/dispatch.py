@@ -21,7 +21,8 @@ from pipeline.execute.parts import Joiner
 from pipeline.execute.pool import Given, LeasedUnit, Member, Pool
 from pipeline.plan import Plan
 from pipeline.store import RunDir
-from schemas.errors import NavaError, StageTimeoutError
+from schemas.errors import MachineError, NavaError, StageTimeoutError
+from schemas.machine import GOES_ON
 from schemas.records import Source
 
 LEASE_S = 10.0
@@ -32,6 +33,10 @@ TAIL = 4
 BACKLOG_UNITS = 64
 """Units that wait before a later group, per worker of it, beyond which the group before it pauses."""
 RECALLED_AFTER_S = 1.0
+OUT_OF_MEMORY = "NODE_OUT_OF_MEMORY"
+"""In what Ray says of a worker that it ended for want of memory on the node: no row's fault, as workers keep to their limit."""
+MOST_MEMORY_DEATHS = 3
+"""Workers that may end so, with no unit finished in between, before the run ends and says so."""
 MOST_DEATHS = 10
 """A source that took this many workers down settles as an error as a whole, whatever its rows say."""
 
@@ -56,6 +61,7 @@ class Dispatch:
         self._joiner = Joiner()
         self._left = len(lease.sources)
         self._deaths: dict[str, int] = defaultdict(int)
+        self._memory_deaths = 0
         self._serial = 0
 
     def run(self) -> Iterator[Settled]:
@@ -67,6 +73,7 @@ class Dispatch:
                 self._recall()
                 for settled in map(self._joiner.take, self._hear()):
                     self._left -= settled.is_done
+                    self._memory_deaths = 0
                     yield settled
         finally:
             self._pool.close()
@@ -258,10 +265,21 @@ class Dispatch:
                 self._queues[given.group if item.hop is not None else 0].appendleft(item)
 
     def _bury(self, member: Member, error: Exception) -> Iterator[Settled]:
-        """Takes back what a dead worker had in hand. A unit that kills careful workers again and again is given up."""
+        """Takes back what a dead worker had in hand. A unit that kills careful workers again and again is given up.
+
+        Raises MachineError where memory keeps running out on the nodes.
+        """
         self._pool.lost(member, error)
         given = member.given
+        is_of_memory = OUT_OF_MEMORY in str(error)
+        self._memory_deaths += is_of_memory
+        if self._memory_deaths >= MOST_MEMORY_DEATHS:
+            msg = f"memory ran out on the nodes: Ray ended {MOST_MEMORY_DEATHS} workers for it, one after another."
+            raise MachineError(msg, remedy=f"Free memory there, or run fewer workers (--cpus); {GOES_ON}")
         if given is None:
+            return
+        if is_of_memory:
+            self._put_back(given, list(given.items))
             return
         for key, item in list(given.items.items()):
             self._deaths[key] += item.is_suspect

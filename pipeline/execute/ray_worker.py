@@ -16,6 +16,7 @@ from pipeline.execute.remote_monitor import RemoteMonitor
 from pipeline.plan import Plan
 from pipeline.store import RunDir
 from pipeline.unit import Part, Unit
+from schemas.machine import limit_memory
 from schemas.plain_arrow import without_pandas
 
 YIELDED_EVERY_S = 0.5
@@ -47,6 +48,8 @@ class News:
 class GroupWorker:
     """One worker process of one worker group. `carry` and the other methods run in threads of their own.
 
+    It may take the memory that the plan says it needs: a row for which that is too little is told so and settles.
+
     In a pass that ends with its Collect there is no stage to run: units are opened, judged anew and settled.
     """
 
@@ -59,6 +62,8 @@ class GroupWorker:
         self._counters = Counters()
         self._monitor = RemoteMonitor(monitor, place.name, self._counters)
         self._desk = Desk(plan, place.number, directory)
+        if groups and not groups[place.group].gpus:  # a GPU's driver maps more than it uses
+            limit_memory(groups[place.group].memory_gb)
         here, store = (place.number, place.group), directory.url("assets")
         cuts = directory.url("cuts")
         self._worker = Worker(plan, here, store, self._monitor, cuts_dir=cuts) if groups else None

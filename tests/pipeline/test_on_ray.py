@@ -130,19 +130,21 @@ def test_units_hop_from_group_to_group(ray: Any, toy_recipe: dict[str, Any], tmp
         assert whole_run(on_ray, plan, sources, tmp_path / "ray") == expected
 
 
-def test_rows_that_crash_or_hang_are_found_by_name_and_the_rest_survives(
+def test_rows_that_crash_hang_or_swell_are_found_by_name_and_the_rest_survives(
     ray: Any, toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     recipe = toy_recipe | {"resources": {"audio": {"batch": 3, "timeout_s": 1.5, "timeout_per_s": 0}}}
     sources = [unit(f"v{number}", frames=500, shot=500) for number in range(12)]
     sources[5] = unit("crashes", frames=500, shot=500, faults={"audio:4": "crash"})
     sources[7] = unit("hangs", frames=500, shot=500, faults={"audio:6": "hang"})
+    sources[9] = unit("swells", frames=500, shot=500, faults={"audio:2": "memory"})
     found = {settled.source_id: settled for settled in carried(ray, recipe, sources, tmp_path)}
     assert set(found) == {source.source_id for source in sources}
     calm = verdicts(found[source_id("v0")])
-    crashed, hung = (verdicts(found[source_id(name)]) for name in ("crashes", "hangs"))
+    crashed, hung, swollen = (verdicts(found[source_id(name)]) for name in ("crashes", "hangs", "swells"))
     assert crashed == [*calm[:4], ("error", "worker_crash"), *calm[5:]]
     assert hung == [*calm[:6], ("error", "timeout"), *calm[7:]]
+    assert swollen == [*calm[:2], ("error", "worker_memory"), *calm[3:]], "8 GiB, where the plan says less than one"
     assert all(verdicts(found[source.source_id]) == calm for source in sources if source.uri.startswith("v"))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from schemas import ids
@@ -40,6 +41,8 @@ def misbehave(kind: str | None) -> Any:
         time.sleep(60)
     if kind == "crash":
         os._exit(1)
+    if kind == "memory":
+        np.ones(1 << 33, np.uint8)
     if kind and kind.startswith("once "):
         if not Path(kind.removeprefix("once ")).exists():
             Path(kind.removeprefix("once ")).touch()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,27 @@ def test_what_the_system_says_of_itself_ends_a_run_with_what_where_and_what_to_d
 def test_what_may_be_a_files_fault_is_no_trouble(error: Exception) -> None:
     assert not is_trouble(error)
     assert trouble_of(error) is None
+
+
+def test_a_place_where_a_run_writes_that_does_not_let_it_is_trouble(tmp_path: Path) -> None:
+    error = PermissionError(errno.EACCES, "x", str(tmp_path / "cuts" / "a.mp4"))
+    assert trouble_of(error, [tmp_path / "elsewhere"]) is None
+    found = trouble_of(error, ["s3://bucket/x", tmp_path / "cuts"])
+    assert str(tmp_path / "cuts" / "a.mp4") in str(found)
+    assert "Let this user write there" in str(found)
+
+
+def test_a_process_keeps_to_its_memory() -> None:
+    code = (
+        "import numpy as np\n"
+        "from schemas.machine import limit_memory, trouble_of\n"
+        "limit_memory(0.2)\n"
+        "np.ones(100_000_000, np.uint8)\n"
+        "try: np.ones(300_000_000, np.uint8)\n"
+        "except MemoryError as error: print(trouble_of(error))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "None\n", done.stderr
 
 
 def test_without_a_name_the_fullest_folder_is_told(tmp_path: Path) -> None:
