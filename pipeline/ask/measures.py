@@ -1,0 +1,434 @@
+"""What other bounds would keep, answered at once: the clips of a run as arrays, for pages on which bounds are dragged.
+
+The answers are those of `what_if` for gates on clips, from memory: a bound that moves costs one comparison, and histograms
+are mended by the clips that change sides. While it moves, a sorted column gives the hours exactly, a sample the histograms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.ask.facts import reached
+from pipeline.ask.queries import STATUS, Run, kept_sources, leaves_of, seen
+from pipeline.ask.stats import NOT_MEASURED, NUM_BINS, OUTERMOST, clip_checks
+from schemas.errors import LedgerError
+from schemas.fields import roles_of, unit_of
+from schemas.recipe import nearest
+from schemas.records import Level
+from schemas.verdict import Check, expressions
+
+Mask = NDArray[np.bool_]
+Bounds = Mapping[str, float | None]
+"""Name of a check, such as `sync.offset_ms.abs_max` -> its new bound; None: the gate is dropped."""
+ORDERED = ("min", "max", "abs_max")
+SAMPLE = 100_000
+"""Clips that histograms are drawn of while a bound is dragged."""
+MOST_LABELS = 8
+"""Values of a label that are told apart; the rest are `others`."""
+OTHERS = "others"
+KEPT_CURVES = 8
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The bins of one measure."""
+
+    path: str
+    unit: str
+    edges: NDArray[np.float64]
+    """Float64 [NUM_BINS + 1]; the first and the last bin gather what lies beyond."""
+
+
+@dataclass(frozen=True)
+class GateNow:
+    """One gate under the bounds asked about."""
+
+    name: str
+    bound: Any
+    """None where it is dropped."""
+    gross_us: int
+    alone_us: int
+    """Of clips that nothing else turns away."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What is kept under the bounds asked about; times in microseconds."""
+
+    now_us: int
+    now_clips: int
+    low_us: int
+    """Of clips that are certainly kept."""
+    low_clips: int
+    high_us: int
+    """With those that were never measured to the end."""
+    high_clips: int
+    estimate_us: int | None
+    """What the audit lane makes of the undecided part; None where it holds nothing that tells."""
+    gates: tuple[GateNow, ...]
+    kept_us: Mapping[str, NDArray[np.int64]]
+    """Path -> int64 [NUM_BINS + 1] of clips kept then, those not measured last."""
+    labels: Mapping[str, Mapping[str, tuple[int, int]]]
+    """Path -> label -> (kept now, kept then)."""
+    sampled: tuple[int, int] | None = None
+    """(clips looked at, clips) where histograms and labels are scaled from a sample."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every clip concerned was measured."""
+        return self.low_us == self.high_us
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """What one check says of every clip, apart from its bound."""
+
+    check: Check
+    values: NDArray[np.float64]
+    """NaN where the gate does not look."""
+    looks: Mask
+    fixed: Mask
+    """Turned away whatever the bound: could not be measured, and missing means reject. Of gates without an order, all."""
+    errors: Mask
+    unreached: Mask
+
+    def rejects(self, bound: float | None) -> Mask:
+        """The clips it turns away under a bound; none if it is dropped."""
+        if bound is None:
+            return np.zeros(len(self.looks), bool)
+        if self.check.operator not in ORDERED:
+            return self.fixed
+        values = np.abs(self.values) if self.check.operator == "abs_max" else self.values
+        within = values >= bound if self.check.operator == "min" else values <= bound
+        found: Mask = (self.looks & ~within) | self.fixed
+        return found
+
+
+@dataclass
+class Measures:
+    """The clips of kept sources of one version of a run: lengths, how they stand, what gates look at, bins and labels."""
+
+    us: NDArray[np.int64]
+    is_kept: Mask
+    is_stuck: Mask
+    """Errors of stages: no gate brings them back."""
+    audits: NDArray[np.int64]
+    """Places of rejected clips of the audit lane."""
+    decided: NDArray[np.int64]
+    """Per clip of the audit lane, in the order of gates, how many come up to the one that decided on it."""
+    gates: tuple[_Gate, ...]
+    axes: tuple[Axis, ...]
+    codes: Mapping[str, NDArray[np.uint8]]
+    """Path -> bin, NUM_BINS where not measured."""
+    labels: Mapping[str, tuple[list[str], NDArray[np.uint8]]]
+    num_all: int | None = None
+    """Of a sample: how many clips it stands for."""
+    _curves: OrderedDict[tuple[Any, ...], tuple[NDArray[np.float64], NDArray[np.int64], int]] = field(
+        default_factory=OrderedDict
+    )
+
+    @property
+    def checks(self) -> list[Check]:
+        """The gates on clips, in order."""
+        return [gate.check for gate in self.gates]
+
+    @cached_property
+    def bounds(self) -> dict[str, Any]:
+        """The recipe's own."""
+        return {check.name: check.bound for check in self.checks}
+
+    def asked(self, bounds: Bounds) -> dict[str, Any]:
+        """All bounds with those asked about instead. Raises LedgerError for a gate that is none, or has no order."""
+        for name, bound in bounds.items():
+            if name not in self.bounds:
+                raise LedgerError(f"no gate on clips is called '{name}'.", remedy=nearest(name, self.bounds))
+            if bound is not None and name.rpartition(".")[2] not in ORDERED:
+                raise LedgerError(f"{name} has no order.", remedy=f"Drop it with gate.{name}=off.")
+        return {**self.bounds, **bounds}
+
+    @cached_property
+    def _rejects(self) -> NDArray[np.bool_]:
+        """Bool [num_gates, num_clips] under the recipe's own bounds."""
+        own = [gate.rejects(self.bounds[gate.check.name]) for gate in self.gates]
+        return np.array(own, bool).reshape(len(own), len(self.us))
+
+    @cached_property
+    def _base(self) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+        """Per clip: gates that turn it away, and the sum of their numbers, which names the one where it is one."""
+        numbers = np.arange(len(self.gates), dtype=np.uint16)
+        return self._rejects.sum(axis=0, dtype=np.uint8), (self._rejects * numbers[:, None]).sum(
+            axis=0, dtype=np.uint16
+        )
+
+    @cached_property
+    def _base_open(self) -> NDArray[np.uint8]:
+        return np.sum([gate.unreached for gate in self.gates], axis=0, dtype=np.uint8) + np.zeros(
+            len(self.us), np.uint8
+        )
+
+    @cached_property
+    def _base_errors(self) -> NDArray[np.uint8]:
+        return np.sum([gate.errors for gate in self.gates], axis=0, dtype=np.uint8) + self.is_stuck.astype(np.uint8)
+
+    @cached_property
+    def _totals(self) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
+        """What is kept now, by bin and by label."""
+        us = self.us * self.is_kept
+        by_bin = {path: _summed(codes, us, NUM_BINS + 1) for path, codes in self.codes.items()}
+        by_label = {path: _summed(codes, us, len(names)) for path, (names, codes) in self.labels.items()}
+        return by_bin, by_label
+
+    @cached_property
+    def _gross_us(self) -> list[int]:
+        return [int(self.us[mask].sum()) for mask in self._rejects]
+
+    def answer(self, bounds: Bounds) -> Moved:
+        """What these bounds keep. Raises LedgerError for a gate that is none."""
+        asked = self.asked(bounds)
+        num, numbers = self._base[0].copy(), self._base[1].copy()
+        errors, is_open = self._base_errors, self._base_open
+        gross_us = list(self._gross_us)
+        for at, gate in enumerate(self.gates):
+            name = gate.check.name
+            if asked[name] == self.bounds[name]:
+                continue
+            new = gate.rejects(asked[name])
+            gross_us[at] = int(self.us[new].sum())
+            change = new.view(np.int8) - self._rejects[at].view(np.int8)
+            num += change.view(np.uint8)
+            numbers += (change.astype(np.int16) * at).view(np.uint16)
+            if asked[name] is None:
+                errors, is_open = errors - gate.errors, is_open - gate.unreached
+        is_undecided = (num == 0) & (errors == 0)
+        then = is_undecided & (is_open == 0)
+        is_undecided &= ~then
+        low_us, undecided_us = int(self.us[then].sum()), int(self.us[is_undecided].sum())
+        low_clips = int(then.sum())
+        return Moved(
+            now_us=int(self.us[self.is_kept].sum()),
+            now_clips=int(self.is_kept.sum()),
+            low_us=low_us,
+            low_clips=low_clips,
+            high_us=low_us + undecided_us,
+            high_clips=low_clips + int(is_undecided.sum()),
+            estimate_us=self._estimate(low_us, undecided_us, asked, then),
+            gates=self._gates_now(asked, gross_us, num, numbers),
+            **self._spread(then),
+        )
+
+    def _gates_now(
+        self, asked: Mapping[str, Any], gross_us: list[int], num: NDArray[np.uint8], numbers: NDArray[np.uint16]
+    ) -> tuple[GateNow, ...]:
+        single = num == 1
+        alone_us = _summed(numbers[single], self.us[single], len(self.gates))
+        return tuple(
+            GateNow(check.name, asked[check.name], gross, int(alone))
+            for check, gross, alone in zip(self.checks, gross_us, alone_us, strict=True)
+        )
+
+    def _spread(self, then: Mask) -> dict[str, Any]:
+        """Histograms and labels of what is kept `then`: those of now, and the clips that change sides."""
+        moved = np.flatnonzero(then != self.is_kept)
+        us = np.where(then[moved], self.us[moved], -self.us[moved])
+        by_bin, by_label = self._totals
+        kept = {path: total + _summed(self.codes[path][moved], us, NUM_BINS + 1) for path, total in by_bin.items()}
+        labels = {}
+        for path, (names, codes) in self.labels.items():
+            now = by_label[path]
+            after = now + _summed(codes[moved], us, len(names))
+            labels[path] = {name: (int(a), int(b)) for name, a, b in zip(names, now, after, strict=True)}
+        return {"kept_us": kept, "labels": labels}
+
+    def _estimate(self, low_us: int, undecided_us: int, asked: Mapping[str, Any], then: Mask) -> int | None:
+        """See `what_if`: the share that is kept of audited clips which get as far as before."""
+        if not undecided_us:
+            return low_us
+        rows = self.audits
+        gets_as_far = np.ones(len(rows), bool)
+        for at, gate in enumerate(self.gates):
+            gets_as_far &= ~(gate.rejects(asked[gate.check.name])[rows] & (at < self.decided))
+        us = self.us[rows] * gets_as_far
+        audited, passed = int(us.sum()), int(us[then[rows]].sum())
+        return low_us + round(undecided_us * passed / audited) if audited else None
+
+    def dragged(self, name: str, bounds: Bounds) -> Moved:
+        """`answer`, with exact hours of what is kept and histograms of a sample; `name` is the gate whose bound moves."""
+        asked = self.asked(bounds)
+        values, sums, always = self._curve(name, asked)
+        bound = asked[name]
+        if bound is None or not len(values):
+            place = len(values)
+        elif name.endswith(".min"):
+            place = len(values) - int(np.searchsorted(values, bound, "left"))
+        else:
+            place = int(np.searchsorted(values, bound, "right"))
+        low_us = always + int(sums[place])
+        told = self.sample.answer(bounds)
+        scale = len(self.us) / max(len(self.sample.us), 1)
+        return replace(
+            told,
+            now_us=int(self.us[self.is_kept].sum()),
+            now_clips=int(self.is_kept.sum()),
+            low_us=low_us,
+            high_us=max(low_us, round(told.high_us * scale)),
+            low_clips=round(told.low_clips * scale),
+            high_clips=round(told.high_clips * scale),
+            estimate_us=None,
+            kept_us={path: np.rint(each * scale).astype(np.int64) for path, each in told.kept_us.items()},
+            sampled=(len(self.sample.us), len(self.us)),
+        )
+
+    def _curve(self, name: str, asked: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+        """Of clips that all other gates keep: the gate's values in order, time before each, and time that it never looks at."""
+        key = (name, *(bound for other, bound in asked.items() if other != name))
+        if key not in self._curves:
+            num, _ = self._base
+            others = num.copy()
+            errors, is_open = self._base_errors, self._base_open
+            for at, gate in enumerate(self.gates):
+                new = gate.rejects(None if gate.check.name == name else asked[gate.check.name])
+                others += (new.view(np.int8) - self._rejects[at].view(np.int8)).view(np.uint8)
+                if asked[gate.check.name] is None:
+                    errors, is_open = errors - gate.errors, is_open - gate.unreached
+            (gate,) = (each for each in self.gates if each.check.name == name)
+            left = (others == 0) & (errors == 0) & (is_open == 0) & ~gate.fixed
+            looked = left & gate.looks & ~np.isnan(gate.values)
+            values = np.abs(gate.values[looked]) if gate.check.operator == "abs_max" else gate.values[looked]
+            order = np.argsort(values, kind="stable")
+            us = self.us[looked][order]
+            sums = np.concatenate([[0], np.cumsum(us[::-1] if gate.check.operator == "min" else us)])
+            self._curves[key] = values[order], sums, int(self.us[left & ~gate.looks].sum())
+            if len(self._curves) > KEPT_CURVES:
+                self._curves.popitem(last=False)
+        return self._curves[key]
+
+    @cached_property
+    def sample(self) -> Measures:
+        """`SAMPLE` of the clips, drawn evenly at random, or all where there are fewer."""
+        if len(self.us) <= SAMPLE:
+            return self
+        rows = np.sort(np.random.default_rng(0).choice(len(self.us), SAMPLE, replace=False))
+        inside = np.searchsorted(rows, self.audits)
+        is_in = np.isin(self.audits, rows)
+        masks = ("looks", "values", "fixed", "errors", "unreached")
+        return Measures(
+            us=self.us[rows],
+            is_kept=self.is_kept[rows],
+            is_stuck=self.is_stuck[rows],
+            audits=inside[is_in],
+            decided=self.decided[is_in],
+            gates=tuple(replace(gate, **{name: getattr(gate, name)[rows] for name in masks}) for gate in self.gates),
+            axes=self.axes,
+            codes={path: codes[rows] for path, codes in self.codes.items()},
+            labels={path: (names, codes[rows]) for path, (names, codes) in self.labels.items()},
+            num_all=len(self.us),
+        )
+
+
+def _summed(codes: NDArray[Any], us: NDArray[np.int64], num: int) -> NDArray[np.int64]:
+    """Int64 [num]: microseconds by code. Sums of whole numbers below 2^53 are exact in doubles."""
+    return np.bincount(codes, us, num).astype(np.int64)
+
+
+def measures(run: Run, histograms: Sequence[str] = ()) -> Measures:
+    """The clips of a run as arrays. Holds 8 bytes for each clip and gate, and 1 for each clip and measure."""
+    import polars as pl
+
+    facts, plan = run.facts, run.plan
+    checks = clip_checks(plan)
+    shown = {
+        path: kept
+        for path, kept in plan.fields(Level.CLIP)
+        if (how := roles_of(kept).get("show")) in ("histogram", "label") and ("[]" not in path or how == "label")
+    }
+    labels = [path for path, kept in shown.items() if roles_of(kept)["show"] == "label"]
+    drawn = {path: unit_of(kept) for path, kept in plan.fields(Level.CLIP) if path in shown and path not in labels}
+    gated = {check.path for check in checks if check.operator in ORDERED}
+    drawn |= {path: unit_of(kept) for path, kept in plan.fields(Level.CLIP) if path in gated}
+    order = {spec.name: number for number, spec in enumerate(plan.stages)}
+    clips = seen(facts, plan, Level.CLIP, [*leaves_of(checks), *drawn, *labels])
+    clips = clips.join(kept_sources(facts), on="source_id", how="semi", maintain_order="left")
+    of_stage = pl.col("failed_by").is_not_null() | pl.col("verdict.stage").is_null()
+    base = clips.select(
+        us=pl.col("duration_us").fill_null(0),
+        is_kept=pl.col(STATUS) == "keep",
+        is_stuck=(pl.col(STATUS) == "error") & of_stage,
+        is_audit=pl.col("verdict.is_audit").fill_null(False) & (pl.col(STATUS) == "reject"),
+        decided=pl.col("verdict.stage").cast(pl.String).replace_strict(order, default=-1, return_dtype=pl.Int64),
+    ).collect()
+    audits = np.flatnonzero(base["is_audit"].to_numpy())
+    stage_of = np.array([order[check.stage] for check in checks], np.int64)
+    gates = tuple(_Gate(check, **_said(clips, check)) for check in checks)
+    numbers = {path: clips.select(pl.col(path).cast(pl.Float64)).collect().to_series().to_numpy() for path in drawn}
+    axes = {path: _axis(path, unit, numbers[path]) for path, unit in drawn.items()}
+    known = {path: axis for path, axis in axes.items() if axis is not None}
+    return Measures(
+        us=base["us"].to_numpy(),
+        is_kept=base["is_kept"].to_numpy(),
+        is_stuck=base["is_stuck"].to_numpy(),
+        audits=audits,
+        decided=np.searchsorted(stage_of, base["decided"].to_numpy()[audits], "right"),
+        gates=gates,
+        axes=tuple(known.values()),
+        codes={path: _coded(numbers[path], axis) for path, axis in known.items()},
+        labels={path: _labelled(clips.select(pl.col(path).cast(pl.String)).collect().to_series()) for path in labels},
+    )
+
+
+def _said(clips: Any, check: Check) -> dict[str, Any]:
+    """The fields of `_Gate` for one check."""
+    import polars as pl
+
+    is_ordered = check.operator in ORDERED
+    (said,) = expressions([check], reached)
+    everything = replace(check, operator="min", bound=math.inf) if is_ordered else check
+    (looks,) = expressions([everything], reached)
+    missing = said.missing if check.gate.missing == "reject" else pl.lit(False)
+    number = pl.col(check.path).cast(pl.Float64) if is_ordered else pl.lit(None, pl.Float64)
+    told = clips.select(
+        values=number,
+        looks=looks.failed,
+        fixed=missing if is_ordered else said.rejects,
+        errors=said.errors,
+        unreached=said.unreached,
+        rows=pl.col("duration_us"),
+    ).collect()
+    return {each.name: told[each.name].to_numpy() for each in fields(_Gate)[1:]}
+
+
+def _axis(path: str, unit: str, values: NDArray[np.float64]) -> Axis | None:
+    """The bins that `stats` draws; None where nothing was measured."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return None
+    low, high = np.percentile(known, OUTERMOST)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    return Axis(path, unit, np.linspace(low, high, NUM_BINS + 1))
+
+
+def _coded(values: NDArray[np.float64], axis: Axis) -> NDArray[np.uint8]:
+    low, high = axis.edges[0], axis.edges[-1]
+    known = np.isfinite(values)
+    place = np.clip((np.where(known, values, low) - low) * (NUM_BINS / (high - low)), 0, NUM_BINS - 1)
+    return np.where(known, place, NUM_BINS).astype(np.uint8)
+
+
+def _labelled(values: Any) -> tuple[list[str], NDArray[np.uint8]]:
+    """The most frequent labels and `others`, and which one each clip has."""
+    import polars as pl
+
+    values = values.fill_null(NOT_MEASURED)
+    counts = values.value_counts(sort=True)
+    names = counts.to_series(0).to_list()
+    kept = [*names[:MOST_LABELS], *([OTHERS] if len(names) > MOST_LABELS else [])]
+    place = {name: min(at, MOST_LABELS) for at, name in enumerate(names)}
+    return kept, values.replace_strict(place, return_dtype=pl.UInt8).to_numpy()
