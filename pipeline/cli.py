@@ -36,6 +36,8 @@ CacheOption = Annotated[
     typer.Option(help="folder of the cache that questions go to (default: nava in $XDG_CACHE_HOME or ~/.cache)"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable answer on stdout")]
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, as shells count it."""
 CpusOption = Annotated[int | None, typer.Option(min=1, help="CPUs of the private Ray runtime (default: all)")]
 
 
@@ -91,7 +93,12 @@ def run(
     chosen = load_recipe(recipe, set_ or ())
     sources = expand_sources(inputs)
     opener: Opener = here if in_process else partial(on_ray, address=address, num_cpus=cpus)
-    result = execute(chosen, sources[:limit], out, opener, retry_errors=retry_errors, quiet=quiet, is_process=True)
+    try:
+        result = execute(chosen, sources[:limit], out, opener, retry_errors=retry_errors, quiet=quiet, is_process=True)
+    except KeyboardInterrupt:
+        msg = f"stopped: what {out} holds is whole, sources in flight are not in it; the same command goes on."
+        print(msg, file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     sheet = balance(Run(out).ledger)
     print("\n".join(balance_lines(sheet)))
     clips, assets = sheet.clips, sheet.assets

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +71,30 @@ def test_the_command_says_it_in_one_line(
         cli.main()
     assert caught.value.code == code
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_ctrl_c_says_what_is_safe(clip: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "run",
+        "quickstart",
+        "--here",
+        "-i",
+        str(clip),
+        "-o",
+        str(tmp_path / "run"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    lock = tmp_path / "run" / "lock"
+    while not lock.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"what {tmp_path / 'run'} holds is whole" in said
+    assert "Traceback" not in said
 
 
 def test_the_command_hides_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:
