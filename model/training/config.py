@@ -84,6 +84,8 @@ class OutputConfig(RecipePart):
     log_every_steps: int = Field(default=10, ge=1)
     checkpoint_every_steps: int = Field(default=500, ge=1)
     num_checkpoints_kept: int = Field(default=3, ge=1)
+    keep_every_steps: int | None = Field(default=None, ge=1)
+    """Checkpoints of these steps stay for good, beside the newest ones."""
     is_asynchronous: bool = True
     has_tensorboard: bool = True
 

@@ -152,7 +152,10 @@ class Metrics:
             self._report(step.number, learning_rate)
 
     def write_samples(self) -> None:
-        """Put the rows of all steps since the last call on disk; call it before a checkpoint is written."""
+        """Put the rows of all steps since the last call on disk; call it before a checkpoint is written.
+
+        Raises OSError when they cannot be written; they are then part of the next call.
+        """
         if not self._unwritten:
             return
         last = self._unwritten[-1].step

@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -25,6 +27,7 @@ from model.network.nava import Nava
 from model.training.config import NetworkConfig, ParallelConfig
 from model.training.recompute import set_recompute
 from model.weights.convert import open_weights
+from model.weights.dcp_files import damage_of, refuse_damage
 from schemas.errors import PlanError
 
 
@@ -68,6 +71,13 @@ def open_world() -> Iterator[World]:
     finally:
         if is_ours:
             dist.destroy_process_group()
+
+
+def damage_seen_by_all(checkpoint: Path, world: World) -> str:
+    """`model.weights.dcp_files.damage_of`, its files shared out over the ranks; the same answer on all of them."""
+    everyone = [""] * world.size
+    dist.all_gather_object(everyone, damage_of(checkpoint, (world.rank, world.size)), group=world.background)
+    return next(filter(None, everyone), "")
 
 
 def make_mesh(world: World, config: ParallelConfig) -> DeviceMesh:
@@ -142,6 +152,7 @@ def build_model(network: NetworkConfig, config: ParallelConfig, mesh: DeviceMesh
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         if network.weights is not None:
+            refuse_damage(network.weights, partial(damage_seen_by_all, world=world))
             for name, value in open_weights(network.weights, shape).read(parameters):
                 parameters[name].copy_(_shard_like(parameters[name], value, world.device, source_rank=None))
         else:

@@ -2,8 +2,9 @@
 
     checkpoints/step-00000500/        appears by one rename when every rank's bytes are on disk
         .metadata  *.distcp           DCP: model.*, ema.*, optimizer.exp_avg.*, optimizer.exp_avg_sq.*
-        state.json                    step, plan position, damaged samples, schedule, recipe
+        state.json                    step, plan position, damaged samples, schedule, recipe, sum of every file
     checkpoints/.partial-00001000/    being written; left behind by a kill, removed by the next start
+    checkpoints/damaged-step-...      found to be other bytes than were written; set aside, never read again
 
 There is no state of random numbers: noise, modes and order follow from (seed, step, clip) and the plan position.
 The folder must be one file system that all ranks see.
@@ -15,24 +16,31 @@ import json
 import shutil
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import AdamW
 
 from model.data.position import PlanPosition
 from model.training.optim import Ema
-from model.training.parallel import World
-from schemas.errors import ModelError
-from schemas.files import publish_dir, write_whole
+from model.training.parallel import World, damage_seen_by_all
+from model.weights.dcp_files import METADATA, NOTES, SummedWriter, open_reader, read_metadata
+from schemas.errors import MachineError, ModelError
+from schemas.files import publish_dir
+from schemas.machine import GOES_ON
 
 NAME = "step-{:08d}"
 PARTIAL = ".partial-{:08d}"
-NOTES = "state.json"
+DAMAGED = "damaged-"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MAX_FAILURES = 10
+"""Checkpoints in a row that could not be written before training ends: what it learns would be lost."""
+WRITE_ERRORS = (CheckpointException, OSError, RuntimeError)
+"""What writing raises: on all ranks what any rank met, the system's refusal, and torch's archive writer on top of it."""
 
 
 class Notes(TypedDict):
@@ -42,8 +50,8 @@ class Notes(TypedDict):
     schedule: dict[str, Any]
     """State of the learning rate's schedule."""
     num_ema_updates: int
-    recipe: str
-    """Digest of the recipe."""
+    recipe: dict[str, Any]
+    """The resolved recipe, of which `network` describes the weights."""
     world_size: int
     position: PlanPosition
     damaged: dict[str, str]
@@ -51,73 +59,179 @@ class Notes(TypedDict):
 
 
 class Checkpoints:
-    """The checkpoints of one training folder. All ranks make the same calls in the same order."""
+    """The checkpoints of one training folder. All ranks make the same calls in the same order.
 
-    def __init__(self, folder: Path, world: World, *, num_kept: int = 3, is_asynchronous: bool = True) -> None:
+    One that cannot be written is said, cleaned up and counted; `has_failed` then asks, on rank 0, for another `save`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        *,
+        num_kept: int = 3,
+        keep_every_steps: int | None = None,
+        is_asynchronous: bool = True,
+    ) -> None:
         self._folder, self._world = folder, world
-        self._num_kept, self._is_asynchronous = num_kept, is_asynchronous
+        self._num_kept, self._keep_every = num_kept, keep_every_steps
+        self._is_asynchronous = is_asynchronous
         self._writing: tuple[int, Future[Any]] | None = None
+        self._failure, self._num_failures = "", 0
+        self.pinned: Path | None = None
+        """One that stays whatever is written after it."""
         if world.is_first:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(".partial-*"):
                 shutil.rmtree(leftover)
         dist.barrier(group=world.background)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last checkpoint could not be written; told on rank 0."""
+        return bool(self._failure)
+
     def newest(self) -> Path | None:
-        """The latest complete checkpoint, the same on all ranks; None without one."""
+        """The latest checkpoint whose files are what was written, the same on all ranks; None where there is none at all.
+
+        Ranks sum up the files together. A damaged one is set aside with a line, and the one before it is looked at. Raises
+        ModelError when all are damaged: to begin anew would throw away what they know.
+        """
+        damage = ""
+        while (found := self._latest()) is not None:
+            if not (damage := damage_seen_by_all(found, self._world)):
+                return found
+            if self._world.is_first:
+                aside = found.with_name(DAMAGED + found.name)
+                shutil.rmtree(aside, ignore_errors=True)
+                found.rename(aside)
+                print(
+                    f"{found} is damaged: {damage}. It is set aside as {aside.name}; the one before it is taken.",
+                    flush=True,
+                )
+        if damage:
+            raise ModelError(
+                f"no checkpoint in {self._folder} is whole; the last one tried: {damage}.",
+                remedy="Copy one there again, or start in another folder (network.weights takes weights alone).",
+            )
+        return None
+
+    def _latest(self) -> Path | None:
         found = [str(max(complete(self._folder), default=""))] if self._world.is_first else [""]
         dist.broadcast_object_list(found, src=0, group=self._world.background)
         return Path(found[0]) if found[0] else None
 
-    def save(self, step: int, tensors: dict[str, Tensor], notes: Notes | None) -> None:
+    def save(self, step: int, tensors: dict[str, Tensor], notes: Notes | None, trouble: str = "") -> None:
         """Write a checkpoint; waits for the one before it. `notes` of rank 0 are kept, as JSON; other ranks give None.
 
-        Asynchronous: returns once the states are copied to host memory, so training may go on changing them.
+        Asynchronous: returns once the states are copied to host memory, so training may go on changing them. `trouble`, told
+        on rank 0, is a reason not to write. Raises MachineError when `MAX_FAILURES` in a row could not be written.
         """
-        self.finish()
+        self._end()
         partial = self._folder / PARTIAL.format(step)
-        if self._world.is_first:
-            partial.mkdir()
-            write_whole(partial / NOTES, json.dumps(notes).encode())
-        dist.barrier(group=self._world.background)
-        if self._is_asynchronous:
-            written = dcp.async_save(tensors, checkpoint_id=partial, process_group=self._world.background)
-            self._writing = step, written
-        else:
-            dcp.save(tensors, checkpoint_id=partial, process_group=self._world.background)
-            self._publish(step)
+        if self._world.is_first and not trouble:
+            try:
+                partial.mkdir()
+            except OSError as error:
+                trouble = _cause(error)
+        agreed: list[Any] = [trouble, self._failure, self._num_failures]
+        dist.broadcast_object_list(agreed, src=0, group=self._world.background)
+        trouble, failure, num_failures = agreed
+        if num_failures >= MAX_FAILURES:
+            raise MachineError(
+                f"{num_failures} checkpoints in a row could not be written to {self._folder}: {failure}.",
+                remedy=f"Make room there, or make it writable; {GOES_ON}",
+            )
+        if trouble:
+            self._fail(step, trouble)
+            return
+        writer = SummedWriter(partial, cast("dict[str, Any]", notes))
+        write = dcp.async_save if self._is_asynchronous else _save_at_once
+        self._writing = step, write(tensors, storage_writer=writer, process_group=self._world.background)
+        if not self._is_asynchronous:
+            self._end()
 
     def poll(self) -> None:
         """Publish the checkpoint being written if it is whole by now. Cost: nothing."""
         if self._writing is not None and self._writing[1].done():
-            self.finish()
+            self._end()
 
-    def finish(self) -> None:
-        """Wait until the checkpoint being written, if any, is published. Raises what went wrong in writing it."""
+    def finish(self) -> str:
+        """Wait until the checkpoint being written, if any, is published; why the last one could not be, on all ranks."""
+        self._end()
+        agreed = [self._failure]
+        dist.broadcast_object_list(agreed, src=0, group=self._world.background)
+        return agreed[0]
+
+    def _end(self) -> None:
         if self._writing is None:
             return
         (step, written), self._writing = self._writing, None
-        written.result()
-        self._publish(step)
+        try:
+            written.result()
+            self._publish(step)
+        except WRITE_ERRORS as error:
+            self._fail(step, _cause(error))
 
     def _publish(self, step: int) -> None:
         """Only rank 0 moves anything, and its save returns last, after it wrote the metadata of all ranks."""
         if not self._world.is_first:
             return
         publish_dir(self._folder / PARTIAL.format(step), self._folder / NAME.format(step))
+        self._failure, self._num_failures = "", 0
         for old in sorted(complete(self._folder))[: -self._num_kept]:
-            shutil.rmtree(old)
+            is_kept = self._keep_every and step_of(old) % self._keep_every == 0
+            if old != self.pinned and not is_kept:
+                shutil.rmtree(old)
+
+    def _fail(self, step: int, cause: str) -> None:
+        """Say that a checkpoint was not written, and remove what there is of it. Ranks beside the first know by asking it."""
+        if not self._world.is_first:
+            return
+        shutil.rmtree(self._folder / PARTIAL.format(step), ignore_errors=True)
+        self._failure, self._num_failures = cause, self._num_failures + 1
+        free_gb = shutil.disk_usage(self._folder).free / 1e9
+        print(
+            f"the checkpoint of step {step} could not be written to {self._folder}: {cause}; {free_gb:.2f} GB are free there. "
+            "What there was of it is removed, training goes on and tries again soon.",
+            flush=True,
+        )
+
+
+def _save_at_once(tensors: dict[str, Tensor], **options: Any) -> Future[Any]:
+    """What `dcp.async_save` gives, done when it returns."""
+    written: Future[Any] = Future()
+    try:
+        written.set_result(dcp.save(tensors, **options))
+    except WRITE_ERRORS as error:
+        written.set_exception(error)
+    return written
 
 
 def complete(folder: Path) -> list[Path]:
     """The published checkpoints of a folder."""
-    return [path for path in folder.glob("step-*") if (path / ".metadata").is_file() and (path / NOTES).is_file()]
+    return [path for path in folder.glob("step-*") if (path / METADATA).is_file() and (path / NOTES).is_file()]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def read_notes(checkpoint: Path) -> Notes:
     """What `save` was given as notes."""
     notes: Notes = json.loads((checkpoint / NOTES).read_text())
     return notes
+
+
+def _cause(error: BaseException) -> str:
+    """Why writing failed, in one line: the first rank's reason where several have one."""
+    if isinstance(error, CheckpointException):
+        rank, (error, _) = min(error.failures.items())
+        return f"{_cause(error)} (rank {rank})"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def state_tensors(model: nn.Module, optimizer: AdamW, ema: Ema | None) -> dict[str, Tensor]:
@@ -140,7 +254,7 @@ def state_tensors(model: nn.Module, optimizer: AdamW, ema: Ema | None) -> dict[s
 
 def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], world: World) -> None:
     """Fill the tensors in place from a checkpoint that any number of ranks wrote. Raises ModelError on a misfit."""
-    stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    stored = read_metadata(checkpoint).state_dict_metadata
     wrong = [
         name
         for name, tensor in tensors.items()
@@ -152,7 +266,12 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], world: World) -> 
             f"shape, the first is {wrong[0]}.",
             remedy="Resume with the recipe that wrote it, or start a new stage from its weights (network.weights).",
         )
-    dcp.load(tensors, checkpoint_id=checkpoint, process_group=world.background)
+    try:
+        dcp.load(tensors, storage_reader=open_reader(checkpoint), process_group=world.background)
+    except CheckpointException as error:
+        raise ModelError(
+            f"{checkpoint} cannot be read: {_cause(error)}.", remedy="Move it away to go on from the one before it."
+        ) from error
 
 
 def set_optimizer_step(optimizer: AdamW, step: int) -> None:

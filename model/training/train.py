@@ -32,11 +32,15 @@ from model.training.metrics import Metrics
 from model.training.optim import Ema, build_optimizer, build_schedule, clip_gradients
 from model.training.parallel import World, build_model, make_mesh, make_team, open_world
 from model.training.state import Checkpoints, Notes, load_tensors, read_notes, set_optimizer_step, state_tensors
-from schemas.errors import ShardError
+from schemas.errors import MachineError, ShardError
 from schemas.files import write_whole
+from schemas.machine import GOES_ON
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send some time before they kill (Slurm: --signal=USR1@120)."""
+
+LAST_TRIES = (5.0, 20.0, 60.0)
+"""Seconds to wait before the states after the last step are written again, where that failed: somebody may make room."""
 
 
 def train(config: TrainConfig, folder: Path) -> int:
@@ -48,6 +52,7 @@ def train(config: TrainConfig, folder: Path) -> int:
             training.report(step, losses)
             if training.is_save_due:
                 training.save(step)
+        training.settle()
         return training.step
 
 
@@ -58,13 +63,15 @@ class Training:
         self.config, self.folder, self.world = config, folder, world
         self.step = 0
         self.num_steps = config.num_steps
-        self._is_stopping = False
+        self._is_stopping = self._is_save_wanted = False
+        self._last: Step | None = None
         self._stop_requested = threading.Event()
         self._handlers: dict[int, Any] = {}
         self.checkpoints = Checkpoints(
             folder / "checkpoints",
             world,
             num_kept=config.output.num_checkpoints_kept,
+            keep_every_steps=config.output.keep_every_steps,
             is_asynchronous=config.output.is_asynchronous,
         )
         self.plan = EpochPlan(open_index(config.data), config.plan, config.shape)
@@ -108,8 +115,9 @@ class Training:
 
     @property
     def is_save_due(self) -> bool:
-        """Whether the states after this step are kept; always after the last one."""
-        return self.step % self.config.output.checkpoint_every_steps == 0 or not self.has_more
+        """Whether the states after this step are kept; always after the last one, and soon after one that was not written."""
+        is_regular = self.step % self.config.output.checkpoint_every_steps == 0
+        return is_regular or self._is_save_wanted or not self.has_more
 
     def next_step(self) -> Step:
         """This rank's packs of the next step."""
@@ -147,20 +155,45 @@ class Training:
 
     def save(self, step: Step) -> None:
         """Write the states after `step`; with the samples seen until then, which lie on disk before it is published."""
-        self.metrics.write_samples()
-        self.checkpoints.save(
-            self.step, state_tensors(self.model, self.optimizer, self.ema), self._notes(step.position)
-        )
+        trouble = ""
+        try:
+            self.metrics.write_samples()
+        except OSError as error:
+            trouble = f"{error.strerror}: {error.filename}"
+        self._last = step
+        notes, trouble = self._notes(step.position, trouble)
+        tensors = state_tensors(self.model, self.optimizer, self.ema)
+        self.checkpoints.save(self.step, tensors, notes, trouble)
+
+    def settle(self) -> None:
+        """Wait until the last states are on disk, writing them again where that failed.
+
+        Raises MachineError when they still could not be written after `LAST_TRIES`.
+        """
+        for pause_s in LAST_TRIES:
+            if not (failure := self.checkpoints.finish()) or self._last is None:
+                return
+            time.sleep(pause_s)
+            self.save(self._last)
+        if failure := self.checkpoints.finish():
+            raise MachineError(
+                f"the states after step {self.step} could not be written to {self.folder / 'checkpoints'}: {failure}.",
+                remedy=f"Make room there, or make it writable; {GOES_ON} It goes on from the checkpoint before.",
+            )
 
     def _agree(self, step: Step) -> Tensor:
-        """Divisors of the whole step, summed over ranks; the same message says whether any rank was asked to stop.
+        """Divisors of the whole step, summed over ranks; the same message says whether any rank was asked to stop, and
+
+        whether a checkpoint that could not be written is tried again after this step.
 
         Raises ShardError on all ranks when a team's ranks read different shared samples, before they wait for each other.
         """
-        flags = [float(self._stop_requested.is_set()), step.discord]
+        retry_steps = max(1, self.config.output.checkpoint_every_steps // 10)
+        is_retry_due = self.checkpoints.has_failed and step.number % retry_steps == 0
+        flags = [float(self._stop_requested.is_set()), step.discord, float(is_retry_due)]
         message = torch.cat([step.divisors, torch.tensor(flags, dtype=torch.float64)])
         dist.all_reduce(message, group=self.world.control)
-        self._is_stopping = bool(message[2] > 0)
+        self._is_stopping, self._is_save_wanted = bool(message[2] > 0), bool(message[4] > 0)
         if message[3] != 0:
             raise ShardError(
                 f"step {step.number}: ranks that share a sample read different ones.",
@@ -168,22 +201,26 @@ class Training:
             )
         return message[:2]
 
-    def _notes(self, position: PlanPosition) -> Notes | None:
-        """What goes into a checkpoint, with positions and damaged samples of all ranks, on rank 0; None elsewhere."""
-        mine = (position, dict(self.feed.loader.damaged))
+    def _notes(self, position: PlanPosition, trouble: str) -> tuple[Notes | None, str]:
+        """What goes into a checkpoint, with positions and damaged samples of all ranks, on rank 0; None elsewhere.
+
+        And what troubles any rank, on rank 0.
+        """
+        mine = (position, dict(self.feed.loader.damaged), trouble)
         everyone: list[Any] | None = [None] * self.world.size if self.world.is_first else None
         dist.gather_object(mine, everyone, dst=0, group=self.world.control)
         if everyone is None:
-            return None
-        return {
+            return None, ""
+        notes: Notes = {
             "step": self.step,
             "schedule": self.schedule.state_dict(),
             "num_ema_updates": self.ema.num_updates if self.ema is not None else 0,
-            "recipe": self.config.digest(),
+            "recipe": self.config.model_dump(mode="json"),
             "world_size": self.world.size,
-            "position": merge_positions(position for position, _ in everyone),
-            "damaged": {clip_id: reason for _, theirs in everyone for clip_id, reason in theirs.items()},
+            "position": merge_positions(position for position, *_ in everyone),
+            "damaged": {clip_id: reason for _, theirs, _ in everyone for clip_id, reason in theirs.items()},
         }
+        return notes, next((theirs for *_, theirs in everyone if theirs), "")
 
     def _resume(self) -> Notes | None:
         """Notes of the newest checkpoint, its tensors being loaded; None at the very start."""

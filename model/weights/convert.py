@@ -77,7 +77,10 @@ def open_weights(path: Path, config: NavaConfig, section: str = WEIGHTS) -> Tens
 
 
 def load_weights(model: torch.nn.Module, path: Path, config: NavaConfig) -> None:
-    """Fill `model` in place from the checkpoint at `path`, in the model's own dtype and device."""
+    """Fill `model` in place from the checkpoint at `path`, in the model's own dtype and device. Raises ModelError."""
+    from model.weights.dcp_files import refuse_damage
+
+    refuse_damage(path)
     source = open_weights(path, config)
     with torch.no_grad():
         parameters = dict(model.state_dict(keep_vars=True))
@@ -105,8 +108,11 @@ def convert(
 
     Names and shapes must be exactly the network's, else ModelError. `target` must not exist; it appears when whole.
     """
+    from model.weights.dcp_files import refuse_damage
+
     if target.exists():
         raise ModelError(f"{target} exists already.", remedy="Remove it or choose another name.")
+    refuse_damage(source_path)
     if layout == "wan":
         source: TensorSource = WarmStart(open_checkpoint(source_path), config, seed)
     else:

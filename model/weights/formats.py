@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,16 @@ def _shard_files(directory: Path) -> list[Path]:
         return files
     if len(indexes) > 1:
         raise ModelError(f"{directory} holds {len(indexes)} indexes.", remedy="Give a directory with one checkpoint.")
-    files = [directory / name for name in sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))]
+    try:
+        names = sorted(set(json.loads(indexes[0].read_bytes())["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ModelError(
+            f"{indexes[0]} is not a whole index of shards: {error}.", remedy="Copy the checkpoint again."
+        ) from error
+    if outside:
+        raise ModelError(f"{indexes[0]} names files outside its folder: {_some(outside)}.")
+    files = [directory / name for name in names]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise ModelError(f"{indexes[0]} names shards that are not there: {_some(missing)}.")
@@ -151,10 +161,11 @@ class TorchSource:
     def _load(self) -> dict[str, Tensor]:
         try:
             content = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, UnpicklingError) as error:
-            first_line = str(error).strip().splitlines()[0]
+        except (RuntimeError, UnpicklingError, EOFError, LookupError, ValueError, TypeError) as error:
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            cause = next((line for line in said if "Unsupported" in line or "GLOBAL" in line), said[0])
             raise ModelError(
-                f"{self._path} cannot be read as plain weights: {first_line}",
+                f"{self._path} cannot be read as plain weights: {cause.strip()}",
                 remedy="Save it again with a current torch.save, tensors and numbers only, or as safetensors.",
             ) from error
         state = content.get("state_dict", content) if isinstance(content, dict) else content
@@ -168,16 +179,12 @@ class DcpSource:
     """A distributed checkpoint (torch.distributed.checkpoint): the tensors under `section`, or all if none is there."""
 
     def __init__(self, directory: Path, section: str = WEIGHTS) -> None:
-        from torch.distributed.checkpoint import FileSystemReader
+        from model.weights.dcp_files import read_metadata
 
         self.where = str(directory)
         self._directory = directory
-        stored = FileSystemReader(directory).read_metadata().state_dict_metadata
-        tensors = {
-            key: TensorSpec(item.properties.dtype, tuple(item.size))
-            for key, item in stored.items()
-            if hasattr(item, "properties")
-        }
+        stored = read_metadata(directory).state_dict_metadata
+        tensors = {key: TensorSpec(item.properties.dtype, tuple(item.size)) for key, item in stored.items()}
         is_sectioned = any(key.startswith((WEIGHTS, section)) for key in tensors)
         self._section = section if is_sectioned else ""
         self.specs = {
@@ -188,12 +195,16 @@ class DcpSource:
         """The named tensors, put together from whatever pieces the ranks wrote."""
         import torch.distributed.checkpoint as dcp
 
+        from model.weights.dcp_files import open_reader
+
         for batch in _batches(names, self.specs):
             wanted = {
                 self._section + name: torch.empty(self.specs[name].shape, dtype=self.specs[name].dtype)
                 for name in batch
             }
-            dcp.load(wanted, storage_reader=dcp.FileSystemReader(self._directory), no_dist=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as asked for by no_dist
+                dcp.load(wanted, storage_reader=open_reader(self._directory), no_dist=True)
             for name in batch:
                 yield name, wanted.pop(self._section + name)
 

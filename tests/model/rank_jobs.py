@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from model.training.config import TrainConfig
 from model.training.parallel import open_world
-from model.training.state import complete, load_tensors, state_tensors
+from model.training.state import Checkpoints, complete, load_tensors, state_tensors
 from model.training.train import Training
 from schemas.errors import NavaError
 
@@ -108,3 +109,10 @@ def train_until(rank: int, config: TrainConfig, folder: Path, num_steps: int, ou
     if rank == 0:
         result["states"] = states
     torch.save(result, out.with_name(f"{out.name}-{rank}"))
+
+
+def newest_of(rank: int, folder: Path, out: Path) -> None:
+    """Writes the name of the checkpoint that this rank would go on from."""
+    with open_world() as world:
+        found = Checkpoints(folder, world).newest()
+    out.with_name(f"{out.name}-{rank}").write_text(json.dumps(found and found.name))

@@ -1,0 +1,216 @@
+"""Checkpoints that are damaged, or cannot be written: training goes on from what is whole, and says what it met."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.training.config import TrainConfig
+from model.training.metrics import read_samples
+from model.training.parallel import World, open_world
+from model.training.state import MAX_FAILURES, Checkpoints, complete, state_tensors
+from model.training.train import Training, train
+from schemas.errors import MachineError, ModelError
+from tests.model.latent_shards import random_clip, recipe, run_ranks, write_latent_shards
+from tests.model.rank_jobs import newest_of, whole
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `data` of 24 clips and a `run` of six steps, every second one kept."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_latent_shards(folder / "data", [random_clip(i) for i in range(24)])
+    train(config_of(folder), folder / "run")
+    return folder
+
+
+def config_of(folder: Path, num_steps: int = 6, **output: Any) -> TrainConfig:
+    every = {"checkpoint_every_steps": 2, **output}
+    return recipe(folder / "data", num_steps=num_steps, plan={"num_packs": 2}, output=every)
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run."""
+    return Path(shutil.copytree(trained / "run", tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """This process alone."""
+    with open_world() as opened:
+        yield opened
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def zero(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-500] + b"\0" * 500)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "states flipped": ("__0_0.distcp", flip),
+    "states cut": ("__0_0.distcp", cut),
+    "states zeroed": ("__0_0.distcp", zero),
+    "states gone": ("__0_0.distcp", Path.unlink),
+    "metadata torn": (".metadata", cut),
+    "metadata empty": (".metadata", lambda path: path.write_bytes(b"")),
+    "notes torn": ("state.json", cut),
+    "notes changed": ("state.json", lambda path: path.write_text(path.read_text().replace('"step": 6', '"step": 5'))),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_taken(
+    run: Path, world: World, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, how = DAMAGES[damage]
+    folder = run / "checkpoints"
+    how(folder / "step-00000006" / name)
+    found = Checkpoints(folder, world).newest()
+    assert found == folder / "step-00000004"
+    (said,) = capsys.readouterr().out.splitlines()
+    assert "step-00000006 is damaged: " in said
+    assert name in said
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "damaged-step-00000006",
+        "step-00000002",
+        "step-00000004",
+    ]
+
+
+def test_nothing_whole_is_an_error_and_not_a_new_beginning(run: Path, world: World) -> None:
+    for checkpoint in complete(run / "checkpoints"):
+        flip(checkpoint / "__0_0.distcp")
+    with pytest.raises(
+        ModelError, match=r"no checkpoint in .* is whole; the last one tried: __0_0\.distcp has other bytes"
+    ):
+        Checkpoints(run / "checkpoints", world).newest()
+    assert not complete(run / "checkpoints")
+
+
+def states(training: Training) -> dict[str, torch.Tensor]:
+    tensors = state_tensors(training.model, training.optimizer, training.ema)
+    return {name: whole(tensor) for name, tensor in tensors.items()}
+
+
+def test_what_is_trained_after_falling_back_is_what_an_undisturbed_run_trains(
+    trained: Path, run: Path, world: World
+) -> None:
+    with Training(config_of(trained), trained / "run", world) as undisturbed:
+        expected = states(undisturbed)
+    flip(run / "checkpoints" / "step-00000006" / "__0_0.distcp")
+    train(config_of(trained), run)
+    with Training(config_of(trained), run, world) as training:
+        assert training.step == 6
+        assert all(torch.equal(value, expected[name]) for name, value in states(training).items())
+    columns = ["step", "clip_id", "timestep", "video_mse", "audio_mse"]
+    assert read_samples(run).select(columns).equals(read_samples(trained / "run").select(columns))
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 300 kB, which is what a checkpoint meets on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("is_asynchronous", [True, False])
+def test_a_checkpoint_that_cannot_be_written_is_said_cleaned_up_and_tried_again(
+    trained: Path, tmp_path: Path, world: World, is_asynchronous: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, folder = config_of(trained, is_asynchronous=is_asynchronous), tmp_path / "checkpoints"
+    saved = []
+    with Training(config, tmp_path, world) as training:
+        while training.has_more:
+            step = training.next_step()
+            training.report(step, training.learn(step))
+            if training.is_save_due:
+                saved.append(step.number)
+                if step.number == 2:
+                    with full_disk():
+                        training.save(step)
+                        training.checkpoints.finish()
+                    assert not list(folder.iterdir())
+                else:
+                    training.save(step)
+                    training.checkpoints.finish()
+        training.settle()
+        found = states(training)
+    said = [line for line in capsys.readouterr().out.splitlines() if "checkpoint" in line]
+    assert len(said) == 1
+    assert f"the checkpoint of step 2 could not be written to {folder}: " in said[0]
+    assert "GB are free there" in said[0]
+    assert saved == [2, 3, 4, 6], "tried again after the next step"
+    assert [path.name for path in sorted(complete(folder))] == ["step-00000003", "step-00000004", "step-00000006"]
+    with Training(config_of(trained), trained / "run", world) as undisturbed:
+        assert all(torch.equal(value, found[name]) for name, value in states(undisturbed).items())
+
+
+def test_samples_that_cannot_be_written_hold_back_the_checkpoint_and_come_with_the_next(
+    trained: Path, tmp_path: Path, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Training(config_of(trained), tmp_path, world) as training:
+        for _ in range(2):
+            step = training.next_step()
+            training.report(step, training.learn(step))
+        (tmp_path / "samples").write_text("in the way")
+        training.save(step)
+        assert training.checkpoints.finish()
+        (tmp_path / "samples").unlink()
+        training.save(step)
+        assert not training.checkpoints.finish()
+    assert set(read_samples(tmp_path)["step"].to_pylist()) == {1, 2}
+    assert "could not be written" in capsys.readouterr().out
+
+
+def test_states_that_can_never_be_written_end_training_with_a_sentence(
+    trained: Path, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.training.train.LAST_TRIES", (0.0, 0.0))
+    with pytest.raises(MachineError, match=r"states after step 6 could not be written to .*Make room"), full_disk():
+        train(config_of(trained), tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())
+    checkpoints = Checkpoints(tmp_path / "checkpoints", world)
+    for step in range(MAX_FAILURES):
+        checkpoints.save(step, {}, None, "no space")
+    with pytest.raises(MachineError, match=f"{MAX_FAILURES} checkpoints in a row"):
+        checkpoints.save(MAX_FAILURES, {}, None, "no space")
+
+
+def test_some_checkpoints_stay_for_good(trained: Path, tmp_path: Path, world: World) -> None:
+    checkpoints = Checkpoints(tmp_path, world, num_kept=1, keep_every_steps=4)
+    for step in range(1, 9):
+        checkpoints.save(step, {"model.a": torch.zeros(1)}, None)
+        checkpoints.finish()
+        if step == 3:
+            checkpoints.pinned = tmp_path / "step-00000003"
+    assert [int(path.name[-1]) for path in sorted(complete(tmp_path))] == [3, 4, 8]
+
+
+@pytest.mark.slow
+def test_two_ranks_agree_on_what_is_whole(run: Path, tmp_path: Path) -> None:
+    flip(run / "checkpoints" / "step-00000006" / ".metadata")
+    run_ranks(newest_of, 2, tmp_path, run / "checkpoints", tmp_path / "found")
+    found = [json.loads((tmp_path / f"found-{rank}").read_text()) for rank in (0, 1)]
+    assert found == ["step-00000004"] * 2
