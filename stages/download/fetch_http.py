@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import ipaddress
-import json
-import os
 import re
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from schemas.errors import DownloadError
 from schemas.machine import is_trouble
+from stages.download.partial import Part, host_slot
 from stages.download.sources import public_uri
 from stages.download.store import suffix_of
 from stages.retry import RetryPolicy, TryAgainError, retry_after_s
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
 RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that may be different a moment later (RFC 9110, RFC 6585)."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-SLOT_POLL_S = 0.05
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """Addresses that a translator turns into the IPv4 address of their last 32 bits (RFC 6052)."""
 
@@ -81,7 +77,7 @@ def fetched_http(
     """
     import httpx
 
-    part = _Part(partial_dir / (hashlib.sha256(uri.encode()).hexdigest()[:32] + ".part"))
+    part = Part(partial_dir / (hashlib.sha256(uri.encode()).hexdigest()[:32] + ".part"))
     policy = RetryPolicy(limits.attempts, limits.backoff_s, limits.max_backoff_s)
     passing = (TryAgainError, httpx.TransportError, OSError)
     with part.locked():
@@ -103,13 +99,16 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _attempt(uri: str, part: _Part, limits: HttpLimits, is_checked: bool) -> str:
+def _attempt(uri: str, part: Part, limits: HttpLimits, is_checked: bool) -> str:
     """Follows redirects and appends to `part`; the final URL. Raises TryAgainError or DownloadError."""
     here = uri
     first_host = urlsplit(uri).hostname
     for _ in range(limits.max_redirects + 1):
         address = checked_address(here, limits)
-        with host_slot(urlsplit(here).hostname or "", limits), _client(limits) as client:
+        with (
+            host_slot(urlsplit(here).hostname or "", limits.per_host, limits.min_interval_s),
+            _client(limits) as client,
+        ):
             request = _request(
                 client, here, address, part, is_checked, with_login=urlsplit(here).hostname == first_host
             )
@@ -140,7 +139,7 @@ def _with_login_of(first: str, uri: str) -> str:
 
 
 def _request(
-    client: httpx.Client, uri: str, address: str, part: _Part, is_checked: bool, *, with_login: bool
+    client: httpx.Client, uri: str, address: str, part: Part, is_checked: bool, *, with_login: bool
 ) -> httpx.Request:
     """A request to the very address that was checked, whatever the name resolves to a moment later."""
     import httpx
@@ -165,7 +164,7 @@ def _request(
     return request
 
 
-def _receive(response: httpx.Response, uri: str, part: _Part, limits: HttpLimits) -> None:
+def _receive(response: httpx.Response, uri: str, part: Part, limits: HttpLimits) -> None:
     """Writes the body where it belongs. Raises TryAgainError if it is cut short, DownloadError if it never will do."""
     status, shown = response.status_code, public_uri(uri)
     if status in RETRIED_STATUS:
@@ -225,102 +224,6 @@ def _content_range(value: str) -> tuple[int | None, int | None]:
     if not found:
         return None, None
     return (int(found[1]) if found[1] else None), (int(found[2]) if found[2] != "*" else None)
-
-
-class _Part:
-    """A download under way: the bytes so far, and beside them what identifies the content they belong to."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._about = path.with_suffix(".json")
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Only one process works on a partial file; the lock ends with the block, or with the process."""
-        with locked_file(self.path):
-            yield
-
-    def size(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    def validator(self) -> str | None:
-        """The strong ETag, else the Last-Modified date, of the content that the bytes belong to."""
-        if not self._about.exists():
-            return None
-        try:
-            about: dict[str, Any] = json.loads(self._about.read_text())
-        except ValueError:  # a process was killed while it wrote this
-            return None
-        etag = about.get("etag")
-        return etag if etag and not etag.startswith("W/") else about.get("last-modified")
-
-    def remember(self, headers: httpx.Headers) -> None:
-        self._about.write_text(json.dumps({key: headers.get(key) for key in ("etag", "last-modified")}))
-
-    def clear(self) -> None:
-        self.path.open("wb").close()
-        self.forget()
-
-    def forget(self) -> None:
-        self._about.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked_file(path: Path) -> Iterator[None]:
-    """Makes the file `path` if it is not there and keeps it locked, against threads and processes of this machine.
-
-    Whoever had the lock may have moved the file away: what is locked is the file that has the name now.
-    """
-    while True:
-        with path.open("ab") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            try:
-                is_current = os.path.samestat(os.fstat(handle.fileno()), path.stat())
-            except FileNotFoundError:
-                is_current = False
-            if is_current:
-                yield
-                return
-
-
-# --- limits per host
-
-
-@contextmanager
-def host_slot(host: str, limits: HttpLimits) -> Iterator[None]:
-    """One of the `per_host` connections that all processes of this machine may have to `host` at a time.
-
-    Also keeps `min_interval_s` between the starts of two requests. File locks, so that a killed process frees its slot.
-    """
-    folder = Path(tempfile.gettempdir(), "nava-hosts")
-    folder.mkdir(exist_ok=True)
-    name = hashlib.sha256(host.encode()).hexdigest()[:16]
-    with _any_lock([folder / f"{name}.{slot}" for slot in range(limits.per_host)]):
-        if limits.min_interval_s > 0:
-            with (folder / f"{name}.clock").open("a+") as clock:
-                fcntl.flock(clock, fcntl.LOCK_EX)
-                clock.seek(0)
-                last = float(clock.read() or 0)
-                time.sleep(min(limits.min_interval_s, max(0.0, last + limits.min_interval_s - time.time())))
-                clock.truncate(0)
-                clock.write(str(time.time()))
-        yield
-
-
-@contextmanager
-def _any_lock(paths: list[Path]) -> Iterator[None]:
-    while True:
-        for path in paths:
-            handle = path.open("a")
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.close()
-                continue
-            with handle:
-                yield
-            return
-        time.sleep(SLOT_POLL_S)
 
 
 # --- where a name may lead

@@ -20,7 +20,8 @@ from schemas.ids import asset_id, digest
 from schemas.machine import is_trouble
 from schemas.records import Row
 from stages.base import Context, Measure, Resources, StageConfig
-from stages.download.fetch_http import Fetched, HttpLimits, checked_address, fetched_http, locked_file, too_large
+from stages.download.fetch_http import Fetched, HttpLimits, checked_address, fetched_http, too_large
+from stages.download.partial import locked_file
 from stages.download.sources import public_uri
 from stages.download.store import AssetStore, suffix_of
 from stages.objects import fetch

@@ -25,7 +25,8 @@ import numpy as np
 import pytest
 
 from schemas.errors import DownloadError, RecipeError
-from stages.download.fetch_http import Fetched, HttpLimits, checked_address, fetched_http, host_slot, is_public
+from stages.download.fetch_http import Fetched, HttpLimits, checked_address, fetched_http, is_public
+from stages.download.partial import host_slot
 from stages.download.stage import ADDS, Download, DownloadConfig
 from stages.download.store import AssetStore, suffix_of
 from tests.tiny_disk import tiny_disk
@@ -375,10 +376,9 @@ def test_connections_per_host_are_limited(server: Server, tmp_path: Path) -> Non
 
 
 def test_requests_to_a_host_keep_their_distance() -> None:
-    limits = HttpLimits(min_interval_s=0.2)
     starts = []
     for _ in range(3):
-        with host_slot("interval.test.example", limits):
+        with host_slot("interval.test.example", 2, min_interval_s=0.2):
             starts.append(time.time())
     assert all(b - a > 0.19 for a, b in pairwise(starts))
 
