@@ -1,13 +1,16 @@
-"""What a run is worth that things happen to: processes killed at random instants, and what the same command then makes of it.
+"""What a run is worth that things happen to: processes killed at random instants, and media damaged at random.
 
-    python -m benchmarks.chaos --json FILE [--kills 50] [--seed 0] [--minutes 60] [--kinds driver worker]
+    python -m benchmarks.chaos --json FILE [--kills 50] [--mutants 10000] [--seed 0] [--minutes 60] [--kinds driver worker]
 
-A small real run is made undisturbed, on a private Ray runtime of two CPUs and without Ray. Then it is made again and again into a
-new folder, and each time one process is killed with SIGKILL: the kinds in turn, instant and process drawn by the seed. The same
-command is given until it ends well, three more times at most. Then ledger rows (cost aside), shards and indexes are compared,
-and what is left of processes, shared memory and temporary folders is counted. `here`, `commit` and `compaction` hit the one
-process of a run without Ray, at any instant or in the middle of one of the two; all other kinds are on Ray. A kill that was meant
-for such a moment and fell beside it counts as `here`, and one that came too late as missed.
+**Kills.** A small real run is made undisturbed, on a private Ray runtime of two CPUs and without Ray. Then it is made again and
+again into a new folder, and each time one process is killed with SIGKILL: the kinds in turn, instant and process drawn by the
+seed. The same command is given until it ends well, three more times at most. Then ledger rows (cost aside), shards and indexes
+are compared, and what is left of processes, shared memory and temporary folders is counted. `here`, `commit` and `compaction`
+hit the one process of a run without Ray, at any instant or in the middle of one of the two; all other kinds are on Ray. A kill
+that was meant for such a moment and fell beside it counts as `here`, and one that came too late as missed.
+
+**Mutants.** So many damaged files are probed, watched and listened to, as stages do, and a tenth as many others go through whole
+runs. See `benchmarks.chaos_mutants`, which also makes each of them again by its number.
 """
 
 from __future__ import annotations
@@ -20,12 +23,16 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos_kills import KINDS, Campaign, Trial, dumped
+from benchmarks.chaos_mutants import Tried, mutants, through_decoder, through_runs, write_seeds
+
+IN_RUNS = 10
+"""Of so many mutants for the decoder one more goes through a whole run."""
 
 
 def tally(trials: list[Trial]) -> dict[str, float]:
@@ -47,7 +54,7 @@ def tally(trials: list[Trial]) -> dict[str, float]:
 
 
 def kill(path: Path, kinds: Sequence[str], num_kills: int, seed: int, minutes: float) -> dict[str, Any]:
-    """The campaign; what is known so far is in `path` after every kill."""
+    """The kills; what is known so far is in `path` after every one."""
     until, found = time.monotonic() + 60 * minutes, dict[str, Any]()
     by_kind: dict[str, list[Trial]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
@@ -60,11 +67,7 @@ def kill(path: Path, kinds: Sequence[str], num_kills: int, seed: int, minutes: f
                 continue
             by_kind[trial.kind].append(trial)
             found = {
-                "machine": {
-                    "cpus": os.cpu_count(),
-                    "python": platform.python_version(),
-                    "when": time.strftime("%Y-%m-%d"),
-                },
+                "machine": machine(),
                 "setting": {"kills": num_kills, "seed": seed, "minutes": minutes, "kinds": list(kinds)},
                 "undisturbed_s": {name: round(each.took_s, 1) for name, each in campaign.undisturbed.items()},
                 "missed": num_missed,
@@ -78,20 +81,67 @@ def kill(path: Path, kinds: Sequence[str], num_kills: int, seed: int, minutes: f
     return found
 
 
+def machine() -> dict[str, Any]:
+    """Where and when."""
+    return {"cpus": os.cpu_count(), "python": platform.python_version(), "when": time.strftime("%Y-%m-%d")}
+
+
+def mutate(path: Path, num_mutants: int, seed: int, minutes: float) -> dict[str, Any]:
+    """The mutants, first those for the decoder."""
+    until = time.monotonic() + 60 * minutes
+    found: dict[str, Any] = {
+        "machine": machine(),
+        "setting": {"mutants": num_mutants, "seed": seed, "minutes": minutes},
+    }
+    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / "seeds").mkdir()
+        seeds = write_seeds(folder / "seeds")
+        num_runs = num_mutants // IN_RUNS
+        parts: dict[str, tuple[Callable[..., Tried], int, int]] = {
+            "decoder": (through_decoder, num_mutants, 0),
+            "runs": (through_runs, num_runs, num_mutants),
+        }
+        for part, (through, num, first) in parts.items():
+            found[part] = through(mutants(seeds, seed, first), num, folder, until).figures()
+            path.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Kills, prints the table and writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="where the figures are written, anew after every kill")
-    parser.add_argument("--kills", type=int, default=50, help="processes to kill")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other instants")
-    parser.add_argument("--minutes", type=float, default=60.0, help="no kill begins later than this")
+    parser.add_argument(
+        "--json", type=Path, required=True, help="where the figures are written; of mutants beside, FILE-mutants"
+    )
+    parser.add_argument("--kills", type=int, default=0, help="processes to kill")
+    parser.add_argument(
+        "--mutants", type=int, default=0, help="damaged files for the decoder; a tenth as many go through runs"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other instants and other damage")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="nothing begins later than this, for kills and mutants each"
+    )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="what is killed, in turn")
     given = parser.parse_args(arguments)
-    found = kill(given.json, given.kinds, given.kills, given.seed, given.minutes)
-    if not found:
-        parser.error("no kill fell within --minutes; give it more")
-    for kind, figures in [*found["kinds"].items(), ("all", found["all"])]:
-        print(f"{kind:<12}", "  ".join(f"{key} {value:g}" for key, value in figures.items()))
+    if not given.kills and not given.mutants:
+        parser.error("give --kills, --mutants or both")
+    if given.mutants:
+        found = mutate(_beside(given.json, given.kills), given.mutants, given.seed, given.minutes)
+        for part in ("decoder", "runs"):
+            told = {key: value for key, value in found[part].items() if key not in ("bad", "outcomes")}
+            print(f"{part:<12}", "  ".join(f"{key} {value}" for key, value in told.items()))
+    if given.kills:
+        found = kill(given.json, given.kinds, given.kills, given.seed, given.minutes)
+        if not found:
+            parser.error("no kill fell within --minutes; give it more")
+        for kind, figures in [*found["kinds"].items(), ("all", found["all"])]:
+            print(f"{kind:<12}", "  ".join(f"{key} {value:g}" for key, value in figures.items()))
+
+
+def _beside(path: Path, num_kills: int) -> Path:
+    """Where the figures of mutants go: the file itself, if kills do not need it."""
+    return path.with_stem(f"{path.stem}-mutants") if num_kills else path
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class NoWords(Measure[StageConfig]):
 
     def measure(self, row: Row) -> dict[str, Any]:
         """Nothing, whatever the row."""
-        return {field.name: [] if pa.types.is_list(field.type) else None for field in self.adds}
+        return nothing(self.adds)
 
 
 class Nobody(Measure[StageConfig]):
@@ -33,4 +33,9 @@ class Nobody(Measure[StageConfig]):
 
     def measure(self, row: Row) -> dict[str, Any]:
         """Nobody, whatever the row."""
-        return {"engine": None, "turns": [], "overlaps": [], "num_speakers": 0, "speakers": []}
+        return nothing(self.adds) | {"num_speakers": 0}
+
+
+def nothing(adds: pa.StructType) -> dict[str, Any]:
+    """Empty lists, and null for all else."""
+    return {field.name: [] if pa.types.is_list(field.type) else None for field in adds}

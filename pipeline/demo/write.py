@@ -75,6 +75,7 @@ class Encoding:
 # libvpx's realtime mode adapts its effort to the clock.
 _VIDEO_OPTIONS = {
     "libx264": {"preset": "veryfast", "x264-params": "threads=1:mbtree=0:cpu-independent=1"},
+    "libx265": {"preset": "veryfast", "x265-params": "log-level=none"},
     "libvpx": {"deadline": "good", "cpu-used": "5"},
     "libvpx-vp9": {"deadline": "good", "cpu-used": "5"},
 }

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from benchmarks import chaos_watch
+from benchmarks import chaos, chaos_watch
 from benchmarks.chaos import tally
 from benchmarks.chaos_kills import Trial
+from benchmarks.chaos_mutants import mutants, write_seeds
 from benchmarks.chaos_watch import MARK, Watch, folders_left
 
 FAMILY = """
@@ -52,3 +55,22 @@ def test_a_tally_counts_what_went_wrong(tmp_path: Path) -> None:
     for name in ("ray", "nava-scratch-worker-1"):
         (tmp_path / name).mkdir()
     assert folders_left(tmp_path) == ["nava-scratch-worker-1"]
+
+
+def test_a_mutant_is_made_again_by_its_number(tmp_path: Path) -> None:
+    seeds = write_seeds(tmp_path)
+    assert len(seeds) == 14
+    first, again = list(islice(mutants(seeds, 5), 30)), list(islice(mutants(seeds, 5, first=20), 10))
+    assert first[20:] == again
+    assert list(islice(mutants(seeds, 6), 30)) != first
+    assert sum(mutant.data == seeds[mutant.name.split("-")[-1]] for mutant in first) < 3, "zeros for zeros are none"
+
+
+@pytest.mark.slow
+def test_mutants_are_read_or_refused_and_settle_in_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    chaos.main(["--json", str(path), "--mutants", "84", "--seed", "11"])
+    found = json.loads(path.read_text())
+    assert (found["decoder"]["tried"], found["runs"]["tried"]) == (84, 8)
+    assert found["decoder"]["bad"] == found["runs"]["bad"] == []
+    assert min(found["decoder"]["read"], found["decoder"]["refused"], found["runs"]["read"]) > 0
