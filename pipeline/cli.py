@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ import typer
 
 from schemas.errors import NavaError
 from schemas.machine import trouble_of
+from schemas.printable import printable
 
 app = typer.Typer(
     add_completion=False,
@@ -57,7 +59,11 @@ def run(
     recipe: RecipeArgument,
     inputs: Annotated[
         list[str],
-        typer.Option("--input", "-i", help="file, folder, glob, URL or manifest (.jsonl .csv .parquet); repeatable"),
+        typer.Option(
+            "--input",
+            "-i",
+            help="file, folder, glob, URL, store prefix or manifest (.jsonl .csv .parquet ...); repeatable",
+        ),
     ],
     out: Annotated[
         str, typer.Option("--out", "-o", help="run folder or object-store URL; the same command resumes it")
@@ -88,19 +94,24 @@ def run(
     from pipeline.run import Opener
     from pipeline.run import run as execute
     from pipeline.show.text import balance_lines
-    from stages.download.sources import expand_sources
+    from stages.download.sources import list_inputs
 
     chosen = load_recipe(recipe, set_ or ())
-    sources = expand_sources(inputs)
+    listing = list_inputs(inputs)
+    for note in listing.notes():
+        _said(note)
     opener: Opener = here if in_process else partial(on_ray, address=address, num_cpus=cpus)
     try:
-        result = execute(chosen, sources[:limit], out, opener, retry_errors=retry_errors, quiet=quiet, is_process=True)
+        result = execute(
+            chosen, listing.sources[:limit], out, opener,
+            retry_errors=retry_errors, quiet=quiet, is_process=True, skipped=listing.skips.text(),
+        )  # fmt: skip
     except KeyboardInterrupt:
         msg = f"stopped: what {out} holds is whole, sources in flight are not in it; the same command goes on."
-        print(msg, file=sys.stderr)
+        _said(msg)
         raise typer.Exit(INTERRUPTED) from None
     sheet = balance(Run(out).ledger)
-    print("\n".join(balance_lines(sheet)))
+    _show("\n".join(balance_lines(sheet)))
     clips, assets = sheet.clips, sheet.assets
     print(
         f"{clips.get('keep', 0)} clips kept, {clips.get('reject', 0)} rejected, {clips.get('error', 0)} errors; "
@@ -121,7 +132,7 @@ def status(
 
     while True:
         found = ask(Run(run_uri))
-        print(status_text(found), flush=True)
+        _show(status_text(found))
         if not watch or found.packed is not None:
             return
         time.sleep(2)
@@ -139,12 +150,12 @@ def stats(run_uri: RunArgument, set_: SetOption = None, as_json: JsonOption = Fa
         from pipeline.ask.what_if import what_if
 
         then = what_if(opened, set_)
-        print(json.dumps(what_if_plain(then), indent=1) if as_json else what_if_text(then))
+        _show(json.dumps(what_if_plain(then), indent=1) if as_json else what_if_text(then))
     else:
         from pipeline.ask.stats import stats as ask
 
         answer = ask(opened)
-        print(json.dumps(stats_plain(answer), indent=1) if as_json else stats_text(answer))
+        _show(json.dumps(stats_plain(answer), indent=1) if as_json else stats_text(answer))
 
 
 @app.command()
@@ -172,9 +183,9 @@ def why(
 
         draw(chain, opened.plan, figure)
     if as_json:
-        print(json.dumps(chain_plain(chain, opened.plan), indent=1))
+        _show(json.dumps(chain_plain(chain, opened.plan), indent=1))
     else:
-        print(why_text(chain, opened.plan))
+        _show(why_text(chain, opened.plan))
 
 
 @app.command()
@@ -189,7 +200,7 @@ def replay(
     from pipeline.show.text import replay_text
 
     found = measure_again(Run(run_uri), stage, clip)
-    print(replay_text(stage, found))
+    _show(replay_text(stage, found))
     if found.differences:
         raise typer.Exit(1)
 
@@ -226,7 +237,7 @@ def verify(
     found = False
     for problem in problems(Run(run_uri), is_deep=deep):
         found = True
-        print(f"problem: {problem}", flush=True)
+        _show(f"problem: {problem}")
     if found:
         raise typer.Exit(1)
     print("sound: hours add up, every kept clip is packed once, checksums agree, samples decode")
@@ -273,7 +284,12 @@ def demo(
 
 
 def _said(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def _show(text: str) -> None:
+    """Prints an answer. Names and words in it come from outside: what a terminal would act on stands there as its escape."""
+    print(printable(text), flush=True)
 
 
 def main() -> Any:
@@ -281,13 +297,16 @@ def main() -> Any:
 
     What is left then is freed with the process: to look for cycles in it would be a fifth of what a question costs.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names are in any script, terminals need not be
+            stream.reconfigure(errors="backslashreplace")
     try:
         return app()
     except (NavaError, OSError) as error:
         told = error if isinstance(error, NavaError) else trouble_of(error)
         if told is None:
             raise
-        print(f"error: {told}", file=sys.stderr)
+        _said(f"error: {told}")
         sys.exit(2)
     finally:
         gc.freeze()

@@ -18,6 +18,7 @@ from schemas.records import Level
 from schemas.shard import MEMBERS, IndexRow, index_rows
 from schemas.shard_file import ShardReader, locations
 from schemas.spans import SpeechSpan
+from stages.download.companions import EXPORT_MARK
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Exported:
 
 
 def export_nava(run: Run, out: Path, split: str = "train") -> Exported:
-    """Writes the official NAVA trainer's input: media/*.mp4, data.jsonl, data.list, data.weight.
+    """Writes the official NAVA trainer's input: media/*.mp4, data.jsonl, data.list, data.weight, and a mark that keeps
+    them from being taken for recordings.
 
     One record per clip, with one speech_start/speech_end pair per `<S>...<E>` of its caption (design of the release:
     counts must match). Raises RecipeError for a split that does not exist, LedgerError if nothing is packed, a shard is
@@ -41,6 +43,7 @@ def export_nava(run: Run, out: Path, split: str = "train") -> Exported:
         raise LedgerError(f"{run.dir.uri} has no shards yet.", remedy="Finish `nava-curate run` first.")
     media = out / "media"
     media.mkdir(parents=True, exist_ok=True)
+    (out / EXPORT_MARK).touch()
     num_records, duration_s = 0, 0.0
     with open(out / "data.jsonl", "w", encoding="utf-8") as lines:
         for shard in read_manifest(run.dir).shards:

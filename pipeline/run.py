@@ -63,7 +63,7 @@ class Executor(Protocol):
         ...
 
 
-SOURCES = "sources.arrow"
+SOURCES, SKIPPED = "sources.arrow", "skipped.tsv"
 PACK_ROUNDS = 4
 """Times that packing begins anew because media were gone or damaged."""
 Opener = Callable[[Plan, RunDir], AbstractContextManager[Executor]]
@@ -88,11 +88,13 @@ def run(
     retry_errors: bool = False,
     quiet: bool = False,
     is_process: bool = False,
+    skipped: str = "",
 ) -> RunResult:
     """Curates `sources` into the run directory `out`; units already in its ledger are not touched again.
 
     `opener` gives the executor. `retry_errors` first takes back the units in which anything settled as an error, say
     because a server was away. `is_process` says that this process is there for the run: what it has spent so far counts.
+    `skipped` names what lay among the inputs and is no source, for skipped.tsv.
     Raises RecipeError or LedgerError before any work starts, and PlanError when a stage cannot start in a worker.
     """
     without_pandas()
@@ -103,6 +105,8 @@ def run(
     book = Book(directory, is_process=is_process)
     with directory.claimed(), LedgerWriter(directory.url("ledger"), plan) as writer:
         sources = write_facts(directory, plan, sources)
+        if skipped:
+            directory.write(SKIPPED, skipped.encode())
         num_done = len(sources) - len(_todo(plan, 0, sources, writer.ledger, retry_errors))
         with opener(plan, directory) as executor, Progress(len(sources), num_done, quiet) as progress:
             with book.of(executor) as note, executor.watched(_both(progress.show, note)):

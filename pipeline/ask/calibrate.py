@@ -20,6 +20,7 @@ from schemas.errors import RecipeError
 from schemas.recipe import apply_overrides
 from schemas.records import HAS_AUDIO, Level
 from stages.base import Context
+from stages.download.places import is_local, path_of
 from stages.download.sources import expand_sources
 from stages.sync.calibrate import Options, Sampled, clips_of_files, measure_cases
 from stages.sync.config import SyncConfig
@@ -51,7 +52,7 @@ def calibrate(
             if run is not None:
                 clips = clips_of_run(run, options)
             else:
-                files = [row.uri for row in expand_sources([source])]
+                files = [str(path_of(row.uri)) if is_local(row.uri) else row.uri for row in expand_sources([source])]
                 clips = list(islice(clips_of_files(files, context, options, skipped), options.num_clips))
             if not clips:
                 remedy = "Give a finished run with kept clips, or a folder of videos of 3 s and more."

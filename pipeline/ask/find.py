@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from pipeline.ask.queries import STATUS, Run
 from pipeline.ledger import asset_of, clip_of, shot_of
 from schemas.errors import LedgerError
+from schemas.printable import is_plain
 from schemas.records import Asset, Clip, Level, Shot
 
 if TYPE_CHECKING:
@@ -69,6 +72,7 @@ def locate(run: Run, key: str) -> Found:
     """The one row that `key` names: a clip, a shot, or a source by its id, asset id or file name. Raises LedgerError."""
     import polars as pl
 
+    key = key if is_plain(key) else quote(os.fsencode(key))  # as such names are spelt in `source.uri`
     for level in (Level.CLIP, Level.SHOT):
         hits = _hits(run, level, pl.col("row_id").str.starts_with(key))
         names = hits["row_id"].unique().sort()

@@ -35,6 +35,7 @@ def draw(chain: Chain, plan: Plan, out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # words and names are text, dollar signs and all
     from matplotlib import pyplot as plt
 
     clip = chain.rows[-1]

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pipeline.execute.lease import Settled
 from pipeline.execute.monitor import AtWork, Snapshot
+from schemas.printable import printable
 from schemas.records import Verdict
 
 PLAIN_EVERY_S = 10.0
@@ -156,7 +157,9 @@ class Progress:
         new = snapshot.at_work if self._forecast.num_left else []
         self._forecast.in_hand = {at.unit: at.duration_us for at in new if at.part is None}
         if self._live.is_started:
-            self._live.update(Group(Text(self.headline()), self._table(), *map(Text, self._at_work())))
+            self._live.update(
+                Group(Text(self.headline()), self._table(), *(Text(printable(line)) for line in self._at_work()))
+            )
         elif time.monotonic() - self._last_line > PLAIN_EVERY_S:
             self._last_line = time.monotonic()
             self._print("; ".join([self.headline(), *self._at_work()]))
@@ -200,7 +203,7 @@ class Progress:
         return table
 
     def _print(self, line: str, style: str | None = None) -> None:
-        self._console.print(Text(line, style=style or ""), soft_wrap=True)
+        self._console.print(Text(printable(line), style=style or ""), soft_wrap=True)
 
 
 def _line(at: AtWork) -> str:

@@ -4,48 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
-from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
 
 from schemas.errors import DownloadError
 from schemas.machine import is_trouble
+from schemas.secrets import public_uri, scrubbed
 from stages.download.partial import Part, host_slot
-from stages.download.sources import public_uri
+from stages.download.proxies import may_be_public, proxy_for
+from stages.download.receive import HttpLimits, receive
 from stages.download.store import suffix_of
-from stages.retry import RetryPolicy, TryAgainError, retry_after_s
+from stages.retry import RetryPolicy, TryAgainError
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
-RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Answers that may be different a moment later (RFC 9110, RFC 6585)."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+NEXT_ADDRESS_S = 3.0
+"""How long an address may take to connect while there are others of the same name."""
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """Addresses that a translator turns into the IPv4 address of their last 32 bits (RFC 6052)."""
-
-
-@dataclass(frozen=True)
-class HttpLimits:
-    """What a fetch may do."""
-
-    schemes: frozenset[str] = frozenset({"http", "https"})
-    max_bytes: int = 50 * 2**30
-    attempts: int = 5
-    backoff_s: float = 0.5
-    max_backoff_s: float = 60.0
-    timeout_s: float = 60.0
-    per_host: int = 2
-    min_interval_s: float = 0.0
-    max_redirects: int = 5
-    allow_private_hosts: bool = False
-    user_agent: str = "nava-curate"
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+"""The only part of IPv6 from which public addresses are given out (RFC 4291)."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +68,7 @@ def fetched_http(
     """
     import httpx
 
-    part = Part(partial_dir / (hashlib.sha256(uri.encode()).hexdigest()[:32] + ".part"))
+    part = Part(partial_dir / (hashlib.sha256(uri.encode("utf-8", "surrogatepass")).hexdigest()[:32] + ".part"))
     policy = RetryPolicy(limits.attempts, limits.backoff_s, limits.max_backoff_s)
     passing = (TryAgainError, httpx.TransportError, OSError)
     with part.locked():
@@ -91,151 +82,198 @@ def fetched_http(
                 reason="network",
                 remedy="Run again later; what has arrived is kept and continued.",
             ) from None
-        yield Fetched(part.path, public_uri(final), attempts, suffix_of(urlsplit(uri).path))
+        except (httpx.InvalidURL, httpx.CookieConflict, UnicodeError) as error:
+            raise _no_address(uri, _reason(error)) from None
+        yield Fetched(part.path, public_uri(final), attempts, suffix_of(split(uri).path))
         part.forget()
 
 
 def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return scrubbed(str(error)) or type(error).__name__
 
 
 def _attempt(uri: str, part: Part, limits: HttpLimits, is_checked: bool) -> str:
     """Follows redirects and appends to `part`; the final URL. Raises TryAgainError or DownloadError."""
-    here = uri
-    first_host = urlsplit(uri).hostname
+    import httpx
+
+    here, cookies = uri, httpx.Cookies()
     for _ in range(limits.max_redirects + 1):
-        address = checked_address(here, limits)
-        with (
-            host_slot(urlsplit(here).hostname or "", limits.per_host, limits.min_interval_s),
-            _client(limits) as client,
-        ):
-            request = _request(
-                client, here, address, part, is_checked, with_login=urlsplit(here).hostname == first_host
-            )
-            response = client.send(request, stream=True)
-            try:
-                if response.status_code in REDIRECTS and "location" in response.headers:
-                    here = _with_login_of(uri, urljoin(here, response.headers["location"]))
-                    continue
-                _receive(response, here, part, limits)
+        headers = _headers(uri, here, part, is_checked, cookies)
+        with _answer(here, headers, limits) as response:
+            if response.status_code not in REDIRECTS or "location" not in response.headers:
+                receive(response, here, part, limits)
                 return here
-            finally:
-                response.close()
+            said = httpx.Response(response.status_code, headers=response.headers, request=httpx.Request("GET", here))
+            cookies.extract_cookies(said)
+            here = _next(uri, here, response.headers["location"])
     raise DownloadError(f"{public_uri(uri)} redirects more than {limits.max_redirects} times.", reason="redirect_loop")
 
 
-def _client(limits: HttpLimits) -> httpx.Client:
-    import httpx
-
-    return httpx.Client(timeout=limits.timeout_s, trust_env=False, headers={"User-Agent": limits.user_agent})
-
-
-def _with_login_of(first: str, uri: str) -> str:
-    """`uri`, with the user name and password of `first` if it leads to the same host and has none."""
-    a, b = urlsplit(first), urlsplit(uri)
-    if "@" in a.netloc and "@" not in b.netloc and a.hostname == b.hostname and a.scheme == b.scheme:
+def _next(first: str, here: str, location: str) -> str:
+    """Where a redirect leads: with the user name and password of `first` if to the same server, and without any of its own."""
+    try:
+        uri = urljoin(here, location)
+        a, b = split(first), split(uri)
+    except (ValueError, DownloadError):
+        raise DownloadError(f"{public_uri(here)} redirects to what is no address.", reason="redirect_loop") from None
+    if "@" in a.netloc and "@" not in b.netloc and _server(a) == _server(b):
         return urlunsplit(b._replace(netloc=a.netloc.rpartition("@")[0] + "@" + b.netloc))
     return uri
 
 
-def _request(
-    client: httpx.Client, uri: str, address: str, part: Part, is_checked: bool, *, with_login: bool
-) -> httpx.Request:
-    """A request to the very address that was checked, whatever the name resolves to a moment later."""
+def _server(parts: SplitResult) -> tuple[str, str | None, int | None]:
+    return parts.scheme, parts.hostname, parts.port
+
+
+def _headers(first: str, uri: str, part: Part, is_checked: bool, cookies: httpx.Cookies) -> dict[str, str]:
+    """What a request for `uri` says beside where it goes: what is there already, who asks, and what the server said to keep."""
     import httpx
 
-    parts = urlsplit(uri)
-    host = parts.hostname or ""
-    port = f":{parts.port}" if parts.port else ""
-    literal = f"[{address}]" if ":" in address else address
-    target = urlunsplit((parts.scheme, literal + port, parts.path or "/", parts.query, ""))
-    headers = {"Host": (f"[{host}]" if ":" in host else host) + port, "Accept-Encoding": "identity"}
+    headers = {"Accept-Encoding": "identity"}
     size, validator = part.size(), part.validator()
     if size and (validator or is_checked):
         headers["Range"] = f"bytes={size}-"
         if validator:
             headers["If-Range"] = validator
-    login = None
-    if with_login and parts.username is not None:
-        login = (unquote(parts.username), unquote(parts.password or ""))
-    request = client.build_request("GET", target, headers=headers, extensions={"sni_hostname": host})
-    if login:
-        request = next(httpx.BasicAuth(*login).auth_flow(request))
-    return request
+    parts = split(uri)
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    asked = httpx.Request("GET", bare)
+    cookies.set_cookie_header(asked)
+    if parts.username is not None and parts.hostname == split(first).hostname:
+        login = httpx.BasicAuth(unquote(parts.username), unquote(parts.password or ""))
+        asked = next(login.auth_flow(asked))
+    return headers | {name: asked.headers[name] for name in ("cookie", "authorization") if name in asked.headers}
 
 
-def _receive(response: httpx.Response, uri: str, part: Part, limits: HttpLimits) -> None:
-    """Writes the body where it belongs. Raises TryAgainError if it is cut short, DownloadError if it never will do."""
-    status, shown = response.status_code, public_uri(uri)
-    if status in RETRIED_STATUS:
-        raise TryAgainError(f"the server answered {status}", retry_after_s(response.headers.get("retry-after")))
-    offset = 0
-    if status == 206:
-        start, total = _content_range(response.headers.get("content-range", ""))
-        if start != part.size():
-            part.clear()
-            raise TryAgainError("the server continued at another place than asked for")
-        offset = start
-    elif status == 416:
-        _, total = _content_range(response.headers.get("content-range", ""))
-        if total is not None and total == part.size():
-            return
-        part.clear()
-        raise TryAgainError("the partial file does not fit what the server has")
-    elif status == 200:
-        length = response.headers.get("content-length", "")
-        total = int(length) if length.isdecimal() else None
-    else:
-        _refuse(status, shown)
-    if total is not None and total > limits.max_bytes:
-        raise too_large(uri, total, limits.max_bytes)
-    with part.path.open("r+b") as out:
-        out.truncate(offset)
-        part.remember(response.headers)
-        out.seek(offset)
-        for block in response.iter_raw():  # as it arrives: what is held back is lost when the connection breaks
-            offset += len(block)
-            if offset > limits.max_bytes:
-                part.clear()
-                raise too_large(uri, offset, limits.max_bytes)
-            out.write(block)
-    if total is not None and offset != total:
-        raise TryAgainError(f"the connection ended after {offset} of {total} bytes")
+@contextmanager
+def _answer(uri: str, headers: dict[str, str], limits: HttpLimits) -> Iterator[httpx.Response]:
+    """The answer to a request, its body still to be read; the addresses of the host are tried in turn.
+
+    A request goes to the very addresses that were checked, whatever the name resolves to a moment later, or to the proxy.
+    """
+    import httpx
+
+    proxy = proxy_for(uri) if split(uri).scheme in ("http", "https") else None
+    addresses = checked_addresses(uri, limits, by_proxy=proxy is not None)
+    parts = split(uri)
+    ways = [None] if proxy else addresses
+    with host_slot(parts.hostname or "", limits.per_host, limits.min_interval_s):
+        for number, address in enumerate(ways, start=1):
+            is_last = number == len(ways)
+            with (
+                _client(limits, proxy, None if is_last else NEXT_ADDRESS_S) as client,
+                _Alarm(limits.timeout_s) as alarm,
+            ):
+                request = _request(client, parts, address, headers)
+                request.extensions["trace"] = alarm.trace
+                try:
+                    response = client.send(request, stream=True)
+                except (httpx.ConnectError, httpx.ConnectTimeout):
+                    if is_last:
+                        raise
+                    continue
+                alarm.off()
+                try:
+                    yield response
+                finally:
+                    response.close()
+                return
 
 
-def too_large(uri: str, size: int, limit: int) -> DownloadError:
-    """The error of a source larger than download.max_bytes."""
-    return DownloadError(
-        f"{public_uri(uri)} has at least {size} bytes, more than the limit of {limit}.",
-        reason="too_large",
-        remedy="Raise stages.download.max_bytes if it is wanted.",
-    )
+def _request(client: httpx.Client, parts: SplitResult, address: str | None, headers: dict[str, str]) -> httpx.Request:
+    """A request to `address`, or by the name where there is none."""
+    host, port = parts.hostname or "", f":{parts.port}" if parts.port else ""
+    named = (f"[{host}]" if ":" in host else host) + port
+    if address is None:
+        target = urlunsplit((parts.scheme, named, parts.path or "/", parts.query, ""))
+        return client.build_request("GET", target, headers=headers)
+    literal = f"[{address}]" if ":" in address else address
+    target = urlunsplit((parts.scheme, literal + port, parts.path or "/", parts.query, ""))
+    return client.build_request("GET", target, headers=headers | {"Host": named}, extensions={"sni_hostname": host})
 
 
-def _refuse(status: int, shown: str) -> NoReturn:
-    known = {401: "forbidden", 403: "forbidden", 451: "forbidden", 404: "not_found", 410: "not_found"}
-    reason = known.get(status, "http_error")
-    raise DownloadError(f"{shown}: the server answered {status}.", reason=reason)
+def _client(limits: HttpLimits, proxy: str | None, connect_s: float | None) -> httpx.Client:
+    import httpx
+
+    timeout = httpx.Timeout(limits.timeout_s, connect=min(connect_s or limits.timeout_s, limits.timeout_s))
+    try:
+        return httpx.Client(
+            timeout=timeout, trust_env=False, proxy=proxy, verify=_trusted(), headers={"User-Agent": limits.user_agent}
+        )
+    except (ImportError, ValueError):
+        raise DownloadError(
+            "The proxy that the environment names cannot be used.",
+            reason="network",
+            remedy="Give an http:// or https:// proxy in HTTP_PROXY and HTTPS_PROXY.",
+        ) from None
 
 
-def _content_range(value: str) -> tuple[int | None, int | None]:
-    """(first byte, total bytes) of a Content-Range header; None for what it does not say."""
-    found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", value.strip())
-    if not found:
-        return None, None
-    return (int(found[1]) if found[1] else None), (int(found[2]) if found[2] != "*" else None)
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The certificates that are trusted: certifi's, or those that SSL_CERT_FILE or SSL_CERT_DIR name."""
+    import httpx
+
+    return httpx.create_ssl_context()
+
+
+class _Alarm:
+    """Ends a connection whose answer does not begin in time, however busily its other end sends a byte now and then."""
+
+    def __init__(self, after_s: float) -> None:
+        self._timer = threading.Timer(after_s, self._ring)
+        self._timer.daemon = True
+        self._sockets: list[socket.socket] = []
+
+    def __enter__(self) -> _Alarm:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.off()
+
+    def off(self) -> None:
+        """The answer has begun."""
+        self._timer.cancel()
+
+    def trace(self, name: str, info: dict[str, Any]) -> None:
+        """Told by httpx of every step: keeps the connection's socket."""
+        if name.endswith("connect_tcp.complete"):
+            found = info["return_value"].get_extra_info("socket")
+            if isinstance(found, socket.socket):
+                self._sockets.append(found)
+
+    def _ring(self) -> None:
+        for each in self._sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
 
 
 # --- where a name may lead
 
 
-def checked_address(uri: str, limits: HttpLimits) -> str:
-    """The address to connect to for `uri`. Raises DownloadError for undeclared schemes and private networks.
+def split(uri: str) -> SplitResult:
+    """The parts of an address. Raises DownloadError for what is none, without repeating what may be secret."""
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port
+    except ValueError:
+        raise _no_address(uri) from None
+    return parts
+
+
+def _no_address(uri: str, why: str = "") -> DownloadError:
+    told = f"'{public_uri(uri)}' is no address{': ' if why else ''}{why}."
+    return DownloadError(told, reason="bad_address", remedy="Check it for odd characters.")
+
+
+def checked_addresses(uri: str, limits: HttpLimits, *, by_proxy: bool = False) -> list[str]:
+    """The addresses to connect to for `uri`, IPv6 and IPv4 in turn (RFC 8305). Raises DownloadError for undeclared schemes
+    and private networks.
 
     A name that resolves to any private address is refused altogether; for one that does not resolve, which it may do a
-    moment later, TryAgainError is raised.
+    moment later, TryAgainError is raised. With `by_proxy` such a name is left to the proxy, unless it can only be private.
     """
-    parts = urlsplit(uri)
+    parts = split(uri)
     if parts.scheme not in limits.schemes or parts.scheme not in ("http", "https"):
         raise DownloadError(
             f"{public_uri(uri)}: scheme '{parts.scheme}' is not allowed here.",
@@ -247,17 +285,42 @@ def checked_address(uri: str, limits: HttpLimits) -> str:
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError, ValueError) as error:
-        raise TryAgainError(f"the name '{parts.hostname}' does not resolve ({error})") from None
+    except (OSError, UnicodeError, ValueError) as error:
+        if not by_proxy:
+            raise TryAgainError(f"the name '{_host_of(uri)}' does not resolve ({_reason(error)})") from None
+        if not limits.allow_private_hosts and not may_be_public(parts.hostname):
+            raise _private(uri, "of its name") from None
+        return []
     addresses = [str(entry[4][0]).partition("%")[0] for entry in found]
     for address in addresses:
         if not limits.allow_private_hosts and not is_public(address):
-            raise DownloadError(
-                f"{public_uri(uri)} leads to the private address {address}.",
-                reason="private_address",
-                remedy="Set stages.download.allow_private_hosts if this is your own server.",
-            )
-    return addresses[0]
+            raise _private(uri, address)
+    families = [
+        [each for each in addresses if (":" in each) is is_six]
+        for is_six in (":" in addresses[0], ":" not in addresses[0])
+    ]
+    return list(dict.fromkeys(each for each in chain.from_iterable(zip_longest(*families)) if each))
+
+
+def _host_of(uri: str) -> str:
+    return urlsplit(public_uri(uri)).hostname or ""
+
+
+def _private(uri: str, address: str) -> DownloadError:
+    return DownloadError(
+        f"{public_uri(uri)} leads to the private address {address}.",
+        reason="private_address",
+        remedy="Set stages.download.allow_private_hosts if this is your own server.",
+    )
+
+
+def leads_to_private(uri: str) -> bool:
+    """Whether the host that `uri` names is a private one, as it resolves now."""
+    try:
+        checked_addresses(uri, HttpLimits(), by_proxy=True)
+    except DownloadError as error:
+        return error.reason == "private_address"
+    return False
 
 
 def is_public(address: str) -> bool:
@@ -267,6 +330,8 @@ def is_public(address: str) -> bool:
         inner = ip.ipv4_mapped or ip.sixtofour
         if inner is None and ip in NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is None and ip not in GLOBAL_UNICAST:
+            return False
         if inner is not None:
             ip = inner
     return ip.is_global and not ip.is_multicast

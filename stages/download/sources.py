@@ -2,185 +2,235 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePath, PurePosixPath
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urljoin
 
 from schemas.errors import RecipeError
 from schemas.ids import source_id
+from schemas.printable import percent_escaped, whole_text
 from schemas.records import Source
-from stages.objects import at_store, other_side
+from schemas.secrets import is_secret, public_uri, scrubbed
+from stages.download.companions import is_own
+from stages.download.folders import files_below, files_matching
+from stages.download.licences import strictest
+from stages.download.manifests import BAD_ROWS, kind_of, records_of
+from stages.download.places import is_local, path_of, scheme_of, uri_of
+from stages.download.prefixes import objects_of
+from stages.download.skips import Skips
 
-SIDECARS = frozenset(
-    {
-        *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".npy", ".npz", ".yaml", ".yml", ".toml"),
-        *(".txt", ".md", ".rst", ".html", ".pdf", ".nfo", ".log", ".rttm", ".srt", ".vtt", ".ass", ".lrc"),
-        *(".py", ".sh", ".zip", ".tar", ".gz", ".sha256", ".md5", ".part", ".tmp", ".crdownload", ".ytdl"),
-    }
-)
-"""Suffixes of files that lie beside media and are not sources themselves. Every other file of a folder is taken."""
-MANIFESTS = (".jsonl", ".ndjson", ".csv", ".parquet")
-SECRET_PARAMETERS = frozenset(
-    {
-        *("sig", "signature", "token", "access_token", "auth", "key", "api_key", "apikey", "password", "expires"),
-        *("policy", "key-pair-id", "awsaccesskeyid", "googleaccessid", "hdnea", "hdnts"),
-        *("se", "sp", "sv", "sr", "st", "skoid", "sktid", "ske", "sks", "skv"),
-    }
-)
-"""Query parameters that authorise a request (signed URLs of S3, GCS, Azure, CloudFront, Akamai)."""
-SECRET_PREFIXES = ("x-amz-", "x-goog-")
+MOST_LEVELS = 32
+"""Depth of lists and objects in a manifest's column; readers of shards have limits of their own."""
+LICENCE_COLUMNS = ("licence", "license")
+CLIP_RANGE = re.compile(r"(?:t|xywh|track)=", re.IGNORECASE)
+"""Begins a fragment that names a part of the same bytes (W3C Media Fragments)."""
+ROWS = "rows"
+"""Column of what several manifest rows of one source say, where they differ."""
+
+Found = tuple[str, str | None, dict[str, Any] | None]
+"""(address to fetch from, licence, other columns of a manifest's row; None where it is no row)."""
+
+
+@dataclass
+class Listing:
+    """Everything that inputs name: sources, what is none and why, and what was done to rows that say the same."""
+
+    sources: list[Source] = field(default_factory=list)
+    skips: Skips = field(default_factory=Skips)
+    num_repeats: int = 0
+    """Manifest rows of sources that were named before."""
+    secret_columns: set[str] = field(default_factory=set)
+
+    def notes(self) -> list[str]:
+        """What people should know of it, a line each."""
+        lines = self.skips.lines()
+        if self.num_repeats:
+            lines.append(
+                f"rows that name a source named before: {self.num_repeats}; each source is read once, what its rows say "
+                f"differently is in its metadata under '{ROWS}', and the strictest of their licences holds"
+            )
+        if self.secret_columns:
+            names = ", ".join(sorted(self.secret_columns))
+            lines.append(f"credentials in columns of manifests are not kept: {names}")
+        return lines
 
 
 def expand_sources(inputs: Sequence[str]) -> list[Source]:
-    """The sources of everything `inputs` names, sorted within each input, without repeats.
+    """The sources of everything `inputs` names (`list_inputs`)."""
+    return list_inputs(inputs).sources
 
-    A folder is searched recursively, and so is a prefix of an object store; every file counts unless it is hidden or a
-    known sidecar, for media comes under wrong names. A manifest (.jsonl .csv .parquet) has a column `uri`, relative to
-    the manifest; `licence` (or `license`) and all other columns travel along. Credentials never enter `uri`: where a URL
-    holds any, the source has the URL to fetch as `fetch_uri`, which is to stay in memory.
+
+def list_inputs(inputs: Sequence[str]) -> Listing:
+    """Everything that `inputs` name, sorted within each input, each source once.
+
+    A folder is searched recursively, links followed, and so is a prefix of an object store; every file counts unless it is
+    hidden, a known companion of media, or this program's own. A manifest has a column `uri`, relative to the manifest;
+    `licence` (or `license`) and all other columns travel along. Secrets never enter a row: where an address holds any, the
+    source has the address to fetch as `fetch_uri`, which is to stay in memory.
 
     Raises RecipeError for an input that does not exist or a manifest that cannot be read, and MachineError where a store
     of objects stays away.
     """
+    listing = Listing()
     found: dict[str, Source] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for item in inputs:
-        for uri, licence, metadata in _expand(item):
-            public = public_uri(uri)
-            source = Source(
-                source_id=source_id(public),
-                uri=public,
-                licence=licence,
-                metadata=json.dumps(metadata, sort_keys=True, ensure_ascii=False, default=str),
-                fetch_uri=uri if public != uri else None,
-            )
-            found.setdefault(source.source_id, source)
-    return list(found.values())
+        for address, licence, columns in _expand(item, listing):
+            source = _source(address, licence, columns or {})
+            first = found.setdefault(source.source_id, source)
+            if first is source or columns is None:
+                continue
+            rows.setdefault(source.source_id, [json.loads(first.metadata or "{}")]).append(columns)
+            listing.num_repeats += 1
+            found[source.source_id] = replace(first, licence=strictest(first.licence, licence))
+    for identifier, said in rows.items():
+        found[identifier] = replace(found[identifier], metadata=_json(_joined(said)))
+    listing.sources = list(found.values())
+    return listing
 
 
-Found = tuple[str, str | None, dict[str, Any]]
+def _source(address: str, licence: str | None, columns: Mapping[str, Any]) -> Source:
+    shown = address if is_local(address) else public_uri(address)
+    return Source(
+        source_id=source_id(address),
+        uri=shown,
+        licence=licence,
+        metadata=_json(columns),
+        fetch_uri=None if shown == address else address,
+    )
 
 
-def _expand(item: str) -> Iterator[Found]:
-    """(uri, licence, metadata) of everything one input names."""
-    if "://" in item and not item.startswith("file://"):
-        is_manifest = urlsplit(item).path.lower().endswith(MANIFESTS)
-        is_page = urlsplit(item).scheme.lower() in ("http", "https")
-        yield from _manifest(item) if is_manifest else [(item, None, {})] if is_page else _objects(item)
+def _json(columns: Mapping[str, Any]) -> str:
+    return json.dumps(columns, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def _joined(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several rows say of one source: columns in which all agree, and under `rows` the others, row by row."""
+    rows = list({_json(row): row for row in said if row}.values())
+    if len(rows) < 2:
+        return dict(*rows)
+    common = {key: value for key, value in rows[0].items() if all(row.get(key) == value for row in rows)}
+    return common | {ROWS: [{key: value for key, value in row.items() if key not in common} for row in rows]}
+
+
+def _expand(item: str, listing: Listing) -> Iterator[Found]:
+    """Everything one input names."""
+    if is_local(item):
+        yield from _local(item, listing)
         return
-    path_text = item.removeprefix("file://")
-    path = Path(path_text).expanduser()
-    if path.is_dir():
-        inside: list[Path] = sorted(path.rglob("*"))
-        yield from _plain(found for found in inside if _is_source(found, path))
-    elif path.is_file():
-        yield from _manifest(str(path)) if path.suffix.lower() in MANIFESTS else _plain([path])
-    elif glob.has_magic(path_text):
-        matches = [Path(found) for found in sorted(glob.glob(str(path), recursive=True))]
-        matches = [found for found in matches if _is_source(found, found.parent)]
-        if not matches:
-            raise RecipeError(f"No file matches '{item}'.", remedy="Quote the pattern and check the folder.")
-        yield from _plain(matches)
+    if not scheme_of(item):
+        raise RecipeError(f"'{public_uri(item)}' chains addresses with '::'.", remedy="Give one address.")
+    if kind_of(item) is not None:
+        yield from _manifest(item, listing)
+    elif scheme_of(item) in ("http", "https"):
+        yield _place(item), None, None
     else:
-        raise RecipeError(
-            f"'{item}' is neither a file, a folder, a pattern with matches nor a URL.", remedy="Check the path."
-        )
+        yield from ((url, None, None) for url in objects_of(item, listing.skips))
 
 
-def _objects(url: str) -> Iterator[Found]:
-    """What lies below a prefix of an object store; the URL itself where it names one object, or nothing that can be listed."""
-    import fsspec
-
-    def listed() -> tuple[str, list[str]]:
-        with other_side():
-            fs, root = fsspec.core.url_to_fs(url)
-            return root, sorted(fs.find(root))
-
+def _local(item: str, listing: Listing) -> Iterator[Found]:
+    """What a path, a `file://` URI or a pattern names."""
     try:
-        root, places = at_store(url, listed)
-    except (ImportError, ValueError):
-        root, places = url, []
-    names = [PurePosixPath(place.removeprefix(root).lstrip("/")) for place in places if place != root]
-    prefix = url.rstrip("/")
-    found = [f"{prefix}/{name}" for name in names if _is_medium(name)]
-    yield from ((each, None, {}) for each in (found if names else [url]))
-
-
-def _plain(paths: Iterable[Path]) -> Iterator[Found]:
-    for path in paths:
-        yield str(path.absolute()), None, {}
-
-
-def _is_source(path: Path, root: Path) -> bool:
-    return _is_medium(path.relative_to(root)) and path.is_file()
-
-
-def _is_medium(name: PurePath) -> bool:
-    """Whether a path below a folder is neither hidden nor a known sidecar."""
-    return not any(part.startswith(".") for part in name.parts) and name.suffix.lower() not in SIDECARS
-
-
-def _manifest(uri: str) -> Iterator[Found]:
-    """The rows of a manifest, in its own order."""
-    records = _records(uri)
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record, dict) or not isinstance(record.get("uri"), str) or not record["uri"].strip():
+        path = path_of(item)
+        path = path.expanduser()
+    except (ValueError, RuntimeError) as error:
+        raise RecipeError(f"'{percent_escaped(item)}' cannot be found: {error}.", remedy="Check the path.") from None
+    if path.is_dir():
+        if is_own(path):
             raise RecipeError(
-                f"Row {number} of manifest '{uri}' has no text in column 'uri'.",
-                remedy="Give every row a path or URL in a column named uri.",
+                f"'{percent_escaped(str(path))}' was written by a run or an export: its clips would be curated again.",
+                remedy="Give the folder with the recordings, or a single file of this one.",
             )
-        licence = record.get("licence") or record.get("license")
-        rest = {
-            key: value
-            for key, value in record.items()
-            if key not in ("uri", "licence", "license") and value is not None
-        }
-        yield _beside(uri, record["uri"].strip()), None if licence is None else str(licence), rest
+        yield from _plain(files_below(path, listing.skips))
+    elif path.is_file():
+        yield from _manifest(uri_of(path), listing) if kind_of(str(path)) else _plain(iter([path]))
+    elif glob.has_magic(str(path)):
+        yield from _plain(iter(files_matching(path, listing.skips)))
+    else:
+        what = (
+            "a link that leads nowhere"
+            if path.is_symlink()
+            else "neither a file, a folder, a pattern with matches nor a URL"
+        )
+        raise RecipeError(f"'{scrubbed(percent_escaped(item))}' is {what}.", remedy="Check the path.")
+
+
+def _plain(paths: Iterator[Path]) -> Iterator[Found]:
+    for path in paths:
+        yield uri_of(path), None, None
+
+
+def _manifest(address: str, listing: Listing) -> Iterator[Found]:
+    """The rows of a manifest, in its own order."""
+    for number, record in records_of(address, listing.skips):
+        licence = next((record[name] for name in LICENCE_COLUMNS if record.get(name) not in (None, "")), None)
+        try:
+            rest = _columns(record, listing.secret_columns)
+        except RecursionError:
+            name = public_uri(address).rpartition("/")[2]
+            listing.skips.add(BAD_ROWS, f"row {number} of {name}, which is nested more than {MOST_LEVELS} levels deep")
+            continue
+        place, part = _whole(_beside(address, record["uri"]))
+        rest |= {"fragment": part} if part else {}
+        yield place, None if licence is None else " ".join(scrubbed(whole_text(str(licence))).split()), rest
+
+
+def _columns(record: Mapping[str, Any], secret: set[str]) -> dict[str, Any]:
+    """What a row says beside address and licence. Raises RecursionError for what is nested too deeply."""
+    told = {key: value for key, value in record.items() if key not in ("uri", *LICENCE_COLUMNS)}
+    kept = _kept("", told, secret, MOST_LEVELS)
+    return dict(kept)
+
+
+def _whole(address: str) -> tuple[str, str]:
+    """An address, and apart from it the fragment that names a part of what lies there."""
+    place, _, fragment = address.partition("#")
+    is_part = scheme_of(address) in ("http", "https") and CLIP_RANGE.match(fragment) is not None
+    return (place, fragment) if is_part else (address, "")
+
+
+def _kept(name: str, value: Any, secret: set[str], levels: int) -> Any:
+    """A manifest's value as JSON that everybody can read, without secrets; None for what is not kept."""
+    if levels == 0:
+        raise RecursionError
+    if isinstance(value, Mapping):
+        inside = {whole_text(str(key)): _kept(str(key), each, secret, levels - 1) for key, each in value.items()}
+        return {key: each for key, each in inside.items() if each is not None}
+    if isinstance(value, list | tuple | set):
+        return [_kept(name, each, secret, levels - 1) for each in value]
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    text = whole_text(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
+    kept = None if is_secret(name, text) else scrubbed(text)
+    if kept != text:
+        secret.add(percent_escaped(whole_text(name)))
+    return kept
 
 
 def _beside(manifest: str, uri: str) -> str:
-    """`uri` as seen from the folder of the manifest."""
-    if "://" in uri or uri.startswith("/"):
-        return uri.removeprefix("file://")
-    if "://" in manifest:
-        return manifest.rpartition("/")[0] + "/" + uri
-    return str(Path(manifest).absolute().parent / uri)
+    """The address that a row's `uri` names, seen from the folder of the manifest."""
+    if "://" in uri:
+        return _place(uri)
+    if is_local(manifest):
+        return uri_of(path_of(manifest).absolute().parent / uri)
+    if scheme_of(manifest) in ("http", "https"):
+        return _place(urljoin(manifest.partition("?")[0], uri))
+    return uri_of(Path(uri)) if uri.startswith("/") else manifest.rpartition("/")[0] + "/" + uri
 
 
-def _records(uri: str) -> list[Any]:
-    import fsspec  # type: ignore[import-untyped]
-
-    suffix = Path(urlsplit(uri).path if "://" in uri else uri).suffix.lower()
-    try:
-        if suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            with fsspec.open(uri, "rb") as file:
-                rows: list[Any] = pq.read_table(file).to_pylist()
-                return rows
-        with fsspec.open(uri, "rt", encoding="utf-8-sig", newline="") as file:
-            if suffix == ".csv":
-                return [{key: value or None for key, value in row.items() if key} for row in csv.DictReader(file)]
-            return [json.loads(line) for line in file if line.strip()]
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"Manifest '{public_uri(uri)}' cannot be read: {error}", remedy="It must be JSON lines, CSV or Parquet."
-        ) from error
-
-
-def public_uri(uri: str) -> str:
-    """`uri` without user name, password and authorising query parameters; local paths unchanged."""
-    if "://" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    host = parts.netloc.rpartition("@")[2]
-    kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if not _is_secret(name)]
-    query = parts.query if len(kept) == len(parse_qsl(parts.query, keep_blank_values=True)) else urlencode(kept)
-    return urlunsplit((parts.scheme, host, parts.path, query, parts.fragment))
-
-
-def _is_secret(name: str) -> bool:
-    return name.lower() in SECRET_PARAMETERS or name.lower().startswith(SECRET_PREFIXES)
+def _place(uri: str) -> str:
+    """One spelling for one address: a `file://` URI of a plain name is its path, and web addresses hold no active characters."""
+    if is_local(uri):
+        try:
+            return uri_of(path_of(uri))
+        except ValueError:
+            return percent_escaped(uri)
+    return percent_escaped(uri) if scheme_of(uri) in ("http", "https") else whole_text(uri)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -16,13 +17,18 @@ from pydantic import Field
 from schemas.errors import DownloadError, RecipeError
 from schemas.fields import f, struct
 from schemas.files import sha256_of
-from schemas.ids import asset_id, digest
+from schemas.ids import asset_id, digest, source_id
 from schemas.machine import is_trouble
+from schemas.printable import is_plain, printable
 from schemas.records import Row
+from schemas.secrets import public_uri, scrubbed
 from stages.base import Context, Measure, Resources, StageConfig
-from stages.download.fetch_http import Fetched, HttpLimits, checked_address, fetched_http, too_large
+from stages.download.fetch_http import Fetched, checked_addresses, fetched_http
 from stages.download.partial import locked_file
-from stages.download.sources import public_uri
+from stages.download.places import is_local, path_of, scheme_of, uri_of
+from stages.download.proxies import proxy_for
+from stages.download.receive import HttpLimits, too_large
+from stages.download.sources import ROWS
 from stages.download.store import AssetStore, suffix_of
 from stages.objects import fetch
 from stages.retry import RetryPolicy, TryAgainError
@@ -97,18 +103,25 @@ class Download(Measure[DownloadConfig]):
 
     def measure(self, row: Row) -> dict[str, Any]:
         """The struct of one source. Raises the DownloadError it runs into."""
-        return self._fetch(row.get("fetch_uri") or row["uri"], _stated_sha256(row))
+        uri = row.get("fetch_uri") or row["uri"]
+        if uri == row["uri"] and is_shortened(uri, row["source_id"]):
+            raise DownloadError(
+                f"{uri}: the address that it was fetched from had parts that are kept nowhere, as they may be secret.",
+                reason="address_not_kept",
+                remedy="Give the input that named it again.",
+            )
+        return self._fetch(uri, _stated_sha256(row))
 
     def _fetch(self, uri: str, stated: str | None) -> dict[str, Any]:
-        scheme = urlsplit(uri).scheme.lower() if "://" in uri else "file"
+        scheme = scheme_of(uri)
         if scheme not in self.config.schemes:
             raise DownloadError(
                 f"{public_uri(uri)}: scheme '{scheme}' is not allowed here.",
                 reason="scheme_not_allowed",
                 remedy="Add it to stages.download.schemes if it is wanted.",
             )
-        if scheme == "file":
-            return self._local(Path(uri.removeprefix("file://")), stated)
+        if is_local(uri):
+            return self._local(uri, stated)
         with self._remote(uri, scheme, stated) as fetched:
             sha256, size = sha256_of(fetched.path)
             if stated and sha256 != stated:
@@ -117,24 +130,31 @@ class Download(Measure[DownloadConfig]):
             path = self.store.put(fetched.path, sha256, fetched.suffix, keep=False)
         return _struct(path, sha256, size, fetched)
 
-    def _local(self, path: Path, stated: str | None) -> dict[str, Any]:
+    def _local(self, uri: str, stated: str | None) -> dict[str, Any]:
         try:
+            path = path_of(uri)
             if not path.is_file():
-                raise DownloadError(f"There is no file '{path}'.", reason="not_found", remedy="Check the manifest.")
+                what = f"'{uri}' is a folder." if path.is_dir() else f"There is no file '{uri}'."
+                raise DownloadError(what, reason="not_found", remedy="Check the manifest.")
             stat = path.stat()
             if stat.st_size > self.config.max_bytes:
-                raise too_large(str(path), stat.st_size, self.config.max_bytes)
+                raise too_large(uri, stat.st_size, self.config.max_bytes)
             sha256, size = sha256_of(path)
+        except ValueError as error:
+            raise DownloadError(f"{public_uri(uri)}: {error}.", reason="not_found") from None
         except OSError as error:
             if is_trouble(error):
                 raise
-            raise DownloadError(f"'{path}' cannot be read: {error.strerror}.", reason="unreadable") from error
+            raise DownloadError(f"'{uri}' cannot be read: {error.strerror}.", reason="unreadable") from error
         if stated and sha256 != stated:
-            raise _mismatch(str(path), stated, sha256)
-        fetched = Fetched(path, str(path.absolute()), 1, suffix_of(path.name))
+            raise _mismatch(uri, stated, sha256)
+        fetched = Fetched(path, uri_of(path), 1, suffix_of(path.name))
         if self.config.mode == "copy":
             return _struct(self.store.put(path, sha256, fetched.suffix, keep=True), sha256, size, fetched)
-        return _struct(str(path.absolute()), sha256, size, fetched) | {"mtime_ns": stat.st_mtime_ns}
+        place = str(path.absolute())
+        if not is_plain(place):  # no column can hold such a name
+            place = self.store.link(path, sha256, fetched.suffix)
+        return _struct(place, sha256, size, fetched) | {"mtime_ns": stat.st_mtime_ns}
 
     def _remote(self, uri: str, scheme: str, stated: str | None) -> AbstractContextManager[Fetched]:
         partial = self.store.partial_dir(self.ctx.scratch_dir)
@@ -182,10 +202,14 @@ def fetched_object(uri: str, partial_dir: Path, config: DownloadConfig) -> Itera
             raise DownloadError(f"{public_uri(uri)} is not there.", reason="not_found") from None
         except (ImportError, ValueError) as error:
             raise DownloadError(
-                f"{public_uri(uri)}: {error}", reason="scheme_not_allowed", remedy="Install fsspec's back end for it."
+                f"{public_uri(uri)}: {scrubbed(str(error))}",
+                reason="scheme_not_allowed",
+                remedy="Install fsspec's back end for it.",
             ) from None
         except TryAgainError as error:
-            raise DownloadError(f"{public_uri(uri)} could not be read: {error}", reason="network") from error
+            raise DownloadError(
+                f"{public_uri(uri)} could not be read: {scrubbed(str(error))}", reason="network"
+            ) from None
         yield Fetched(target, public_uri(uri), attempts, suffix_of(urlsplit(uri).path))
     finally:
         target.unlink(missing_ok=True)
@@ -199,7 +223,7 @@ def fetched_page(uri: str, partial_dir: Path, config: DownloadConfig) -> Iterato
     and OSError where this machine is in trouble.
     """
     try:
-        checked_address(uri, http_limits(config))
+        checked_addresses(uri, http_limits(config), by_proxy=proxy_for(uri) is not None)
     except TryAgainError as error:
         raise DownloadError(
             f"{public_uri(uri)} could not be fetched: {error}", reason="network", remedy="Run again later."
@@ -230,7 +254,9 @@ def _page(uri: str, partial_dir: Path, config: DownloadConfig) -> Fetched:
         _, cause, _ = getattr(error, "exc_info", None) or (None, None, None)
         if isinstance(cause, OSError) and is_trouble(cause):
             raise cause from None
-        raise DownloadError(f"{public_uri(uri)}: yt-dlp says {error}", reason="page_without_video") from None
+        raise DownloadError(
+            f"{public_uri(uri)}: yt-dlp says {scrubbed(printable(str(error)))}", reason="page_without_video"
+        ) from None
     if not path.is_file():
         raise too_large(uri, config.max_bytes, config.max_bytes)
     return Fetched(path, public_uri(about.get("webpage_url") or uri), 1, suffix_of(path.name))
@@ -247,10 +273,23 @@ def _yt_dlp() -> Any:
     return yt_dlp
 
 
+def is_shortened(uri: str, identifier: str) -> bool:
+    """Whether `uri` is only what may be shown of the address of the source `identifier`, an id made of the whole of it."""
+    return not is_local(uri) and re.fullmatch("s[0-9a-f]+", identifier) is not None and source_id(uri) != identifier
+
+
 def _stated_sha256(row: Row) -> str | None:
-    """The checksum that the manifest states in a column `sha256`, lower case."""
-    stated = json.loads(row.get("metadata") or "{}").get("sha256")
-    return str(stated).lower() if stated else None
+    """The checksum that the manifest states in a column `sha256`, lower case. Raises DownloadError if its rows disagree."""
+    told = json.loads(row.get("metadata") or "{}")
+    rows = told.get(ROWS) if isinstance(told.get(ROWS), list) else []
+    stated = {str(each["sha256"]).lower() for each in (told, *rows) if isinstance(each, dict) and each.get("sha256")}
+    if len(stated) > 1:
+        raise DownloadError(
+            f"{public_uri(row['uri'])}: rows of the manifest state {len(stated)} different sha256 of it.",
+            reason="checksum_mismatch",
+            remedy="Correct the manifest.",
+        )
+    return next(iter(stated), None)
 
 
 def _struct(path: str, sha256: str, size: int, fetched: Fetched) -> dict[str, Any]:

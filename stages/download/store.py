@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 
@@ -36,6 +37,17 @@ class AssetStore:
         """
         place = f"{sha256_hex[:2]}/{sha256_hex}"
         return self._put_local(path, place, suffix, keep) if self.is_local else self._put_remote(path, place, suffix)
+
+    def link(self, path: Path, sha256_hex: str, suffix: str) -> str:
+        """Path by which `path` can be read under the name of its content: a link, or the stored bytes of a remote store."""
+        if not self.is_local:
+            return self.put(path, sha256_hex, suffix, keep=True)
+        target = Path(self.root, sha256_hex[:2], sha256_hex + suffix).absolute()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = target.with_name(f"{target.name}.{random.getrandbits(32):08x}")
+        made.symlink_to(path.absolute())
+        made.replace(target)
+        return str(target)
 
     def _put_local(self, path: Path, place: str, suffix: str, keep: bool) -> str:
         target = Path(self.root, place + suffix).absolute()

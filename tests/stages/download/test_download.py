@@ -25,8 +25,9 @@ import numpy as np
 import pytest
 
 from schemas.errors import DownloadError, RecipeError
-from stages.download.fetch_http import Fetched, HttpLimits, checked_address, fetched_http, is_public
+from stages.download.fetch_http import Fetched, checked_addresses, fetched_http, is_public
 from stages.download.partial import host_slot
+from stages.download.receive import HttpLimits
 from stages.download.stage import ADDS, Download, DownloadConfig
 from stages.download.store import AssetStore, suffix_of
 from tests.tiny_disk import tiny_disk
@@ -229,7 +230,8 @@ def test_words_about_a_partial_file_that_were_cut_short_begin_it_anew(server: Se
 TAKER = """
 import hashlib, sys
 from pathlib import Path
-from stages.download.fetch_http import HttpLimits, fetched_http
+from stages.download.fetch_http import fetched_http
+from stages.download.receive import HttpLimits
 
 with fetched_http(sys.argv[1], Path(sys.argv[2]), HttpLimits(allow_private_hosts=True)) as got:
     print("mine", flush=True)
@@ -449,7 +451,7 @@ def test_any_private_answer_refuses_the_name(monkeypatch: pytest.MonkeyPatch) ->
     both = [(2, 1, 6, "", ("93.184.216.34", 80)), (2, 1, 6, "", ("192.168.0.1", 80))]
     monkeypatch.setattr("stages.download.fetch_http.socket.getaddrinfo", lambda *_, **__: both)
     with pytest.raises(DownloadError) as caught:
-        checked_address("http://split.example/", HttpLimits())
+        checked_addresses("http://split.example/", HttpLimits())
     assert caught.value.reason == "private_address"
 
 
