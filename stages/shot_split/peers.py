@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from stages.shot_split.content import Boundary, Thumbs
+from stages.shot_split.content import Boundary
+from stages.shot_split.thumbs import Thumbs
 
 
 class SceneDetectDetector:

@@ -18,22 +18,17 @@ from numpy.typing import NDArray
 from schemas.stretches import Runs, bridged
 from stages.engines.packaged import packaged
 from stages.shot_split.content import (
-    HEIGHT,
-    WIDTH,
     Blend,
     Boundary,
     ContentDetector,
-    Evidence,
-    Thumbs,
     blends,
     combine,
-    confidence_of,
-    cut_candidates,
-    examine,
     lasting,
     sure_transitions,
     survey,
 )
+from stages.shot_split.evidence import Evidence, confidence_of, cut_candidates, examine
+from stages.shot_split.thumbs import HEIGHT, WIDTH, Thumbs
 
 WINDOW = 100
 MARGIN = 25

@@ -17,7 +17,8 @@ from schemas.records import SHOT
 from schemas.timing import microseconds
 from stages.asset_pass import Seen
 from stages.base import Context
-from stages.shot_split.content import Boundary, ContentDetector, blends, combine, examine, lasting, survey
+from stages.shot_split.content import Boundary, ContentDetector, blends, combine, lasting, survey
+from stages.shot_split.evidence import examine
 from stages.shot_split.stage import ShotSplit, ShotSplitConfig, make_detector, partition
 from stages.shot_split.transnet import HybridDetector, Looks, TransNet, shared_spans
 from tests.rows import asset_row
