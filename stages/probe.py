@@ -21,7 +21,19 @@ ADDS = struct(
     f("has_video", pa.bool_(), doc="at least one frame of a moving picture can be decoded"),
     f("has_audio", pa.bool_(), doc="at least one sample of sound can be decoded"),
     f("video_stream", pa.int32(), doc="stream used: largest picture that is not a cover, then the default one"),
-    f("audio_stream", pa.int32(), doc="stream used: no commentary, default flag, highest rate, first"),
+    f(
+        "audio_stream",
+        pa.int32(),
+        doc="stream used, the first of several; of the picture's program (see stages.media.choose)",
+    ),
+    f("audio_streams", pa.list_(pa.int32()), doc="streams heard as one: mono tracks of one recording are mixed"),
+    f("audio_language", pa.string(), doc="language the stream is tagged with; null if it is not"),
+    f("audio_title", pa.string(), doc="title of the stream"),
+    f(
+        "audio_ignored",
+        pa.list_(pa.string()),
+        doc="sound in the file that is not used: stream, language, title, codec, channels",
+    ),
     f("video_codec", pa.string(), doc="codec of the picture"),
     f("width_px", pa.int32(), unit="px", doc="width as shown: turned, with square pixels"),
     f("height_px", pa.int32(), unit="px", doc="height as shown"),
@@ -44,6 +56,18 @@ ADDS = struct(
     f("audio_channels", pa.int32(), unit="count", doc="channels as stored"),
     f("audio_layout", pa.string(), doc="channel layout: mono, stereo, 5.1, ..."),
     f("audio_gap_s", pa.float64(), unit="s", doc="holes between packets, filled with silence by timestamp"),
+    f(
+        "reshaped_pts",
+        pa.list_(pa.int64()),
+        unit="time base",
+        doc="pts from which on the picture has another size, turn or pixel aspect; shots end there",
+    ),
+    f(
+        "clock_restarts",
+        pa.int32(),
+        unit="count",
+        doc="places where the file's clock begins anew, and time was let go on",
+    ),
     f("is_interlaced", pa.bool_(), doc="most frames hold two fields"),
     f("is_hdr", pa.bool_(), doc="tagged with an HDR curve (PQ or HLG); not tone-mapped by anything here"),
     f("color_transfer", pa.string(), doc="transfer curve the picture is tagged with; null if untagged"),
@@ -70,7 +94,7 @@ class Probe(Measure[ProbeConfig]):
     """Streams, exact timelines, geometry and damage of an asset. A file nobody can decode raises MediaError."""
 
     name = "probe"
-    version = "1"
+    version = "2"
     level = "asset"
     reads = ("download.path",)
     adds = ADDS

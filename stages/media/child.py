@@ -31,12 +31,21 @@ OPERATIONS = {
 """Operation -> `module:function`, called with the request's arguments; a generator yields chunks."""
 
 
-def audio(path: str, out: str, stream: int | None, rate_hz: int | None, channels: int | None) -> Message:
+def audio(
+    path: str,
+    out: str,
+    stream: int | None,
+    rate_hz: int | None,
+    channels: int | None,
+    languages: list[str],
+    most_bytes: int,
+) -> Message:
     """Writes the sound of `path` to `out` as raw float32 and returns what is in there."""
+    from stages.media.listen import Wanted, write_sound
     from stages.media.open import open_media
-    from stages.media.sound import write_sound
 
-    sound = write_sound(partial(open_media, path), stream, out, rate_hz, channels)
+    wanted = Wanted(rate_hz, channels, stream, tuple(languages), most_bytes)
+    sound = write_sound(partial(open_media, path), out, wanted)
     return {
         "start": ratio(sound.start_s),
         "rate_hz": sound.rate_hz,

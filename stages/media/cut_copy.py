@@ -10,7 +10,6 @@ import av
 import numpy as np
 
 from stages.media.choose import pick
-from stages.media.geometry import geometry
 from stages.media.mux import Order, add_sound, interleave, open_output, thumbnail
 from stages.media.open import clock_shift, open_media
 from stages.media.picture import Damage, ShownPicture, packets
@@ -31,7 +30,7 @@ def copy_packets(
 ) -> dict[str, Any] | None:
     """Copies the packets if they decode to exactly the span's frames without any other packet, else None."""
     stream, picture = first
-    frame, shape = picture.frame, geometry(picture.frame, stream)
+    frame, shape = picture.frame, picture.shape
     container_name = stream.container.format.name
     if (
         stream.codec_context.codec.canonical_name != "h264"
@@ -50,7 +49,7 @@ def copy_packets(
         if chosen is None:
             return None
         frames = [(picture.pts, thumbnail(frame))]
-        frames += [(p.pts, thumbnail(p.frame)) for _, p in shown if not p.frame.is_corrupt]
+        frames += [(p.pts, thumbnail(p.frame)) for _, p in shown if not p.frame.is_corrupt and p.shape == shape]
         pts = [at - order.start_pts for at, _ in frames]
         presented = [p.pts + clock_shift(source, source_stream) - order.start_pts for p in chosen]
         if sorted(presented) != pts or (presented != pts and not _is_regular(pts, order)):

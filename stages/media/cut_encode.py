@@ -17,11 +17,11 @@ import numpy as np
 from schemas.errors import MediaError
 from stages.media.choose import pick
 from stages.media.cut_copy import copy_packets
-from stages.media.geometry import Geometry, geometry
+from stages.media.geometry import Geometry
+from stages.media.listen import Wanted, write_sound
 from stages.media.mux import Order, add_sound, interleave, open_output, thumbnail
 from stages.media.open import clock_shift, open_media
 from stages.media.picture import Damage, ShownPicture, packets, pictures, pictures_between
-from stages.media.sound import write_sound
 
 LIMITED_RANGE = 1
 """libav's AVCOL_RANGE_MPEG."""
@@ -138,8 +138,7 @@ def _encode(
 ) -> dict[str, Any]:
     """Encodes the frames to H.264 without B-frames: decoding order is display order, so every reader agrees on times."""
     stream, first = next(shown)
-    shape = geometry(first.frame, stream)
-    width, height = (max(2, side - side % 2) for side in shape.display_size)
+    width, height = (max(2, side - side % 2) for side in first.shape.display_size)
     pts: list[int] = []
     thumbs: list[np.ndarray] = []
     with open_output(order, rate_hz) as container:
@@ -157,7 +156,7 @@ def _encode(
         colorspace = 1 if first.frame.format.is_rgb else int(first.frame.colorspace)
         _tag_colour(context, first.frame, colorspace)
         audio = add_sound(container, samples, rate_hz, order.audio_bitrate)
-        prepared = _prepared(chain([first], (picture for _, picture in shown)), stream, shape, (width, height), order)
+        prepared = _prepared(chain([first], (picture for _, picture in shown)), (width, height), order)
         held: list[Any] = []
         for frame in prepared:
             frame.color_range, frame.colorspace = LIMITED_RANGE, colorspace
@@ -198,20 +197,18 @@ def _tag_colour(context: Any, frame: Any, colorspace: int) -> None:
     context.color_trc = frame.color_trc
 
 
-def _prepared(
-    frames: Iterator[ShownPicture], stream: Any, shape: Geometry, size: tuple[int, int], order: Order
-) -> Iterator[Any]:
+def _prepared(frames: Iterator[ShownPicture], size: tuple[int, int], order: Order) -> Iterator[Any]:
     """Upright yuv420p frames of `size`, deinterlaced where they hold two fields, pts counted from the clip's start."""
     graph, seen = None, None
     for picture in frames:
         frame = picture.frame
         frame.pts, frame.time_base = picture.pts - order.start_pts, order.time_base
         frame.pict_type = 0
-        kind = (frame.width, frame.height, frame.format.name)
+        kind = (picture.shape, frame.format.name)
         if kind != seen:
             if graph is not None:
                 yield from _flushed(graph, order)
-            graph, seen = _graph(frame, shape, size, order), kind
+            graph, seen = _graph(frame, picture.shape, size, order), kind
         assert graph is not None
         graph.push(frame)
         yield from _pulled(graph, order)
@@ -290,7 +287,7 @@ def verify(path: str, out: str, num_decoded: int | None, max_pixels: int) -> dic
         "sound": None,
     }
     if has_sound:
-        sound = write_sound(partial(open_media, path), None, out, None, 2)
+        sound = write_sound(partial(open_media, path), out, Wanted(None, 2))
         answer["sound"] = {
             "start": [sound.start_s.numerator, sound.start_s.denominator],
             "rate_hz": sound.rate_hz,

@@ -58,6 +58,11 @@ class DecoderConfig(RecipePart):
     """How long a request may stand still before its process is killed; one that makes progress may take its time."""
     max_pixels: int = Field(default=MAX_PIXELS, gt=0)
     """Larger frames are refused."""
+    scratch_gb: float = Field(default=24.0, gt=0)
+    """Largest file the decoder may write: sound as float32, of which 24 GB are 17 h of stereo at 48 kHz."""
+    audio_languages: tuple[str, ...] = ()
+    """Languages of the sound to use, best first, as files tag it (`[eng, en]`); it is taken before any flag. Files in which no
+    track has one of them are heard as if nothing were set: probe.audio_language tells."""
 
     @field_validator("engine")
     @classmethod
@@ -142,6 +147,7 @@ class Decoder:
         self.scratch_dir = Path(scratch_dir)
         self.engine, self.max_pixels = config.engine, config.max_pixels
         self.memory_gb, self.timeout_s = config.memory_gb, config.timeout_s
+        self.scratch_gb, self.audio_languages = config.scratch_gb, config.audio_languages
         self.retire_gb = retire_gb
         self.cpu_s = 0.0
         """Processor time of the children so far."""
@@ -193,7 +199,14 @@ class Decoder:
 
         `picture` is what `watch` returned, where the picture was decoded already.
         """
-        return self.ask("probe", path=str(path), decode=decode, max_pixels=self.max_pixels, picture=picture)
+        return self.ask(
+            "probe",
+            path=str(path),
+            decode=decode,
+            max_pixels=self.max_pixels,
+            languages=self.audio_languages,
+            picture=picture,
+        )
 
     def audio(
         self,
@@ -226,7 +239,16 @@ class Decoder:
     def _audio(self, path: Path | str, rate_hz: int | None, channels: int | None, stream: int | None) -> Waveform:
         out = self._scratch("sound")
         try:
-            told = self.ask("audio", path=str(path), out=str(out), stream=stream, rate_hz=rate_hz, channels=channels)
+            told = self.ask(
+                "audio",
+                path=str(path),
+                out=str(out),
+                stream=stream,
+                rate_hz=rate_hz,
+                channels=channels,
+                languages=self.audio_languages,
+                most_bytes=int(self.scratch_gb * 1e9),
+            )
             samples = _mapped(out, np.float32, told["shape"])
         finally:
             out.unlink(missing_ok=True)

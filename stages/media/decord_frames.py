@@ -17,7 +17,6 @@ import numpy as np
 from schemas.errors import MediaError
 from stages.child import count
 from stages.media.choose import pick
-from stages.media.geometry import geometry
 from stages.media.open import clock_shift, open_media
 from stages.media.picture import (
     Damage,
@@ -63,9 +62,9 @@ def decord_runs(path: str, wanted: Wanted, max_pixels: int, room: PictureRoom) -
         first = next(pictures(container, stream, damage, max_pixels), None)
         is_known = container.format.name in EXACT and stream.codec_context.name == EXACT_CODEC
         is_known &= wanted.view.format != "yuv420p"
-        if first is None or not is_known or not geometry(first.frame, stream).is_plain:
+        if first is None or not is_known or not first.shape.is_plain:
             return None
-        width, height = target_size(geometry(first.frame, stream).display_size, wanted.view)
+        width, height = target_size(first.shape.display_size, wanted.view)
     if min(width, height) < MIN_SIDE_PX:
         return None
     with open_media(path) as container:

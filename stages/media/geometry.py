@@ -42,14 +42,57 @@ SAR_LIMIT = 16
 """An aspect ratio of a pixel beyond this (or its inverse) is a damaged header and is ignored."""
 
 
-def geometry(frame: Any, stream: Any) -> Geometry:
-    """The geometry of the stream, from its first decoded frame."""
-    sar = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
-    sar = Fraction(sar) if sar > 0 else Fraction(1)
-    if not Fraction(1, SAR_LIMIT) <= sar <= SAR_LIMIT:
-        sar = Fraction(1)
-    turns, mirrored = _orientation(frame)
-    return Geometry(frame.width, frame.height, sar, turns, mirrored)
+SAME_SAR = 0.01
+"""Two aspects of a pixel closer than this share are one, rounded by a container."""
+
+
+class Shapes:
+    """The geometry of the pictures of a stream, one after the other: size and aspect of pixels may change on the way.
+
+    Where the container states an aspect of its own it holds throughout; else that of the coded pictures. libav tells the latter
+    of the packet it has decoded last, so that a new one holds from that packet's picture on.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._is_stated = stream, False
+        self._sar = self._told = _plausible(stream.codec_context.sample_aspect_ratio)
+        self._stated = _plausible(stream.sample_aspect_ratio) if stream.sample_aspect_ratio else self._sar
+        self._coming: list[tuple[int | None, Fraction]] = []
+        self._seen: tuple[Any, ...] = ()
+        self._shape: Geometry | None = None
+
+    def note(self, packet: Any) -> None:
+        """`packet` has been decoded."""
+        sar = _plausible(self._stream.codec_context.sample_aspect_ratio)
+        if sar != self._told:
+            self._told = sar
+            self._coming.append((packet.pts, sar))
+
+    def of(self, frame: Any) -> Geometry:
+        """The geometry of the next picture; the same object for as long as nothing changes."""
+        if self._shape is None:
+            self._sar, self._coming = self._told, []
+            self._is_stated = abs(self._stated - self._sar) > SAME_SAR * self._sar
+        while self._coming and _is_at(frame, self._coming[0][0]):
+            self._sar = self._coming.pop(0)[1]
+        seen = (frame.width, frame.height, self._sar, frame.rotation)
+        if self._shape is None or seen != self._seen:
+            self._seen = seen
+            sar = self._stated if self._is_stated else self._sar
+            self._shape = Geometry(frame.width, frame.height, sar, *_orientation(frame))
+        return self._shape
+
+
+def _is_at(frame: Any, pts: int | None) -> bool:
+    """Whether a picture is that of a packet with `pts`, or later."""
+    if pts is None or frame.pts is None:
+        return bool(frame.key_frame)
+    return bool(frame.pts > pts or (frame.pts == pts and frame.key_frame))
+
+
+def _plausible(sar: Fraction | None) -> Fraction:
+    sar = Fraction(sar) if sar else Fraction(1)
+    return sar if Fraction(1, SAR_LIMIT) <= sar <= SAR_LIMIT else Fraction(1)
 
 
 def _orientation(frame: Any) -> tuple[int, bool]:

@@ -7,6 +7,7 @@ the demuxers that open further files by name (playlists, concat scripts, image s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,8 @@ import av
 
 from schemas.errors import MediaError
 from schemas.machine import is_trouble
+from stages.media.encrypted import encrypted_streams, protected_tracks
+from stages.media.mpegts import Multiplex, multiplex_of
 
 DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,mpegvideo,avi,asf,flv,live_flv,ogg,gif,apng,wav,w64,flac,mp3,"
@@ -52,31 +55,114 @@ def open_media(path: str, *, is_first_edit_only: bool = False) -> Any:
         if is_trouble(error):
             raise
         raise _explain(file, error) from None
-    if not container.streams.video and not container.streams.audio:
+    try:
+        _look_over(container, file)
+    except BaseException:
         container.close()
-        raise MediaError(f"'{file.name}' holds neither picture nor sound.", reason="no_streams")
+        raise
     return container
+
+
+def _look_over(container: Any, file: Path) -> None:
+    """Raises MediaError for what is not worth decoding."""
+    if not container.streams.video and not container.streams.audio:
+        raise MediaError(f"'{file.name}' holds neither picture nor sound.", reason="no_streams")
+    encrypted = marks_of(container).encrypted
+    for word, streams in (("picture", container.streams.video), ("sound", container.streams.audio)):
+        if streams and all(s.index in encrypted for s in streams):
+            raise _locked(file, word)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a file's own tables say that libav does not tell."""
+
+    programs: tuple[frozenset[int], ...]
+    """Ids of the streams of each program; none where the container knows no programs."""
+    encrypted: frozenset[int]
+    """Indices of streams nobody can read without a key."""
+
+
+def marks_of(container: Any) -> Marks:
+    """The marks of an open container."""
+    path = container.name.removeprefix("file:")
+    stat = Path(path).stat()
+    multiplex = Multiplex()
+    if container.format.name == "mpegts":
+        multiplex = _multiplex(path, stat.st_size, stat.st_mtime_ns)
+    return Marks(multiplex.programs, encrypted_streams(container, path, multiplex))
+
+
+@lru_cache(maxsize=32)
+def _multiplex(path: str, size: int, version: int) -> Multiplex:
+    """`multiplex_of`, remembered; `size` and `version` (mtime) only keep the memory honest."""
+    return multiplex_of(path)
+
+
+def _locked(file: Path, what: str) -> MediaError:
+    return MediaError(
+        f"The {what} of '{file.name}' is encrypted and cannot be read without its key.",
+        reason="encrypted",
+        remedy="Give a decrypted file, if you may have one.",
+    )
+
+
+PACKED = {
+    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "rar", b"\xfd7zXZ\0": "xz",
+    b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd",
+}  # fmt: skip
+"""How archives and compressed files begin."""
+STILL = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
+WEBP_IS_ANIMATED = 0x02
+"""Flag in the VP8X chunk (WebP container specification, extended file format)."""
+EBML, MATROSKA_CLUSTER = b"\x1a\x45\xdf\xa3", b"\x1f\x43\xb6\x75"
 
 
 def _explain(file: Path, error: BaseException) -> MediaError:
     """Why `file` could not be opened, read from its first bytes."""
     with file.open("rb") as stream:
         head = stream.read(SNIFF_BYTES)
+    boxes = _top_boxes(file, head)
+    if b"moov" in boxes and protected_tracks(str(file)):
+        return _locked(file, "content")
+    reason, what = _kind_of(head, boxes) or (
+        "not_decodable",
+        f"is not in any media format known here ({_first_line(error)})",
+    )
+    return MediaError(f"'{file.name}' {what}.", reason=reason)
+
+
+def _kind_of(head: bytes, boxes: set[bytes]) -> tuple[str, str] | None:
+    """(reason, what it is) of a file that is no media, from its first bytes and its boxes, if it has any."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     lower = text[:256].lower()
+    packed = next((kind for magic, kind in PACKED.items() if head.startswith(magic)), None)
+    is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     if lower.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        reason, what = "web_page", "is a web page or XML, not media; the server probably answered with an error page"
-    elif text.startswith(b"#EXTM3U") or lower.startswith((b"ffconcat", b"[playlist]", b"[reference]")):
-        reason, what = "playlist", "is a playlist, which only names other files; give those files instead"
-    elif _is_without_index(file, head):
-        reason, what = "no_index", "has no index (moov atom): the recording or download stopped before it was written"
-    elif head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"BM")) or head[8:12] == b"WEBP":
-        reason, what = "still_picture", "is a still picture, not a video or a sound"
-    elif b"\0" not in head and _is_text(head):
-        reason, what = "text_file", "is a text file, not media"
-    else:
-        reason, what = "not_decodable", f"is not in any media format known here ({_first_line(error)})"
-    return MediaError(f"'{file.name}' {what}.", reason=reason)
+        return "web_page", "is a web page or XML, not media; the server probably answered with an error page"
+    if text.startswith(b"#EXTM3U") or lower.startswith((b"ffconcat", b"[playlist]", b"[reference]")):
+        return "playlist", "is a playlist, which only names other files; give those files instead"
+    if packed is not None:
+        return "packed_file", f"is packed ({packed}); unpack it first"
+    if boxes and b"moov" not in boxes and (b"moof" in boxes or b"styp" in boxes):
+        return "no_init_segment", (
+            "is a segment of a fragmented recording (DASH, HLS) without its initialisation segment; join them, the "
+            "initialisation segment first (cat init.mp4 1.m4s 2.m4s > whole.mp4)"
+        )
+    if head.startswith(MATROSKA_CLUSTER):
+        return (
+            "no_init_segment",
+            "is a piece of a WebM or Matroska stream without its beginning; join all pieces in order",
+        )
+    if boxes and b"moov" not in boxes:
+        return "no_index", "has no index (moov atom): the recording or download stopped before it was written"
+    if is_webp and head[12:16] == b"VP8X" and head[20] & WEBP_IS_ANIMATED:
+        return "animated_picture", "is an animated WebP, which cannot be decoded here; convert it to a video first"
+    if is_webp or head.startswith(STILL):
+        return "still_picture", "is a still picture, not a video or a sound"
+    if b"\0" not in head and _is_text(head):
+        return "text_file", "is a text file, not media"
+    return None
 
 
 def _first_line(error: BaseException) -> str:
@@ -91,15 +177,19 @@ def _is_text(head: bytes) -> bool:
     return True
 
 
-def _is_without_index(file: Path, head: bytes) -> bool:
-    """Whether the top-level boxes of an ISO media file hold payload (mdat) but no moov."""
-    known = (b"ftyp", b"mdat", b"moov", b"free", b"skip", b"wide", b"pnot", b"moof", b"styp", b"sidx", b"uuid")
-    if head[4:8] not in known:
-        return False
+ISO_BOXES = (b"ftyp", b"mdat", b"moov", b"free", b"skip", b"wide", b"pnot", b"moof", b"styp", b"sidx", b"uuid", b"emsg",
+             b"prft", b"mfra", b"meta")  # fmt: skip
+"""Boxes at the top level of ISO media files."""
+
+
+def _top_boxes(file: Path, head: bytes) -> set[bytes]:
+    """The kinds of boxes at the top level of an ISO media file; none for any other."""
     seen: set[bytes] = set()
+    if head[4:8] not in ISO_BOXES:
+        return seen
     size, position = file.stat().st_size, 0
     with file.open("rb") as stream:
-        while position + 8 <= size and len(seen) < len(known):
+        while position + 8 <= size and len(seen) < len(ISO_BOXES):
             stream.seek(position)
             header = stream.read(16)
             length, kind = int.from_bytes(header[:4], "big"), header[4:8]
@@ -109,7 +199,7 @@ def _is_without_index(file: Path, head: bytes) -> bool:
             if length < 8:
                 break
             position += length
-    return b"moov" not in seen
+    return seen
 
 
 SHIFT_SEARCH_PACKETS = 2000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
@@ -14,7 +14,8 @@ import numpy as np
 from schemas.errors import MediaError
 from stages.child import count, progress
 from stages.media.choose import pick
-from stages.media.geometry import Geometry, geometry
+from stages.media.clock import OneClock, restarts_of
+from stages.media.geometry import Geometry, Shapes
 from stages.media.open import clock_shift
 from stages.media.shared import FRAMES_DECODED, PictureRoom, PixelFormat
 
@@ -22,6 +23,8 @@ MAX_DEMUX_ERRORS = 100
 """Read errors after which the rest of a file is given up as unreadable."""
 SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts")
 """Containers whose timestamps are stored, hence the same after a seek; all others are decoded from their start."""
+MOST_BYTES = 256 << 20
+"""Of the pictures of one run in one view: a run of large pictures is shorter than asked for."""
 SEEK_MARGIN_S = 10
 """How much earlier the second attempt of a seek starts when the first one landed past the wanted frame."""
 
@@ -46,8 +49,8 @@ class Damage:
 
 
 def packets(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
-    """The packets of `stream`, the final flush packet included; read errors are counted, not raised."""
-    reader = container.demux(stream)
+    """The packets of `stream` on the file's one clock, the final flush packet included; read errors are counted, not raised."""
+    reader, clock = container.demux(stream), OneClock(container, stream)
     failures = 0
     while True:
         try:
@@ -64,17 +67,26 @@ def packets(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
         if packet.is_corrupt:
             damage.note("the container flags a packet as corrupt")
         progress()
+        clock.put(packet)
         yield packet
 
 
-def decoded(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
-    """Decoded frames of `stream` as they come; decode errors are counted, not raised."""
+def nothing(_: Any) -> None:
+    """Takes no note."""
+
+
+def decoded(container: Any, stream: Any, damage: Damage, noted: Callable[[Any], None] = nothing) -> Iterator[Any]:
+    """Decoded frames of `stream` as they come; decode errors are counted, not raised.
+
+    `noted` is told of every packet once it has been decoded.
+    """
     for packet in packets(container, stream, damage):
         try:
             frames = packet.decode()
         except (av.error.FFmpegError, ValueError) as error:
             damage.note(error)
             continue
+        noted(packet)
         for frame in frames:
             if stream.type == "video":
                 count(FRAMES_DECODED)
@@ -89,6 +101,8 @@ class ShownPicture:
     pts: int
     duration: int
     """In pts; 0 where the container does not say."""
+    shape: Geometry
+    """How it becomes upright with square pixels."""
     is_damaged: bool = False
     """Decoded from damaged data, or after such a frame with no whole key frame in between."""
 
@@ -131,16 +145,14 @@ def pictures(container: Any, stream: Any, damage: Damage, max_pixels: int) -> It
 
     One that does not move time forward (joined recordings that overlap) is left out and counted as damaged.
     """
+    check_pixels(stream.width, stream.height, max_pixels)
     last, clock = None, FrameClock(stream, container.format.name, clock_shift(container, stream))
     is_damaged, lost = False, damage.lost
-    for frame in decoded(container, stream, damage):
-        if frame.width * frame.height > max_pixels:
-            raise MediaError(
-                f"A frame of {frame.width}x{frame.height} pixels is larger than the limit of {max_pixels} pixels.",
-                reason="too_many_pixels",
-                remedy="Raise decoder.max_pixels in the recipe if this is meant.",
-            )
+    shapes = Shapes(stream)
+    for frame in decoded(container, stream, damage, shapes.note):
+        check_pixels(frame.width, frame.height, max_pixels)
         pts = clock.pts_of(frame)
+        shape = shapes.of(frame)
         is_damaged = frame.is_corrupt or (not frame.key_frame and (is_damaged or damage.lost > lost))
         lost = damage.lost
         if frame.is_corrupt:
@@ -149,7 +161,17 @@ def pictures(container: Any, stream: Any, damage: Damage, max_pixels: int) -> It
             damage.note("a frame does not move time forward")
             continue
         last = pts
-        yield ShownPicture(frame, pts, int(frame.duration or 0), is_damaged)
+        yield ShownPicture(frame, pts, int(frame.duration or 0), shape, is_damaged)
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Raises MediaError for pictures that are too large to be decoded."""
+    if width * height > max_pixels:
+        raise MediaError(
+            f"A frame of {width}x{height} pixels is larger than the limit of {max_pixels} pixels.",
+            reason="too_many_pixels",
+            remedy="Raise decoder.max_pixels in the recipe if this is meant.",
+        )
 
 
 def _usual_step(stream: Any) -> int:
@@ -179,26 +201,31 @@ class View:
 
 
 class Renderer:
-    """Turns decoded frames into upright uint8 arrays of one size, fixed by the first frame."""
+    """Turns pictures into upright uint8 arrays of one size, fixed by the first; one of another shape is stretched to it."""
 
-    def __init__(self, first: Any, stream: Any, view: View) -> None:
-        self.geometry: Geometry = geometry(first, stream)
-        self.width, self.height = target_size(self.geometry.display_size, view)
+    def __init__(self, first: Geometry, view: View) -> None:
+        self.width, self.height = target_size(first.display_size, view)
         self._format = view.format
         if view.format == "yuv420p":
             self.width, self.height = (max(2, side - side % 2) for side in (self.width, self.height))
             self.shape: tuple[int, ...] = (self.height * 3 // 2, self.width)
         else:
             self.shape = (self.height, self.width) if view.format == "gray" else (self.height, self.width, 3)
-        turned = self.geometry.quarter_turns % 2
-        self._inner = (self.height, self.width) if turned else (self.width, self.height)
+        self._turn(first)
         self._reformatter = av.video.reformatter.VideoReformatter()
 
-    def draw(self, frame: Any, out: np.ndarray) -> Any:
+    def _turn(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        turned = geometry.quarter_turns % 2
+        self._inner = (self.height, self.width) if turned else (self.width, self.height)
+
+    def draw(self, frame: Any, geometry: Geometry, out: np.ndarray) -> Any:
         """Writes `frame` into `out`, uint8 of `shape`. Bilinear with antialiasing when shrinking.
 
         Returns what it became, before it was turned.
         """
+        if geometry is not self.geometry:
+            self._turn(geometry)
         narrow = {"dst_color_range": "MPEG"} if self._format == "yuv420p" else {}
         drawn = self._reformatter.reformat(
             frame, *self._inner, self._format, interpolation="BILINEAR", threads=1, **narrow
@@ -253,7 +280,7 @@ def pictures_between(
     if start is None:
         return stream, pictures(container, stream, damage, max_pixels)
     first_pts = -((-start / stream.time_base) // 1)
-    if container.format.name in SEEKABLE:
+    if container.format.name in SEEKABLE and not restarts_of(container).num:
         for back_s in (0, SEEK_MARGIN_S):
             target = int(first_pts - back_s / stream.time_base) - clock_shift(container, stream)
             try:
@@ -322,12 +349,12 @@ class FrameRun:
 class _Drawing:
     """One view of a file, filled run by run with `size` pictures at most."""
 
-    def __init__(self, view: View, first: Any, stream: Any, size: int) -> None:
-        self._slots = Slots(stream.time_base, view.max_fps)
-        self.renderer = Renderer(first, stream, view)
+    def __init__(self, view: View, first: Geometry, time_base: Fraction, size: int) -> None:
+        self._slots = Slots(time_base, view.max_fps)
+        self.renderer = Renderer(first, view)
         self.frame: Any = None
         """What was drawn last."""
-        self._shape = (size, *self.renderer.shape)
+        self._shape = (max(1, min(size, MOST_BYTES // prod(self.renderer.shape))), *self.renderer.shape)
         self.num_bytes = prod(self._shape)
 
     def begin(self, room: PictureRoom) -> None:
@@ -346,7 +373,7 @@ class _Drawing:
         """Draws a picture, from what `larger` has just drawn of it if it serves."""
         is_served = larger is not None and larger.renderer.is_source_for(self.renderer)
         frame = larger.frame if larger is not None and is_served else picture.frame
-        self.frame = self.renderer.draw(frame, self._images[len(self._frames)])
+        self.frame = self.renderer.draw(frame, picture.shape, self._images[len(self._frames)])
         self._frames.append(number)
 
     def drawn(self) -> Drawn:
@@ -385,7 +412,7 @@ def drawn_runs(
             end_pts = picture.pts
             break
         if last is None:
-            drawings = [_Drawing(view, picture.frame, stream, size) for view in views]
+            drawings = [_Drawing(view, picture.shape, stream.time_base, size) for view in views]
             if room is not None:
                 room.open(sum(drawing.num_bytes for drawing in drawings))
             _begin(drawings, room)

@@ -5,31 +5,45 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from schemas.errors import MediaError
 from schemas.timing import microseconds
-from stages.media.choose import choose_audio, choose_video, pick
-from stages.media.geometry import Geometry, geometry
+from stages.media.choose import choose, described, language_of, pick, title_of
+from stages.media.clock import note_steady, restarts_known
+from stages.media.geometry import Geometry
+from stages.media.listen import Heard, heard_streams
 from stages.media.open import clock_shift, is_hdr, open_media, transfer_name
-from stages.media.picture import Damage, FrameRun, ShownPicture, View, drawn_runs, last_duration, packets, pictures
+from stages.media.picture import (
+    Damage,
+    FrameRun,
+    ShownPicture,
+    View,
+    drawn_runs,
+    last_duration,
+    packets,
+    pictures,
+)
 from stages.media.shared import PictureRoom
-from stages.media.sound import FloatFrames, Placement, placed
+from stages.media.sound import FREE_GAPS_S, GAPS_TO_SOUND, broken_clock, check_gaps
 
 VIDEO_FIELDS = (
     "video_stream", "video_codec", "width_px", "height_px", "coded_width_px", "coded_height_px", "sar", "rotation_deg",
     "fps", "is_vfr", "num_frames", "video_start_pts", "video_end_pts", "tb_num", "tb_den", "video_start_s",
-    "is_interlaced", "is_hdr", "color_transfer",
+    "is_interlaced", "is_hdr", "color_transfer", "reshaped_pts",
 )  # fmt: skip
 AUDIO_FIELDS = (
     "audio_stream", "audio_codec", "audio_rate_hz", "audio_channels", "audio_layout", "audio_start_s", "audio_end_s",
-    "audio_gap_s",
+    "audio_gap_s", "audio_streams", "audio_language", "audio_title",
 )  # fmt: skip
 CHUNK = 256
 VFR_SHARE = Fraction(1, 5)
 """Frame lengths that differ from the median by more than this share (and by more than clock rounding) vary."""
 VFR_ROUNDING_TICKS = 1
+STILL_S = 10
+"""How long one picture may stand, as on a slide, before the rest of the time counts as a hole."""
 
 
 @dataclass
@@ -40,10 +54,15 @@ class Timeline:
     end_pts: int = 0
     shape: Geometry | None = None
     is_interlaced: bool = False
+    reshaped: list[int] = field(default_factory=list)
+    """pts of the pictures that have another shape than the one before."""
+    restarts: int = 0
     damage: Damage = field(default_factory=Damage)
 
 
-def probe(path: str, decode: bool, max_pixels: int, picture: dict[str, Any] | None = None) -> dict[str, Any]:
+def probe(
+    path: str, decode: bool, max_pixels: int, languages: list[str], picture: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The probe struct of `path`, see `stages.probe`.
 
     With `decode` every packet is decoded: frame count, damage and times are facts. Without, packets are read but only
@@ -51,26 +70,46 @@ def probe(path: str, decode: bool, max_pixels: int, picture: dict[str, Any] | No
     `picture` is what `watched` said, where the picture was decoded already.
     """
     with open_media(path) as container:
-        video, audio = choose_video(container), choose_audio(container)
-        if video is None and audio is None:
+        chosen = choose(container, languages)
+        if chosen.video is None and not chosen.audio:
             raise MediaError("None of its streams can be decoded here.", reason="no_decoder")
+        if picture is None and decode:
+            picture = _end_of(watched(path, (), CHUNK, max_pixels, None))
+        if picture is None:
+            picture = _told(chosen.video, chosen.video and _watch_packets(path, chosen.video.index, max_pixels))
+        streams = heard_streams(partial(open_media, path), languages) if chosen.audio else ()
+        sound = _listen(path, streams, decode) if streams else None
+        if not picture["fields"]["has_video"] and (sound is None or not sound["num_samples"]):
+            raise MediaError("Not a single frame or sample could be decoded.", reason="not_decodable")
         about = {
             "container": container.format.name.split(",")[0],
             "num_video_streams": len(container.streams.video),
             "num_audio_streams": len(container.streams.audio),
+            **picture["fields"],
+            **_audio_fields(container, streams, sound),
+            "audio_ignored": [described(s) for s in container.streams.audio if s.index not in streams],
+            "damaged_packets": picture["damaged_packets"] + (sound["damaged"] if sound else 0),
+            "clock_restarts": max(picture["restarts"], restarts_known(container)),
         }
-        if picture is None and decode:
-            picture = _end_of(watched(path, (), CHUNK, max_pixels, None))
-        if picture is None:
-            timeline = None if video is None else _watch_packets(path, video.index, max_pixels)
-            picture = _told(video, timeline)
-        sound = None if audio is None else _listen(path, audio.index, decode)
-        if not picture["fields"]["has_video"] and (sound is None or not sound["num_samples"]):
-            raise MediaError("Not a single frame or sample could be decoded.", reason="not_decodable")
-        about |= picture["fields"] | _audio_fields(audio, sound)
-        about["damaged_packets"] = picture["damaged_packets"] + (sound["damaged"] if sound else 0)
         about["duration_us"] = _duration_us(about)
+        _check_lengths(about, picture["holes_s"], sound)
         return about
+
+
+def _check_lengths(about: dict[str, Any], holes_s: float, sound: dict[str, Any] | None) -> None:
+    """Raises MediaError for times of picture and sound that cannot both be true."""
+    sound_s = 0.0 if sound is None else float((sound["end_s"] or 0) - (sound["start_s"] or 0)) - sound["gap_s"]
+    if not about["has_video"]:
+        return
+    picture_s = about["duration_us"] / 1e6
+    if holes_s > max(FREE_GAPS_S, GAPS_TO_SOUND * max(picture_s - holes_s, sound_s)):
+        raise broken_clock(f"{holes_s:.0f} s without any picture lie between {picture_s - holes_s:.1f} s of it.")
+    if sound_s - picture_s > max(FREE_GAPS_S, GAPS_TO_SOUND * picture_s):
+        raise MediaError(
+            f"The sound lasts {sound_s:.0f} s, its picture {picture_s:.2f} s.",
+            reason="sound_outlasts_picture",
+            remedy="If the sound is wanted alone, take the picture out (ffmpeg -vn).",
+        )
 
 
 def watched(
@@ -80,9 +119,11 @@ def watched(
 
     fields             `VIDEO_FIELDS` and has_video
     damaged_packets    of the picture
+    restarts           how often the clock begins anew
+    holes_s            how much of the time no picture is new for long
     """
     with open_media(path) as container:
-        video = choose_video(container)
+        video = choose(container).video
         if video is None:
             return _told(None, None)
         stream, timeline = pick(container, "video", video.index), Timeline()
@@ -91,6 +132,7 @@ def watched(
         if timeline.pts:
             for _ in range(_packets_before(path, video.index, timeline.pts[0])):
                 timeline.damage.note("a packet before the first frame that could be decoded")
+        timeline.restarts = restarts_known(container)
         return _told(stream, timeline)
 
 
@@ -99,7 +141,9 @@ def _noted(shown: Iterable[ShownPicture], timeline: Timeline, stream: Any) -> It
     last, num_interlaced = None, 0
     for picture in shown:
         if timeline.shape is None:
-            timeline.shape = geometry(picture.frame, stream)
+            timeline.shape = picture.shape
+        elif last is not None and picture.shape != last.shape:
+            timeline.reshaped.append(picture.pts)
         timeline.pts.append(picture.pts)
         num_interlaced += bool(picture.frame.interlaced_frame)
         last = picture
@@ -120,8 +164,20 @@ def _end_of(watching: Generator[Any, None, dict[str, Any]]) -> dict[str, Any]:
 
 def _told(stream: Any, timeline: Timeline | None) -> dict[str, Any]:
     """What `watched` answers."""
-    damaged = 0 if timeline is None else timeline.damage.packets
-    return {"fields": _video_fields(stream, timeline), "damaged_packets": damaged}
+    timeline = timeline or Timeline()
+    return {
+        "fields": _video_fields(stream, timeline),
+        "damaged_packets": timeline.damage.packets,
+        "restarts": timeline.restarts,
+        "holes_s": 0.0 if stream is None else _holes_s(timeline, Fraction(stream.time_base)),
+    }
+
+
+def _holes_s(timeline: Timeline, base: Fraction) -> float:
+    """How much of the timeline lies more than `STILL_S` behind a picture."""
+    still = int(STILL_S / base)
+    ends = [*timeline.pts[1:], timeline.end_pts]
+    return float(sum(max(0, b - a - still) for a, b in zip(timeline.pts, ends, strict=False)) * base)
 
 
 def _watch_packets(path: str, index: int, max_pixels: int) -> Timeline:
@@ -135,11 +191,15 @@ def _watch_packets(path: str, index: int, max_pixels: int) -> Timeline:
             for p in packets(container, stream, timeline.damage)
             if not p.is_discard and (p.pts is not None or p.dts is not None)
         ]
-        found = [(pts, length) for pts, length in sorted(found) if not timeline.pts or pts >= timeline.pts[0]]
+        found = [(pts, length) for pts, length in sorted(found) if timeline.pts and pts >= timeline.pts[0]]
         if found:
             timeline.pts = sorted({pts for pts, _ in found})
-            last = ShownPicture(None, found[-1][0], found[-1][1])
+            assert timeline.shape is not None
+            last = ShownPicture(None, found[-1][0], found[-1][1], timeline.shape)
             timeline.end_pts = last.pts + last_duration(last, _second_last(timeline.pts), stream)
+        timeline.restarts = restarts_known(container)
+        if not timeline.restarts:
+            note_steady(container)
     return timeline
 
 
@@ -149,7 +209,7 @@ def _watch_first(path: str, index: int, max_pixels: int) -> Timeline:
     with open_media(path) as container:
         stream = pick(container, "video", index)
         for picture in pictures(container, stream, Damage(), max_pixels):
-            timeline.pts, timeline.shape = [picture.pts], geometry(picture.frame, stream)
+            timeline.pts, timeline.shape = [picture.pts], picture.shape
             timeline.is_interlaced = bool(picture.frame.interlaced_frame)
             break
     return timeline
@@ -173,35 +233,42 @@ def _second_last(pts: list[int]) -> int | None:
     return pts[-2] if len(pts) > 1 else None
 
 
-def _listen(path: str, index: int, decode: bool) -> dict[str, Any]:
+def _listen(path: str, streams: Sequence[int], decode: bool) -> dict[str, Any]:
     """Where sound begins and ends, by its samples (or by its packets), and what was wrong with it."""
-    damage, placement = Damage(), Placement()
+    damage = Damage()
+    if not decode:
+        return _listen_to_packets(path, streams[0], damage)
+    with Heard(partial(open_media, path), streams, damage) as heard:
+        for _ in heard:
+            pass
+        placement, rate_hz = heard.placement, heard.rate_hz
+    start_s, num = placement.start_s, placement.num_samples
+    end_s = start_s + Fraction(num, rate_hz) if start_s is not None and rate_hz else None
+    return _sound_told(start_s, end_s, num, float(placement.gap_s), damage)
+
+
+def _listen_to_packets(path: str, index: int, damage: Damage) -> dict[str, Any]:
+    start_s, end_s, num, gap_s = None, None, 0, Fraction(0)
     with open_media(path) as container:
         stream = pick(container, "audio", index)
-        frames = FloatFrames(container, stream, damage)
-        layout, start_s, end_s, num = None, None, None, 0
-        if decode:
-            for _ in placed(frames, placement):
-                pass
-            start_s, num = placement.start_s, placement.num_samples
-            if start_s is not None and frames.rate_hz:
-                end_s = start_s + Fraction(num, frames.rate_hz)
-        else:
-            for packet in packets(container, stream, damage):
-                if packet.pts is None or packet.is_discard:
-                    continue
-                start_s = packet.pts * packet.time_base if start_s is None else start_s
-                end_s = (packet.pts + (packet.duration or 0)) * packet.time_base
-                num += 1
-        layout = stream.layout.name if stream.layout else None
-    return {
-        "start_s": start_s,
-        "end_s": end_s,
-        "num_samples": num,
-        "layout": layout,
-        "gap_s": float(placement.gap_s),
-        "damaged": damage.packets,
-    }
+        for packet in packets(container, stream, damage):
+            if packet.pts is None or packet.is_discard:
+                continue
+            at = packet.pts * packet.time_base
+            start_s = at if start_s is None else start_s
+            if end_s is not None:
+                gap_s += max(Fraction(0), at - end_s)
+            end_s = at + (packet.duration or 0) * packet.time_base
+            num += 1
+    if start_s is not None and end_s is not None:
+        check_gaps(float(gap_s), float(end_s - start_s - gap_s))
+    return _sound_told(start_s, end_s, num, 0.0, damage)
+
+
+def _sound_told(
+    start_s: Fraction | None, end_s: Fraction | None, num: int, gap_s: float, damage: Damage
+) -> dict[str, Any]:
+    return {"start_s": start_s, "end_s": end_s, "num_samples": num, "gap_s": gap_s, "damaged": damage.packets}
 
 
 def _video_fields(stream: Any, timeline: Timeline | None) -> dict[str, Any]:
@@ -230,6 +297,7 @@ def _video_fields(stream: Any, timeline: Timeline | None) -> dict[str, Any]:
         "is_interlaced": timeline.is_interlaced,
         "is_hdr": is_hdr(stream),
         "color_transfer": transfer_name(stream),
+        "reshaped_pts": timeline.reshaped,
     }
 
 
@@ -243,16 +311,21 @@ def is_variable(pts: list[int]) -> bool:
     return lengths[-1] - middle > allowed or middle - lengths[0] > allowed
 
 
-def _audio_fields(stream: Any, sound: dict[str, Any] | None) -> dict[str, Any]:
-    if stream is None or sound is None or not sound["num_samples"]:
+def _audio_fields(container: Any, streams: Sequence[int], sound: dict[str, Any] | None) -> dict[str, Any]:
+    if sound is None or not sound["num_samples"]:
         return {"has_audio": False, **dict.fromkeys(AUDIO_FIELDS)}
+    stream = next(s for s in container.streams if s.index == streams[0])
+    layout = stream.layout.name if stream.layout else None
     return {
         "has_audio": True,
         "audio_stream": stream.index,
+        "audio_streams": list(streams),
+        "audio_language": language_of(stream),
+        "audio_title": title_of(stream),
         "audio_codec": stream.codec_context.codec.canonical_name,
         "audio_rate_hz": stream.rate,
-        "audio_channels": stream.channels,
-        "audio_layout": sound["layout"],
+        "audio_channels": stream.channels if len(streams) == 1 else len(streams),
+        "audio_layout": layout if len(streams) == 1 else f"{len(streams)} x mono",
         "audio_start_s": None if sound["start_s"] is None else float(sound["start_s"]),
         "audio_end_s": None if sound["end_s"] is None else float(sound["end_s"]),
         "audio_gap_s": sound["gap_s"],

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
 
 from schemas.errors import MediaError
-from stages.media.choose import pick
 from stages.media.picture import Damage, decoded
 
 GAP_TOLERANCE_S = Fraction(1, 100)
@@ -22,6 +21,10 @@ GAP_CONFIRM_FRAMES = 8
 """A hole must show in most of this many following packets; live streams stamp single packets some 20 ms off."""
 MAX_GAP_S = 3600
 """A jump of the clock beyond this is a broken timestamp, not a pause."""
+FREE_GAPS_S, GAPS_TO_SOUND = 60, 2
+"""All holes together may be this long, or this many times the sound between them. More are broken timestamps as well."""
+EARLY_GAPS_S = 600
+"""How much more they may be for a while: sound may follow."""
 SILENT_RATIO = 1e-6
 """A channel 60 dB below the loudest one carries nothing and is left out of the mix."""
 CANCEL_RATIO = 0.1
@@ -113,13 +116,10 @@ def placed(frames: FloatFrames, report: Placement) -> Iterator[np.ndarray]:
             if abs(offset - shift) > tolerance and abs(middle - shift) > tolerance:
                 step = offset - shift
                 if abs(step) > MAX_GAP_S * rate_hz:
-                    raise MediaError(
-                        f"The sound's clock jumps by {float(step / rate_hz):.0f} s.",
-                        reason="broken_timestamps",
-                        remedy="Remux the file, for instance by splitting it where recordings were joined.",
-                    )
+                    raise broken_clock(f"The sound's clock jumps by {step / rate_hz:.0f} s.")
                 if step > 0:
                     report.gap_s += step / rate_hz
+                    check_gaps(report.gap_s, report.num_samples / rate_hz + step / rate_hz - report.gap_s, EARLY_GAPS_S)
                     for done in range(0, step, BLOCK_SAMPLES):
                         yield np.zeros((min(BLOCK_SAMPLES, step - done), samples.shape[1]), np.float32)
                     shift += step
@@ -142,6 +142,23 @@ def placed(frames: FloatFrames, report: Placement) -> Iterator[np.ndarray]:
             yield from _count(release(), report)
     while waiting:
         yield from _count(release(), report)
+    if report.gap_s:
+        check_gaps(report.gap_s, report.num_samples / frames.rate_hz - report.gap_s)
+
+
+def check_gaps(gap_s: float, sound_s: float, early_s: float = 0.0) -> None:
+    """Raises MediaError where holes are out of all proportion to the sound between them."""
+    if gap_s > max(FREE_GAPS_S, GAPS_TO_SOUND * sound_s) + early_s:
+        raise broken_clock(f"{gap_s:.0f} s without any packet of sound lie between {max(0.0, sound_s):.1f} s of it.")
+
+
+def broken_clock(what: str) -> MediaError:
+    """The error of a file whose times cannot be true."""
+    return MediaError(
+        what,
+        reason="broken_timestamps",
+        remedy="Remux the file, for instance by splitting it where recordings were joined.",
+    )
 
 
 def _count(blocks: Iterator[np.ndarray], report: Placement) -> Iterator[np.ndarray]:
@@ -207,7 +224,28 @@ def stereo_weights(channels: list[str]) -> np.ndarray:
     return mixed
 
 
-def resampled(blocks: Iterator[np.ndarray], frames: FloatFrames, rate_hz: int | None) -> Iterator[np.ndarray]:
+class Channels(Protocol):
+    """What sound has, known with its first block."""
+
+    @property
+    def rate_hz(self) -> int:
+        """Samples a second."""
+        ...
+
+    @property
+    def channels(self) -> list[str]:
+        """Names of the channels."""
+        ...
+
+
+class Tracks(Channels, Protocol):
+    """Sound that may come of several microphones."""
+
+    is_tracks: bool
+    """Whether the channels are these, rather than sides of one."""
+
+
+def resampled(blocks: Iterator[np.ndarray], frames: Channels, rate_hz: int | None) -> Iterator[np.ndarray]:
     """Blocks float32 [n, channels] at `rate_hz`, sample 0 at the same instant as before (libswresample, default filter).
 
     None keeps the rate of `frames`.
@@ -234,21 +272,13 @@ def _arrays(frames: Any, channels: int) -> Iterator[np.ndarray]:
         yield frame.to_ndarray().reshape(-1, channels)
 
 
-@dataclass(frozen=True)
-class Sound:
-    """Where the samples of a stream were written, and what they are."""
-
-    start_s: Fraction
-    rate_hz: int
-    channels: int
-    num_samples: int
-
-
 class Mixer:
     """Mixes native channels to the wanted number, and learns on the way whether the mix was a good one."""
 
-    def __init__(self, frames: FloatFrames, channels: int | None, weights: np.ndarray | None) -> None:
+    def __init__(self, frames: Tracks, channels: int | None, weights: np.ndarray | None) -> None:
         self.frames, self.channels, self.weights = frames, channels, weights
+        self.is_one = channels == 1 or (channels is not None and frames.is_tracks)
+        """Whether all is mixed to one, which each of `channels` then holds."""
         self.statistics = ChannelStatistics()
 
     def mix(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -256,7 +286,7 @@ class Mixer:
         for block in blocks:
             if self.weights is None:
                 self.weights = self._default()
-            if self.channels == 1 and block.shape[1] > 1:
+            if self.is_one and block.shape[1] > 1:
                 self.statistics.add(block)
             yield block @ self.weights.astype(np.float32)
 
@@ -264,49 +294,14 @@ class Mixer:
         """Mono weights to mix with instead, now that all channels were heard; None if these were right."""
         if self.statistics.products is None or self.weights is None:
             return None
-        better = self.statistics.mono_weights(self.frames.channels)[:, None]
+        better = self._spread(self.statistics.mono_weights(self.frames.channels))
         return None if np.allclose(better, self.weights) else better
 
     def _default(self) -> np.ndarray:
         names = self.frames.channels
-        if self.channels == 1:
-            return default_mono_weights(names)[:, None]
+        if self.is_one:
+            return self._spread(default_mono_weights(names))
         return stereo_weights(names) if self.channels == 2 else np.eye(len(names))
 
-
-def write_sound(
-    reopen: Callable[[], Any], index: int | None, path: str, rate_hz: int | None, channels: int | None
-) -> Sound:
-    """Writes float32 [n, channels] of stream `index` (None: the default one) to `path`, raw.
-
-    `channels` 1 mixes down (BS.775, in a second pass where silent or cancelling channels ask for other weights),
-    2 gives stereo, None keeps what the file has; `rate_hz` None keeps the file's rate.
-    """
-    sound, mixer = _write_once(reopen, index, path, rate_hz, channels)
-    better = mixer.better_weights()
-    return sound if better is None else _write_once(reopen, index, path, rate_hz, channels, better)[0]
-
-
-def _write_once(
-    reopen: Callable[[], Any],
-    index: int | None,
-    path: str,
-    rate_hz: int | None,
-    channels: int | None,
-    weights: np.ndarray | None = None,
-) -> tuple[Sound, Mixer]:
-    container = reopen()
-    placement = Placement()
-    frames = FloatFrames(container, pick(container, "audio", index), Damage())
-    mixer = Mixer(frames, channels, weights)
-    blocks = resampled(mixer.mix(placed(frames, placement)), frames, rate_hz)
-    count, width = 0, 0
-    with open(path, "wb") as out:
-        for block in blocks:
-            out.write(np.ascontiguousarray(block, np.float32).data)  # unlike `tofile` it says why a disk takes no more
-            count, width = count + len(block), block.shape[1]
-    container.close()
-    if not count:
-        raise MediaError("No sound could be decoded.", reason="no_sound_decoded")
-    start_s = placement.start_s or Fraction(0)
-    return Sound(start_s, rate_hz or frames.rate_hz, width, count), mixer
+    def _spread(self, weights: np.ndarray) -> np.ndarray:
+        return np.repeat(weights[:, None], self.channels or 1, axis=1)

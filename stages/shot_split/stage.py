@@ -15,7 +15,8 @@ from schemas.timing import Span
 from stages.asset_pass import Seen, Wish
 from stages.base import Context, Resources, Split, StageConfig
 from stages.media.decoder import Frames, Look
-from stages.shot_split.content import Boundary, Thumbs
+from stages.shot_split.content import Boundary
+from stages.shot_split.thumbs import Thumbs
 
 OVERSAMPLING = 2
 """Frames are decoded at twice an engine's size and then averaged, which keeps fine patterns from flickering."""
@@ -60,7 +61,7 @@ class ShotSplit(Split[ShotSplitConfig]):
     """Shots of an asset by its picture. They adjoin exactly and span the whole timeline; no picture, no shot."""
 
     name = "shot_split"
-    version = "2"
+    version = "3"
     level = "asset"
     children = "shot"
     reads = (
@@ -69,6 +70,7 @@ class ShotSplit(Split[ShotSplitConfig]):
         "probe.has_video",
         "probe.video_start_pts",
         "probe.video_end_pts",
+        "probe.reshaped_pts",
     )
     adds = SHOT
     Config = ShotSplitConfig
@@ -94,7 +96,7 @@ class ShotSplit(Split[ShotSplitConfig]):
         reel, seen = self.ctx.asset_pass.look(path, Reel, *self.detector.frame_size), self.ctx.asset_pass.seen(path)
         if not len(seen.pts):
             raise MediaError("No picture could be decoded.", reason="no_frames")
-        found = self.detector.detect(reel.thumbs(), seen.fps)
+        found = with_new_shapes(self.detector.detect(reel.thumbs(), seen.fps), seen, row["probe"]["reshaped_pts"] or [])
         return partition(seen, found, row["download"]["asset_id"], _ends(row, seen))
 
 
@@ -118,6 +120,13 @@ class Reel:
         """[n, height, width, 3], mapped from the file."""
         self._file.flush()
         return np.memmap(self._file, np.uint8, "r", shape=(self._num, self._size[1], self._size[0], 3))
+
+
+def with_new_shapes(found: Sequence[Boundary], seen: Seen, reshaped_pts: Sequence[int]) -> list[Boundary]:
+    """`found` and a cut wherever the picture takes another size, turn or pixel aspect, unless there is one."""
+    frames = {int(frame) for frame in np.searchsorted(seen.pts, reshaped_pts)}
+    new = [Boundary(n, n, "hard", 1.0) for n in frames if not any(b.start <= n <= b.end for b in found)]
+    return sorted([*found, *new], key=lambda boundary: boundary.start)
 
 
 def _ends(row: Row, clock: Seen) -> tuple[int, int]:

@@ -1,0 +1,217 @@
+"""The sound of a file: which of its tracks are heard, as one, and where it is written. In the decoder's child."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from schemas.errors import MediaError
+from stages.media.choose import choose, pick
+from stages.media.clock import version_of
+from stages.media.picture import Damage
+from stages.media.sound import FloatFrames, Mixer, Placement, placed, resampled
+
+HEARD_PEAK = 1e-3
+"""60 dB below full scale: a track that never gets louder holds nothing."""
+RATES_HZ = (2_000, 768_000)
+"""Slowest and fastest sampling in use; a header that says anything else is broken, and slow ones would be hours of nothing."""
+MAX_CHANNELS = 64
+KNOWN_FILES = 32
+
+Reopen = Callable[[], Any]
+_chosen: dict[tuple[Any, ...], tuple[int, ...]] = {}
+"""Which streams were chosen by listening."""
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Where the samples of a stream were written, and what they are."""
+
+    start_s: Fraction
+    rate_hz: int
+    channels: int
+    num_samples: int
+
+
+def heard_streams(reopen: Reopen, languages: Sequence[str] = ()) -> tuple[int, ...]:
+    """Indices of the streams of sound that are heard as one: the best choice in which there is anything to hear.
+
+    Raises MediaError("no_audio") if there is none.
+    """
+    with reopen() as container:
+        groups = [tuple(s.index for s in group) for group in choose(container, languages).audio]
+        key = (*version_of(container), *languages)
+    if not groups:
+        raise MediaError("There is no sound that can be decoded.", reason="no_audio")
+    if len(groups) == 1:
+        return groups[0]
+    if key not in _chosen:
+        _chosen[key] = next((group for group in groups if any(_sounds(reopen, index) for index in group)), groups[0])
+        while len(_chosen) > KNOWN_FILES:
+            del _chosen[next(iter(_chosen))]
+    return _chosen[key]
+
+
+def _sounds(reopen: Reopen, index: int) -> bool:
+    """Whether anything can be heard in a stream; decodes it until something is."""
+    with reopen() as container:
+        frames = FloatFrames(container, _picked(container, index), Damage())
+        return any(float(np.abs(part.samples).max(initial=0.0)) > HEARD_PEAK for part in frames)
+
+
+def _picked(container: Any, index: int) -> Any:
+    """The stream `index`. Raises MediaError for sound that no recorder writes."""
+    stream = pick(container, "audio", index)
+    rate_hz, channels = stream.rate or 0, stream.channels or 0
+    if rate_hz and not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
+        raise MediaError(
+            f"The header says {rate_hz} samples of sound a second, which nothing records.",
+            reason="broken_sound",
+            remedy="Correct the header, or take the sound out (ffmpeg -an).",
+        )
+    if channels > MAX_CHANNELS:
+        raise MediaError(
+            f"The header says {channels} channels of sound; {MAX_CHANNELS} are the limit.",
+            reason="broken_sound",
+            remedy="Correct the header, or take the sound out (ffmpeg -an).",
+        )
+    return stream
+
+
+class Heard:
+    """The sound of one stream, or of several mono tracks as the channels of one; blocks float32 [n, channels]."""
+
+    def __init__(self, reopen: Reopen, streams: Sequence[int], damage: Damage) -> None:
+        self.placement = Placement()
+        self.is_tracks = len(streams) > 1
+        """Whether the channels are separate microphones rather than sides of one."""
+        self._containers = [reopen() for _ in streams]
+        self._frames = [FloatFrames(c, _picked(c, s), damage) for c, s in zip(self._containers, streams, strict=True)]
+
+    def __enter__(self) -> Heard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for container in self._containers:
+            container.close()
+
+    @property
+    def rate_hz(self) -> int:
+        """Samples a second; 0 before the first block."""
+        return self._frames[0].rate_hz
+
+    @property
+    def channels(self) -> list[str]:
+        """Names of the channels."""
+        return [f"T{n}" for n in range(len(self._frames))] if self.is_tracks else self._frames[0].channels
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if not self.is_tracks:
+            yield from placed(self._frames[0], self.placement)
+            return
+        placements = [self.placement, *(Placement() for _ in self._frames[1:])]
+        blocks = [placed(frames, told) for frames, told in zip(self._frames, placements, strict=True)]
+        firsts = [next(each, None) for each in blocks]
+        rate_hz = next((f.rate_hz for f, first in zip(self._frames, firsts, strict=True) if first is not None), 0)
+        self._frames[0].rate_hz = rate_hz
+        starts = [
+            told.start_s or Fraction(0) for told, first in zip(placements, firsts, strict=True) if first is not None
+        ]
+        begin = min(starts, default=Fraction(0))
+        columns = [
+            _column(first, rest, frames, rate_hz, (told.start_s or Fraction(0)) - begin)
+            for first, rest, frames, told in zip(firsts, blocks, self._frames, placements, strict=True)
+        ]
+        num = 0
+        for block in _beside(columns):
+            num += len(block)
+            yield block
+        self.placement.start_s = begin if starts else None
+        self.placement.num_samples = num
+
+
+def _column(
+    first: np.ndarray | None, rest: Iterator[np.ndarray], frames: FloatFrames, rate_hz: int, late_s: Fraction
+) -> Iterator[np.ndarray]:
+    """One track, float32 [n], at `rate_hz`, with silence before it."""
+    if first is None:
+        return
+
+    def blocks() -> Iterator[np.ndarray]:
+        yield first
+        yield from rest
+
+    yield np.zeros(round(late_s * rate_hz), np.float32)
+    for block in resampled(blocks(), frames, rate_hz):
+        yield block[:, 0]
+
+
+def _beside(columns: Sequence[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
+    """Blocks float32 [n, columns]; a column that ends is silent from there on."""
+    waiting = [np.zeros(0, np.float32) for _ in columns]
+    is_over = [False] * len(columns)
+    while True:
+        for number, column in enumerate(columns):
+            while not is_over[number] and not len(waiting[number]):
+                more = next(column, None)
+                is_over[number] = more is None
+                waiting[number] = waiting[number] if more is None else more
+        sizes = [len(part) for part in waiting if len(part)]
+        if not sizes:
+            return
+        size = min(sizes)
+        block = np.zeros((size, len(columns)), np.float32)
+        for number, part in enumerate(waiting):
+            block[:, number] = part[:size] if len(part) else 0
+            waiting[number] = part[size:]
+        yield block
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How the sound of a file is wanted."""
+
+    rate_hz: int | None
+    """None keeps the file's."""
+    channels: int | None
+    """1 mixes down (BS.775, in a second pass where silent or cancelling channels ask for other weights), 2 gives
+    stereo, of mono tracks their mix on both sides, None keeps what the file has."""
+    stream: int | None = None
+    """None: the one `heard_streams` chooses."""
+    languages: tuple[str, ...] = ()
+    most_bytes: int | None = None
+    """Of the written samples; None sets no limit."""
+
+
+def write_sound(reopen: Reopen, path: str, wanted: Wanted) -> Sound:
+    """Writes float32 [n, channels] to `path`, raw. Raises MediaError where there is none or it is too long."""
+    streams = heard_streams(reopen, wanted.languages) if wanted.stream is None else (wanted.stream,)
+    sound, mixer = _write_once(reopen, streams, path, wanted)
+    better = mixer.better_weights()
+    return sound if better is None else _write_once(reopen, streams, path, wanted, better)[0]
+
+
+def _write_once(
+    reopen: Reopen, streams: Sequence[int], path: str, wanted: Wanted, weights: np.ndarray | None = None
+) -> tuple[Sound, Mixer]:
+    count, width, num_bytes = 0, 0, 0
+    with Heard(reopen, streams, Damage()) as heard, open(path, "wb") as out:
+        mixer = Mixer(heard, wanted.channels, weights)
+        for block in resampled(mixer.mix(iter(heard)), heard, wanted.rate_hz):
+            num_bytes += block.size * 4
+            if wanted.most_bytes is not None and num_bytes > wanted.most_bytes:
+                raise MediaError(
+                    f"The sound needs more than {wanted.most_bytes / 1e9:.3g} GB of scratch.",
+                    reason="too_long",
+                    remedy="Raise decoder.scratch_gb in the recipe if the file is that long, or split it.",
+                )
+            out.write(np.ascontiguousarray(block, np.float32).data)  # unlike `tofile` it says why a disk takes no more
+            count, width = count + len(block), block.shape[1]
+        start_s, rate_hz = heard.placement.start_s or Fraction(0), heard.rate_hz
+    if not count:
+        raise MediaError("No sound could be decoded.", reason="no_sound_decoded")
+    return Sound(start_s, wanted.rate_hz or rate_hz, width, count), mixer
