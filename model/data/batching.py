@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from model.data.index import ShardIndex
-from model.data.order import DrawPart, EpochShare, EpochStream, epoch_share, key_of, mix, split_runs
+from model.data.order import DrawPart, EpochShare, EpochStream, epoch_share, key_of, split_runs
 from model.data.packing import Item, Limits, Pack, Packer
 from model.data.position import PlanPosition, TeamPosition
 from model.data.target import TargetTrial, derived_target
@@ -271,23 +271,6 @@ class EpochPlan:
         if not self.index.video_tokens[row]:
             return "audio"
         return "audio_video" if self.index.audio_tokens[row] else "video"
-
-    def replacement(self, item: Item, attempt: int) -> Item:
-        """The sample to train on when the one of `item` turns out damaged: the same on every rank, no dearer, no longer.
-
-        Of 64 pseudo-random rows of the same part, the dearest that does not exceed the damaged one; `attempt` counts
-        from 0 and gives other candidates. Returns the item itself when none of them fits.
-        """
-        part = self.parts[item.part]
-        key = key_of(self.key, "replace", item.part, item.epoch, item.row, attempt)
-        positions = np.array([mix(key + i) % part.num_rows for i in range(64)], dtype=np.int64)
-        rows = part.rows_at(positions)
-        flops, tokens = self.cost(rows, self._uses[item.part])
-        fits = (flops <= item.flops) & (tokens <= item.tokens) & (rows != item.row)
-        if not fits.any():
-            return item
-        best = int(np.where(fits, flops, -1.0).argmax())
-        return item._replace(row=int(rows[best]), flops=float(flops[best]), tokens=int(tokens[best]))
 
     def teams_of_rank(self, rank: int, world_size: int) -> tuple[list[int], int]:
         """(teams a rank works for, in micro-step order, and its member number in each).

@@ -13,7 +13,7 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from model.data.retry import patiently
 from schemas.errors import ShardError
 from schemas.shard_file import SampleLocation
 
@@ -110,14 +111,17 @@ def _fetched(url: str) -> list[HeldFile]:
     from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
     files, root = url_to_fs(url)
-    if files.isdir(root):
-        sizes = {name: facts["size"] or 0 for name, facts in files.glob(f"{root}/*.arrow", detail=True).items()}
-    else:
-        sizes = {root: files.info(root)["size"] or 0} if files.exists(root) else {}
+
+    def sizes_there() -> dict[str, int]:
+        if files.isdir(root):
+            return {name: facts["size"] or 0 for name, facts in files.glob(f"{root}/*.arrow", detail=True).items()}
+        return {root: files.info(root)["size"] or 0} if files.exists(root) else {}
+
+    sizes = patiently(sizes_there, "the index")
     places: list[tuple[str, int, int]] = []
     with tempfile.TemporaryFile() as copy:
         for names in _groups(sizes):
-            contents = files.cat(names)
+            contents = patiently(partial(files.cat, names), "the index")
             for name in names:
                 places.append((name, copy.tell(), copy.write(contents[name])))
                 copy.write(bytes(-copy.tell() % ALIGNMENT_BYTES))

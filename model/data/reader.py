@@ -3,12 +3,15 @@
     SampleReader   row -> the sample's members as slices of one read, without a tar library
     PackLoader     packs of a `PlanStream` in order, a bounded number of them ahead; says what a stall was spent on
 
-A damaged sample is named, counted and replaced by the one the plan names for it, so that every rank that meets it trains on
-the same substitute; nothing is ever filled with zeros. A shard that is missing altogether is an error, not damage.
+A damaged sample is named, counted and replaced by another (`model/data/substitutes.py`), so that every rank that meets it
+trains on the same one; nothing is ever filled with zeros. Reads that fail for a while are tried again. A shard that is
+missing altogether is an error, not damage.
 """
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import threading
 import time
@@ -16,6 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +32,9 @@ from model.data.batching import PlanStream, SampleRef
 from model.data.index import ShardIndex
 from model.data.packing import Item, Pack
 from model.data.position import PlanPosition
-from schemas.errors import DamagedSampleError, ShardError
+from model.data.retry import patiently
+from model.data.substitutes import substitute
+from schemas.errors import DamagedSampleError, MachineError, ShardError
 from schemas.shard import LATENT_MEMBER
 from schemas.shard_file import SampleLocation, members_of
 
@@ -36,6 +42,10 @@ T = TypeVar("T")
 MAX_OPEN_SHARDS = 64
 MAX_REPLACEMENTS = 16
 """Damaged substitutes in a row before giving up: then the data set is broken, not a sample."""
+MAX_SAID = 20
+"""Damaged samples that are told of one by one; the rest are counted in metrics.jsonl and named in checkpoints."""
+DISK_WAITS_S, SHORT_WAITS_S = (0.5, 1.0, 2.0), (0.5, 1.0)
+"""Between tries of a range that the disk refuses, or that a store gives in part: what stays so is damaged."""
 
 
 class Shards(Protocol):
@@ -65,12 +75,27 @@ class LocalShards:
         EPYC; the same code on another day's host showed no difference).
         """
         buffer: memoryview = torch.empty(num_bytes, dtype=torch.uint8).numpy().data
-        file = self._open(shard)
-        return buffer[: os.preadv(file.descriptor, [buffer], offset)]
+        try:
+            return buffer[: os.preadv(self._open(shard).descriptor, [buffer], offset)]
+        except OSError as refused:
+            if refused.errno != errno.EIO:
+                return patiently(lambda: self._read_anew(shard, offset, buffer), f"shard {self._folder / shard}")
+        try:
+            return patiently(
+                lambda: self._read_anew(shard, offset, buffer), f"shard {self._folder / shard}", DISK_WAITS_S
+            )
+        except MachineError as error:
+            raise DamagedSampleError(f"{shard} at {offset:,}: {error.message}") from error
+
+    def _read_anew(self, shard: str, offset: int, buffer: memoryview) -> memoryview:
+        self._open.cache_clear()  # of a mount that was away, open files are stale
+        return buffer[: os.preadv(self._open(shard).descriptor, [buffer], offset)]
 
     def expect(self, shard: str, offset: int, num_bytes: int) -> None:
         """See `Shards.expect`: the disk starts on several ranges at once, a third faster than one after the other."""
-        if hasattr(os, "posix_fadvise"):  # not on macOS
+        if not hasattr(os, "posix_fadvise"):  # macOS
+            return
+        with suppress(OSError):  # reading will meet it again
             file = self._open(shard)  # held: closed as soon as neither the cache nor a reader has it
             os.posix_fadvise(file.descriptor, offset, num_bytes, os.POSIX_FADV_WILLNEED)
 
@@ -110,10 +135,21 @@ class RemoteShards:
     def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
         """See `Shards.read`."""
         path = f"{self._root}/{shard}"
-        try:
+
+        def read() -> bytes:
             data: bytes = self._files.cat_file(path, start=offset, end=offset + num_bytes)
-        except FileNotFoundError as error:
-            raise ShardError(f"shard {path} does not exist.", remedy="Check the shard URL of the recipe.") from error
+            return data
+
+        try:
+            data = patiently(read, f"shard {shard}")
+            for wait_s in SHORT_WAITS_S:
+                if len(data) == num_bytes:
+                    break
+                time.sleep(wait_s)
+                data = patiently(read, f"shard {shard}")
+        except (FileNotFoundError, PermissionError) as error:
+            what = "does not exist" if isinstance(error, FileNotFoundError) else "may not be read"
+            raise ShardError(f"shard {path} {what}.", remedy="Check the shard URL of the recipe.") from error
         return data
 
     def expect(self, shard: str, offset: int, num_bytes: int) -> None:
@@ -208,6 +244,14 @@ class LoadedPack(Generic[T]):
     timeline: list[tuple[str, float, float]] = field(default_factory=list)
 
 
+class _Loaded(NamedTuple, Generic[T]):
+    """A sample, the item that it is of, and its name."""
+
+    sample: T
+    item: Item
+    clip_id: str
+
+
 class PackLoader(Generic[T]):
     """Loaded packs of a stream in order; at most `prefetch` packs are read, decoding or waiting to be taken.
 
@@ -233,6 +277,7 @@ class PackLoader(Generic[T]):
         self._lock = threading.Lock()
         self.damaged: dict[str, str] = dict(damaged or {})
         self.num_replaced = 0
+        self._said: set[str] = set()
         self.stalls = Stalls()
 
     def __iter__(self) -> Iterator[LoadedPack[T]]:
@@ -265,38 +310,76 @@ class PackLoader(Generic[T]):
         for item in pack.items:
             self._reader.expect(item.row)
         loaded.timeline.append(("read", began, time.perf_counter()))
+        spare_tokens = self._stream.plan.config.token_budget - math.ceil(pack.tokens)
         for i, item in enumerate(pack.items):
-            sample, used, clip_id = self._load_item(item, loaded.timeline)
-            loaded.samples.append(sample)
-            loaded.refs.append(self._stream.plan.sample(used, is_shared=i < len(pack.shared)))
-            loaded.clip_ids.append(clip_id)
+            # What a team shares must not hang on the rest of a rank's pack: the other ranks have another.
+            is_shared = i < len(pack.shared)
+            found = self._load_item(item, 0 if is_shared else spare_tokens, loaded.timeline)
+            if found is not None:
+                spare_tokens -= max(0, found.item.tokens - item.tokens)
+                loaded.samples.append(found.sample)
+                loaded.refs.append(self._stream.plan.sample(found.item, is_shared=is_shared))
+                loaded.clip_ids.append(found.clip_id)
+        if pack.items and not loaded.samples:
+            raise ShardError(
+                f"a whole pack of step {step} is damaged, and every substitute for it ({len(self.damaged)} samples so far).",
+                remedy="Run `nava-curate verify` on the shards and copy or pack the bad ones again.",
+            )
         return loaded
 
-    def _load_item(self, wanted: Item, timeline: list[tuple[str, float, float]]) -> tuple[T, Item, str]:
-        """(sample, the item it belongs to, its clip id): the wanted one or the first substitute that is sound."""
-        item = wanted
-        for attempt in range(MAX_REPLACEMENTS):
+    def _load_item(
+        self, wanted: Item, spare_tokens: int, timeline: list[tuple[str, float, float]]
+    ) -> _Loaded[T] | None:
+        """The wanted sample, or the first substitute that is sound; None when none of those that have room is."""
+        tried: list[int] = []
+        item: Item | None = wanted
+        while item is not None and len(tried) < MAX_REPLACEMENTS:
+            tried.append(item.row)
             clip_id = self._reader.index.clip_id(item.row)
-            if clip_id not in self.damaged:
-                began = time.perf_counter()
-                place, data = self._reader.fetch(item.row)
-                middle = time.perf_counter()
-                timeline.append(("read", began, middle))
-                try:
-                    sample = self._decode(self._reader.check(item.row, place, data))
-                    timeline.append(("decode", middle, time.perf_counter()))
-                    return sample, item, clip_id
-                except DamagedSampleError as error:
-                    with self._lock:
-                        self.damaged[clip_id] = str(error)
+            sample = None if clip_id in self.damaged else self._sound(item.row, clip_id, timeline)
+            if sample is not None:
+                self._tell(wanted, item, clip_id)
+                return _Loaded(sample, item, clip_id)
             with self._lock:
                 self.num_replaced += 1
-            item = self._stream.plan.replacement(wanted, attempt)
+            item = substitute(self._stream.plan, wanted, tried, spare_tokens)
+        if item is None:
+            self._tell(wanted, None, "")
+            return None
         raise ShardError(
             f"{self._reader.index.clip_id(wanted.row)} and {MAX_REPLACEMENTS - 1} substitutes are damaged "
             f"({len(self.damaged)} samples so far); the last one: {next(reversed(self.damaged.values()))}",
             remedy="Run `nava-curate verify` on the shards and copy or pack the bad ones again.",
         )
+
+    def _sound(self, row: int, clip_id: str, timeline: list[tuple[str, float, float]]) -> T | None:
+        """One sample; None, and noted, when it is damaged."""
+        began = time.perf_counter()
+        try:
+            place, data = self._reader.fetch(row)
+            middle = time.perf_counter()
+            timeline.append(("read", began, middle))
+            sample = self._decode(self._reader.check(row, place, data))
+        except DamagedSampleError as error:
+            with self._lock:
+                self.damaged[clip_id] = str(error)
+            return None
+        timeline.append(("decode", middle, time.perf_counter()))
+        return sample
+
+    def _tell(self, wanted: Item, item: Item | None, clip_id: str) -> None:
+        """Say what a damaged sample was replaced by, the first time."""
+        if item is wanted:
+            return
+        name = self._reader.index.clip_id(wanted.row)
+        with self._lock:
+            if name in self._said or len(self._said) >= MAX_SAID:
+                return
+            self._said.add(name)
+        instead = "nothing in its place: no other fits the pack"
+        if item is not None:
+            instead = f"{clip_id} in its place ({item.tokens:,} tokens for {wanted.tokens:,})"
+        print(f"{name} is damaged, trained on {instead}. {self.damaged[name]}", flush=True)
 
     def _attribute(self, pack: LoadedPack[T], began: float, ended: float) -> None:
         self.stalls.num_packs += 1

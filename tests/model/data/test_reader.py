@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tarfile
@@ -31,7 +32,7 @@ from model.data.reader import (
 )
 from schemas.arrow_file import table_bytes
 from schemas.budget import NAVA_6B
-from schemas.errors import DamagedSampleError, ShardError
+from schemas.errors import DamagedSampleError, MachineError, ShardError
 from schemas.shard import INDEX
 from schemas.shard_file import ShardWriter
 
@@ -177,6 +178,64 @@ def test_a_broken_data_set_stops_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"substitutes are damaged.*nava-curate verify"):
         next(loader)
     loader.close()
+
+
+def test_one_damaged_sample_of_a_sparse_class_never_ends_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cheapest and the dearest of sizes of which there is one each; of the cheapest nothing is as cheap."""
+    index = write_shards(tmp_path)
+    rows = index.table.to_pylist()
+    for i, row in enumerate(rows):
+        row["video_tokens"] = 400 + 40 * i
+    index = ShardIndex.from_table(pa.Table.from_pylist(rows))
+    for row in (0, 35):
+        place = index.location(row)
+        flip_byte(tmp_path / place.shard, place.offset + 700)
+    runs = []
+    for num_workers in (1, 4):
+        loader = PackLoader(make_plan(index).stream(), SampleReader(index, LocalShards(tmp_path)), decode_latents,
+                            num_workers=num_workers)  # fmt: skip
+        packs = [next(loader) for _ in range(40)]
+        loader.close()
+        assert set(loader.damaged) == {index.clip_id(0), index.clip_id(35)}
+        assert all(pack.samples for pack in packs)
+        assert all(sum(ref.tokens for ref in pack.refs) <= 8000 for pack in packs), "never beyond what memory holds"
+        runs.append([pack.clip_ids for pack in packs])
+        said = capsys.readouterr().out.splitlines()
+        assert sorted(line.split(" ")[0] for line in said) == sorted(loader.damaged), "once each"
+        assert all(" is damaged, trained on " in line and "CRC-32" in line for line in said)
+    assert runs[0] == runs[1]
+
+
+class Failing(LocalShards):
+    """Shards whose reads fail as the system says they do, so many times."""
+
+    def __init__(self, folder: Path, number: int, times: int) -> None:
+        super().__init__(folder)
+        self.number, self.times = number, times
+
+    def _open_file(self, shard: str) -> Any:
+        if self.times:
+            self.times -= 1
+            raise OSError(self.number, os.strerror(self.number), shard)
+        return super()._open_file(shard)
+
+
+def test_a_mount_that_comes_back_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.data.retry.WAITS_S", (0.0,) * 4)
+    index = write_shards(tmp_path)
+    assert SampleReader(index, Failing(tmp_path, errno.ESTALE, 4)).read(5).clip_id == "clip0-05"
+    with pytest.raises(MachineError, match=r"00000\.tar cannot be read: Stale.*, 5 times.*goes on"):
+        SampleReader(index, Failing(tmp_path, errno.ESTALE, 100)).read(5)
+
+
+def test_what_the_disk_refuses_for_good_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.data.reader.DISK_WAITS_S", (0.0,))
+    index = write_shards(tmp_path)
+    assert SampleReader(index, Failing(tmp_path, errno.EIO, 2)).read(5).clip_id == "clip0-05"
+    with pytest.raises(DamagedSampleError, match=r"00000\.tar at .*Input/output error, 2 times"):
+        SampleReader(index, Failing(tmp_path, errno.EIO, 100)).read(5)
 
 
 def test_missing_and_truncated_shards(tmp_path: Path) -> None:
