@@ -82,7 +82,7 @@ def fetched_http(
                 reason="network",
                 remedy="Run again later; what has arrived is kept and continued.",
             ) from None
-        except (httpx.InvalidURL, httpx.CookieConflict, UnicodeError) as error:
+        except (httpx.InvalidURL, ValueError) as error:
             raise _no_address(uri, _reason(error)) from None
         yield Fetched(part.path, public_uri(final), attempts, suffix_of(split(uri).path))
         part.forget()
@@ -98,8 +98,9 @@ def _attempt(uri: str, part: Part, limits: HttpLimits, is_checked: bool) -> str:
 
     here, cookies = uri, httpx.Cookies()
     for _ in range(limits.max_redirects + 1):
+        way = _way(here, limits)
         headers = _headers(uri, here, part, is_checked, cookies)
-        with _answer(here, headers, limits) as response:
+        with _answer(here, way, headers, limits) as response:
             if response.status_code not in REDIRECTS or "location" not in response.headers:
                 receive(response, here, part, limits)
                 return here
@@ -145,23 +146,34 @@ def _headers(first: str, uri: str, part: Part, is_checked: bool, cookies: httpx.
     return headers | {name: asked.headers[name] for name in ("cookie", "authorization") if name in asked.headers}
 
 
+@dataclass(frozen=True)
+class _Way:
+    """Where a request goes: to a proxy, or to addresses that were checked."""
+
+    proxy: str | None
+    addresses: list[str]
+
+
+def _way(uri: str, limits: HttpLimits) -> _Way:
+    proxy = proxy_for(uri) if split(uri).scheme in ("http", "https") else None
+    return _Way(proxy, checked_addresses(uri, limits, by_proxy=proxy is not None))
+
+
 @contextmanager
-def _answer(uri: str, headers: dict[str, str], limits: HttpLimits) -> Iterator[httpx.Response]:
+def _answer(uri: str, way: _Way, headers: dict[str, str], limits: HttpLimits) -> Iterator[httpx.Response]:
     """The answer to a request, its body still to be read; the addresses of the host are tried in turn.
 
     A request goes to the very addresses that were checked, whatever the name resolves to a moment later, or to the proxy.
     """
     import httpx
 
-    proxy = proxy_for(uri) if split(uri).scheme in ("http", "https") else None
-    addresses = checked_addresses(uri, limits, by_proxy=proxy is not None)
     parts = split(uri)
-    ways = [None] if proxy else addresses
+    ways = [None] if way.proxy else way.addresses
     with host_slot(parts.hostname or "", limits.per_host, limits.min_interval_s):
         for number, address in enumerate(ways, start=1):
             is_last = number == len(ways)
             with (
-                _client(limits, proxy, None if is_last else NEXT_ADDRESS_S) as client,
+                _client(limits, way.proxy, None if is_last else NEXT_ADDRESS_S) as client,
                 _Alarm(limits.timeout_s) as alarm,
             ):
                 request = _request(client, parts, address, headers)

@@ -38,12 +38,12 @@ class _Walk:
     def __init__(self, root: Path, skips: Skips) -> None:
         self._skips = skips
         self._seen: set[FileId] = set()
-        self._real_root = os.path.realpath(root)
+        self._root, self._real_root = root, os.path.realpath(root)
         self.links: list[Path] = []
 
     def files(self, folder: Path) -> Iterator[Path]:
         """The media below `folder`, depth first by name. A link to what holds the input leads everywhere: not followed."""
-        if folder.is_symlink() and not self._is_new(folder):
+        if folder != self._root and folder.is_symlink() and not self._is_new(folder):
             return
         waiting = [iter(self._entries(folder))]
         while waiting:

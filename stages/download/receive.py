@@ -52,6 +52,7 @@ def receive(response: httpx.Response, uri: str, part: Part, limits: HttpLimits) 
     if response.status_code == 416:
         return
     codings = [each.strip().lower() for each in response.headers.get("content-encoding", "").split(",")]
+    response.headers["content-encoding"] = ", ".join(each.removeprefix("x-") for each in codings)
     is_coded = not UNCODED.issuperset(codings)
     if is_coded and not (UNCODED | DECODED).issuperset(codings):
         raise DownloadError(
