@@ -26,20 +26,10 @@ from stages.engines.face_identity import FaceEncoder
 from stages.engines.face_tracks import Tracks
 from stages.faces import FaceWatch, watched_faces
 from stages.media.decoder import Waveform
-from stages.sync.mouth import (
-    GRID_HZ,
-    MODEL_PATH,
-    NUM_SHAPES,
-    TAPS,
-    MouthModel,
-    Signal,
-    correlate,
-    lags_s,
-    mouth_features,
-    project,
-    sound_features,
-    with_neighbours,
-)
+from stages.sync.channels import GRID_HZ, TAPS, Signal, correlate, lags_s, project, with_neighbours
+from stages.sync.heard import sound_features
+from stages.sync.lip_shapes import NUM_SHAPES, mouth_features
+from stages.sync.mouth import MODEL_PATH, MouthModel
 
 Array = NDArray[Any]
 

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.spans import SpeechSpan
+from stages.sync.channels import GRID_HZ, Signal
 from stages.sync.engine import SyncEvidence
-from stages.sync.mouth import GRID_HZ, PEAK_HALF_WIDTH_S, Signal
+from stages.sync.peaks import PEAK_HALF_WIDTH_S
 from stages.sync.result import ActiveFace, Presence
 
 Array = NDArray[Any]

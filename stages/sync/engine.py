@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from stages.engines.face_tracks import FaceTrack
 from stages.media.decoder import Waveform
-from stages.sync.mouth import Peak, Signal
+from stages.sync.channels import Signal
+from stages.sync.peaks import Peak
 
 Array = NDArray[Any]
 

@@ -13,7 +13,7 @@ from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
 from stages.sync.active import Mouth, assign
 from stages.sync.engine import SyncEngine
-from stages.sync.mouth import IN_SYNC_S, Peak, find_drift
+from stages.sync.peaks import IN_SYNC_S, Peak, find_drift
 from stages.sync.result import ActiveFace, Finding, Offset, SyncResult, SyncWindow, nobody_known
 
 Array = NDArray[Any]

@@ -16,11 +16,13 @@ from stages.engines.face_tracks import Tracks
 from stages.media.decoder import Waveform
 from stages.picture import freezes
 from stages.sync.active import Mouth
+from stages.sync.channels import Signal, lags_s
 from stages.sync.config import SyncConfig
 from stages.sync.engine import SyncEngine
+from stages.sync.lip_shapes import mouth_features
 from stages.sync.lips import judge_lips
-from stages.sync.mouth import Signal, find_peak, lags_s, mouth_features
 from stages.sync.onset import onset_curve
+from stages.sync.peaks import find_peak
 from stages.sync.result import Offset, Status, SyncResult, nobody_known
 
 MIN_FPS = 8.0

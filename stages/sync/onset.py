@@ -14,14 +14,8 @@ from numpy.typing import NDArray
 
 from schemas.spans import SPEECH_RATE_HZ
 from stages.media.decoder import Waveform
-from stages.sync.mouth import (
-    GRID_HZ,
-    SOUND_WINDOW,
-    Signal,
-    correlate,
-    log_mel,
-    without_trend,
-)
+from stages.sync.channels import GRID_HZ, Signal, correlate, without_trend
+from stages.sync.heard import SOUND_WINDOW, log_mel
 
 Array = NDArray[Any]
 

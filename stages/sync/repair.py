@@ -24,7 +24,7 @@ from stages.clip import ClipConfig, Talk, spans_within, spoken_fields
 from stages.faces import faces_of
 from stages.sync.config import SyncConfig, SyncRepair
 from stages.sync.measure import measure
-from stages.sync.mouth import IN_SYNC_S
+from stages.sync.peaks import IN_SYNC_S
 from stages.sync.result import ActiveFace, Figures
 from stages.sync.stage import Sync
 from stages.timbre import reference_fields, references_of

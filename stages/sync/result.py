@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.sync.mouth import PEAK_HALF_WIDTH_S, Peak
+from stages.sync.peaks import PEAK_HALF_WIDTH_S, Peak
 
 Array = NDArray[Any]
 Kind = Literal["speech", "event", "none"]

@@ -19,7 +19,8 @@ from schemas.errors import RecipeError
 from schemas.spans import SPEECH_RATE_HZ
 from stages.engines.face_tracks import FaceTrack
 from stages.media.decoder import Waveform
-from stages.sync.mouth import GRID_HZ, Peak, Signal
+from stages.sync.channels import GRID_HZ, Signal
+from stages.sync.peaks import Peak
 
 Array = NDArray[Any]
 

@@ -21,22 +21,13 @@ from stages.engines.face_tracks import KEPT_POINTS, FaceTrack, Tracks
 from stages.faces import Faces, FacesConfig
 from stages.media.decoder import Waveform
 from stages.sync.active import Mouth, assign
+from stages.sync.channels import GRID_HZ, Signal, correlate, lags_s
 from stages.sync.config import SyncConfig
+from stages.sync.heard import sound_features
+from stages.sync.lip_shapes import align, mouth_features, mouth_shapes
 from stages.sync.measure import frozen_stretches, measure
-from stages.sync.mouth import (
-    GRID_HZ,
-    MouthEngine,
-    MouthModel,
-    Signal,
-    align,
-    correlate,
-    find_drift,
-    find_peak,
-    lags_s,
-    mouth_features,
-    mouth_shapes,
-    sound_features,
-)
+from stages.sync.mouth import MouthEngine, MouthModel
+from stages.sync.peaks import find_drift, find_peak
 from stages.sync.stage import Sync
 from tests.rows import clip_row, span_of_file, speech_span, struct_of
 
@@ -382,7 +373,7 @@ def test_fit_finds_again_what_links_sound_and_mouth() -> None:
     model = fit_model([person(seed, 0) for seed in range(6)])
     stranger = person(77, 40)
     evidence = MouthEngine(1.0, model)
-    from stages.sync.mouth import project
+    from stages.sync.channels import project
 
     curve = correlate(project(stranger.sound, model.sound), project(stranger.mouth, model.mouth), model.weights, 1.0)
     found = evidence.peak(curve, evidence.lags_s)
