@@ -1,8 +1,8 @@
 """A child process that can crash, hang or grow without costing its caller more than one request.
 
 Whoever runs code that untrusted bytes can bring down (decoders, C libraries) runs it behind `Child`, in a module whose
-`main` calls `contain` and then `serve`. The caller starts it as `python -P -m MODULE MEMORY_BYTES RETIRE_BYTES ...` and both
-sides speak JSON lines:
+`main` calls `contain` and then `serve`. The caller starts it as `python -P -m MODULE MEMORY_BYTES RETIRE_BYTES FILE_BYTES ...`
+and both sides speak JSON lines:
 
     at first   {"ready": true}, once everything is imported
     request    {"operation": NAME, argument: value, ...}
@@ -11,12 +11,13 @@ sides speak JSON lines:
                then one of {"done": ...}, {"error": ..., "reason": ..., "remedy": ...}, {"no_memory": true},
                {"trouble": [errno, ...]}, {"missing": MODULE}
 
-The child may not use more address space than it was told, leaves no core dump, and ends when its parent does.
+The child may not use more address space than it was told, ends when its parent does, and gives up what it has no use for
+(`stages.seal`).
 
 A request can fail in two ways. What its input did (a crash, too much memory, a standstill) is a ChildError or an ItemError.
 What the machine did (a full disk, a kill from outside, a child that does not even start) is an OSError as the system reported
-it (`schemas.machine`) or a MachineError, and no input's fault. This module imports the standard library, `schemas.errors` and
-`schemas.machine` only.
+it (`schemas.machine`) or a MachineError, and no input's fault. This module imports the standard library, `stages.seal`,
+`schemas.errors` and `schemas.machine` only.
 """
 
 from __future__ import annotations
@@ -42,16 +43,20 @@ from typing import Any, TextIO
 
 from schemas.errors import ItemError, MachineError
 from schemas.machine import GOES_ON, is_trouble, oom_kills
+from stages.seal import allow_time, environment, limit, seal
 
 ALIVE_EVERY_S = 1.0
 """How often a child that makes progress says so; a limit on standing still means little below twice that."""
 PARENT_POLL_S = 2.0
 """How often a child looks whether its parent still lives."""
+FILE_GB = 4.0
+"""Largest file a child may write, unless it is told otherwise."""
 TAIL_BYTES = 400
 """End of the child's stderr that is searched for its last line."""
 CRASHES = frozenset(
     {
         signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS,
+        signal.SIGXCPU, signal.SIGXFSZ,
     }
 )  # fmt: skip
 """Signals by which a process ends over its input. Any other comes from outside: the system without memory, a node that stops."""
@@ -85,16 +90,22 @@ class ChildDiedError(ChildError):
 class Child:
     """One child process and its two pipes, with at most `memory_gb` of address space and one thread for arithmetic.
 
-    `arguments` follow the limits on its command line, `shared` are open files that it gets as well. Once it has touched more
-    than `retire_gb` of memory, `has_grown` tells its owner to let another take over.
+    No file it writes may grow beyond `file_gb`. `arguments` follow the limits on its command line, `shared` are open files that
+    it gets as well. Once it has touched more than `retire_gb` of memory, `has_grown` tells its owner to let another take over.
     """
 
     def __init__(
-        self, module: str, *arguments: str, memory_gb: float, retire_gb: float, shared: Sequence[int] = ()
+        self,
+        module: str,
+        *arguments: str,
+        memory_gb: float,
+        retire_gb: float,
+        file_gb: float = FILE_GB,
+        shared: Sequence[int] = (),
     ) -> None:
         root = str(Path(__file__).resolve().parents[1])
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        limits = [str(int(gb * 2**30)) for gb in (memory_gb, retire_gb)]
+        limits = [str(int(gb * 2**30)) for gb in (memory_gb, retire_gb, file_gb)]
         self.is_busy = False
         """Whether a request is not answered to the end; then it can only be killed."""
         self.has_grown = False
@@ -106,7 +117,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._complaints,
-                env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+                env=environment(paths),
                 pass_fds=shared,
                 start_new_session=True,
             )
@@ -264,13 +275,11 @@ class _Deadline:
 
 
 def contain() -> TextIO:
-    """Puts this process under the limits in its first argument and returns the stream for `serve`'s answers.
+    """Puts this process under the limits in its arguments and returns the stream for `serve`'s answers.
 
     What libraries print to stdout goes to stderr from here on. To be called before anything heavy is imported.
     """
-    memory_bytes = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit(memory_bytes=int(sys.argv[1]), file_bytes=int(sys.argv[3]))
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -318,8 +327,9 @@ def serve(answers: TextIO, answer: Callable[[str, Message], Any]) -> None:
                 known = _steps
                 say({"alive": True})
 
-    say({"ready": True})
     threading.Thread(target=report, daemon=True).start()
+    seal()
+    say({"ready": True})
 
     def finish(message: Message, *, has_grown: bool | None = None) -> None:
         is_large = _peak_bytes() > retire_bytes if has_grown is None else has_grown
@@ -337,6 +347,7 @@ def serve(answers: TextIO, answer: Callable[[str, Message], Any]) -> None:
     with open(0, encoding="utf-8", closefd=False) as requests:
         for line in requests:
             arguments = json.loads(line)
+            allow_time()
             try:
                 result = answer(arguments.pop("operation"), arguments)
                 finish({"done": told(result) if isinstance(result, Generator) else result})

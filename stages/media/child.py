@@ -1,6 +1,6 @@
 """The decoder's child process, see `stages.child`: probes, decodes and cuts.
 
-It leaves pictures in memory that it shares with its parent (the file descriptor in its third argument), other arrays in files.
+It leaves pictures in memory that it shares with its parent (the file descriptor in its fourth argument), other arrays in files.
 
 Of other people's packages it imports av and numpy only, and decord where that engine is asked for.
 """
@@ -68,7 +68,9 @@ def frames(
 
         runs = decord_runs(path, Wanted(first, last, wanted, chunk), max_pixels, room)
     if runs is None:
-        stream, shown = pictures_between(partial(open_media, path), None, first, Damage(), max_pixels)
+        stream, shown = pictures_between(
+            partial(open_media, path, max_pixels=max_pixels), None, first, Damage(), max_pixels
+        )
         runs = drawn_runs(stream, shown, last, [wanted], chunk, room)
     yield from runs
 
@@ -84,7 +86,7 @@ def watch(path: str, views: list[Message], chunk: int, max_pixels: int) -> Gener
 def _room() -> PictureRoom:
     from stages.media.shared import PictureRoom, Shared
 
-    return PictureRoom(Shared(int(sys.argv[3])))
+    return PictureRoom(Shared(int(sys.argv[4])))
 
 
 def ratio(value: Fraction) -> str:

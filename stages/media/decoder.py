@@ -368,7 +368,7 @@ class Decoder:
             if child.exit_status is None:
                 return child
             self._end(child)
-        return _DecoderChild(self.memory_gb, self.retire_gb)
+        return _DecoderChild(self.memory_gb, self.retire_gb, self.scratch_gb)
 
     def _end(self, child: _DecoderChild) -> None:
         child.kill()
@@ -383,10 +383,11 @@ class Decoder:
 class _DecoderChild(Child):
     """The child and the memory in which it leaves pictures."""
 
-    def __init__(self, memory_gb: float, retire_gb: float) -> None:
+    def __init__(self, memory_gb: float, retire_gb: float, scratch_gb: float) -> None:
         self.memory = Shared.new()
         shared = self.memory.descriptor
-        super().__init__("stages.media.child", str(shared), memory_gb=memory_gb, retire_gb=retire_gb, shared=(shared,))
+        limits = {"memory_gb": memory_gb, "retire_gb": retire_gb, "file_gb": scratch_gb}
+        super().__init__("stages.media.child", str(shared), shared=(shared,), **limits)
 
     def kill(self) -> None:
         super().kill()

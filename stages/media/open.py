@@ -34,10 +34,11 @@ TRANSFERS = {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte24
              14: "bt2020-10", 15: "bt2020-12", **HDR_TRANSFERS}  # fmt: skip
 
 
-def open_media(path: str, *, is_first_edit_only: bool = False) -> Any:
+def open_media(path: str, *, is_first_edit_only: bool = False, max_pixels: int | None = None) -> Any:
     """An open libav container. Raises MediaError with a reason a person understands.
 
-    `is_first_edit_only` reads an edit list as a plain offset of the clock, see `edit_list_shift`.
+    `is_first_edit_only` reads an edit list as a plain offset of the clock, see `edit_list_shift`. libav decodes a picture to
+    learn what a stream is, one of more than `max_pixels` not even for that.
     """
     file = Path(path)
     if not file.is_file():
@@ -49,6 +50,9 @@ def open_media(path: str, *, is_first_edit_only: bool = False) -> Any:
     options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
     if is_first_edit_only:
         options["advanced_editlist"] = "0"
+    if max_pixels is not None:
+        options["max_pixels"] = str(max_pixels)
+        _check_png(file, max_pixels)
     try:
         container = av.open(f"file:{file.absolute()}", options=options, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError, OSError) as error:
@@ -61,6 +65,24 @@ def open_media(path: str, *, is_first_edit_only: bool = False) -> Any:
         container.close()
         raise
     return container
+
+
+def _check_png(file: Path, max_pixels: int) -> None:
+    """Of the formats of moving pictures this alone says its size nowhere but before the first one."""
+    with file.open("rb") as stream:
+        head = stream.read(24)
+    if head.startswith(b"\x89PNG") and head[12:16] == b"IHDR":
+        check_pixels(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"), max_pixels)
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Raises MediaError for pictures that are too large to be decoded."""
+    if width * height > max_pixels:
+        raise MediaError(
+            f"A frame of {width}x{height} pixels is larger than the limit of {max_pixels} pixels.",
+            reason="too_many_pixels",
+            remedy="Raise decoder.max_pixels in the recipe if this is meant.",
+        )
 
 
 def _look_over(container: Any, file: Path) -> None:

@@ -11,12 +11,11 @@ from typing import Any
 import av
 import numpy as np
 
-from schemas.errors import MediaError
 from stages.child import count, progress
 from stages.media.choose import pick
 from stages.media.clock import OneClock, restarts_of
 from stages.media.geometry import Geometry, Shapes
-from stages.media.open import clock_shift
+from stages.media.open import check_pixels, clock_shift
 from stages.media.shared import FRAMES_DECODED, PictureRoom, PixelFormat
 
 MAX_DEMUX_ERRORS = 100
@@ -162,16 +161,6 @@ def pictures(container: Any, stream: Any, damage: Damage, max_pixels: int) -> It
             continue
         last = pts
         yield ShownPicture(frame, pts, int(frame.duration or 0), shape, is_damaged)
-
-
-def check_pixels(width: int, height: int, max_pixels: int) -> None:
-    """Raises MediaError for pictures that are too large to be decoded."""
-    if width * height > max_pixels:
-        raise MediaError(
-            f"A frame of {width}x{height} pixels is larger than the limit of {max_pixels} pixels.",
-            reason="too_many_pixels",
-            remedy="Raise decoder.max_pixels in the recipe if this is meant.",
-        )
 
 
 def _usual_step(stream: Any) -> int:

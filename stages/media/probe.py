@@ -69,7 +69,7 @@ def probe(
     the first picture is decoded; then damage is what the container admits and undecodable frames are counted.
     `picture` is what `watched` said, where the picture was decoded already.
     """
-    with open_media(path) as container:
+    with open_media(path, max_pixels=max_pixels) as container:
         chosen = choose(container, languages)
         if chosen.video is None and not chosen.audio:
             raise MediaError("None of its streams can be decoded here.", reason="no_decoder")
@@ -122,7 +122,7 @@ def watched(
     restarts           how often the clock begins anew
     holes_s            how much of the time no picture is new for long
     """
-    with open_media(path) as container:
+    with open_media(path, max_pixels=max_pixels) as container:
         video = choose(container).video
         if video is None:
             return _told(None, None)

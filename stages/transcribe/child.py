@@ -70,7 +70,7 @@ class Recognisers:
 def main() -> None:
     """Serves requests until stdin closes."""
     answers = contain()
-    serve(answers, Recognisers(np.memmap(sys.argv[3], np.float32, "r")).answer)
+    serve(answers, Recognisers(np.memmap(sys.argv[4], np.float32, "r")).answer)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ import pytest
 from schemas.errors import ItemError, MachineError
 from schemas.machine import is_trouble
 from stages.child import Child, ChildDiedError, ChildMemoryError, ChildTimeoutError
+from stages.seal import CPU_S, KEPT, OPEN_FILES
 
 CHILD = """
-import errno, mmap, os, resource, subprocess, sys, time
+import errno, mmap, os, resource, signal, socket, subprocess, sys, threading, time
 from schemas.errors import MediaError
 from stages.child import contain, progress, serve
 
@@ -36,7 +39,7 @@ def answer(operation, arguments):
     if operation == "die":
         sys.exit(arguments["words"])
     if operation == "signal":
-        os.kill(os.getpid(), arguments["number"])
+        signal.raise_signal(arguments["number"])
     if operation == "write":
         with open(arguments["path"], "wb", 0) as file:
             file.write(bytes(1))
@@ -47,9 +50,21 @@ def answer(operation, arguments):
     if operation == "import":
         import a_module_that_is_missing
     if operation == "limits":
-        return [resource.getrlimit(resource.RLIMIT_CORE), os.environ["OMP_NUM_THREADS"], sys.argv[3:]]
+        return [resource.getrlimit(resource.RLIMIT_CORE), os.environ["OMP_NUM_THREADS"], sys.argv[4:]]
     if operation == "family":
-        return subprocess.Popen(["sleep", "600"]).pid
+        return FAMILY.pid
+    if operation == "environment":
+        return dict(os.environ)
+    if operation == "attempts":
+        return {name: number_of(attempt) for name, attempt in ATTEMPTS.items()}
+    if operation == "fill":
+        with open(arguments["path"], "wb", 0) as file:
+            file.truncate(arguments["bytes"])
+    if operation == "thread":
+        thread = threading.Thread(target=print)
+        thread.start()
+        thread.join()
+        return "ran"
     if operation == "sleep":
         time.sleep(600)
     if operation == "work":
@@ -57,6 +72,24 @@ def answer(operation, arguments):
             time.sleep(0.1)
             progress()
         return "done at last"
+
+def number_of(attempt):
+    try:
+        attempt()
+    except OSError as error:
+        return error.errno
+    return 0
+
+ATTEMPTS = {
+    "network": lambda: socket.socket(),
+    "local socket": lambda: socket.socket(socket.AF_UNIX),
+    "program": lambda: os.execv("/bin/true", ["true"]),
+    "process": os.fork,
+    "signal": lambda: os.kill(os.getppid(), 0),
+    "spawned": lambda: os.posix_spawn("/bin/true", ["true"], {}),
+}
+if "family" in sys.argv:
+    FAMILY = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
 
 serve(contain(), answer)
 """
@@ -69,8 +102,8 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     started: list[Child] = []
 
-    def one(*arguments: str, memory_gb: float = 1.0, retire_gb: float = 1.0) -> Child:
-        started.append(Child("contained_here", *arguments, memory_gb=memory_gb, retire_gb=retire_gb))
+    def one(*arguments: str, memory_gb: float = 1.0, retire_gb: float = 1.0, file_gb: float = 1.0) -> Child:
+        started.append(Child("contained_here", *arguments, memory_gb=memory_gb, retire_gb=retire_gb, file_gb=file_gb))
         return started[-1]
 
     yield one
@@ -179,7 +212,7 @@ def test_a_child_that_has_grown_says_so_with_its_answer(start: Any) -> None:
 
 
 def test_a_late_child_is_ended_with_all_it_started(start: Any) -> None:
-    child = start()
+    child = start("family")
     grandchild = child.ask("family", {}, 60)
     assert is_running(grandchild)
     with pytest.raises(ChildTimeoutError, match=r"longer than 0\.2 s"):
@@ -189,11 +222,39 @@ def test_a_late_child_is_ended_with_all_it_started(start: Any) -> None:
 
 
 def test_a_dead_child_takes_its_family_with_it(start: Any) -> None:
-    child = start()
+    child = start("family")
     grandchild = child.ask("family", {}, 60)
     with pytest.raises(ChildDiedError):
         child.ask("die", {"words": "bye"}, 60)
     assert eventually(lambda: not is_running(grandchild))
+
+
+def test_a_child_is_told_nothing_it_has_no_use_for(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setenv("LC_TIME", "C")
+    told = start().ask("environment", {}, 60)
+    assert told["LC_TIME"] == "C"
+    assert set(told) - {"LC_TIME", "LC_CTYPE", "LC_ALL"} <= {*KEPT, "PYTHONPATH", "OMP_NUM_THREADS"}
+    assert "hunter2" not in str(told)
+
+
+@pytest.mark.skipif(find_library("seccomp") is None, reason="the system has no libseccomp")
+def test_a_child_reaches_no_network_no_program_and_no_other_process(start: Any) -> None:
+    child = start()
+    assert set(child.ask("attempts", {}, 60).values()) == {errno.EPERM}
+    assert child.ask("thread", {}, 60) == "ran"
+    status = Path(f"/proc/{child.pid}/status").read_text()
+    assert "NoNewPrivs:\t1" in status
+    assert "Seccomp:\t2" in status
+
+
+def test_a_file_grows_no_further_than_it_may(start: Any, tmp_path: Path) -> None:
+    child = start(file_gb=0.001)
+    with pytest.raises(OSError, match="too large"):
+        child.ask("fill", {"path": str(tmp_path / "large"), "bytes": 2 << 20}, 60)
+    assert child.ask("add", {"a": 1, "b": 1}, 60) == 2
+    assert resource.prlimit(child.pid, resource.RLIMIT_NOFILE)[0] <= OPEN_FILES
+    assert resource.prlimit(child.pid, resource.RLIMIT_CPU)[0] <= CPU_S + 60
 
 
 def test_waiting_of_the_caller_is_not_counted(start: Any) -> None:
