@@ -350,9 +350,12 @@ def measures(run: Run, histograms: Sequence[str] = ()) -> Measures:
         if (how := roles_of(kept).get("show")) in ("histogram", "label") and ("[]" not in path or how == "label")
     }
     labels = [path for path, kept in shown.items() if roles_of(kept)["show"] == "label"]
-    drawn = {path: unit_of(kept) for path, kept in plan.fields(Level.CLIP) if path in shown and path not in labels}
     gated = {check.path for check in checks if check.operator in ORDERED}
-    drawn |= {path: unit_of(kept) for path, kept in plan.fields(Level.CLIP) if path in gated}
+    drawn = {
+        path: unit_of(kept)
+        for path, kept in plan.fields(Level.CLIP)
+        if (path in shown and path not in labels) or path in gated
+    }
     order = {spec.name: number for number, spec in enumerate(plan.stages)}
     clips = seen(facts, plan, Level.CLIP, [*leaves_of(checks), *drawn, *labels])
     clips = clips.join(kept_sources(facts), on="source_id", how="semi", maintain_order="left")

@@ -23,7 +23,7 @@ def time_unit(most_us: float) -> tuple[str, int]:
 def histogram_spec() -> dict[str, Any]:
     """Hours by one measure, kept below not kept, with the gate's bounds as rules.
 
-    Data are named `bins` (low, high, side, amount) and `bounds` (at); parameters `low`, `high` and `most` are the domains.
+    Data are named `bins` (low, high, side, layer, amount) and `bounds` (at); parameters `low`, `high` and `most` are the domains.
     """
     import altair as alt
 
@@ -34,11 +34,11 @@ def histogram_spec() -> dict[str, Any]:
         alt.Chart(alt.NamedData("bins"))
         .mark_bar(binSpacing=1)
         .encode(
-            x=alt.X("low:Q", scale=domain, axis=alt.Axis(title=None, grid=False, tickCount=6)),
+            x=alt.X("low:Q", bin="binned", scale=domain, axis=alt.Axis(title=None, grid=False, tickCount=6)),
             x2="high:Q",
             y=alt.Y("amount:Q", stack="zero", scale=tall, axis=alt.Axis(title=None, tickCount=3)),
             color=alt.Color("side:N", scale=colours, legend=None),
-            order=alt.Order("side:N"),
+            order=alt.Order("layer:Q"),
             tooltip=[
                 alt.Tooltip("side:N"),
                 alt.Tooltip("low:Q", format=".4~g"),
@@ -60,9 +60,9 @@ def filled(
 ) -> dict[str, Any]:
     """The histogram's spec with its data inside, for drawing without a script; amounts are divided by `per_unit`."""
     rows = [
-        {"low": low, "high": high, "side": side, "amount": amount / per_unit}
+        {"low": low, "high": high, "side": side, "layer": layer, "amount": amount / per_unit}
         for low, high, own, total in zip(edges[:-1], edges[1:], kept, everything, strict=True)
-        for side, amount in ((KEPT, own), (OTHER, total - own))
+        for layer, (side, amount) in enumerate(((KEPT, own), (OTHER, total - own)))
     ]
     low, high = min([edges[0], *bounds]), max([edges[-1], *bounds])
     domains = {"low": low, "high": high, "most": max([*everything, 1]) / per_unit}

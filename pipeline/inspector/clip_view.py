@@ -21,6 +21,10 @@ Item = Mapping[str, Any]
 TIMES, ASSET_TIMES, BOX = {"start_s", "end_s"}, {"asset_start_s", "asset_end_s"}, {"x", "y", "width", "height"}
 MOST_ITEMS = 200
 """Of a lane."""
+MOST_STACKED = 4
+"""Rows of a lane; what overlaps with more lies over others."""
+SLACK_S = 0.02
+"""Overlap that is not seen."""
 MOST_POINTS = 400
 """Of a curve."""
 LATENT_MS = 40
@@ -36,7 +40,8 @@ class Lane:
     kind: str
     """`speaker`, `face`, `reference` or `stretch`."""
     items: tuple[dict[str, Any], ...]
-    """start_s, end_s, text, note, letter of the speaker, is_leak."""
+    """start_s, end_s, text, note, letter of the speaker, is_leak, and the row in which it overlaps with nothing."""
+    num_rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,7 @@ def _speakers(clip: Clip, remarks: Mapping[int, Sequence[str]]) -> list[Lane]:
             "is_leak": False,
         }
         by_speaker.setdefault(name, []).append({**item, "letter": name[0], "language": span["language"]})
-    return [Lane(f"speaker {name}", "speaker", tuple(items)) for name, items in sorted(by_speaker.items())]
+    return [_stacked(f"speaker {name}", "speaker", items) for name, items in sorted(by_speaker.items())]
 
 
 def _lane(name: str, kind: str, items: Sequence[Item], length_s: float) -> Lane:
@@ -201,7 +206,19 @@ def _lane(name: str, kind: str, items: Sequence[Item], length_s: float) -> Lane:
                 "is_leak": bool(item.get("is_same_span")),
             }
         )
-    return Lane(name.replace("_", " "), kind, tuple(told))
+    return _stacked(name.replace("_", " "), kind, told)
+
+
+def _stacked(name: str, kind: str, items: Sequence[dict[str, Any]]) -> Lane:
+    """A lane whose stretches lie below each other where they overlap."""
+    ends: list[float] = []
+    for item in sorted(items, key=lambda each: float(each["start_s"])):
+        free = [row for row, end in enumerate(ends) if end <= item["start_s"] + SLACK_S]
+        item["row"] = free[0] if free else min(len(ends), MOST_STACKED - 1)
+        if item["row"] == len(ends):
+            ends.append(0.0)
+        ends[item["row"]] = max(ends[item["row"]], item["end_s"])
+    return Lane(name, kind, tuple(items), max(1, len(ends)))
 
 
 def _words(item: Item, without: set[str]) -> str:
@@ -240,7 +257,8 @@ def _curve(spec: StageSpec, field: pa.Field, clip: Clip, gates: Sequence[GateOf]
     said, marks = [], []
     for other in spec.cls.adds:
         value, how = told[other.name], roles_of(other).get("show")
-        if value is None or how not in ("histogram", "label"):
+        is_word = pa.types.is_string(other.type) and not is_private(other)
+        if value is None or not (how in ("histogram", "label") or is_word):
             continue
         if how == "histogram" and unit_of(other) == unit:
             spread = told.get(other.name.replace(f"_{unit}", f"_std_{unit}"))

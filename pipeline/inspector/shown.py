@@ -6,6 +6,8 @@ import json
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
+from markupsafe import Markup, escape
+
 from pipeline.ask.queries import US_PER_HOUR
 
 
@@ -23,8 +25,8 @@ def hms(us: float, millis: bool = False) -> str:
 
 def clock(seconds: float) -> str:
     """Seconds on a source's clock as m:ss.mmm or h:mm:ss.mmm."""
-    told = hms(seconds * 1e6, millis=True)
-    return told.removeprefix("0:")
+    told = hms(seconds * 1e6, millis=True).removeprefix("0:")
+    return told.removeprefix("0") if told[1].isdigit() else told
 
 
 def number(value: Any) -> str:
@@ -60,6 +62,24 @@ def width(part: float, whole: float) -> str:
     if not whole or part <= 0:
         return "0"
     return f"{max(100 * part / whole, 0.4):.2f}"
+
+
+def plain(value: Any) -> str:
+    """A number as a form field takes it."""
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def breaks(path: str) -> Markup:
+    """A dotted path that may be broken behind its dots and underscores."""
+    return Markup(str(escape(path)).replace(".", ".<wbr>").replace("_", "_<wbr>"))
+
+
+def ago(seconds: float) -> str:
+    """A time that has passed, in its largest unit."""
+    for length, noun in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
+        if seconds >= length:
+            return plural(int(seconds // length), noun)
+    return plural(int(seconds), "second")
 
 
 def plural(count: int, noun: str) -> str:
@@ -106,5 +126,8 @@ FILTERS = {
     "address": address,
     "last_part": last_part,
     "as_json": as_json,
+    "plain": plain,
+    "breaks": breaks,
+    "ago": ago,
     "hours": lambda hours: hms(hours * US_PER_HOUR),
 }

@@ -17,7 +17,7 @@ export function barRows(axis, kept) {
   const [, per] = unitOf(axis);
   return axis.all_us.slice(0, -1).flatMap((all, at) => {
     const place = { low: axis.edges[at], high: axis.edges[at + 1] };
-    return [{ ...place, side: "kept", amount: kept[at] / per }, { ...place, side: "not kept", amount: (all - kept[at]) / per }];
+    return [{ ...place, side: "kept", layer: 0, amount: kept[at] / per }, { ...place, side: "not kept", layer: 1, amount: (all - kept[at]) / per }];
   });
 }
 
