@@ -179,7 +179,7 @@ class ClipLists:
         """The clips at these places of the spine, in this order, with values of `fields`."""
         spine = self.spine[rows]
         uris, names = (self.assets[name].gather(spine["asset_at"]) for name in ("source.uri", "source_id"))
-        values = [self._column(name)[rows].to_list() for name in fields]
+        values = [self.column(name)[rows].to_list() for name in fields]
         return tuple(
             ClipRow(
                 clip_id=row["row_id"],
@@ -212,7 +212,7 @@ class ClipLists:
             if condition.field == TEXT:
                 is_found &= self._said(condition)
             else:
-                frame = self._column(condition.field).alias(condition.field).to_frame()
+                frame = self.column(condition.field).alias(condition.field).to_frame()
                 is_found &= frame.select(says.fill_null(False).cast(pl.Boolean)).to_series().to_numpy()
         return is_found
 
@@ -245,7 +245,7 @@ class ClipLists:
             if kind is None or not kind.is_numeric():
                 remedy = nearest(name, [each for each, kind in self.known.items() if kind.is_numeric()])
                 raise LedgerError(f"clips cannot be sorted by '{name}': it is no number of theirs.", remedy=remedy)
-            values = self._column(name).cast(pl.Float64).to_numpy()
+            values = self.column(name).cast(pl.Float64).to_numpy()
             if question.sort.startswith(MARGIN):
                 values = np.abs(margin(check_on(self.run.plan, name), values))
             elif question.sort.startswith("-"):
@@ -254,7 +254,7 @@ class ClipLists:
             return keys
         return np.zeros(len(self.spine))
 
-    def _column(self, name: str) -> pl.Series:
+    def column(self, name: str) -> pl.Series:
         """One field of every clip, in the order of the spine."""
         import polars as pl
 

@@ -71,6 +71,24 @@ class Broken:
     what: str
 
 
+@dataclass(frozen=True)
+class Suggestion:
+    """A bound on one measure that tells marked good clips from bad ones best."""
+
+    path: str
+    operator: Literal["min", "max", "abs_max"]
+    bound: float
+    bad_away: int
+    num_bad: int
+    good_away: int
+    num_good: int
+
+    @property
+    def gain(self) -> float:
+        """Share of bad clips it turns away less the share of good ones: 1 is perfect, 0 is chance."""
+        return self.bad_away / self.num_bad - self.good_away / self.num_good
+
+
 def wilson(hits: int, num: int) -> Share | None:
     """The share of `hits` among `num`; None of nothing."""
     if not num:
@@ -81,7 +99,7 @@ def wilson(hits: int, num: int) -> Share | None:
     return Share(share, max(0.0, centre - half), min(1.0, centre + half), num)
 
 
-def marks_file(run_uri: str, cache: Path) -> Path:
+def marks_file_of(run_uri: str, cache: Path) -> Path:
     """Where the marks of a run lie unless a command says otherwise."""
     return cache / "marks" / f"{digest('marks', run_uri)}.jsonl"
 
@@ -142,6 +160,53 @@ def gate_marks(run: Run, marks: Mapping[str, Mark]) -> list[GateMarks]:
             GateMarks(check.name, wilson(turned_away.count("bad"), len(turned_away)), wilson(sum(bad), len(bad)))
         )
     return found
+
+
+def suggested(run: Run, marks: Mapping[str, Mark]) -> list[Suggestion]:
+    """For every measured number of clips the bound that tells the marks apart best, best first; none is certain.
+
+    Bounds lie half-way between the clips they part. Empty without a good and a bad clip.
+    """
+    import numpy as np
+    import polars as pl
+
+    opinions = {name: mark.opinion for name, mark in marks.items() if mark.opinion != "unsure"}
+    facts = run.facts.scan(Level.CLIP)
+    known = facts.collect_schema()
+    paths = [path for path, _ in run.plan.fields(Level.CLIP) if path in known and known[path].is_float()]
+    rows = facts.filter(pl.col("row_id").is_in(list(opinions))).select("row_id", *paths).collect()
+    is_bad = np.array([opinions[name] == "bad" for name in rows["row_id"]], bool)
+    found = []
+    for path in paths:
+        values = rows[path].to_numpy()
+        looked = np.isfinite(values)
+        for operator, scale in (("max", values), ("min", -values), ("abs_max", np.abs(values))):
+            if looked.any() and (operator != "abs_max" or (values[looked] < 0).any()):
+                best = _parted(scale[looked], is_bad[looked])
+                if best is not None:
+                    bound, bad_away, good_away = best
+                    signed = -bound if operator == "min" else bound
+                    num_bad = int(is_bad[looked].sum())
+                    counts = (bad_away, num_bad, good_away, int(looked.sum()) - num_bad)
+                    found.append(Suggestion(path, operator, signed, *counts))  # type: ignore[arg-type]
+    return sorted(found, key=lambda each: (-each.gain, each.path))
+
+
+def _parted(values: Any, is_bad: Any) -> tuple[float, int, int] | None:
+    """The bound of float64 [n] above which most bad and fewest good values lie, and how many of each do."""
+    import numpy as np
+
+    num_bad, num_good = int(is_bad.sum()), int((~is_bad).sum())
+    order = np.argsort(values)
+    values, is_bad = values[order], is_bad[order]
+    edges = np.flatnonzero(np.diff(values) > 0)
+    if not num_bad or not num_good or not len(edges):
+        return None
+    bad_away = num_bad - np.cumsum(is_bad)[edges]
+    good_away = num_good - np.cumsum(~is_bad)[edges]
+    best = int(np.argmax(bad_away / num_bad - good_away / num_good))
+    at = edges[best]
+    return float((values[at] + values[at + 1]) / 2), int(bad_away[best]), int(good_away[best])
 
 
 def exported(run: Run, marks: Iterable[Mark]) -> list[dict[str, Any]]:

@@ -60,6 +60,7 @@ PAGES: dict[str, tuple[str, Maker]] = {
         lambda session, view, request: pages.one_shard(session, view, request.path_params["name"]),
     ),
     "/compare": ("compare", lambda session, view, request: pages.comparison(session, view, _given(request))),
+    "/training": ("training", lambda session, view, request: pages.training(session, view)),
     "/query": ("query", lambda session, view, request: _asked(session, view, _given(request))),
 }
 """Path -> (template, what makes its data)."""

@@ -17,6 +17,7 @@ from pipeline.ask.measures import Bounds, Measures, Moved
 from pipeline.ask.queries import Run
 from pipeline.ask.sources import SourceLists
 from pipeline.ask.stats import clip_checks
+from pipeline.ask.training import trained
 from pipeline.inspector.clip_view import clip_view
 from pipeline.inspector.session import Session, View
 from pipeline.inspector.shown import address
@@ -471,3 +472,26 @@ def comparison(session: Session, view: View, given: Mapping[str, str]) -> Answer
     told = asdict(found)
     told["recipe_diff"] = told.pop("recipe")
     return {**answer, "other": name, **told}
+
+
+# --- training
+
+
+def training(session: Session, view: View) -> Answer:
+    """What a training did with these clips, where one was named at the start."""
+    answer: Answer = {**head(session, view), "training": None}
+    if session.training is None:
+        return answer
+    folder = session.training
+    newest = max((path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()), default=0)
+    told = view.once(f"training {newest}", lambda: trained(view.lists, folder, shards_of(view)))
+    return {**answer, "training": asdict(told)}
+
+
+def shards_of(view: View) -> dict[str, str]:
+    """Clip -> its shard, of all packed clips."""
+    packed = view.packed
+    if packed is None:
+        return {}
+    names = [shard.name.removesuffix(".tar") for shard in packed.manifest.shards]
+    return {clip: name for name in names for clip in packed.index(name)["clip_id"].to_pylist()}

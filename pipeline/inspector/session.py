@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pipeline.ask.clips import ClipLists
 from pipeline.ask.find import Chain, find
-from pipeline.ask.marks import Marks, marks_file
+from pipeline.ask.marks import Marks, marks_file_of
 from pipeline.ask.measures import Measures, measures
 from pipeline.ask.queries import Run
 from pipeline.ask.stats import Stats, stats
@@ -150,6 +150,7 @@ class Session:
         others: tuple[str, ...] = (),
         cache: Path | None = None,
         marks: Path | None = None,
+        training: Path | None = None,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._open = lambda: Run(uri, cache, report)
@@ -157,7 +158,9 @@ class Session:
         self.cache = run.cache
         self.folder = run.cache / "inspector" / digest("inspector", run.dir.uri)
         """Where cut media and posters are kept."""
-        self.marks = Marks(marks or marks_file(run.dir.uri, run.cache))
+        self.marks = Marks(marks or marks_file_of(run.dir.uri, run.cache))
+        self.training = training
+        """Folder of a training on this run's shards; None where none was named."""
         self.others = {other: View(Run(other, cache, report)) for other in others}
         self._view = View(run)
         self._lock = threading.Lock()
