@@ -283,6 +283,71 @@ def demo(
     print(write_demo(out, seed=seed))
 
 
+@app.command()
+def inspect(
+    run_uri: RunArgument,
+    others: Annotated[
+        list[str] | None, typer.Option("--with", metavar="RUN", help="a run to compare with; repeatable")
+    ] = None,
+    training: Annotated[
+        Path | None, typer.Option(help="folder of nava-train: which clips the model finds hard is told, too")
+    ] = None,
+    marks_file: Annotated[
+        Path | None, typer.Option("--marks", metavar="FILE", help="where marks are kept (default: in the cache)")
+    ] = None,
+    host: Annotated[str, typer.Option(help="address to serve; any other than loopback needs a token")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="default: the first free one from 8470")] = None,
+    cache: CacheOption = None,
+) -> None:
+    """Serves a local page over RUN: what was kept, what was dropped, why, and what another threshold would do."""
+    from pipeline.inspector import needed
+
+    needed()
+    from pipeline.inspector.serve import serve
+    from pipeline.inspector.session import Session
+
+    serve(Session(run_uri, tuple(others or ()), cache, marks_file, training, _said), host, port, _show)
+
+
+@app.command()
+def report(
+    run_uri: RunArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write")] = Path("report.html"),
+    media: Annotated[int, typer.Option(min=0, max=20, help="clips to put beside it, in a folder")] = 0,
+    cache: CacheOption = None,
+) -> None:
+    """Writes RUN as one page that opens from disk without network: balance, gates, histograms, what-if."""
+    from pipeline.inspector import needed
+
+    needed()
+    from pipeline.inspector.report import write_report
+    from pipeline.inspector.session import Session
+
+    written = write_report(Session(run_uri, cache=cache, report=_said), out, media)
+    _show(f"{out}: {out.stat().st_size / 1e6:.1f} MB" + (f", {len(written) - 1} files beside it" if media else ""))
+
+
+@app.command()
+def marks(
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="export, check, gates or suggest")],
+    run_uri: RunArgument,
+    marks_file: Annotated[
+        Path | None, typer.Option("--marks", metavar="FILE", help="where they are kept (default: in the cache)")
+    ] = None,
+    cache: CacheOption = None,
+) -> None:
+    """Your marks of clips: exported, held against the verdicts of RUN, against its gates, or turned into bounds."""
+    from pipeline.ask.marks import Marks, marks_file_of
+    from pipeline.ask.queries import Run
+    from pipeline.show.marks import marks_text
+
+    opened = Run(run_uri, cache, _said)
+    text, is_sound = marks_text(action, opened, Marks(marks_file or marks_file_of(opened.dir.uri, opened.cache)).all())
+    _show(text)
+    if not is_sound:
+        raise typer.Exit(1)
+
+
 def _said(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
 
