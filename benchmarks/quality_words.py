@@ -26,8 +26,9 @@ from schemas.spans import SPEECH_RATE_HZ, Word
 from schemas.stretches import Stretch
 from stages.base import Context
 from stages.engines.voice import VoiceActivity, VoiceConfig
-from stages.transcribe.align import AlignEngine, Cue, Transcript, spoken_form
+from stages.transcribe.align import AlignEngine, spoken_form
 from stages.transcribe.pocketsphinx import PocketsphinxEngine
+from stages.transcribe.transcripts import Cue, Transcript
 from stages.transcribe.words import Heard, keep_spoken
 
 

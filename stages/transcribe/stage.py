@@ -17,8 +17,9 @@ from schemas.spans import SPEECH_RATE_HZ
 from schemas.stretches import Stretch
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.engines.voice import VoiceActivity, VoiceConfig
-from stages.transcribe.align import AlignEngine, Transcript, find_transcript, spoken_form
+from stages.transcribe.align import AlignEngine, spoken_form
 from stages.transcribe.pocketsphinx import PocketsphinxEngine
+from stages.transcribe.transcripts import Transcript, find_transcript
 from stages.transcribe.whisperx import WhisperxConfig, WhisperxEngine
 from stages.transcribe.words import Heard, Kept, keep_spoken
 

@@ -19,20 +19,10 @@ from schemas.spans import SPEECH_RATE_HZ, Word
 from schemas.stretches import Stretch, inside, merge
 from stages.child import Child
 from stages.engines.voice import VoiceActivity, VoiceConfig
-from stages.transcribe.align import (
-    AlignEngine,
-    Cue,
-    Transcript,
-    cue_windows,
-    fill_gaps,
-    find_transcript,
-    guess_phones,
-    read_cues,
-    spoken_form,
-    trim,
-)
+from stages.transcribe.align import AlignEngine, cue_windows, fill_gaps, guess_phones, spoken_form, trim
 from stages.transcribe.pocketsphinx import recogniser
 from stages.transcribe.stage import Transcribe, TranscribeConfig, agreement
+from stages.transcribe.transcripts import Cue, Transcript, find_transcript, read_cues
 from stages.transcribe.whisperx import WhisperxConfig, WhisperxEngine
 from stages.transcribe.words import drop_loops, keep_spoken, spread, spread_within
 from tests.rows import asset_row, struct_of
