@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,12 +25,44 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 class RecipePart(BaseModel):
     """A group of keys: cannot be changed once read, and knows no keys beyond its own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+MOST_NODES = 100_000
+"""Values in a YAML text once its aliases stand for what they name; shipped recipes have fewer than 200."""
 
 
 def parsed(text: str | bytes) -> Any:
-    """What a YAML text says, read by libyaml where PyYAML was built with it: a tenth of the time. Raises yaml.YAMLError."""
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    """What a YAML text says, read by libyaml where PyYAML was built with it: a tenth of the time.
+
+    Raises yaml.YAMLError, also for what is nested in itself or thousandfold, and for values that Python cannot hold.
+    """
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if _num_nodes(node, {}, frozenset()) > MOST_NODES:
+                raise yaml.YAMLError(f"its aliases stand for more than {MOST_NODES} values")
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except (ValueError, TypeError) as error:  # dates and numbers that look like some and are none
+        raise yaml.YAMLError(str(error)) from None
+
+
+def _num_nodes(node: yaml.Node, known: dict[int, int], inside: frozenset[int]) -> int:
+    """Values that a node stands for, each as often as it is named."""
+    if id(node) in inside:
+        raise yaml.YAMLError("an alias stands inside what it names")
+    if id(node) not in known:
+        is_map, is_list = isinstance(node, yaml.MappingNode), isinstance(node, yaml.SequenceNode)
+        parts = chain.from_iterable(node.value) if is_map else node.value if is_list else ()
+        known[id(node)] = 1 + sum(_num_nodes(part, known, inside | {id(node)}) for part in parts)
+    return known[id(node)]
 
 
 def packaged(folder: Path) -> list[str]:
@@ -43,17 +77,27 @@ def read_recipe(name_or_path: str, folder: Path, overrides: Sequence[str] = ()) 
     """
     known = packaged(folder)
     path = folder / f"{name_or_path}.yaml" if name_or_path in known else Path(name_or_path)
-    if not path.is_file():
+    if not is_file(path):
         remedy = f"{nearest(name_or_path, known)} Give one of these names, or a YAML file."
         raise RecipeError(f"There is no recipe '{name_or_path}'.", remedy=remedy)
     try:
         raw = parsed(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}.", remedy="Check who may read it.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not YAML: {error}.", remedy="Mend the line it names.") from error
     if not isinstance(raw, dict):
         remedy = f"Start from a copy of {folder / known[0]}.yaml."
         raise RecipeError(f"{path}: expected a mapping of keys to values, got {type(raw).__name__}.", remedy=remedy)
     return apply_overrides(raw, overrides)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; not where the system refuses the name itself."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -76,7 +120,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
             here[last] = parsed(text)
         except yaml.YAMLError as error:
             remedy = "Quote it for the shell and for YAML."
-            raise RecipeError(f"--set {override}: the value is not YAML.", remedy=remedy) from error
+            raise RecipeError(f"--set {override}: the value is not YAML: {error}.", remedy=remedy) from error
     return out
 
 
@@ -98,7 +142,11 @@ def validated(model: type[ModelT], raw: Any, where: str, at: str = "") -> ModelT
         if first["type"] == "missing":
             raise RecipeError(f"{place}: this key is missing.", remedy=f"Add it, or --set {key}=VALUE.") from None
         reason = first["msg"].removeprefix("Value error, ").rstrip(".")
-        got = f" (got {first['input']!r})" if isinstance(first["input"], str | int | float | list | None) else ""
+        got = (
+            f" (got {reprlib.repr(first['input'])})"
+            if isinstance(first["input"], str | int | float | list | None)
+            else ""
+        )
         raise RecipeError(f"{place}: {reason}{got}.") from None
 
 

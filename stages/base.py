@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import ItemError
 from schemas.records import Row
@@ -36,25 +36,25 @@ if TYPE_CHECKING:
 class StageConfig(BaseModel):
     """Base of every stage's configuration: immutable, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Resources(StageConfig):
     """What one worker of a stage needs. Plain numbers, stated and never probed."""
 
-    cpus: float = 1.0
+    cpus: float = Field(default=1.0, gt=0)
     """CPUs, also in parts."""
-    gpus: float = 0.0
+    gpus: float = Field(default=0.0, ge=0)
     """GPUs, also in parts; a stage that needs one shares no worker with neighbours that do not."""
-    memory_gb: float = 0.3
+    memory_gb: float = Field(default=0.3, ge=0)
     """What the stage adds to a worker that already runs others; a worker is planned with the sum and 1 GB for itself."""
-    scratch_gb_per_h: float = 0.0
+    scratch_gb_per_h: float = Field(default=0.0, ge=0)
     """Local disk the stage takes per hour of media in a row; where a worker has less, the run ends before it begins."""
-    batch: int = 1
+    batch: int = Field(default=1, ge=1)
     """Rows handed to `process` at once."""
-    timeout_s: float = 900.0
+    timeout_s: float = Field(default=900.0, gt=0)
     """Time for one row however short it is; a worker that exceeds a row's time is killed and the row settles as an error."""
-    timeout_per_s: float = 60.0
+    timeout_per_s: float = Field(default=60.0, ge=0)
     """Time on top for each second of media in the row, so that a film has longer than a clip."""
 
 

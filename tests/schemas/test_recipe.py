@@ -31,6 +31,14 @@ class Drawing(RecipePart):
     main: Circle | Square | None = None
 
 
+def bomb(first: bytes, other: bytes) -> bytes:
+    """A few hundred bytes of YAML, ten keys each eight times the one before."""
+    lines = [b"a: &a " + first]
+    for key in range(98, 108):
+        lines.append(b"%c: &%c " % (key, key) + other % b", ".join([b"*%c" % (key - 1)] * 8))
+    return b"\n".join(lines)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "ships").mkdir()
@@ -57,6 +65,13 @@ def test_a_recipe_is_found_by_name_or_path(folder: Path, tmp_path: Path) -> None
         (b"\xff\xfe\x00", "own.yaml is not YAML"),
         (b"- 1", r"own.yaml: expected a mapping of keys to values, got list\. Start from a copy of .*simple.yaml"),
         (b"", "got NoneType"),
+        (b"name: &a [*a]", "own.yaml is not YAML: an alias stands inside what it names"),
+        (b"a: " + b"[" * 20_000, "own.yaml is not YAML"),
+        (b"name: 2026-99-99", "own.yaml is not YAML: month must be"),
+        (b"name: " + b"9" * 5000, "own.yaml is not YAML: Exceeds the limit"),
+        (b"name: !!python/object/apply:os.getcwd []", "own.yaml is not YAML: could not determine a constructor"),
+        (bomb(b"[1, 1]", b"[%s]"), "own.yaml is not YAML: its aliases stand for more than 100000 values"),
+        (bomb(b"{k: 1}", b"{<<: [%s]}"), "own.yaml is not YAML: its aliases stand for more than 100000 values"),
     ],
 )
 def test_what_is_no_recipe_is_refused(folder: Path, tmp_path: Path, content: bytes, message: str) -> None:
@@ -68,11 +83,17 @@ def test_what_is_no_recipe_is_refused(folder: Path, tmp_path: Path, content: byt
 def test_a_missing_recipe_is_answered_with_the_nearest(folder: Path) -> None:
     with pytest.raises(RecipeError, match=r"no recipe 'simpel'\. Did you mean 'simple'"):
         read_recipe("simpel", folder)
-    with pytest.raises(RecipeError, match="Known: simple"):
-        read_recipe("/nowhere/x.yaml", folder)
+    for name in ("/nowhere/x.yaml", "x" * 5000, "a\0b"):
+        with pytest.raises(RecipeError, match="Known: simple"):
+            read_recipe(name, folder)
 
 
-@pytest.mark.parametrize("override", ["a", "=1", ".a=1", "a..b=1", "a.=1", "a=[", "a.b.c=1"])
+@pytest.mark.parametrize(
+    "override",
+    ["a", "=1", ".a=1", "a..b=1", "a.=1", "a=[", "a.b.c=1", "x=[1", "x={{7*7}}", "x=!!python/name:os.system", "x=2026-13-01",
+     "x=&a [*a]", "x=" + "9" * 5000, "x=" + "[" * 3000, "x=\x00", "x=\udce9"],
+    ids=lambda override: ascii(override)[:12],
+)  # fmt: skip
 def test_overrides_that_cannot_be_read_are_refused(override: str) -> None:
     raw = {"a": {"b": 1}}
     with pytest.raises(RecipeError, match="--set"):
