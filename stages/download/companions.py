@@ -82,7 +82,7 @@ PICTURES_THAT_MAY_MOVE = frozenset({".webp", ".gif", ".avif", ".apng", ".jxl"})
 """Thumbnails where they bear the name of a file beside them, sources elsewhere."""
 EXPORT_MARK = ".nava-export"
 """Lies in folders of exported clips."""
-RUN_FILES = ("ledger/_delta_log", "recipe.yaml")
+RUN_LOG = "ledger/_delta_log"
 EXPORT_FILES = ("data.jsonl", "data.list", "data.weight")
 
 HIDDEN = "hidden files or folders"
@@ -113,7 +113,7 @@ def is_own(folder: Path) -> bool:
     """Whether this program wrote a folder: a run, or clips exported from one, which would be their own near-duplicates."""
     return (
         (folder / EXPORT_MARK).exists()
-        or all((folder / name).exists() for name in RUN_FILES)
+        or (folder / RUN_LOG).exists()
         or all((folder / name).exists() for name in EXPORT_FILES)
     )
 
@@ -122,7 +122,7 @@ def own_roots(names: Iterable[str]) -> set[str]:
     """Folders among the objects of these names (`a/b/c.mp4`) that this program wrote; "" is the root."""
     known = set(names)
     roots = {name[: -len(EXPORT_MARK)] for name in known if PurePath(name).name == EXPORT_MARK}
-    roots |= {name.partition(f"{RUN_FILES[0]}/")[0] for name in known if f"/{RUN_FILES[0]}/" in f"/{name}"}
+    roots |= {name.partition(f"{RUN_LOG}/")[0] for name in known if f"/{RUN_LOG}/" in f"/{name}"}
     for name in known:
         root = name[: -len(EXPORT_FILES[0])]
         if name.endswith(EXPORT_FILES[0]) and all(root + other in known for other in EXPORT_FILES):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain, zip_longest
+from itertools import chain, count, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
@@ -71,9 +71,10 @@ def fetched_http(
     part = Part(partial_dir / (hashlib.sha256(uri.encode("utf-8", "surrogatepass")).hexdigest()[:32] + ".part"))
     policy = RetryPolicy(limits.attempts, limits.backoff_s, limits.max_backoff_s)
     passing = (TryAgainError, httpx.TransportError, OSError)
+    turns = count()
     with part.locked():
         try:
-            final, attempts = policy.run(lambda: _attempt(uri, part, limits, is_checked), passing, sleep)
+            final, attempts = policy.run(lambda: _attempt(uri, part, limits, is_checked, next(turns)), passing, sleep)
         except passing as error:
             if is_trouble(error):
                 raise
@@ -92,13 +93,16 @@ def _reason(error: Exception) -> str:
     return scrubbed(str(error)) or type(error).__name__
 
 
-def _attempt(uri: str, part: Part, limits: HttpLimits, is_checked: bool) -> str:
-    """Follows redirects and appends to `part`; the final URL. Raises TryAgainError or DownloadError."""
+def _attempt(uri: str, part: Part, limits: HttpLimits, is_checked: bool, turn: int) -> str:
+    """Follows redirects and appends to `part`; the final URL. Each turn begins with another address of a host.
+
+    Raises TryAgainError or DownloadError.
+    """
     import httpx
 
     here, cookies = uri, httpx.Cookies()
     for _ in range(limits.max_redirects + 1):
-        way = _way(here, limits)
+        way = _way(here, limits, turn)
         headers = _headers(uri, here, part, is_checked, cookies)
         with _answer(here, way, headers, limits) as response:
             if response.status_code not in REDIRECTS or "location" not in response.headers:
@@ -154,9 +158,11 @@ class _Way:
     addresses: list[str]
 
 
-def _way(uri: str, limits: HttpLimits) -> _Way:
+def _way(uri: str, limits: HttpLimits, turn: int) -> _Way:
     proxy = proxy_for(uri) if split(uri).scheme in ("http", "https") else None
-    return _Way(proxy, checked_addresses(uri, limits, by_proxy=proxy is not None))
+    addresses = checked_addresses(uri, limits, by_proxy=proxy is not None)
+    first = turn % max(len(addresses), 1)
+    return _Way(proxy, addresses[first:] + addresses[:first])
 
 
 @contextmanager

@@ -21,8 +21,10 @@ def strictest(one: str | None, other: str | None) -> str | None:
 
     One that is not stated contradicts nothing.
     """
-    if one is None or other is None or one == other:
+    if one is None or other is None:
         return one if other is None else other
+    if one.casefold() == other.casefold():
+        return one
     for first, second in ((one, other), (other, one)):
         if CLOSED.search(second) and not CLOSED.search(first):
             return second

@@ -124,10 +124,7 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
 def _rows(file: IO[bytes], kind: str) -> Iterator[Any]:
     """The rows as they stand there, or the BadRowError of one that cannot be read."""
     if kind == ".parquet":
-        import pyarrow.parquet as pq
-
-        for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS):
-            yield from batch.to_pylist()
+        yield from _parquet(file)
         return
     start = file.peek(2)[:2] if hasattr(file, "peek") else b""
     encoding = WIDE.get(bytes(start), "utf-8-sig")
@@ -141,6 +138,24 @@ def _rows(file: IO[bytes], kind: str) -> Iterator[Any]:
         yield from _array(json.load(text))
     else:
         yield from (_parsed(line) for line in text if line.strip())
+
+
+def _parquet(file: IO[bytes]) -> Iterator[Any]:
+    """The rows of a Parquet file; instants as text, for Python knows neither nanoseconds nor all years."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS):
+            columns = [
+                column.cast(pa.string())
+                if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)
+                else column
+                for column in batch.columns
+            ]
+            yield from pa.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from None
 
 
 def _table(text: IO[str], delimiter: str) -> Iterator[Any]:

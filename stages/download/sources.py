@@ -7,13 +7,16 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
 from schemas.errors import RecipeError
 from schemas.ids import source_id
+from schemas.machine import is_trouble
 from schemas.printable import percent_escaped, whole_text
 from schemas.records import Source
 from schemas.secrets import is_secret, public_uri, scrubbed
@@ -138,9 +141,15 @@ def _local(item: str, listing: Listing) -> Iterator[Found]:
     """What a path, a `file://` URI or a pattern names."""
     try:
         path = path_of(item)
-        path = path.expanduser()
-    except (ValueError, RuntimeError) as error:
-        raise RecipeError(f"'{percent_escaped(item)}' cannot be found: {error}.", remedy="Check the path.") from None
+        with suppress(RuntimeError):  # nobody is called so
+            path = path.expanduser()
+        with suppress(FileNotFoundError):
+            path.stat()
+    except (ValueError, OSError) as error:
+        if is_trouble(error):
+            raise
+        told = error.strerror if isinstance(error, OSError) else error
+        raise RecipeError(f"'{percent_escaped(item)}' cannot be found: {told}.", remedy="Check the path.") from None
     if path.is_dir():
         if is_own(path):
             raise RecipeError(
@@ -153,11 +162,8 @@ def _local(item: str, listing: Listing) -> Iterator[Found]:
     elif glob.has_magic(str(path)):
         yield from _plain(iter(files_matching(path, listing.skips)))
     else:
-        what = (
-            "a link that leads nowhere"
-            if path.is_symlink()
-            else "neither a file, a folder, a pattern with matches nor a URL"
-        )
+        nothing = "neither a file, a folder, a pattern with matches nor a URL"
+        what = "a link that leads nowhere" if path.is_symlink() else nothing
         raise RecipeError(f"'{scrubbed(percent_escaped(item))}' is {what}.", remedy="Check the path.")
 
 
@@ -169,16 +175,22 @@ def _plain(paths: Iterator[Path]) -> Iterator[Found]:
 def _manifest(address: str, listing: Listing) -> Iterator[Found]:
     """The rows of a manifest, in its own order."""
     for number, record in records_of(address, listing.skips):
-        licence = next((record[name] for name in LICENCE_COLUMNS if record.get(name) not in (None, "")), None)
         try:
-            rest = _columns(record, listing.secret_columns)
+            rest, licence = _columns(record, listing.secret_columns), _licence(record)
         except RecursionError:
             name = public_uri(address).rpartition("/")[2]
             listing.skips.add(BAD_ROWS, f"row {number} of {name}, which is nested more than {MOST_LEVELS} levels deep")
             continue
         place, part = _whole(_beside(address, record["uri"]))
         rest |= {"fragment": part} if part else {}
-        yield place, None if licence is None else " ".join(scrubbed(whole_text(str(licence))).split()), rest
+        yield place, licence, rest
+
+
+def _licence(record: Mapping[str, Any]) -> str | None:
+    """The licence that a row states, in one line; the stricter of two."""
+    stated = [_kept("licence", record.get(name), set(), MOST_LEVELS) for name in LICENCE_COLUMNS]
+    texts = [" ".join(str(each).split()) or None for each in stated if each is not None]
+    return reduce(strictest, texts, None)
 
 
 def _columns(record: Mapping[str, Any], secret: set[str]) -> dict[str, Any]:

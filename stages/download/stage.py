@@ -72,7 +72,7 @@ class DownloadConfig(StageConfig):
     max_backoff_s: float = Field(default=60.0, ge=0)
     """Longest pause between attempts."""
     timeout_s: float = Field(default=60.0, gt=0)
-    """Longest silence of a server."""
+    """Longest silence of a server, less than 1000 bytes a second over such a time included."""
     per_host: int = Field(default=2, ge=1)
     """Connections to one host at a time, per machine."""
     min_interval_s: float = Field(default=0.0, ge=0)
@@ -154,7 +154,8 @@ class Download(Measure[DownloadConfig]):
         place = str(path.absolute())
         if not is_plain(place):  # no column can hold such a name
             place = self.store.link(path, sha256, fetched.suffix)
-        return _struct(place, sha256, size, fetched) | {"mtime_ns": stat.st_mtime_ns}
+        is_referenced = is_local(place)
+        return _struct(place, sha256, size, fetched) | {"mtime_ns": stat.st_mtime_ns if is_referenced else None}
 
     def _remote(self, uri: str, scheme: str, stated: str | None) -> AbstractContextManager[Fetched]:
         partial = self.store.partial_dir(self.ctx.scratch_dir)

@@ -46,7 +46,11 @@ class Bucket(http.server.BaseHTTPRequestHandler):
         names = [name for name in sorted(self.server.objects) if name.startswith(prefix)]  # type: ignore[attr-defined]
         below = {name[: name.index(mark, len(prefix)) + 1] for name in names if mark and mark in name[len(prefix) :]}
         items = [name for name in names if not (mark and mark in name[len(prefix) :])]
-        return {"kind": "storage#objects", "items": [self.told(bucket, name) for name in items], "prefixes": sorted(below)}
+        return {
+            "kind": "storage#objects",
+            "items": [self.told(bucket, name) for name in items],
+            "prefixes": sorted(below),
+        }
 
     def body(self, content: bytes) -> None:
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -58,7 +62,11 @@ class Bucket(http.server.BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)

@@ -121,6 +121,16 @@ def test_every_address_of_a_host_is_tried(server: Server, tmp_path: Path, monkey
     assert caught.value.reason == "network"
 
 
+def test_an_address_that_takes_the_call_and_says_nothing_is_not_the_only_one(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.9", server.server_address[1])):
+        resolving(monkeypatch, "127.0.0.9", "127.0.0.1")
+        limits = HttpLimits(allow_private_hosts=True, attempts=2, backoff_s=0.0, timeout_s=0.3)
+        got = fetch_http(f"http://video.example:{server.server_address[1]}/a.mp4", tmp_path, limits)
+    assert got.path.read_bytes() == CONTENT
+
+
 # --- proxies
 
 
