@@ -8,12 +8,16 @@ Of other people's packages it imports av and numpy only, and decord where that e
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from schemas.errors import MediaError
+from schemas.machine import is_trouble
 from stages.child import Message, contain, serve
 
 if TYPE_CHECKING:
@@ -96,7 +100,28 @@ def ratio(value: Fraction) -> str:
 
 def _answer(operation: str, arguments: Message) -> Any:
     module, _, name = OPERATIONS[operation].partition(":")
-    return getattr(import_module(module), name)(**arguments)
+    with _plain_errors(arguments["path"]):
+        result = getattr(import_module(module), name)(**arguments)
+    return _plainly(result, arguments["path"]) if isinstance(result, Generator) else result
+
+
+def _plainly(chunks: Generator[Any, None, Any], path: str) -> Generator[Any, None, Any]:
+    with _plain_errors(path):
+        return (yield from chunks)
+
+
+@contextmanager
+def _plain_errors(path: str) -> Iterator[None]:
+    """What libav cannot make sense of is the file's fault, wherever it says so."""
+    import av
+
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        if is_trouble(error) or isinstance(error, MemoryError):
+            raise
+        msg = f"'{Path(path).name}' holds what libav cannot make sense of ({error.strerror})."
+        raise MediaError(msg, reason="not_decodable") from error
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import av
 
 from schemas.errors import MediaError
-from stages.media.open import marks_of
+from stages.media.marks import marks_of
 
 SECONDARY_AUDIO = ("comment", "hearing_impaired", "visual_impaired", "dub", "karaoke", "clean_effects", "non_diegetic")
 SECONDARY_TITLE = re.compile(

@@ -11,17 +11,16 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 
+from stages.child import progress
 from stages.media.open import open_media
 
 BACK_S = 0.1
@@ -42,6 +41,11 @@ CONFIRM_PACKETS = 4
 """Most of this many packets must agree that the clock is another: single broken stamps are no restart."""
 KNOWN_FILES = 32
 
+MAX_DEMUX_ERRORS = 100
+"""Read errors after which the rest of a file is given up as unreadable."""
+NOWHERE = 1 << 62
+"""A byte position behind all."""
+T = TypeVar("T")
 Version = tuple[str, int, int]
 """Path, bytes, time of the last change in ns."""
 
@@ -66,7 +70,9 @@ class Restarts:
 
 
 _known: dict[Version, Restarts] = {}
-"""Files that were read from beginning to end."""
+"""Files of which all packets were looked at."""
+_steady: dict[Version, None] = {}
+"""Files whose picture was read from beginning to end, and its clock never leapt."""
 
 
 def version_of(container: Any) -> Version:
@@ -77,8 +83,14 @@ def version_of(container: Any) -> Version:
 
 
 def note_steady(container: Any) -> None:
-    """All packets of the picture were read and its clock never leapt: there is no need to look."""
-    _remember(version_of(container), Restarts())
+    """All packets of the picture were read; unless its clock leapt there is no need to look before a seek."""
+    if not restarts_known(container):
+        _remember(_steady, version_of(container), None)
+
+
+def is_steady(container: Any) -> bool:
+    """Whether a time leads to one place in an open container's file, so that it can be sought."""
+    return _has_index(container) or version_of(container) in _steady or not _restarts_of(container).num
 
 
 def restarts_known(container: Any) -> int:
@@ -86,25 +98,27 @@ def restarts_known(container: Any) -> int:
     return _known.get(version_of(container), Restarts()).num
 
 
-def restarts_of(container: Any) -> Restarts:
+def _restarts_of(container: Any) -> Restarts:
     """Where the clock of an open container's file begins anew; reads all of its packets unless that is known."""
-    if _has_index(container):
-        return Restarts()
     version = version_of(container)
     if version not in _known:
-        _remember(version, _restarts(_stamps(version[0]), _forward_s(container)))
+        _remember(_known, version, _restarts(_all_stamps(version[0]), _forward_s(container)))
     return _known[version]
 
 
-def _remember(version: Version, found: Restarts) -> None:
-    _known.setdefault(version, found)
-    while len(_known) > KNOWN_FILES:
-        del _known[next(iter(_known))]
+def _remember(known: dict[Version, T], version: Version, found: T) -> None:
+    known[version] = found
+    while len(known) > KNOWN_FILES:
+        del known[next(iter(known))]
 
 
 def _has_index(container: Any) -> bool:
     """Whether times come from one table, in which no clock can begin anew."""
     return bool(container.format.name.startswith("mov"))
+
+
+def _forward_s(container: Any) -> int:
+    return LEAP_S if container.format.name in LEAPING else PAUSE_S
 
 
 class OneClock:
@@ -113,19 +127,20 @@ class OneClock:
     def __init__(self, container: Any, stream: Any) -> None:
         self._container, self._index = container, stream.index
         self._base = Fraction(stream.time_base)
-        self._pace, self._forward_s = _Pace(container, stream), _forward_s(container)
+        self._is_by_pts = container.format.name in BY_PTS
+        self._pace = _Pace(self._base, _forward_s(container), RECENT_PACKETS if self._is_by_pts else 1)
         self._restarts = Restarts() if _has_index(container) else _known.get(version_of(container))
-        self._is_watching = self._restarts is None
         self._position = 0
 
     def put(self, packet: Any) -> None:
         """Moves the times of the next packet."""
         if packet.pos is not None and packet.pos >= 0:
             self._position = packet.pos
-        if self._is_watching and packet.size:
-            if _leaps(self._pace.step_s(packet), self._forward_s):
-                self._restarts, self._is_watching = restarts_of(self._container), False
-            self._pace.go_on(packet)
+        at = packet.pts if self._is_by_pts else packet.dts
+        if self._restarts is None and packet.size and at is not None:
+            if (packet.is_keyframe or not self._is_by_pts) and self._pace.leaps_to(at):
+                self._restarts = _restarts_of(self._container)
+            self._pace.go_on(at)
         if self._restarts is None or not self._restarts.num:
             return
         shift = round(self._restarts.shift_s(self._index, self._position) / self._base)
@@ -134,52 +149,32 @@ class OneClock:
             packet.pts = None if packet.pts is None else packet.pts + shift
 
 
-def _forward_s(container: Any) -> int:
-    return LEAP_S if container.format.name in LEAPING else PAUSE_S
-
-
-def _leaps(step_s: float, forward_s: float) -> bool:
-    return step_s < -BACK_S or step_s > forward_s
+def _middle(stamps: Iterable[int]) -> int:
+    ordered = sorted(stamps)
+    return ordered[len(ordered) // 2]
 
 
 class _Pace:
-    """How the clock of one stream runs: by the order of decoding, or by when pictures are shown, where only that is known."""
+    """How the clock of one stream runs."""
 
-    def __init__(self, container: Any, stream: Any) -> None:
-        self.base = Fraction(stream.time_base)
-        self._is_by_pts = container.format.name in BY_PTS
-        self._recent: deque[int] = deque(maxlen=RECENT_PACKETS if self._is_by_pts else 1)
+    def __init__(self, base: Fraction, forward_s: float, num_recent: int) -> None:
+        self._back, self._forward = -int(BACK_S / base), int(forward_s / base)
+        self._recent: deque[int] = deque(maxlen=num_recent)
 
-    def at(self, packet: Any) -> int | None:
-        """The time of a packet that tells; None of one that does not."""
-        at: int | None = packet.pts if self._is_by_pts else packet.dts
-        return at
+    def leaps_to(self, at: int) -> bool:
+        """Whether the clock begins anew at `at`."""
+        if not self._recent:
+            return False
+        step = at - _middle(self._recent)
+        return step < self._back or step > self._forward
 
-    def step_s(self, packet: Any) -> float:
-        """By how much the clock leaps with the next packet; 0 where it does not tell."""
-        at = self.at(packet)
-        if at is None or not self._recent or (self._is_by_pts and not packet.is_keyframe):
-            return 0.0
-        return float((at - sorted(self._recent)[len(self._recent) // 2]) * self.base)
-
-    def go_on(self, packet: Any) -> None:
-        """It is what comes before the next."""
-        at = self.at(packet)
-        if at is not None:
-            self._recent.append(at)
+    def go_on(self, at: int) -> None:
+        """The next packet is at `at`."""
+        self._recent.append(at)
 
     def begin_anew(self) -> None:
         """What came before belongs to another clock."""
         self._recent.clear()
-
-
-@dataclass(frozen=True)
-class _Stamp:
-    """What is kept of a packet."""
-
-    pts: int | None
-    dts: int | None
-    is_keyframe: bool
 
 
 class _Stamps:
@@ -187,78 +182,83 @@ class _Stamps:
 
     def __init__(self, container: Any, stream: Any) -> None:
         self.base = Fraction(stream.time_base)
-        self._new_pace = partial(_Pace, container, stream)
-        self.positions, self.dts, self.starts, self.ends = (array("q") for _ in range(4))
-        self.stamps: list[_Stamp] = []
+        self._is_by_pts = container.format.name in BY_PTS
+        self.positions, self._told, self.starts, self._ends = (array("q") for _ in range(4))
+        self._tells = bytearray()
+        """Whether a packet's time tells of its clock."""
+        self._is_steady = bytearray()
+
+    def __len__(self) -> int:
+        return len(self.positions)
 
     def add(self, packet: Any) -> None:
-        dts = packet.dts if packet.dts is not None else packet.pts
-        if dts is None:
+        """The next packet."""
+        start = packet.pts if packet.pts is not None else packet.dts
+        if start is None:
             return
         before = self.positions[-1] if self.positions else 0
+        told = packet.pts if self._is_by_pts else packet.dts
         self.positions.append(max(before, packet.pos if packet.pos is not None else before))
-        self.stamps.append(_Stamp(packet.pts, packet.dts, packet.is_keyframe))
-        self.dts.append(dts)
-        start = packet.pts if packet.pts is not None else dts
+        self._told.append(start if told is None else told)
+        self._tells.append(told is not None and (packet.is_keyframe or not self._is_by_pts))
         self.starts.append(start)
-        self.ends.append(start + (packet.duration or 0))
+        self._ends.append(start + (packet.duration or 0))
 
     def leaps(self, forward_s: float) -> list[int]:
-        """Numbers of the packets at which the clock begins anew. What is stamped wrong for itself is left out of `steady`."""
+        """Numbers of the packets at which the clock begins anew. Stamps that are wrong for themselves count nowhere."""
         found: list[int] = []
-        self.steady = bytearray(len(self.dts))
-        pace = self._new_pace()
-        for number, stamp in enumerate(self.stamps):
-            step_s = pace.step_s(stamp)
-            if _leaps(step_s, forward_s):
-                at = pace.at(stamp)
-                ahead = [
-                    t for each in self.stamps[number : number + CONFIRM_PACKETS] if (t := pace.at(each)) is not None
-                ]
-                assert at is not None
-                if not _leaps(step_s + float((Fraction(median(ahead)) - at) * self.base), forward_s):
+        self._is_steady = bytearray(len(self))
+        pace = _Pace(self.base, forward_s, RECENT_PACKETS if self._is_by_pts else 1)
+        for number, at in enumerate(self._told):
+            if self._tells[number] and pace.leaps_to(at):
+                if not pace.leaps_to(_middle(self._told[number : number + CONFIRM_PACKETS])):
                     continue
                 found.append(number)
                 pace.begin_anew()
-            self.steady[number] = 1
-            pace.go_on(stamp)
+            self._is_steady[number] = 1
+            pace.go_on(at)
         return found
 
     def between(self, first: int, end: int) -> tuple[Fraction, Fraction] | None:
-        """(earliest, latest) second of the steady packets in [first, end); None without any."""
-        numbers = [n for n in range(first, end) if self.steady[n]]
+        """(earliest, latest) second of the packets in [first, end); None without any."""
+        numbers = [n for n in range(first, end) if self._is_steady[n]]
         if not numbers:
             return None
-        step = max(0, (self.dts[numbers[-1]] - self.dts[numbers[0]]) // max(1, len(numbers) - 1))
-        ends = (max(self.ends[n], self.starts[n] + (0 if self.ends[n] > self.starts[n] else step)) for n in numbers)
-        return min(self.starts[n] for n in numbers) * self.base, max(ends) * self.base
+        step = max(0, (self.starts[numbers[-1]] - self.starts[numbers[0]]) // max(1, len(numbers) - 1))
+        lengths = (self._ends[n] - self.starts[n] or step for n in numbers)
+        latest = max(self.starts[n] + length for n, length in zip(numbers, lengths, strict=True))
+        return min(self.starts[n] for n in numbers) * self.base, latest * self.base
 
 
-def _stamps(path: str) -> dict[int, _Stamps]:
+def _all_stamps(path: str) -> dict[int, _Stamps]:
     """The packets of all pictures and sounds of a file, by stream."""
     with open_media(path) as container:
         streams = [s for s in container.streams if s.type in ("video", "audio")]
         found = {s.index: _Stamps(container, s) for s in streams}
-        reader = container.demux(*streams)
-        while True:
+        reader, failures = container.demux(*streams), 0
+        while failures < MAX_DEMUX_ERRORS:
             try:
                 packet = next(reader)
             except (StopIteration, EOFError):
                 break
             except (av.error.FFmpegError, OSError):
-                break
+                reader, failures = container.demux(*streams), failures + 1
+                continue
+            progress()
             if packet.size and packet.stream_index in found:
                 found[packet.stream_index].add(packet)
-    return {index: stamps for index, stamps in found.items() if len(stamps.dts)}
+    return {index: stamps for index, stamps in found.items() if len(stamps)}
 
 
 def _restarts(streams: Mapping[int, _Stamps], forward_s: float) -> Restarts:
-    """Restarts as all streams tell of them."""
-    ahead = {index: stamps.leaps(forward_s) for index, stamps in streams.items()}
+    """Restarts as all streams tell of them; none where packets have no places in the file."""
+    leaps = {index: deque(stamps.leaps(forward_s)) for index, stamps in streams.items()}
+    if any(streams[index].positions[n] <= streams[index].positions[n - 1] for index in leaps for n in leaps[index]):
+        return Restarts()
     begins = [dict.fromkeys(streams, 0)]
-    while any(ahead.values()):
-        begins.append(_next_begin(streams, ahead, begins[-1]))
-    begins.append({index: len(stamps.dts) for index, stamps in streams.items()})
+    while any(leaps.values()):
+        begins.append(_next_begin(streams, leaps, begins[-1]))
+    begins.append({index: len(stamps) for index, stamps in streams.items()})
     shifts = [Fraction(0)]
     firsts: dict[int, list[int]] = {index: [] for index in streams}
     reached: Fraction | None = None
@@ -272,30 +272,29 @@ def _restarts(streams: Mapping[int, _Stamps], forward_s: float) -> Restarts:
             shifts.append(shifts[-1] if is_pause else reached - start)
             for index, stamps in streams.items():
                 first = begin[index]
-                firsts[index].append(stamps.positions[first] if first < len(stamps.dts) else 1 << 62)
-        reached = max(reached or end + shifts[-1], end + shifts[-1])
+                firsts[index].append(stamps.positions[first] if first < len(stamps) else NOWHERE)
+        reached = end + shifts[-1] if reached is None else max(reached, end + shifts[-1])
     return Restarts(firsts, tuple(shifts))
 
 
 def _next_begin(
-    streams: Mapping[int, _Stamps], ahead: dict[int, list[int]], before: Mapping[int, int]
+    streams: Mapping[int, _Stamps], leaps: Mapping[int, deque[int]], before: Mapping[int, int]
 ) -> dict[int, int]:
-    """The first packet of every stream after the next restart, whose leaps are taken from `ahead`.
+    """The first packet of every stream after the next restart, whose leaps are taken from `leaps`.
 
     The stream that leaps first says where it is. The others leap there too, some packets later where they lie interleaved; one
     that does not leap by itself begins anew with its first packet behind that place.
     """
-    leader = min((i for i in ahead if ahead[i]), key=lambda i: streams[i].positions[ahead[i][0]])
-    place = streams[leader].positions[ahead[leader].pop(0)]
-    next_place = streams[leader].positions[ahead[leader][0]] if ahead[leader] else 1 << 62
+    leader = min((i for i in leaps if leaps[i]), key=lambda i: streams[i].positions[leaps[i][0]])
+    place = streams[leader].positions[leaps[leader].popleft()]
+    next_place = streams[leader].positions[leaps[leader][0]] if leaps[leader] else NOWHERE
     begin: dict[int, int] = {}
     for index, stamps in streams.items():
         first = max(before[index], bisect_left(stamps.positions, place))
-        own = ahead[index][0] if index != leader and ahead[index] else None
-        if own is not None and stamps.positions[own] < next_place and own >= first:
-            waited_s = (stamps.dts[own - 1] - stamps.dts[first]) * stamps.base if own > first else 0
-            if waited_s < MOST_WAIT_S:
-                first = own
-                ahead[index].pop(0)
+        own = leaps[index][0] if index != leader and leaps[index] else None
+        if own is not None and own >= first and stamps.positions[own] < next_place:
+            waited = stamps.starts[own - 1] - stamps.starts[first] if own > first else 0
+            if waited * stamps.base < MOST_WAIT_S:
+                first = leaps[index].popleft()
         begin[index] = first
     return begin

@@ -58,8 +58,8 @@ class DecoderConfig(RecipePart):
     """How long a request may stand still before its process is killed; one that makes progress may take its time."""
     max_pixels: int = Field(default=MAX_PIXELS, gt=0)
     """Larger frames are refused."""
-    scratch_gb: float = Field(default=24.0, gt=0)
-    """Largest file the decoder may write: sound as float32, of which 24 GB are 17 h of stereo at 48 kHz."""
+    scratch_gb: float = Field(default=48.0, gt=0)
+    """Disk that the sound of one asset may take, as float32 in all forms that stages ask for: 48 GB are some 16 h of stereo."""
     audio_languages: tuple[str, ...] = ()
     """Languages of the sound to use, best first, as files tag it (`[eng, en]`); it is taken before any flag. Files in which no
     track has one of them are heard as if nothing were set: probe.audio_language tells."""
@@ -238,6 +238,7 @@ class Decoder:
 
     def _audio(self, path: Path | str, rate_hz: int | None, channels: int | None, stream: int | None) -> Waveform:
         out = self._scratch("sound")
+        room = int(self.scratch_gb * 1e9) - sum(sound.samples.nbytes for sound in self._sounds.values())
         try:
             told = self.ask(
                 "audio",
@@ -247,7 +248,7 @@ class Decoder:
                 rate_hz=rate_hz,
                 channels=channels,
                 languages=self.audio_languages,
-                most_bytes=int(self.scratch_gb * 1e9),
+                most_bytes=room,
             )
             samples = _mapped(out, np.float32, told["shape"])
         finally:

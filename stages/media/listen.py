@@ -205,7 +205,7 @@ def _write_once(
             num_bytes += block.size * 4
             if wanted.most_bytes is not None and num_bytes > wanted.most_bytes:
                 raise MediaError(
-                    f"The sound needs more than {wanted.most_bytes / 1e9:.3g} GB of scratch.",
+                    f"The sound needs more than the {wanted.most_bytes / 1e9:.3g} GB of scratch that are left for it.",
                     reason="too_long",
                     remedy="Raise decoder.scratch_gb in the recipe if the file is that long, or split it.",
                 )

@@ -7,7 +7,6 @@ the demuxers that open further files by name (playlists, concat scripts, image s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -17,8 +16,8 @@ import av
 
 from schemas.errors import MediaError
 from schemas.machine import is_trouble
-from stages.media.encrypted import encrypted_streams, protected_tracks
-from stages.media.mpegts import Multiplex, multiplex_of
+from stages.media.boxes import kinds_at_top, protected_tracks
+from stages.media.marks import marks_of
 
 DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,mpegvideo,avi,asf,flv,live_flv,ogg,gif,apng,wav,w64,flac,mp3,"
@@ -52,7 +51,7 @@ def open_media(path: str, *, is_first_edit_only: bool = False, max_pixels: int |
         options["advanced_editlist"] = "0"
     if max_pixels is not None:
         options["max_pixels"] = str(max_pixels)
-        _check_png(file, max_pixels)
+        _check_header(file, max_pixels)
     try:
         container = av.open(f"file:{file.absolute()}", options=options, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError, OSError) as error:
@@ -67,12 +66,14 @@ def open_media(path: str, *, is_first_edit_only: bool = False, max_pixels: int |
     return container
 
 
-def _check_png(file: Path, max_pixels: int) -> None:
-    """Of the formats of moving pictures this alone says its size nowhere but before the first one."""
+def _check_header(file: Path, max_pixels: int) -> None:
+    """Refuses pictures that say they are too large, in formats of which libav says no size unless it has decoded one."""
     with file.open("rb") as stream:
         head = stream.read(24)
     if head.startswith(b"\x89PNG") and head[12:16] == b"IHDR":
         check_pixels(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"), max_pixels)
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        check_pixels(int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little"), max_pixels)
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -89,36 +90,17 @@ def _look_over(container: Any, file: Path) -> None:
     """Raises MediaError for what is not worth decoding."""
     if not container.streams.video and not container.streams.audio:
         raise MediaError(f"'{file.name}' holds neither picture nor sound.", reason="no_streams")
-    encrypted = marks_of(container).encrypted
+    marks = marks_of(container)
+    encrypted = marks.encrypted
     for word, streams in (("picture", container.streams.video), ("sound", container.streams.audio)):
         if streams and all(s.index in encrypted for s in streams):
             raise _locked(file, word)
-
-
-@dataclass(frozen=True)
-class Marks:
-    """What a file's own tables say that libav does not tell."""
-
-    programs: tuple[frozenset[int], ...]
-    """Ids of the streams of each program; none where the container knows no programs."""
-    encrypted: frozenset[int]
-    """Indices of streams nobody can read without a key."""
-
-
-def marks_of(container: Any) -> Marks:
-    """The marks of an open container."""
-    path = container.name.removeprefix("file:")
-    stat = Path(path).stat()
-    multiplex = Multiplex()
-    if container.format.name == "mpegts":
-        multiplex = _multiplex(path, stat.st_size, stat.st_mtime_ns)
-    return Marks(multiplex.programs, encrypted_streams(container, path, multiplex))
-
-
-@lru_cache(maxsize=32)
-def _multiplex(path: str, size: int, version: int) -> Multiplex:
-    """`multiplex_of`, remembered; `size` and `version` (mtime) only keep the memory honest."""
-    return multiplex_of(path)
+    if marks.num_joined > 1:
+        raise MediaError(
+            f"'{file.name}' is {marks.num_joined} files one behind the other, of which only the first can be read.",
+            reason="joined_files",
+            remedy="Take them apart again, or join recordings with ffmpeg's concat demuxer instead of cat.",
+        )
 
 
 def _locked(file: Path, what: str) -> MediaError:
@@ -144,10 +126,10 @@ def _explain(file: Path, error: BaseException) -> MediaError:
     """Why `file` could not be opened, read from its first bytes."""
     with file.open("rb") as stream:
         head = stream.read(SNIFF_BYTES)
-    boxes = _top_boxes(file, head)
-    if b"moov" in boxes and protected_tracks(str(file)):
+    boxes = kinds_at_top(file)
+    if boxes[b"moov"] and protected_tracks(file):
         return _locked(file, "content")
-    reason, what = _kind_of(head, boxes) or (
+    reason, what = _kind_of(head, set(boxes)) or (
         "not_decodable",
         f"is not in any media format known here ({_first_line(error)})",
     )
@@ -197,31 +179,6 @@ def _is_text(head: bytes) -> bool:
     except UnicodeDecodeError as error:
         return error.start > len(head) - 4
     return True
-
-
-ISO_BOXES = (b"ftyp", b"mdat", b"moov", b"free", b"skip", b"wide", b"pnot", b"moof", b"styp", b"sidx", b"uuid", b"emsg",
-             b"prft", b"mfra", b"meta")  # fmt: skip
-"""Boxes at the top level of ISO media files."""
-
-
-def _top_boxes(file: Path, head: bytes) -> set[bytes]:
-    """The kinds of boxes at the top level of an ISO media file; none for any other."""
-    seen: set[bytes] = set()
-    if head[4:8] not in ISO_BOXES:
-        return seen
-    size, position = file.stat().st_size, 0
-    with file.open("rb") as stream:
-        while position + 8 <= size and len(seen) < len(ISO_BOXES):
-            stream.seek(position)
-            header = stream.read(16)
-            length, kind = int.from_bytes(header[:4], "big"), header[4:8]
-            if length == 1:
-                length = int.from_bytes(header[8:16], "big")
-            seen.add(kind)
-            if length < 8:
-                break
-            position += length
-    return seen
 
 
 SHIFT_SEARCH_PACKETS = 2000

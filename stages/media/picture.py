@@ -13,13 +13,11 @@ import numpy as np
 
 from stages.child import count, progress
 from stages.media.choose import pick
-from stages.media.clock import OneClock, restarts_of
+from stages.media.clock import MAX_DEMUX_ERRORS, OneClock, is_steady
 from stages.media.geometry import Geometry, Shapes
 from stages.media.open import check_pixels, clock_shift
 from stages.media.shared import FRAMES_DECODED, PictureRoom, PixelFormat
 
-MAX_DEMUX_ERRORS = 100
-"""Read errors after which the rest of a file is given up as unreadable."""
 SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts")
 """Containers whose timestamps are stored, hence the same after a seek; all others are decoded from their start."""
 MOST_BYTES = 256 << 20
@@ -269,7 +267,7 @@ def pictures_between(
     if start is None:
         return stream, pictures(container, stream, damage, max_pixels)
     first_pts = -((-start / stream.time_base) // 1)
-    if container.format.name in SEEKABLE and not restarts_of(container).num:
+    if container.format.name in SEEKABLE and is_steady(container):
         for back_s in (0, SEEK_MARGIN_S):
             target = int(first_pts - back_s / stream.time_base) - clock_shift(container, stream)
             try:

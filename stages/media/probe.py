@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from schemas.errors import MediaError
@@ -42,6 +43,9 @@ CHUNK = 256
 VFR_SHARE = Fraction(1, 5)
 """Frame lengths that differ from the median by more than this share (and by more than clock rounding) vary."""
 VFR_ROUNDING_TICKS = 1
+LONG_S, EMPTY_BYTES_PER_S = 3600, 40
+"""Hours of sound in fewer bytes a second are nothing but digital silence: speech takes ten times that in any codec, an
+unplugged microphone in AAC seven times."""
 STILL_S = 10
 """How long one picture may stand, as on a slide, before the rest of the time counts as a hole."""
 
@@ -92,13 +96,18 @@ def probe(
             "clock_restarts": max(picture["restarts"], restarts_known(container)),
         }
         about["duration_us"] = _duration_us(about)
-        _check_lengths(about, picture["holes_s"], sound)
+        check_lengths(about, picture["holes_s"], sound, Path(path).stat().st_size)
         return about
 
 
-def _check_lengths(about: dict[str, Any], holes_s: float, sound: dict[str, Any] | None) -> None:
-    """Raises MediaError for times of picture and sound that cannot both be true."""
+def check_lengths(about: dict[str, Any], holes_s: float, sound: dict[str, Any] | None, num_bytes: int) -> None:
+    """Raises MediaError for times of picture and sound that cannot be true of a file of so many bytes."""
     sound_s = 0.0 if sound is None else float((sound["end_s"] or 0) - (sound["start_s"] or 0)) - sound["gap_s"]
+    if sound_s > LONG_S and num_bytes < EMPTY_BYTES_PER_S * sound_s:
+        raise MediaError(
+            f"{num_bytes} bytes say they are {sound_s / 3600:.1f} h of sound, which can only be silence.",
+            reason="empty_sound",
+        )
     if not about["has_video"]:
         return
     picture_s = about["duration_us"] / 1e6
@@ -198,8 +207,7 @@ def _watch_packets(path: str, index: int, max_pixels: int) -> Timeline:
             last = ShownPicture(None, found[-1][0], found[-1][1], timeline.shape)
             timeline.end_pts = last.pts + last_duration(last, _second_last(timeline.pts), stream)
         timeline.restarts = restarts_known(container)
-        if not timeline.restarts:
-            note_steady(container)
+        note_steady(container)
     return timeline
 
 
