@@ -337,12 +337,12 @@ def marks(
     cache: CacheOption = None,
 ) -> None:
     """Your marks of clips: exported, held against the verdicts of RUN, against its gates, or turned into bounds."""
-    from pipeline.ask.marks import Marks, marks_file_of
+    from pipeline.ask.marks import MarkFile, marks_file_of
     from pipeline.ask.queries import Run
     from pipeline.show.marks import marks_text
 
     opened = Run(run_uri, cache, _said)
-    text, is_sound = marks_text(action, opened, Marks(marks_file or marks_file_of(opened.dir.uri, opened.cache)).all())
+    text, is_sound = marks_text(action, opened, MarkFile(marks_file or marks_file_of(opened.dir.uri, opened.cache)).all())
     _show(text)
     if not is_sound:
         raise typer.Exit(1)
