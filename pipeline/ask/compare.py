@@ -20,7 +20,7 @@ MOST_FLIPS = 500
 
 
 @dataclass(frozen=True)
-class Step:
+class FallStep:
     """One step of the waterfall from the hours that one run keeps to those of the other."""
 
     reason: str
@@ -43,15 +43,15 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """The first run is what it is compared with, the second the one that is looked at."""
 
     before_us: int
     after_us: int
     num_both: int
-    lost: tuple[Step, ...]
+    lost: tuple[FallStep, ...]
     """By the reason the second run gives."""
-    gained: tuple[Step, ...]
+    gained: tuple[FallStep, ...]
     """By the reason the first run gave."""
     num_flips: int
     flips: tuple[Flip, ...]
@@ -59,7 +59,7 @@ class Comparison:
     """(key, before, after)."""
 
 
-def compare(before: ClipLists, after: ClipLists) -> Comparison:
+def compare(before: ClipLists, after: ClipLists) -> RunComparison:
     """What changed from one run to the other."""
     import polars as pl
 
@@ -73,7 +73,7 @@ def compare(before: ClipLists, after: ClipLists) -> Comparison:
     gained = both.filter(is_gained).with_columns(why=pl.coalesce("reason", "status"))
     flips = pl.concat([lost, gained]).sort("us", "row_id", descending=[True, False])
     shown = flips.head(MOST_FLIPS).select("row_id", "status", "reason", "status after", "reason after", "us")
-    return Comparison(
+    return RunComparison(
         before_us=_kept(first),
         after_us=_kept(second),
         num_both=both.filter((pl.col("status") != ABSENT) & (pl.col("status after") != ABSENT)).height,
@@ -100,11 +100,11 @@ def _kept(clips: pl.DataFrame) -> int:
     return int(clips.filter(pl.col("status") == "keep")["duration_us"].sum())
 
 
-def _steps(rows: pl.DataFrame, sign: int) -> tuple[Step, ...]:
+def _steps(rows: pl.DataFrame, sign: int) -> tuple[FallStep, ...]:
     import polars as pl
 
     sums = rows.group_by("why").agg(us=pl.col("us").sum(), num=pl.len()).sort("us", "why", descending=[True, False])
-    return tuple(Step(why, sign * int(us), int(num)) for why, us, num in sums.iter_rows())
+    return tuple(FallStep(why, sign * int(us), int(num)) for why, us, num in sums.iter_rows())
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

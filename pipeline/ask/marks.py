@@ -44,7 +44,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """A share with the interval (Wilson's) in which it lies 95 times of 100."""
 
     share: float
@@ -59,8 +59,8 @@ class GateMarks:
     """What marks say of one gate; None where no mark tells."""
 
     gate: str
-    precision: Share | None
-    recall: Share | None
+    precision: Proportion | None
+    recall: Proportion | None
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,18 @@ class Suggestion:
 
     @property
     def gain(self) -> float:
-        """Share of bad clips it turns away less the share of good ones: 1 is perfect, 0 is chance."""
+        """Proportion of bad clips it turns away less the share of good ones: 1 is perfect, 0 is chance."""
         return self.bad_away / self.num_bad - self.good_away / self.num_good
 
 
-def wilson(hits: int, num: int) -> Share | None:
+def wilson(hits: int, num: int) -> Proportion | None:
     """The share of `hits` among `num`; None of nothing."""
     if not num:
         return None
     share, spread = hits / num, Z**2 / num
     centre = (share + spread / 2) / (1 + spread)
     half = Z * math.sqrt(share * (1 - share) / num + spread / (4 * num)) / (1 + spread)
-    return Share(share, max(0.0, centre - half), min(1.0, centre + half), num)
+    return Proportion(share, max(0.0, centre - half), min(1.0, centre + half), num)
 
 
 def marks_file_of(run_uri: str, cache: Path) -> Path:
@@ -104,7 +104,7 @@ def marks_file_of(run_uri: str, cache: Path) -> Path:
     return cache / "marks" / f"{digest('marks', run_uri)}.jsonl"
 
 
-class Marks:
+class MarkFile:
     """The marks in one file; a file that is not there holds none."""
 
     def __init__(self, path: Path) -> None:

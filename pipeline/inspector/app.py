@@ -23,11 +23,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from pipeline.ask.query_box import ask_sql
-from pipeline.inspector import pages
+from pipeline.inspector import measures_view, pages
 from pipeline.inspector.charts import histogram_spec
 from pipeline.inspector.guard import Access, Guard
 from pipeline.inspector.media import PICTURE, SOUND, Blob, MediaShelf, packed_blob
-from pipeline.inspector.session import ID, Session, UnknownIdError, View
+from pipeline.inspector.session import ID, RunView, Session, UnknownIdError
 from pipeline.inspector.shown import FILTERS, query
 from schemas.errors import LedgerError, MediaError, NavaError
 from schemas.files import sha256_of
@@ -40,10 +40,10 @@ POSTER_PATIENCE_S = 30.0
 MOST_CSV_ROWS = 1_000_000
 LONGEST_BODY = 4_096
 """Bytes of a mark."""
-Maker = Callable[[Session, View, Request], dict[str, Any]]
+Maker = Callable[[Session, RunView, Request], dict[str, Any]]
 PAGES: dict[str, tuple[str, Maker]] = {
     "/": ("overview", lambda session, view, request: pages.overview(session, view)),
-    "/measures": ("measures", lambda session, view, request: pages.measures(session, view, _given(request))),
+    "/measures": ("measures", lambda session, view, request: measures_view.measures(session, view, _given(request))),
     "/clips": ("clips", lambda session, view, request: pages.clips(session, view, _given(request))),
     "/clips/{id}": (
         "one_clip",
@@ -70,7 +70,7 @@ def _given(request: Request) -> Mapping[str, str]:
     return {name: value for name, value in request.query_params.items() if name != "format"}
 
 
-def _asked(session: Session, view: View, given: Mapping[str, str]) -> dict[str, Any]:
+def _asked(session: Session, view: RunView, given: Mapping[str, str]) -> dict[str, Any]:
     """The page of the query box."""
     answer: dict[str, Any] = {**pages.head(session, view), "sql": given.get("sql", ""), "answer": None, "error": None}
     fields = [name for name in view.lists.rows.collect_schema() if not name.endswith(".hash")]
@@ -154,7 +154,7 @@ class Inspector:
     def _recipe(self, request: Request) -> Response:
         """The recipe with the bounds asked about, to be saved and run."""
         view = self.session.view
-        text = pages.recipe_yaml(view.run, pages.bounds_of(_given(request)))
+        text = measures_view.recipe_yaml(view.run, measures_view.bounds_of(_given(request)))
         name = re.sub(r"\W+", "_", view.run.recipe.name) or "recipe"
         headers = {"content-disposition": f'attachment; filename="{name}.yaml"'}
         return PlainTextResponse(text, media_type="application/yaml", headers=headers)
@@ -309,7 +309,7 @@ def _vtt(seconds: float) -> str:
     return f"{ms // 3_600_000:02d}:{ms // 60_000 % 60:02d}:{ms // 1000 % 60:02d}.{ms % 1000:03d}"
 
 
-def _as_csv(session: Session, view: View, template: str, data: dict[str, Any], given: Mapping[str, str]) -> Response:
+def _as_csv(session: Session, view: RunView, template: str, data: dict[str, Any], given: Mapping[str, str]) -> Response:
     """A list as CSV: all pages of clips, what a page holds of anything else."""
     if template == "clips":
         rows = pages.all_clips(view, given, MOST_CSV_ROWS)

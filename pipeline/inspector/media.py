@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.inspector.session import View
+from pipeline.inspector.session import RunView
 from pipeline.store import RunDir
 from schemas.errors import MediaError
 from schemas.files import write_whole
@@ -69,7 +69,7 @@ class Blob:
                 yield chunk
 
 
-def packed_blob(view: View, clip_id: str, member: str) -> Blob | None:
+def packed_blob(view: RunView, clip_id: str, member: str) -> Blob | None:
     """A member of a packed clip; None where the clip is in no shard, or the shard is not a file below the run."""
     packed = view.packed
     place = None if packed is None else packed.find(clip_id, (PICTURE, SOUND))
@@ -98,16 +98,16 @@ class MediaShelf:
         self._lock = threading.RLock()
         self._local = threading.local()
 
-    def cut(self, clip: Clip, member: str, view: View) -> Future[Path]:
+    def cut(self, clip: Clip, member: str, view: RunView) -> Future[Path]:
         """The clip as it was measured, cut out of its asset; both members are made together."""
         name = f"{clip.clip_id}.{member}"
         return self._made(name, lambda path: self._cut(clip, path.with_name(clip.clip_id), view), group=clip.clip_id)
 
-    def poster(self, clip: Clip, view: View) -> Future[Path]:
+    def poster(self, clip: Clip, view: RunView) -> Future[Path]:
         """A JPEG of the clip's middle, at most `POSTER_PX` wide."""
         return self._made(f"{clip.clip_id}.jpg", lambda path: write_whole(path, self._picture(clip, view)))
 
-    def peaks(self, clip: Clip, view: View) -> Future[Path]:
+    def peaks(self, clip: Clip, view: RunView) -> Future[Path]:
         """Least and greatest sample of stretches of the clip's sound, as JSON."""
 
         def make(path: Path) -> None:
@@ -178,7 +178,7 @@ class MediaShelf:
             path.unlink(missing_ok=True)
             total -= size
 
-    def _decoder(self, view: View) -> Any:
+    def _decoder(self, view: RunView) -> Any:
         """The decoder of this thread."""
         from stages.media.decoder import Decoder
 
@@ -187,7 +187,7 @@ class MediaShelf:
             self._local.decoder = Decoder(self._local.scratch.name, view.run.recipe.decoder)
         return self._local.decoder
 
-    def _cut(self, clip: Clip, stem: Path, view: View) -> None:
+    def _cut(self, clip: Clip, stem: Path, view: RunView) -> None:
         import soundfile  # type: ignore[import-untyped]
 
         from stages.media.cutting import cut_clip
@@ -202,7 +202,7 @@ class MediaShelf:
             write_whole(stem.with_suffix(f".{SOUND}"), heard.getvalue())
             write_whole(stem.with_suffix(f".{PICTURE}"), out.read_bytes())
 
-    def _picture(self, clip: Clip, view: View) -> bytes:
+    def _picture(self, clip: Clip, view: RunView) -> bytes:
         from PIL import Image
 
         middle = clip.span.start + clip.span.duration / 2

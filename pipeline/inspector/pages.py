@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
-
-import yaml
 
 from pipeline.ask.clips import ClipPage, ClipQuestion
 from pipeline.ask.compare import compare
 from pipeline.ask.condition import parsed_conditions
 from pipeline.ask.marks import LEAST, gate_marks
-from pipeline.ask.measures import Bounds, Measures, Moved
-from pipeline.ask.queries import Run
 from pipeline.ask.sources import SourceLists
 from pipeline.ask.stats import clip_checks
 from pipeline.ask.training import trained
 from pipeline.inspector.clip_view import clip_view
-from pipeline.inspector.session import Session, View
+from pipeline.inspector.session import RunView, Session
 from pipeline.inspector.shown import address
 from pipeline.show.plain import stats_plain
 from schemas.errors import LedgerError
-from schemas.fields import doc_of, unit_of
+from schemas.fields import doc_of
 from schemas.recipe import nearest
 from schemas.records import Asset, Clip, Level, Shot
 
 SCHEMA = 1
 """Of every `.json` twin; keys may be gained, never changed."""
-GATE = "gate."
-OFF = "off"
 MOST_DRAWN = 2_000
 """Shots and clips of one source that its page shows."""
 Answer = dict[str, Any]
 
 
-def head(session: Session, view: View) -> Answer:
+def head(session: Session, view: RunView) -> Answer:
     """What every page knows of its run."""
     return {
         "schema": SCHEMA,
@@ -47,7 +41,7 @@ def head(session: Session, view: View) -> Answer:
     }
 
 
-def overview(session: Session, view: View) -> Answer:
+def overview(session: Session, view: RunView) -> Answer:
     """Where the hours went, counts, checks, gates, labels, costs, and how far the run is."""
     stats, status = view.stats, view.status
     plain = stats_plain(stats)
@@ -71,7 +65,7 @@ def overview(session: Session, view: View) -> Answer:
     }
 
 
-def _places(view: View) -> Answer:
+def _places(view: RunView) -> Answer:
     """Where a reason leads: to clips, or to sources where none of them got as far; and what gated fields mean."""
 
     def made() -> Answer:
@@ -95,7 +89,7 @@ def _bars(us: Mapping[str, Any], places: Answer) -> list[Answer]:
     return [{"doc": "", **bar} for bar in bars]
 
 
-def _checks_of_run(view: View) -> list[Answer]:
+def _checks_of_run(view: RunView) -> list[Answer]:
     """What can be said at once of the soundness of a run; `verify` looks at the rest."""
     difference, status = view.stats.sheet.difference_us, view.status
     packed = status.packed
@@ -129,7 +123,7 @@ def _checks_of_run(view: View) -> list[Answer]:
     ]
 
 
-def marks_summary(session: Session, view: View) -> Answer:
+def marks_summary(session: Session, view: RunView) -> Answer:
     """How many clips are marked how, and what that says of gates."""
     marks = session.marks.all()
     counts = {name: sum(mark.opinion == name for mark in marks.values()) for name in ("good", "bad", "unsure")}
@@ -153,7 +147,7 @@ def question_of(given: Mapping[str, str]) -> ClipQuestion:
     )
 
 
-def clips(session: Session, view: View, given: Mapping[str, str]) -> Answer:
+def clips(session: Session, view: RunView, given: Mapping[str, str]) -> Answer:
     """One page of clips."""
     question = question_of(given)
     page: ClipPage = view.lists.page(question)
@@ -182,7 +176,7 @@ def clips(session: Session, view: View, given: Mapping[str, str]) -> Answer:
     }
 
 
-def all_clips(view: View, given: Mapping[str, str], most: int) -> list[Answer]:
+def all_clips(view: RunView, given: Mapping[str, str], most: int) -> list[Answer]:
     """Every clip that is found, as flat rows."""
     rows = view.lists.page(replace(question_of(given), after="", limit=most)).rows
     return [
@@ -191,7 +185,7 @@ def all_clips(view: View, given: Mapping[str, str], most: int) -> list[Answer]:
     ]
 
 
-def one_clip(session: Session, view: View, clip_id: str, given: Mapping[str, str]) -> Answer:
+def one_clip(session: Session, view: RunView, clip_id: str, given: Mapping[str, str]) -> Answer:
     """The page of a clip; `given` is the list it was opened from."""
     view.clip(clip_id)
     question = question_of({name: value for name, value in given.items() if name != "after"})
@@ -218,12 +212,12 @@ def one_clip(session: Session, view: View, clip_id: str, given: Mapping[str, str
 # --- sources
 
 
-def source_lists(view: View) -> SourceLists:
+def source_lists(view: RunView) -> SourceLists:
     """The sources of a view, read once."""
     return view.once("sources", lambda: SourceLists(view.lists))
 
 
-def sources(session: Session, view: View, given: Mapping[str, str]) -> Answer:
+def sources(session: Session, view: RunView, given: Mapping[str, str]) -> Answer:
     """One page of sources."""
     after = given.get("after", "0")
     if not after.isdigit():
@@ -245,7 +239,7 @@ def sources(session: Session, view: View, given: Mapping[str, str]) -> Answer:
     }
 
 
-def one_source(session: Session, view: View, source_id: str) -> Answer:
+def one_source(session: Session, view: RunView, source_id: str) -> Answer:
     """A source with its shots and clips in time order, on one time line."""
     chain = view.chain(source_id)
     asset = chain.rows[0]
@@ -288,7 +282,7 @@ def _stretch(row: Shot | Clip, row_id: str) -> Answer:
 # --- shards
 
 
-def shards(session: Session, view: View) -> Answer:
+def shards(session: Session, view: RunView) -> Answer:
     """The shards that the manifest names, and whether their files have the size it says."""
     packed = view.packed
     rows = []
@@ -307,7 +301,7 @@ def shards(session: Session, view: View) -> Answer:
     return {**head(session, view), "manifest": manifest, "rows": rows, "splits": by_split}
 
 
-def one_shard(session: Session, view: View, name: str) -> Answer:
+def one_shard(session: Session, view: RunView, name: str) -> Answer:
     """What one shard holds: clips, lengths, sizes of pictures, languages. Raises LedgerError with the nearest name."""
     packed = view.packed
     known = {shard.name.removesuffix(".tar"): shard for shard in packed.manifest.shards} if packed else {}
@@ -331,135 +325,10 @@ def one_shard(session: Session, view: View, name: str) -> Answer:
     }
 
 
-# --- measures
-
-
-def bounds_of(given: Mapping[str, str]) -> Bounds:
-    """The bounds in an address: `gate.sync.offset_ms.abs_max=80`, or `=off`. Raises LedgerError."""
-    found: dict[str, float | None] = {}
-    for name, value in given.items():
-        if name.startswith(GATE):
-            try:
-                found[name.removeprefix(GATE)] = None if value == OFF else float(value)
-            except ValueError:
-                raise LedgerError(f"{name}={value}: expected a number, or '{OFF}'.") from None
-    return found
-
-
-def measures(session: Session, view: View, given: Mapping[str, str]) -> Answer:
-    """Histograms of every measure, and what other bounds would keep of the hours."""
-    table, bounds = view.measures, bounds_of(given)
-    dragged = given.get("dragged", "").removeprefix(GATE)
-    moved = table.dragged(dragged, bounds) if dragged else table.answer(bounds)
-    answer = {**head(session, view), **moved_plain(moved, table), "given": dict(given)}
-    if not dragged:
-        answer |= {
-            "axes": [_axis(view, table, axis.path, axis.unit, axis.edges.tolist()) for axis in table.axes],
-            "yaml": gates_yaml(view.run, bounds),
-            "command": command(view.run, bounds),
-        }
-    return answer
-
-
-def moved_plain(moved: Moved, table: Measures) -> Answer:
-    """Numbers of an answer; times in whole microseconds, histograms of what is kept then, those not measured last."""
-    return {
-        "kept_now": {"us": moved.now_us, "clips": moved.now_clips},
-        "kept": {
-            "low_us": moved.low_us,
-            "high_us": moved.high_us,
-            "low_clips": moved.low_clips,
-            "high_clips": moved.high_clips,
-        },
-        "is_exact": moved.is_exact,
-        "estimate_us": moved.estimate_us,
-        "sampled": moved.sampled,
-        "gates": [asdict(gate) for gate in moved.gates],
-        "histograms": {path: each.tolist() for path, each in moved.kept_us.items()},
-        "labels": {path: {name: list(us) for name, us in by.items()} for path, by in moved.labels.items()},
-        "clips": len(table.us),
-    }
-
-
-def _axis(view: View, table: Measures, path: str, unit: str, edges: Sequence[float]) -> Answer:
-    """One measure: its bins, all hours in them, and the gates that look at it."""
-    fields = dict(view.run.plan.fields(Level.CLIP))
-    totals = view.once("bins", lambda: {name: _hours_by_bin(table, name) for name in table.codes})
-    return {
-        "path": path,
-        "unit": unit_of(fields[path]) or unit,
-        "doc": doc_of(fields[path]),
-        "edges": edges,
-        "all_us": totals[path],
-        "gates": [
-            {"name": check.name, "operator": check.operator, "bound": check.bound}
-            for check in table.checks
-            if check.path == path
-        ],
-    }
-
-
-def _hours_by_bin(table: Measures, path: str) -> list[int]:
-    import numpy as np
-
-    codes = table.codes[path]
-    return [int(us) for us in np.bincount(codes, table.us, len(table.axes[0].edges))]
-
-
-def gates_yaml(run: Run, bounds: Bounds) -> str:
-    """The `gates` of the recipe with these bounds, as its YAML."""
-    return str(yaml.safe_dump({"gates": changed_gates(run, bounds)}, sort_keys=False, allow_unicode=True))
-
-
-def recipe_yaml(run: Run, bounds: Bounds) -> str:
-    """The whole recipe with these bounds."""
-    raw = {**run.raw_recipe, "gates": changed_gates(run, bounds)}
-    return str(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
-
-
-def changed_gates(run: Run, bounds: Bounds) -> Answer:
-    """Stage -> field -> gate as the recipe has them, with these bounds; what is dropped is left out."""
-    gates = {
-        stage: {field: {**raw} for field, raw in fields.items()}
-        for stage, fields in run.raw_recipe.get("gates", {}).items()
-    }
-    for name, bound in bounds.items():
-        path, _, operator = name.rpartition(".")
-        stage, _, field = path.partition(".")
-        gate = gates.get(stage, {}).get(field)
-        if gate is None or operator not in gate:
-            raise LedgerError(f"the recipe has no gate '{name}'.")
-        if bound is None:
-            del gate[operator]
-            if not set(gate) - {"when", "missing"}:
-                del gates[stage][field]
-        else:
-            gate[operator] = _round(bound)
-    return {stage: fields for stage, fields in gates.items() if fields}
-
-
-def _round(bound: float) -> float | int:
-    return int(bound) if bound.is_integer() else bound
-
-
-def command(run: Run, bounds: Bounds) -> str:
-    """The same question in a terminal."""
-    words = ["nava-curate", "stats", shlex.quote(address(run.dir.uri))]
-    gates = changed_gates(run, bounds)
-    for stage in dict.fromkeys(name.partition(".")[0] for name, bound in bounds.items() if bound is None):
-        told = yaml.safe_dump(gates.get(stage, {}), default_flow_style=True, width=10_000, sort_keys=False).strip()
-        words += ["--set", shlex.quote(f"gates.{stage}={told}")]
-        bounds = {name: bound for name, bound in bounds.items() if name.partition(".")[0] != stage}
-    for name, bound in bounds.items():
-        assert bound is not None
-        words += ["--set", f"gates.{name}={_round(bound)}"]
-    return " ".join(words)
-
-
 # --- compare
 
 
-def comparison(session: Session, view: View, given: Mapping[str, str]) -> Answer:
+def comparison(session: Session, view: RunView, given: Mapping[str, str]) -> Answer:
     """This run against another one that was named at the start."""
     by_name = {address(other.run.dir.uri): other for other in session.others.values()}
     answer: Answer = {**head(session, view), "other": None, "given": dict(given)}
@@ -477,7 +346,7 @@ def comparison(session: Session, view: View, given: Mapping[str, str]) -> Answer
 # --- training
 
 
-def training(session: Session, view: View) -> Answer:
+def training(session: Session, view: RunView) -> Answer:
     """What a training did with these clips, where one was named at the start."""
     answer: Answer = {**head(session, view), "training": None}
     if session.training is None:
@@ -488,7 +357,7 @@ def training(session: Session, view: View) -> Answer:
     return {**answer, "training": asdict(told)}
 
 
-def shards_of(view: View) -> dict[str, str]:
+def shards_of(view: RunView) -> dict[str, str]:
     """Clip -> its shard, of all packed clips."""
     packed = view.packed
     if packed is None:

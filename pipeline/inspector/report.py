@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from pipeline.ask.clips import ClipQuestion
 from pipeline.ask.measures import ORDERED, Measures
-from pipeline.inspector import pages
+from pipeline.inspector import measures_view, pages
 from pipeline.inspector.charts import filled, histogram_spec, svg, time_unit
 from pipeline.inspector.media import PICTURE, MediaShelf, packed_blob
-from pipeline.inspector.session import Session, View
+from pipeline.inspector.session import RunView, Session
 from pipeline.inspector.shown import FILTERS
 from schemas.errors import MediaError
 from schemas.files import write_whole
@@ -54,14 +54,14 @@ def write_report(session: Session, out: Path, num_media: int = 0) -> list[Path]:
     return [out, *(folder / name for each in shown for name in each["files"])]
 
 
-def rendered(session: Session, view: View, shown: Sequence[dict[str, Any]], folder: str) -> str:
+def rendered(session: Session, view: RunView, shown: Sequence[dict[str, Any]], folder: str) -> str:
     """The page as text."""
     environment = Environment(
         loader=PackageLoader("pipeline.inspector"), autoescape=select_autoescape(default=True), trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(FILTERS)
-    overview, measures = pages.overview(session, view), pages.measures(session, view, {})
+    overview, measures = pages.overview(session, view), measures_view.measures(session, view, {})
     table = view.measures
     unit = [time_unit(max([*axis["all_us"][:-1], 1])) for axis in measures["axes"]]
     charts = [
@@ -186,7 +186,7 @@ def coded(
     return np.where(kept < 0, FIXED, kept)
 
 
-def _with_media(session: Session, view: View, folder: Path, num_media: int) -> list[dict[str, Any]]:
+def _with_media(session: Session, view: RunView, folder: Path, num_media: int) -> list[dict[str, Any]]:
     """Clips and posters as files: kept and rejected ones in turn, as far as their media can be had."""
     folder.mkdir(parents=True, exist_ok=True)
     shelf = MediaShelf(session.folder / "media")

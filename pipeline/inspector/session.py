@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 from pipeline.ask.clips import ClipLists
 from pipeline.ask.find import Chain, find
-from pipeline.ask.marks import Marks, marks_file_of
+from pipeline.ask.marks import MarkFile, marks_file_of
 from pipeline.ask.measures import Measures, measures
 from pipeline.ask.queries import Run
 from pipeline.ask.stats import Stats, stats
 from pipeline.ask.status import RunStatus, status
 from pipeline.pack.index import MANIFEST, read_manifest
-from pipeline.pack.where import Packed
+from pipeline.pack.where import PackedClips
 from schemas.errors import LedgerError
 from schemas.ids import digest
 from schemas.records import Clip, Level
@@ -32,7 +32,7 @@ NEAR_IDS = 5
 
 
 @dataclass
-class View:
+class RunView:
     """One version of a run's ledger. What is asked once is kept; threads that ask for the same wait for each other."""
 
     run: Run
@@ -86,12 +86,12 @@ class View:
         return self.once("measures", made)
 
     @property
-    def packed(self) -> Packed | None:
+    def packed(self) -> PackedClips | None:
         """The shards; None before the run is packed."""
 
-        def made() -> Packed | None:
+        def made() -> PackedClips | None:
             is_there = self.run.dir.exists(MANIFEST)
-            return Packed(self.run.dir, read_manifest(self.run.dir)) if is_there else None
+            return PackedClips(self.run.dir, read_manifest(self.run.dir)) if is_there else None
 
         return self.once("packed", made)
 
@@ -158,25 +158,25 @@ class Session:
         self.cache = run.cache
         self.folder = run.cache / "inspector" / digest("inspector", run.dir.uri)
         """Where cut media and posters are kept."""
-        self.marks = Marks(marks or marks_file_of(run.dir.uri, run.cache))
+        self.marks = MarkFile(marks or marks_file_of(run.dir.uri, run.cache))
         self.training = training
         """Folder of a training on this run's shards; None where none was named."""
-        self.others = {other: View(Run(other, cache, report)) for other in others}
-        self._view = View(run)
+        self.others = {other: RunView(Run(other, cache, report)) for other in others}
+        self._view = RunView(run)
         self._lock = threading.Lock()
         run.ledger.table  # noqa: B018 - a run that is not there is said at once
 
     @property
-    def view(self) -> View:
+    def view(self) -> RunView:
         """The run as it was last looked at."""
         return self._view
 
-    def refresh(self) -> View:
+    def refresh(self) -> RunView:
         """The run as it is now: the same view if nothing was committed since."""
         with self._lock:
             now = self._open()
             if int(now.ledger.table.version()) != self._view.version or (
                 self._view.packed is None and now.dir.exists(MANIFEST)
             ):
-                self._view = View(now)
+                self._view = RunView(now)
             return self._view

@@ -17,7 +17,7 @@ KEPT_INDEXES = 8
 """Indexes held at a time: 600 bytes a clip."""
 
 
-class Packed:
+class PackedClips:
     """The shards of a run as its manifest names them, for finding clips in them."""
 
     def __init__(self, run: RunDir, manifest: Manifest) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from pipeline.ask.marks import LEAST, Mark, Share, broken, exported, gate_marks, suggested
+from pipeline.ask.marks import LEAST, Mark, Proportion, broken, exported, gate_marks, suggested
 from pipeline.ask.queries import Run
 from schemas.errors import RecipeError
 from schemas.recipe import nearest
@@ -43,7 +43,7 @@ def _gates(run: Run, marks: Mapping[str, Mark]) -> str:
     )
 
 
-def _share(share: Share | None) -> str:
+def _share(share: Proportion | None) -> str:
     return "-" if share is None else f"{share.share:.0%} {share.low:.0%}-{share.high:.0%} of {share.num}"
 
 
