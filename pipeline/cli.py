@@ -51,7 +51,7 @@ def plan(recipe: RecipeArgument, set_: SetOption = None, cpus: CpusOption = None
     from pipeline.plan import make_plan, render
 
     cluster = local_cluster(cpus)
-    print(render(make_plan(load_recipe(recipe, set_ or ()), cluster), cluster), end="")
+    _show(render(make_plan(load_recipe(recipe, set_ or ()), cluster), cluster).rstrip("\n"))
 
 
 @app.command()

@@ -102,9 +102,12 @@ def test_a_redirect_that_wants_its_cookie_back_gets_it_and_nobody_else_does(tmp_
 
 
 def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    """Every name resolves to these."""
+    """Every name that ends in .example resolves to these."""
+    real = socket.getaddrinfo
 
-    def answer(_: str, port: int, *__: Any, **___: Any) -> list[Any]:
+    def answer(host: str, port: int, *rest: Any, **more: Any) -> list[Any]:
+        if not host.endswith(".example"):
+            return real(host, port, *rest, **more)
         return [(socket.AF_INET6 if ":" in each else socket.AF_INET, 1, 6, "", (each, port)) for each in addresses]
 
     monkeypatch.setattr(socket, "getaddrinfo", answer)
