@@ -161,6 +161,15 @@ class Facts:
             pl.col(of.get(name, name)).cast(kind).alias(name) for name, kind in rows.collect_schema().items()
         )
 
+    def place(self, level: Level, at: int) -> tuple[str, int] | None:
+        """The data file of the ledger, and the row in it, of what `scan` has at this place; None where nothing is cached."""
+        note = self._note(level) if self.path(level) is not None else None
+        for name, num_rows in note.files.items() if note is not None else ():
+            if at < num_rows:
+                return name, at
+            at -= num_rows
+        return None
+
     def path(self, level: Level) -> Path | None:
         """The cache's file about a level, made or brought up to date if need be; None where the ledger is asked instead."""
         if level not in self._paths:
