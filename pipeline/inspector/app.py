@@ -123,7 +123,7 @@ class Inspector:
         yield Route("/posters/{id}.jpg", self._poster, methods=["GET"])
         yield Route("/peaks/{id}.json", self._peaks, methods=["GET"])
         yield Route("/words/{id}.vtt", self._words, methods=["GET"])
-        yield Mount("/static", _Static(directory=HERE / "static"))
+        yield Mount(f"/static/{_build()}", _Static(directory=HERE / "static"))
 
     # --- pages
 
@@ -258,7 +258,7 @@ class Inspector:
 
 
 class _Static(StaticFiles):
-    """Files of the package; addresses carry the build, so that they may be kept."""
+    """Files of the package; their folder is named after the build, so that they may be kept."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         answer = super().file_response(*args, **kwargs)

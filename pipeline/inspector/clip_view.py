@@ -100,7 +100,14 @@ def clip_view(chain: Chain, plan: Plan) -> dict[str, Any]:
         "curves": [vars(curve) for curve in curves],
         "measured": _measured(clip, plan),
         "offset": _offset(curves),
+        "repaired_ms": _repaired(clip, plan),
     }
+
+
+def _repaired(clip: Clip, plan: Plan) -> float | None:
+    """How far the sound was moved when the clip was cut; None where it was not."""
+    cut = None if plan.cutter is None else clip.structs.get(plan.cutter.column)
+    return (cut or {}).get("applied_shift_ms") or None
 
 
 def _span(span: Item) -> dict[str, Any]:
@@ -200,7 +207,7 @@ def _lane(name: str, kind: str, items: Sequence[Item], length_s: float) -> Lane:
             {
                 "start_s": max(0.0, item["start_s"]),
                 "end_s": min(length_s, item["end_s"]),
-                "text": _words(item, {"track"} if kind == "face" else set()),
+                "text": _words(item, {"speaker", *({"track"} if kind == "face" else ())}),
                 "note": "",
                 "letter": letter,
                 "is_leak": bool(item.get("is_same_span")),

@@ -14,6 +14,7 @@ from pipeline.ask.clips import ClipLists
 from pipeline.ask.find import Chain, find
 from pipeline.ask.marks import MarkFile, marks_file_of
 from pipeline.ask.measures import Measures, measures
+from pipeline.ask.one_clip import chain_of_clip
 from pipeline.ask.queries import Run
 from pipeline.ask.stats import Stats, stats
 from pipeline.ask.status import RunStatus, status
@@ -102,7 +103,7 @@ class RunView:
         with self._lock:
             if row_id not in self._chains:
                 try:
-                    self._chains[row_id] = find(self.run, row_id)
+                    self._chains[row_id] = chain_of_clip(self.lists, row_id) or find(self.run, row_id)
                 except LedgerError:
                     raise UnknownIdError(row_id, self.near(row_id)) from None
                 if len(self._chains) > KEPT_CHAINS:

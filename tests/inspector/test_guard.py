@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from urllib.parse import quote
 
@@ -55,7 +56,7 @@ def test_a_foreign_host_is_turned_away(client: TestClient) -> None:
 
 
 def test_nothing_but_marks_is_written(client: TestClient) -> None:
-    for path in ("/", "/clips", "/marks", "/static/app.js"):
+    for path in ("/", "/clips", "/marks", static(client, "app.js")):
         for method in ("PUT", "DELETE", "PATCH", "OPTIONS"):
             assert client.request(method, path).status_code == 405, (method, path)
     assert client.post("/clips").status_code == 405
@@ -94,7 +95,7 @@ def test_every_answer_carries_the_policy_and_no_page_a_script_of_its_own(
             assert 'src="/static/' in tag.split(">")[0] or 'type="application/json"' in tag.split(">")[0], where
         assert " onclick=" not in answer.text
         assert "http://" not in answer.text.replace("http://www.w3.org", ""), where
-    assert client.get("/static/app.js").headers["content-security-policy"] == POLICY
+    assert client.get(static(client, "app.js")).headers["content-security-policy"] == POLICY
 
 
 def test_only_ids_of_the_ledger_lead_to_files(client: TestClient) -> None:
@@ -159,6 +160,12 @@ def test_what_comes_from_outside_is_text(client: TestClient, session: Session, i
         text = templates.get_template(f"{name}.html").render(page=name, **poisoned(data))
         assert "onerror" in text, name
         assert "<img src=x" not in text, name
+
+
+def static(client: TestClient, name: str) -> str:
+    """The address of a file of the package."""
+    found = re.search(r'src="(/static/\w+/)', client.get("/query").text)
+    return found[1] + name
 
 
 def poisoned(value: object, key: str = "") -> object:

@@ -11,7 +11,11 @@ import pytest
 
 from benchmarks.synthetic_ledger import Size, write
 from pipeline.ask import measures as module
+from pipeline.ask.clips import ClipLists
+from pipeline.ask.facts import Facts
+from pipeline.ask.find import find
 from pipeline.ask.measures import measures
+from pipeline.ask.one_clip import chain_of_clip
 from pipeline.ask.queries import US_PER_HOUR, Run
 from pipeline.ask.stats import stats
 from pipeline.ask.what_if import what_if
@@ -97,6 +101,18 @@ def test_a_sample_is_near(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     sigma = np.sqrt(share * (1 - share) / 400) * len(table.us)
     assert abs(near.low_clips - exact.low_clips) < 3 * sigma
     assert near.low_us == exact.low_us
+
+
+def test_a_clip_is_found_by_the_place_of_its_facts(run: Run, tmp_path: Path) -> None:
+    cached = Run(run.dir.uri)
+    cached.__dict__["facts"] = Facts(cached.ledger, cached.plan, tmp_path, least_rows=1)
+    lists = ClipLists(cached)
+    for clip_id in lists.spine["row_id"].gather_every(97):
+        found = chain_of_clip(lists, clip_id)
+        if (lists.spine["row_id"] == clip_id).sum() == 1:
+            assert found == find(cached, clip_id)
+    assert chain_of_clip(lists, "c" + 20 * "0") is None
+    assert chain_of_clip(ClipLists(run), lists.spine["row_id"][0]) is None, "without a cache the ledger is asked"
 
 
 def test_a_gate_that_is_dropped_turns_nothing_away(run: Run) -> None:

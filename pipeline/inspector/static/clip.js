@@ -67,8 +67,10 @@ function play(start, end) {
 
 // --- media: packed ones are there, others are cut first
 
+const form = () => (find("as-measured")?.checked ? "?as=measured" : "");
+
 async function load() {
-  const path = `/media/${id}.mp4`;
+  const path = `/media/${id}.mp4${form()}`;
   for (;;) {
     const answer = await fetch(path, { headers: { range: "bytes=0-1" } }).catch(() => null);
     if (answer && (answer.status === 206 || answer.status === 200)) break;
@@ -82,9 +84,15 @@ async function load() {
     await new Promise((resolve) => setTimeout(resolve, 300));
   }
   said.textContent = "";
+  const now = video.currentTime;
   video.src = path;
-  drawWave();
+  if (now) video.currentTime = now;
+  if (!wave) drawWave();
 }
+find("as-measured")?.addEventListener("change", () => {
+  sound = null;
+  load();
+});
 
 async function drawWave() {
   const answer = await fetch(`/peaks/${id}.json`).catch(() => null);
@@ -229,7 +237,7 @@ find("nudge").addEventListener("input", (event) => {
   nudge = Number(event.target.value);
   find("nudge-said").textContent = nudge ? `${Math.abs(nudge)} ms ${nudge > 0 ? "later" : "earlier"}` : "as it is";
   if (nudge && !sound) {
-    sound = new Audio(`/media/${id}.flac`);
+    sound = new Audio(`/media/${id}.flac${form()}`);
     sound.playbackRate = video.playbackRate;
   }
   video.muted = nudge !== 0;
