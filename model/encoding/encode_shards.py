@@ -164,12 +164,13 @@ class ShardEncoder:
         shape = ModelShape.from_config(self._network)
         entries: list[dict[str, Any]] = []
         left_out: dict[str, str] = {}
-        said = time.perf_counter()
+        began = said = time.perf_counter()
         with open_whole(self._out / "shards" / shard) as file, ShardWriter(file, shard, (LATENT_MEMBER,)) as out:
             for num_done, row in enumerate(rows):
                 if self.say is not None and time.perf_counter() - said > SAY_EVERY_S:
-                    self.say(f"{shard}: {num_done} of {len(rows)} clips")
                     said = time.perf_counter()
+                    left_s = (said - began) / max(1, num_done) * (len(rows) - num_done)
+                    self.say(f"{shard}: {num_done} of {len(rows)} clips, {left_s:.0f} s left of this shard")
                 values = self._index.values(row)
                 try:
                     for encoded in self._encoder.encode(self._reader.read(row), values):

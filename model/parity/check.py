@@ -32,6 +32,7 @@ from model.network.config import NavaConfig
 from model.network.flow import FlowObjective, Noised, without_text
 from model.network.flow_config import FlowConfig
 from model.network.nava import Nava, Packed, Sample, Velocity, pack
+from model.parity.conventions import channels_first, first_frames
 from model.parity.golden import LIMIT, Comparison, Golden, check_buckets, check_rope, check_schedules, compare, same
 from model.weights.formats import RELEASE_PREFIX
 from schemas.errors import ModelError
@@ -50,7 +51,7 @@ def run_check(directory: Path | str) -> int:
     misses = total = 0
     for path in paths:
         print(path.stem)
-        for row in check_file(path):
+        for row in check_file(path, say=lambda note: print(f"  {note}")):
             total += 1
             misses += not row.is_match
             print(f"  {'ok  ' if row.is_match else 'MISS'} {row.error:9.2e} (limit {row.limit:.1e})  {row.tensor}")
@@ -58,14 +59,14 @@ def run_check(directory: Path | str) -> int:
     return 1 if misses or not total else 0
 
 
-def check_file(path: Path) -> Iterator[Comparison]:
-    """Comparisons of one golden file; one of no known kind is a miss."""
+def check_file(path: Path, say: Callable[[str], None] = lambda note: None) -> Iterator[Comparison]:
+    """Comparisons of one golden file; one of no known kind is a miss. `say` is told which conventions were read in it."""
     info = json.loads(path.read_text())
     tensor_path = path.with_suffix(".safetensors")
     golden = Golden(path, info, load_file(tensor_path) if tensor_path.exists() else {})
     names = golden.tensors
     if "weights_file" in info:
-        yield from _check_case(golden)
+        yield from _check_case(golden, say)
     elif "config" in info:
         yield from _check_weights(golden)
     elif any(name.endswith("/video_cos") for name in names):
@@ -90,9 +91,11 @@ def _check_weights(golden: Golden) -> Iterator[Comparison]:
             yield Comparison(f"{name}: the file holds {stored}", math.inf, 0.0)
 
 
-def _check_case(golden: Golden) -> Iterator[Comparison]:
+def _check_case(golden: Golden, say: Callable[[str], None]) -> Iterator[Comparison]:
+    golden, order = channels_first(golden, NavaConfig.from_official(golden.info["config"]).video_channels)
+    if order:
+        say(order)
     samples = _case_samples(golden)
-    settings: dict[str, str] = golden.info["settings"]
     names = [name for name in golden.tensors if name.startswith("ref_")]
     for numerics, setting in sorted({(name.split("/")[0], name.split("/")[1]) for name in names}):
         wanted = {name: golden.tensors[name] for name in names if name.startswith(f"{numerics}/{setting}/")}
@@ -102,11 +105,15 @@ def _check_case(golden: Golden) -> Iterator[Comparison]:
         is_bfloat16 = numerics == "ref_bf16"
         config = NavaConfig.from_official(golden.info["config"], reference_numerics=is_bfloat16)
         model = _load(golden.path.parent / golden.info["weights_file"], config)
-        variant = _variant(setting, settings)
+        variant = _variant(setting)
         if variant is None:
             yield from (Comparison(f"{name}: setting not understood", math.inf, LIMIT) for name in wanted)
             continue
-        ours = _run(model, [variant(s) for s in samples], golden.tensors, is_training="train" in setting)
+        given, where = first_frames(setting, golden.info, len(samples))
+        if where:
+            say(where)
+        varied = [variant(sample, is_given) for sample, is_given in zip(samples, given, strict=True)]
+        ours = _run(model, varied, golden.tensors, is_training="train" in setting)
         for name, reference in wanted.items():
             short = name.split("/", 2)[2]
             if short not in ours:
@@ -154,14 +161,12 @@ def _case_samples(golden: Golden) -> list[Sample]:
     return samples
 
 
-def _variant(setting: str, settings: dict[str, Any]) -> Callable[[Sample], Sample] | None:
+def _variant(setting: str) -> Callable[[Sample, bool], Sample] | None:
     """What a setting changes about a sample, from the words of its name; None if a word is unknown.
 
-    First-frame mode may be named or only described, as it is an argument of the official forward pass.
+    Whether the sample's first frame is given is told apart (`model/parity/conventions.py`).
     """
     words = set(re.sub(r"first_frame(_is_clean|_clean)?|t?i2v", "clean", setting.lower()).split("_"))
-    described = str(settings.get(setting, "")).lower()
-    is_clean = "clean" in words or bool(re.search(r"first_frame_is_clean\s*=\s*true|first[ -]frame mode", described))
     if words - {
         "cond",
         "train",
@@ -178,7 +183,7 @@ def _variant(setting: str, settings: dict[str, Any]) -> Callable[[Sample], Sampl
     }:
         return None
 
-    def apply(sample: Sample) -> Sample:
+    def apply(sample: Sample, is_first_frame_given: bool) -> Sample:
         if "only" in words:
             video, audio = (sample.video if "video" in words else None), (sample.audio if "audio" in words else None)
             sample = replace(sample, video=video, audio=audio)
@@ -187,7 +192,7 @@ def _variant(setting: str, settings: dict[str, Any]) -> Callable[[Sample], Sampl
         if "text" in words:
             sample = without_text(sample)
         is_joint = sample.video is not None and sample.audio is not None
-        is_masked, has_clean = "masked" in words and is_joint, is_clean and sample.video is not None
+        is_masked, has_clean = "masked" in words and is_joint, is_first_frame_given and sample.video is not None
         return replace(sample, is_cross_modal_masked=is_masked, is_first_frame_clean=has_clean)
 
     return apply

@@ -105,6 +105,50 @@ def test_a_case_never_seen_is_run(tmp_path: Path, make_sample: Callable[..., Sam
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        ("NAVA.forward(is_i2v=True)", {}),
+        ("first_frame_is_clean: true", {}),
+        ("a training step in first-frame mode", {}),
+        ("normal", {"is_i2v": True}),
+        ("normal", {"first_frame_is_clean": [True, True]}),
+    ],
+)
+@pytest.mark.parametrize("order", ["[T, H, W, C]", "[C, T, H, W]"])
+def test_axes_and_first_frame_are_read_however_the_case_says_them(
+    tmp_path: Path, make_sample: Callable[..., Sample], tiny_config: NavaConfig, words: str, more: dict[str, Any],
+    order: str, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    model = Nava(tiny_config)
+    weights = load_file(OWN_GOLDEN / "weights.safetensors")
+    model.load_state_dict({name.removeprefix(RELEASE_PREFIX): tensor for name, tensor in weights.items()})
+    samples = [make_sample("a", grid=(3, 4, 6), audio=7, placeholders=[1]), make_sample("b", grid=(2, 4, 4), audio=12)]
+    inputs: dict[str, Any] = {"in/timesteps": torch.tensor([811.0, 95.5]), "in/spk_embed": samples[0].speakers[0][None]}
+    references: dict[str, Any] = {}
+
+    def laid_out(latent: torch.Tensor) -> torch.Tensor:
+        return latent.permute(1, 2, 3, 0) if order == "[T, H, W, C]" else latent
+
+    with torch.no_grad():
+        for i, sample in enumerate(samples):
+            assert sample.video is not None
+            inputs |= {f"in/video_latent_{i}": laid_out(sample.video), f"in/audio_latent_{i}": sample.audio}
+            inputs[f"in/text_{i}"] = sample.text
+            given = replace(sample, is_first_frame_clean=True)
+            velocity = model(pack([given], tiny_config), inputs["in/timesteps"][i : i + 1])
+            assert velocity.video[0] is not None
+            references[f"ref_fp32/cond/out/video_{i}"] = laid_out(velocity.video[0])
+            references[f"ref_fp32/cond/out/audio_{i}"] = velocity.audio[0]
+    path = unseen_case(tmp_path, {"cond": words}, references, inputs)
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    (tmp_path / "weights.json").unlink()
+    assert run_check(tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert f"video latents read as {order}" in printed
+    assert "cond: " in printed
+
+
 def test_directories_without_golden_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no golden data"):
         run_check(tmp_path)
