@@ -61,7 +61,8 @@ def choose(container: Any, languages: Sequence[str] = ()) -> Chosen:
         first = ranked[0]
         taken = (first,)
         if first.channels == 1:
-            taken = tuple(s for s in ranked if s is first or _is_beside(first, s, languages, marks.programs))
+            beside_it = [s for s in ranked if s is first or _is_beside(first, s, languages, marks.programs)]
+            taken = tuple(sorted(beside_it, key=lambda s: s.index))
         if audio and _class(taken[0], languages) != _class(audio[0][0], languages):
             break
         audio.append(taken)

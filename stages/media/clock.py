@@ -138,7 +138,7 @@ class OneClock:
             self._position = packet.pos
         at = packet.pts if self._is_by_pts else packet.dts
         if self._restarts is None and packet.size and at is not None:
-            if (packet.is_keyframe or not self._is_by_pts) and self._pace.leaps_to(at):
+            if self._pace.leaps_to(at, may_go_back=packet.is_keyframe or not self._is_by_pts):
                 self._restarts = _restarts_of(self._container)
             self._pace.go_on(at)
         if self._restarts is None or not self._restarts.num:
@@ -161,12 +161,12 @@ class _Pace:
         self._back, self._forward = -int(BACK_S / base), int(forward_s / base)
         self._recent: deque[int] = deque(maxlen=num_recent)
 
-    def leaps_to(self, at: int) -> bool:
-        """Whether the clock begins anew at `at`."""
+    def leaps_to(self, at: int, *, may_go_back: bool) -> bool:
+        """Whether the clock begins anew at `at`; it `may_go_back` where packets come in the order of `at`."""
         if not self._recent:
             return False
         step = at - _middle(self._recent)
-        return step < self._back or step > self._forward
+        return (may_go_back and step < self._back) or step > self._forward
 
     def go_on(self, at: int) -> None:
         """The next packet is at `at`."""
@@ -184,8 +184,8 @@ class _Stamps:
         self.base = Fraction(stream.time_base)
         self._is_by_pts = container.format.name in BY_PTS
         self.positions, self._told, self.starts, self._ends = (array("q") for _ in range(4))
-        self._tells = bytearray()
-        """Whether a packet's time tells of its clock."""
+        self._may_go_back = bytearray()
+        """Whether a packet before the one before it has another clock."""
         self._is_steady = bytearray()
 
     def __len__(self) -> int:
@@ -197,10 +197,9 @@ class _Stamps:
         if start is None:
             return
         before = self.positions[-1] if self.positions else 0
-        told = packet.pts if self._is_by_pts else packet.dts
         self.positions.append(max(before, packet.pos if packet.pos is not None else before))
-        self._told.append(start if told is None else told)
-        self._tells.append(told is not None and (packet.is_keyframe or not self._is_by_pts))
+        self._told.append(start if self._is_by_pts or packet.dts is None else packet.dts)
+        self._may_go_back.append(packet.is_keyframe if self._is_by_pts else packet.dts is not None)
         self.starts.append(start)
         self._ends.append(start + (packet.duration or 0))
 
@@ -210,8 +209,10 @@ class _Stamps:
         self._is_steady = bytearray(len(self))
         pace = _Pace(self.base, forward_s, RECENT_PACKETS if self._is_by_pts else 1)
         for number, at in enumerate(self._told):
-            if self._tells[number] and pace.leaps_to(at):
-                if not pace.leaps_to(_middle(self._told[number : number + CONFIRM_PACKETS])):
+            may_go_back = bool(self._may_go_back[number])
+            if pace.leaps_to(at, may_go_back=may_go_back):
+                ahead = _middle(self._told[number : number + CONFIRM_PACKETS])
+                if not pace.leaps_to(ahead, may_go_back=may_go_back):
                     continue
                 found.append(number)
                 pace.begin_anew()

@@ -59,12 +59,12 @@ def heard_streams(reopen: Reopen, languages: Sequence[str] = ()) -> tuple[int, .
 def _sounds(reopen: Reopen, index: int) -> bool:
     """Whether anything can be heard in a stream; decodes it until something is."""
     with reopen() as container:
-        frames = FloatFrames(container, _picked(container, index), Damage())
+        frames = FloatFrames(container, picked(container, index), Damage())
         return any(float(np.abs(part.samples).max(initial=0.0)) > HEARD_PEAK for part in frames)
 
 
-def _picked(container: Any, index: int) -> Any:
-    """The stream `index`. Raises MediaError for sound that no recorder writes."""
+def picked(container: Any, index: int) -> Any:
+    """The stream of sound `index`. Raises MediaError for sound that no recorder writes."""
     stream = pick(container, "audio", index)
     rate_hz, channels = stream.rate or 0, stream.channels or 0
     if rate_hz and not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
@@ -90,7 +90,7 @@ class Heard:
         self.is_tracks = len(streams) > 1
         """Whether the channels are separate microphones rather than sides of one."""
         self._containers = [reopen() for _ in streams]
-        self._frames = [FloatFrames(c, _picked(c, s), damage) for c, s in zip(self._containers, streams, strict=True)]
+        self._frames = [FloatFrames(c, picked(c, s), damage) for c, s in zip(self._containers, streams, strict=True)]
 
     def __enter__(self) -> Heard:
         return self

@@ -14,6 +14,10 @@ from typing import Any
 from stages.media.boxes import kinds_at_top, protected_tracks
 from stages.media.mpegts import multiplex_of
 
+EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+"""Elements at the top level of Matroska (RFC 8794 and 9559)."""
+READABLE_SEGMENTS = 2
+"""libav 62 reads on behind the first, and not behind the second."""
 ASF_ENCRYPTION = (
     bytes.fromhex("fbb3112223bdd211b4b700a0c955fc6e"),
     bytes.fromhex("14e68a292226174cb935dae07ee9289c"),
@@ -34,7 +38,7 @@ class FileMarks:
     is_locked: bool = False
     """All of it is encrypted."""
     num_joined: int = 1
-    """Files that lie one behind the other, of which only the first can be read."""
+    """Files that lie one behind the other, where libav reads only the beginning."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,30 @@ def _file_marks(path: str, name: str, size: int, version: int) -> FileMarks:
     if name == "mpegts":
         multiplex = multiplex_of(path)
         return FileMarks(multiplex.programs, multiplex.scrambled)
+    if name.startswith("matroska"):
+        num = _segments(path, size)
+        return FileMarks(num_joined=num if num > READABLE_SEGMENTS else 1)
     if name in ("wav", "avi"):
         return FileMarks(num_joined=_riffs(path, size))
     return FileMarks(
         is_locked=(name == "asf" and _has_asf_encryption(path)) or (name == "mpeg" and _is_scrambled(path))
     )
+
+
+def _segments(path: str, size: int) -> int:
+    """Matroska files that lie one behind the other by their lengths; those after one without a length are not counted."""
+    found, at = 0, 0
+    with open(path, "rb") as file:
+        while at + 12 <= size:
+            file.seek(at)
+            head = file.read(12)
+            width = 9 - head[4].bit_length()
+            length = int.from_bytes(head[4 : 4 + width], "big") & ((1 << 7 * width) - 1)
+            if head[:4] not in (EBML, SEGMENT) or width > 8 or length == (1 << 7 * width) - 1:
+                break
+            found += head[:4] == SEGMENT
+            at += 4 + width + length
+    return found
 
 
 def _riffs(path: str, size: int) -> int:

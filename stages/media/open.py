@@ -97,7 +97,7 @@ def _look_over(container: Any, file: Path) -> None:
             raise _locked(file, word)
     if marks.num_joined > 1:
         raise MediaError(
-            f"'{file.name}' is {marks.num_joined} files one behind the other, of which only the first can be read.",
+            f"'{file.name}' is {marks.num_joined} files one behind the other, of which not all can be read.",
             reason="joined_files",
             remedy="Take them apart again, or join recordings with ffmpeg's concat demuxer instead of cat.",
         )
@@ -119,7 +119,7 @@ PACKED = {
 STILL = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
 WEBP_IS_ANIMATED = 0x02
 """Flag in the VP8X chunk (WebP container specification, extended file format)."""
-EBML, MATROSKA_CLUSTER = b"\x1a\x45\xdf\xa3", b"\x1f\x43\xb6\x75"
+MATROSKA_CLUSTER = b"\x1f\x43\xb6\x75"
 
 
 def _explain(file: Path, error: BaseException) -> MediaError:

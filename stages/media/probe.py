@@ -15,7 +15,7 @@ from schemas.timing import microseconds
 from stages.media.choose import choose, described, language_of, pick, title_of
 from stages.media.clock import note_steady, restarts_known
 from stages.media.geometry import Geometry
-from stages.media.listen import Heard, heard_streams
+from stages.media.listen import Heard, heard_streams, picked
 from stages.media.open import clock_shift, is_hdr, open_media, transfer_name
 from stages.media.picture import (
     Damage,
@@ -258,7 +258,7 @@ def _listen(path: str, streams: Sequence[int], decode: bool) -> dict[str, Any]:
 def _listen_to_packets(path: str, index: int, damage: Damage) -> dict[str, Any]:
     start_s, end_s, num, gap_s = None, None, 0, Fraction(0)
     with open_media(path) as container:
-        stream = pick(container, "audio", index)
+        stream = picked(container, index)
         for packet in packets(container, stream, damage):
             if packet.pts is None or packet.is_discard:
                 continue
