@@ -43,13 +43,14 @@ def audio(
     channels: int | None,
     languages: list[str],
     most_bytes: int,
+    max_pixels: int,
 ) -> Message:
     """Writes the sound of `path` to `out` as raw float32 and returns what is in there."""
     from stages.media.listen import Wanted, write_sound
     from stages.media.open import open_media
 
     wanted = Wanted(rate_hz, channels, stream, tuple(languages), most_bytes)
-    sound = write_sound(partial(open_media, path), out, wanted)
+    sound = write_sound(partial(open_media, path, max_pixels=max_pixels), out, wanted)
     return {
         "start": ratio(sound.start_s),
         "rate_hz": sound.rate_hz,

@@ -249,6 +249,7 @@ class Decoder:
                 channels=channels,
                 languages=self.audio_languages,
                 most_bytes=room,
+                max_pixels=self.max_pixels,
             )
             samples = _mapped(out, np.float32, told["shape"])
         finally:
