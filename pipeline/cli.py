@@ -87,13 +87,11 @@ def run(
     """Curates inputs into RUN; ends in the balance sheet of hours."""
     from functools import partial
 
-    from pipeline.ask.queries import Run, balance
     from pipeline.config import load_recipe
     from pipeline.execute.here import here
     from pipeline.execute.on_ray import on_ray
     from pipeline.run import Opener
     from pipeline.run import run as execute
-    from pipeline.show.text import balance_lines
     from stages.download.sources import list_inputs
 
     chosen = load_recipe(recipe, set_ or ())
@@ -107,9 +105,16 @@ def run(
             retry_errors=retry_errors, quiet=quiet, is_process=True, skipped=listing.skips.text(),
         )  # fmt: skip
     except KeyboardInterrupt:
-        msg = f"stopped: what {out} holds is whole, sources in flight are not in it; the same command goes on."
-        _said(msg)
+        _said(f"stopped: what {out} holds is whole, sources in flight are not in it; the same command goes on.")
         raise typer.Exit(INTERRUPTED) from None
+    _tell_balance(out)
+    print(f"{result.num_shards} shards in {out}/shards; next: nava-curate stats {out}")
+
+
+def _tell_balance(out: str) -> None:
+    from pipeline.ask.queries import Run, balance
+    from pipeline.show.text import balance_lines
+
     sheet = balance(Run(out).ledger)
     _show("\n".join(balance_lines(sheet)))
     clips, assets = sheet.clips, sheet.assets
@@ -117,7 +122,6 @@ def run(
         f"{clips.get('keep', 0)} clips kept, {clips.get('reject', 0)} rejected, {clips.get('error', 0)} errors; "
         f"{assets.get('error', 0)} sources with errors"
     )
-    print(f"{result.num_shards} shards in {out}/shards; next: nava-curate stats {out}")
 
 
 @app.command()
@@ -342,7 +346,9 @@ def marks(
     from pipeline.show.marks import marks_text
 
     opened = Run(run_uri, cache, _said)
-    text, is_sound = marks_text(action, opened, MarkFile(marks_file or marks_file_of(opened.dir.uri, opened.cache)).all())
+    text, is_sound = marks_text(
+        action, opened, MarkFile(marks_file or marks_file_of(opened.dir.uri, opened.cache)).all()
+    )
     _show(text)
     if not is_sound:
         raise typer.Exit(1)

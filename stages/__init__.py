@@ -14,11 +14,13 @@ CATALOG: dict[str, str] = {
     "clip": "stages.clip:ClipSplit",
     "picture": "stages.picture:Picture",
     "audio": "stages.audio:Audio",
+    "fingerprint": "stages.fingerprint:Fingerprint",
     "faces": "stages.faces:Faces",
     "sync": "stages.sync.stage:Sync",
     "timbre": "stages.timbre:Timbre",
     "caption": "stages.caption.stage:Caption",
     "duplicates": "stages.duplicates:Duplicates",
+    "near_duplicates": "stages.near_duplicates.stage:NearDuplicates",
     "cut": "stages.cut:Cut",
 }
 """Stage name -> `module:class`, in the order the stages run."""
