@@ -297,7 +297,7 @@ def stretch(header: str, num_bytes: int) -> tuple[int, int] | None:
         start, last = max(0, num_bytes - int(found[2])), num_bytes - 1
     else:
         start, last = int(found[1]), int(found[2]) if found[2] else num_bytes - 1
-        if last < start:
+        if found[2] and last < start:
             return None
     if start >= num_bytes:
         raise ValueError(f"{num_bytes} bytes end before {start}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import yaml
@@ -17,6 +18,7 @@ from pipeline.inspector.shown import address
 from schemas.errors import LedgerError
 from schemas.fields import doc_of, unit_of
 from schemas.records import Level
+from schemas.verdict import Gate
 
 GATE = "gate."
 OFF = "off"
@@ -106,7 +108,7 @@ def recipe_yaml(run: Run, bounds: Bounds) -> str:
 def changed_gates(run: Run, bounds: Bounds) -> Answer:
     """Stage -> field -> gate as the recipe has them, with these bounds; what is dropped is left out."""
     gates = {
-        stage: {field: {**raw} for field, raw in fields.items()}
+        stage: {field: _said(raw) for field, raw in fields.items()}
         for stage, fields in run.raw_recipe.get("gates", {}).items()
     }
     for name, bound in bounds.items():
@@ -122,6 +124,14 @@ def changed_gates(run: Run, bounds: Bounds) -> Answer:
         else:
             gate[operator] = _round(bound)
     return {stage: fields for stage, fields in gates.items() if fields}
+
+
+def _said(gate: Mapping[str, Any]) -> Answer:
+    """A gate as a person would write it: without what is left open, and what it means anyway."""
+    default = Gate.model_fields["missing"].default
+    return {
+        name: value for name, value in gate.items() if value not in (None, {}) and (name, value) != ("missing", default)
+    }
 
 
 def _round(bound: float) -> float | int:

@@ -5,20 +5,31 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 from starlette.testclient import TestClient
 
+import stages
 from pipeline.ask.queries import Run
 from pipeline.inspector.app import Inspector
 from pipeline.inspector.guard import Access
 from pipeline.inspector.session import Session
+from tests.pipeline import toy_stages
 from tests.ray_runs import shared_folder
 
 PORT = 8470
 BASE = f"http://127.0.0.1:{PORT}"
 HOSTILE = "<img src=x onerror=alert(1)>"
 LONGEST_US = 3_500_000
+
+
+@pytest.fixture
+def toy_recipe() -> Iterator[dict[str, Any]]:
+    """The toy recipe as plain data, its stages in the catalogue."""
+    with patch.dict(stages.CATALOG, toy_stages.CATALOG, clear=True):
+        yield toy_stages.RECIPE
 
 
 def write_run(folder: Path) -> None:
