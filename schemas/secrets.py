@@ -16,6 +16,8 @@ from schemas.printable import percent_escaped
 
 LEFT_OUT = "…"
 """Stands where a part of a path or a text was left out; what is dropped at the end of an address leaves no mark."""
+SHORTEST_SECRET = 4
+"""Characters: shorter ones are found in any text."""
 SHOWN_PARAMETERS = {"v": r"[\w-]{1,16}", "list": r"[\w-]{1,48}", "id": r"\d{1,20}"}
 """Query parameters that are shown, with the values they may have: what names a video on the sites that use them."""
 SECRET_WORDS = frozenset(
@@ -180,6 +182,25 @@ def scrubbed(text: str) -> str:
     if "=" in text or ":" in text:
         text = _ASSIGNED.sub(_assigned, text)
     return _TOKENS.sub(LEFT_OUT, text)
+
+
+def told_of(address: str, text: object) -> str:
+    """What a library says about an address, without the secrets of texts and without those parts of the address."""
+    told = scrubbed(str(text))
+    for part in sorted(_hidden_parts(address), key=len, reverse=True):
+        told = told.replace(part, LEFT_OUT)
+    return told
+
+
+def _hidden_parts(address: str) -> set[str]:
+    """Stretches of an address that `public_uri` leaves out, as they stand there and unquoted."""
+    _, _, rest = address.partition("://")
+    login = rest.rpartition("@")[0]
+    found = {login, *login.split(":", 1), *re.split(r"[/?#&;=@]", rest)}
+    shown = public_uri(address)
+    return {
+        form for part in found for form in (part, unquote(part)) if len(form) >= SHORTEST_SECRET and part not in shown
+    }
 
 
 def _assigned(found: re.Match[str]) -> str:

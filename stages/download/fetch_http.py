@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
 
 from schemas.errors import DownloadError
 from schemas.machine import is_trouble
-from schemas.secrets import public_uri, scrubbed
+from schemas.secrets import public_uri, told_of
 from stages.download.partial import Part, host_slot
 from stages.download.proxies import may_be_public, proxy_for
 from stages.download.receive import HttpLimits, receive
@@ -79,18 +79,18 @@ def fetched_http(
             if is_trouble(error):
                 raise
             raise DownloadError(
-                f"{public_uri(uri)} could not be fetched in {limits.attempts} attempts: {_reason(error)}",
+                f"{public_uri(uri)} could not be fetched in {limits.attempts} attempts: {_reason(uri, error)}",
                 reason="network",
                 remedy="Run again later; what has arrived is kept and continued.",
             ) from None
         except (httpx.InvalidURL, ValueError) as error:
-            raise _no_address(uri, _reason(error)) from None
+            raise _no_address(uri, _reason(uri, error)) from None
         yield Fetched(part.path, public_uri(final), attempts, suffix_of(split(uri).path))
         part.forget()
 
 
-def _reason(error: Exception) -> str:
-    return scrubbed(str(error)) or type(error).__name__
+def _reason(uri: str, error: Exception) -> str:
+    return told_of(uri, error) or type(error).__name__
 
 
 def _attempt(uri: str, part: Part, limits: HttpLimits, is_checked: bool, turn: int) -> str:
@@ -305,7 +305,7 @@ def checked_addresses(uri: str, limits: HttpLimits, *, by_proxy: bool = False) -
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError, ValueError) as error:
         if not by_proxy:
-            raise TryAgainError(f"the name '{_host_of(uri)}' does not resolve ({_reason(error)})") from None
+            raise TryAgainError(f"the name '{_host_of(uri)}' does not resolve ({_reason(uri, error)})") from None
         if not limits.allow_private_hosts and not may_be_public(parts.hostname):
             raise _private(uri, "of its name") from None
         return []

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import lzma
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,10 +20,11 @@ from typing import IO, Any, cast
 from schemas.errors import DownloadError, RecipeError
 from schemas.machine import is_trouble
 from schemas.scratch import Scratch
-from schemas.secrets import public_uri, scrubbed
+from schemas.secrets import public_uri, told_of
 from stages.download.companions import SIDECARS
 from stages.download.fetch_http import fetched_http, leads_to_private
 from stages.download.places import is_local, path_of, scheme_of
+from stages.download.prefixes import discreet
 from stages.download.receive import HttpLimits
 from stages.download.skips import Skips
 from stages.objects import at_store, fetch
@@ -38,6 +40,8 @@ KNOWN = "lists are read as .jsonl, .ndjson, .json, .csv, .tsv, .txt and .parquet
 BATCH_ROWS = 1024
 WIDE = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 """Byte order marks -> encoding; without one it is UTF-8, and other bytes are those of file names."""
+TURNED = re.compile(r"(?:https?|ftp|s3|gs):(?!//)[\\/]|file:\\", re.IGNORECASE)
+"""Begins what was meant as a URL and is none: it would be taken for a path, login and all."""
 Record = dict[str, Any]
 
 
@@ -80,7 +84,7 @@ def records_of(address: str, skips: Skips) -> Iterator[tuple[int, Record]]:
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, RecursionError) as error:
         if is_trouble(error):
             raise
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else scrubbed(str(error)).rstrip(".")
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else told_of(address, error).rstrip(".")
         raise RecipeError(f"Manifest '{shown}' cannot be read: {reason}.", remedy=f"Mend it: {KNOWN}.") from None
     if first_bad and not num_good:
         raise RecipeError(first_bad, remedy="Give every row a path or URL in a column named uri.")
@@ -104,8 +108,13 @@ def _local_copy(address: str) -> Iterator[Path]:
                 raise RecipeError(f"A manifest cannot be fetched: {error.message}", remedy=error.remedy) from None
         else:
             target = Path(folder, "list")
-            at_store(public_uri(address), lambda: fetch(address, target))
+            at_store(public_uri(address), lambda: _fetch(address, target))
             yield target
+
+
+def _fetch(address: str, target: Path) -> None:
+    with discreet(address):
+        fetch(address, target)
 
 
 @contextmanager
@@ -206,4 +215,6 @@ def _checked(row: Any) -> Record:
         raise BadRowError("has an address with a zero byte in it")
     if any("\ud800" <= each <= "\udfff" and not "\udc80" <= each <= "\udcff" for each in uri):
         raise BadRowError("has an address that is not text")
+    if TURNED.match(uri.strip()):
+        raise BadRowError("has an address whose slashes are turned or missing")
     return record | {"uri": uri.strip()}

@@ -25,9 +25,10 @@ def uri_of(path: Path) -> str:
 
 def path_of(address: str) -> Path:
     """The file that a path or a `file://` URI names, whatever bytes its name has. Raises ValueError for another host's."""
-    if "://" not in address:
+    if address[:6].lower() != "file:/":
         return Path(address)
-    host, slash, rest = address[7:].partition("/")
+    place = address[7:] if address[5:7] == "//" else address[5:]
+    host, slash, rest = place.partition("/")
     if host.lower() not in HERE:
         raise ValueError(f"'{host}' is not this machine: write file:///PATH")
     return Path(os.fsdecode(unquote_to_bytes(slash + rest)))

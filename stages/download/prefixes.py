@@ -5,13 +5,15 @@ from __future__ import annotations
 import glob
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 
 from schemas.errors import RecipeError
-from schemas.secrets import public_uri
+from schemas.secrets import public_uri, told_of
 from stages.download.companions import HIDDEN, OWN_FOLDERS, own_roots, stems_of, why_no_medium
 from stages.download.skips import Skips
 from stages.objects import at_store, other_side
+from stages.retry import TryAgainError
 
 
 def objects_of(url: str, skips: Skips) -> Iterator[str]:
@@ -42,7 +44,7 @@ def _listed(url: str) -> tuple[str, list[str]]:
     import fsspec  # type: ignore[import-untyped]
 
     def asked() -> tuple[str, list[str]]:
-        with other_side():
+        with discreet(url):
             fs, place = fsspec.core.url_to_fs(url)
             if not url.endswith("/") and fs.isfile(place):
                 return url, [""]
@@ -55,6 +57,16 @@ def _listed(url: str) -> tuple[str, list[str]]:
             return base, sorted(str(each).removeprefix(root) for each in found if not str(each).endswith("/"))
 
     return at_store(public_uri(url), asked)
+
+
+@contextmanager
+def discreet(url: str) -> Iterator[None]:
+    """`other_side`, whose errors do not repeat what is secret in `url`."""
+    try:
+        with other_side():
+            yield
+    except TryAgainError as error:
+        raise TryAgainError(told_of(url, error), error.wait_s) from error.__cause__
 
 
 def _before_magic(url: str) -> str:

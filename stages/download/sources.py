@@ -229,7 +229,7 @@ def _kept(name: str, value: Any, secret: set[str], levels: int) -> Any:
 
 def _beside(manifest: str, uri: str) -> str:
     """The address that a row's `uri` names, seen from the folder of the manifest."""
-    if "://" in uri:
+    if "://" in uri or uri[:6].lower() == "file:/":
         return _place(uri)
     if is_local(manifest):
         return uri_of(path_of(manifest).absolute().parent / uri)

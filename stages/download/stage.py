@@ -21,7 +21,7 @@ from schemas.ids import asset_id, digest, source_id
 from schemas.machine import is_trouble
 from schemas.printable import is_plain, printable
 from schemas.records import Row
-from schemas.secrets import public_uri, scrubbed
+from schemas.secrets import public_uri, told_of
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.download.fetch_http import Fetched, checked_addresses, fetched_http
 from stages.download.partial import locked_file
@@ -203,13 +203,13 @@ def fetched_object(uri: str, partial_dir: Path, config: DownloadConfig) -> Itera
             raise DownloadError(f"{public_uri(uri)} is not there.", reason="not_found") from None
         except (ImportError, ValueError) as error:
             raise DownloadError(
-                f"{public_uri(uri)}: {scrubbed(str(error))}",
+                f"{public_uri(uri)}: {told_of(uri, error)}",
                 reason="scheme_not_allowed",
                 remedy="Install fsspec's back end for it.",
             ) from None
         except TryAgainError as error:
             raise DownloadError(
-                f"{public_uri(uri)} could not be read: {scrubbed(str(error))}", reason="network"
+                f"{public_uri(uri)} could not be read: {told_of(uri, error)}", reason="network"
             ) from None
         yield Fetched(target, public_uri(uri), attempts, suffix_of(urlsplit(uri).path))
     finally:
@@ -227,7 +227,9 @@ def fetched_page(uri: str, partial_dir: Path, config: DownloadConfig) -> Iterato
         checked_addresses(uri, http_limits(config), by_proxy=proxy_for(uri) is not None)
     except TryAgainError as error:
         raise DownloadError(
-            f"{public_uri(uri)} could not be fetched: {error}", reason="network", remedy="Run again later."
+            f"{public_uri(uri)} could not be fetched: {told_of(uri, error)}",
+            reason="network",
+            remedy="Run again later.",
         ) from None
     with locked_file(partial_dir / f"page-{digest(uri)}.lock"):
         yield _page(uri, partial_dir, config)
@@ -256,7 +258,7 @@ def _page(uri: str, partial_dir: Path, config: DownloadConfig) -> Fetched:
         if isinstance(cause, OSError) and is_trouble(cause):
             raise cause from None
         raise DownloadError(
-            f"{public_uri(uri)}: yt-dlp says {scrubbed(printable(str(error)))}", reason="page_without_video"
+            f"{public_uri(uri)}: yt-dlp says {printable(told_of(uri, error))}", reason="page_without_video"
         ) from None
     if not path.is_file():
         raise too_large(uri, config.max_bytes, config.max_bytes)

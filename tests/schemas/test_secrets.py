@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.ids import source_id, unsigned
-from schemas.secrets import SHOWN_PARAMETERS, is_secret, public_uri, scrubbed
+from schemas.secrets import SHOWN_PARAMETERS, is_secret, public_uri, scrubbed, told_of
 
 SECRET = "SEKRETsekret0042SEKRET"
 NAMES = """
@@ -54,6 +54,23 @@ def test_every_place_of_an_address(uri: str) -> None:
     assert shown.startswith(uri.partition(":")[0]), "people see where it leads"
     assert public_uri(shown) == shown
     assert SECRET not in scrubbed(f"could not get {uri}, sorry")
+
+
+@pytest.mark.parametrize(
+    ("uri", "said", "told"),
+    [
+        (
+            f"s3://AK:{SECRET}@bucket/a.mp4",
+            f'Invalid bucket name "AK:{SECRET}@bucket"',
+            'Invalid bucket name "…@bucket"',
+        ),
+        (f"https://h/d?key=videos%2F{SECRET}&x=1", f"no videos/{SECRET} at h", "no … at h"),
+        (f"https://h/d#{SECRET}", f"{SECRET} and https://u:{SECRET}@h/d", "… and https://h/d"),
+        ("https://h.example/file.mp4?x=abc", "no file.mp4 at h.example, abc", "no file.mp4 at h.example, abc"),
+    ],
+)
+def test_what_libraries_say_of_an_address(uri: str, said: str, told: str) -> None:
+    assert told_of(uri, ValueError(said)) == told
 
 
 @pytest.mark.parametrize("name", NAMES)

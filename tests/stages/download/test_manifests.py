@@ -83,6 +83,8 @@ BAD = [
     '{"uri": "\\ud800.mp4"}',
     '{"uri": "a\\u0000.mp4"}',
     '{"uri": 7}',
+    '{"uri": "https:\\\\\\\\u:SEKRET@h\\\\v.mp4"}',
+    '{"uri": "http:/h/v.mp4"}',
     '{"url": "a.mp4"}',
     "[1]",
     "{not json",
