@@ -319,15 +319,7 @@ def serve(answers: TextIO, answer: Callable[[str, Message], Any]) -> None:
             answers.write(json.dumps(message, default=asdict) + "\n")
             answers.flush()
 
-    def report() -> None:
-        known = _steps
-        while True:
-            time.sleep(ALIVE_EVERY_S)
-            if _steps != known:
-                known = _steps
-                say({"alive": True})
-
-    threading.Thread(target=report, daemon=True).start()
+    threading.Thread(target=_report_steps, args=(say,), daemon=True).start()
     seal()
     say({"ready": True})
 
@@ -366,6 +358,16 @@ def serve(answers: TextIO, answer: Callable[[str, Message], Any]) -> None:
             except MemoryError:
                 say({"no_memory": True})
                 return
+
+
+def _report_steps(say: Callable[[Message], None]) -> None:
+    """Says that the operation goes on, as often as it does."""
+    known = _steps
+    while True:
+        time.sleep(ALIVE_EVERY_S)
+        if _steps != known:
+            known = _steps
+            say({"alive": True})
 
 
 def _peak_bytes() -> int:

@@ -46,10 +46,10 @@ def audio(
     max_pixels: int,
 ) -> Message:
     """Writes the sound of `path` to `out` as raw float32 and returns what is in there."""
-    from stages.media.listen import Wanted, write_sound
+    from stages.media.listen import SoundWanted, write_sound
     from stages.media.open import open_media
 
-    wanted = Wanted(rate_hz, channels, stream, tuple(languages), most_bytes)
+    wanted = SoundWanted(rate_hz, channels, stream, tuple(languages), most_bytes)
     sound = write_sound(partial(open_media, path, max_pixels=max_pixels), out, wanted)
     return {
         "start": ratio(sound.start_s),

@@ -18,7 +18,7 @@ from schemas.errors import MediaError
 from stages.media.choose import pick
 from stages.media.cut_copy import copy_packets
 from stages.media.geometry import Geometry
-from stages.media.listen import Wanted, write_sound
+from stages.media.listen import SoundWanted, write_sound
 from stages.media.mux import Order, add_sound, interleave, open_output, thumbnail
 from stages.media.open import clock_shift, open_media
 from stages.media.picture import Damage, ShownPicture, packets, pictures, pictures_between
@@ -287,7 +287,7 @@ def verify(path: str, out: str, num_decoded: int | None, max_pixels: int) -> dic
         "sound": None,
     }
     if has_sound:
-        sound = write_sound(partial(open_media, path), out, Wanted(None, 2))
+        sound = write_sound(partial(open_media, path), out, SoundWanted(None, 2))
         answer["sound"] = {
             "start": [sound.start_s.numerator, sound.start_s.denominator],
             "rate_hz": sound.rate_hz,

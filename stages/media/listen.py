@@ -82,7 +82,7 @@ def picked(container: Any, index: int) -> Any:
     return stream
 
 
-class Heard:
+class HeardSound:
     """The sound of one stream, or of several mono tracks as the channels of one; blocks float32 [n, channels]."""
 
     def __init__(self, reopen: Reopen, streams: Sequence[int], damage: Damage) -> None:
@@ -92,7 +92,7 @@ class Heard:
         self._containers = [reopen() for _ in streams]
         self._frames = [FloatFrames(c, picked(c, s), damage) for c, s in zip(self._containers, streams, strict=True)]
 
-    def __enter__(self) -> Heard:
+    def __enter__(self) -> HeardSound:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -172,7 +172,7 @@ def _beside(columns: Sequence[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SoundWanted:
     """How the sound of a file is wanted."""
 
     rate_hz: int | None
@@ -187,7 +187,7 @@ class Wanted:
     """Of the written samples; None sets no limit."""
 
 
-def write_sound(reopen: Reopen, path: str, wanted: Wanted) -> Sound:
+def write_sound(reopen: Reopen, path: str, wanted: SoundWanted) -> Sound:
     """Writes float32 [n, channels] to `path`, raw. Raises MediaError where there is none or it is too long."""
     streams = heard_streams(reopen, wanted.languages) if wanted.stream is None else (wanted.stream,)
     sound, mixer = _write_once(reopen, streams, path, wanted)
@@ -196,10 +196,10 @@ def write_sound(reopen: Reopen, path: str, wanted: Wanted) -> Sound:
 
 
 def _write_once(
-    reopen: Reopen, streams: Sequence[int], path: str, wanted: Wanted, weights: np.ndarray | None = None
+    reopen: Reopen, streams: Sequence[int], path: str, wanted: SoundWanted, weights: np.ndarray | None = None
 ) -> tuple[Sound, Mixer]:
     count, width, num_bytes = 0, 0, 0
-    with Heard(reopen, streams, Damage()) as heard, open(path, "wb") as out:
+    with HeardSound(reopen, streams, Damage()) as heard, open(path, "wb") as out:
         mixer = Mixer(heard, wanted.channels, weights)
         for block in resampled(mixer.mix(iter(heard)), heard, wanted.rate_hz):
             num_bytes += block.size * 4

@@ -60,7 +60,7 @@ def open_media(path: str, *, is_first_edit_only: bool = False, max_pixels: int |
         raise _explain(file, error) from None
     try:
         _look_over(container, file)
-    except BaseException:
+    except (MediaError, OSError):
         container.close()
         raise
     return container

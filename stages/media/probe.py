@@ -15,7 +15,7 @@ from schemas.timing import microseconds
 from stages.media.choose import choose, described, language_of, pick, title_of
 from stages.media.clock import note_steady, restarts_known
 from stages.media.geometry import Geometry
-from stages.media.listen import Heard, heard_streams, picked
+from stages.media.listen import HeardSound, heard_streams, picked
 from stages.media.open import clock_shift, is_hdr, open_media, transfer_name
 from stages.media.picture import (
     Damage,
@@ -246,7 +246,7 @@ def _listen(path: str, streams: Sequence[int], decode: bool) -> dict[str, Any]:
     damage = Damage()
     if not decode:
         return _listen_to_packets(path, streams[0], damage)
-    with Heard(partial(open_media, path), streams, damage) as heard:
+    with HeardSound(partial(open_media, path), streams, damage) as heard:
         for _ in heard:
             pass
         placement, rate_hz = heard.placement, heard.rate_hz

@@ -238,7 +238,7 @@ class Channels(Protocol):
         ...
 
 
-class Tracks(Channels, Protocol):
+class Mixable(Channels, Protocol):
     """Sound that may come of several microphones."""
 
     is_tracks: bool
@@ -275,7 +275,7 @@ def _arrays(frames: Any, channels: int) -> Iterator[np.ndarray]:
 class Mixer:
     """Mixes native channels to the wanted number, and learns on the way whether the mix was a good one."""
 
-    def __init__(self, frames: Tracks, channels: int | None, weights: np.ndarray | None) -> None:
+    def __init__(self, frames: Mixable, channels: int | None, weights: np.ndarray | None) -> None:
         self.frames, self.channels, self.weights = frames, channels, weights
         self.is_one = channels == 1 or (channels is not None and frames.is_tracks)
         """Whether all is mixed to one, which each of `channels` then holds."""
