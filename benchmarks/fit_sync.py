@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from stages.base import Context
 from stages.engines.face_identity import FaceEncoder
 from stages.engines.face_tracks import Tracks
+from stages.engines.phones import PhoneRecogniser
 from stages.faces import FaceWatch, watched_faces
 from stages.media.decoder import Waveform
 from stages.sync.channels import GRID_HZ, TAPS, Signal, correlate, lags_s, project, with_neighbours
-from stages.sync.heard import sound_features
+from stages.sync.heard import phone_features, sound_features
 from stages.sync.lip_shapes import NUM_SHAPES, mouth_features
 from stages.sync.mouth import MODEL_PATH, MouthModel
 
@@ -48,6 +49,23 @@ ALIGN_SHARE = 0.8
 """Clips said to be in sync still differ by up to +-80 ms; each is moved by this share of what a model of the other
 clips measures on it, so that the fit is not blurred. The median move is held at zero."""
 SOUND_MARGIN_S = 2.5
+SPREAD_REACH_S = 1.3
+NOISE_DB = 5.0
+"""Every example is heard once more through noise this far below its loud stretches: fitted on clean sound alone, bands are
+led astray by noise."""
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """One sound by both features, row for row."""
+
+    sound: Signal
+    phones: Signal
+
+    @classmethod
+    def of(cls, sound: Waveform, start_s: float, end_s: float, phones: PhoneRecogniser) -> Hearing:
+        """What is heard between two instants."""
+        return cls(sound_features(sound, start_s, end_s), phone_features(sound, start_s, end_s, phones))
 
 
 @dataclass(frozen=True)
@@ -58,38 +76,58 @@ class Example:
     people: frozenset[str]
     """Origins and speaker names; two examples that share one are never on both sides of a split."""
     mouth: Signal
-    sound: Signal
+    clean: Hearing
+    noisy: Hearing
 
     @classmethod
-    def of(cls, name: str, people: frozenset[str], seen: Tracks, sound: Waveform) -> Example:
+    def of(cls, name: str, people: frozenset[str], seen: Tracks, sound: Waveform, phones: PhoneRecogniser) -> Example:
         """The longest-seen face of a file, with its sound."""
         start_s = float(seen.times_s[0])
         mouth = mouth_features(seen.faces[0], start_s, seen.end_s)
-        heard = sound_features(sound, start_s - SOUND_MARGIN_S, seen.end_s + SOUND_MARGIN_S)
-        return cls(name, people, mouth, heard)
+        around = (start_s - SOUND_MARGIN_S, seen.end_s + SOUND_MARGIN_S)
+        clean, noisy = (Hearing.of(each, *around, phones) for each in (sound, through_noise(sound, NOISE_DB)))
+        return cls(name, people, mouth, clean, noisy)
 
 
-def fit_model(examples: Sequence[Example]) -> MouthModel:
-    """A model of all `examples`; about 2 s for 100 s of speech."""
-    moves = dict.fromkeys((e.name for e in examples), 0.0)
+def through_noise(sound: Waveform, below_db: float, tilt: float = 0.5, seed: int = 1) -> Waveform:
+    """`sound` with noise so far below the level that one 20 ms stretch in ten exceeds; its amplitude falls as f^-tilt."""
+    size = len(sound.samples)
+    spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal(size))
+    noise = np.fft.irfft(spectrum / np.maximum(np.fft.rfftfreq(size, 1 / sound.rate_hz), 50.0) ** tilt, size)
+    step = sound.rate_hz // 50
+    levels = np.sqrt(np.mean(sound.samples[: size // step * step].reshape(-1, step).astype(np.float64) ** 2, axis=1))
+    noise *= np.percentile(levels, 90) / noise.std() * 10 ** (-below_db / 20)
+    return Waveform((sound.samples + noise).astype(np.float32), sound.rate_hz, sound.start)
+
+
+def fit_model(examples: Sequence[Example], moves: Mapping[str, float] | None = None) -> MouthModel:
+    """A model of all `examples`; 3 s for 100 s of speech, 1 s where `moves_of` these and others was asked before."""
+    return _fit(examples, moves_of(examples) if moves is None else moves)
+
+
+def moves_of(examples: Sequence[Example]) -> dict[str, float]:
+    """Name -> by how many seconds its sound is taken to be late, as models of others measure it (`ALIGN_SHARE`)."""
+    still = dict.fromkeys((e.name for e in examples), 0.0)
     folds = _folds(examples)
     measured: dict[str, float] = {}
     for fold in set(folds.values()):
         others = [e for e in examples if folds[e.name] != fold]
         if not others:
             continue
-        model = _fit(others, moves)
+        model = _fit(others, still)
         for e in examples:
             if folds[e.name] == fold:
-                lags = lags_s(ALIGN_REACH_S)
-                curve = correlate(
-                    project(e.sound, model.sound), project(e.mouth, model.mouth), model.weights, ALIGN_REACH_S
-                )
-                measured[e.name] = float(lags[int(np.argmax(curve))])
-    if measured:
-        middle = float(np.median(list(measured.values())))
-        moves |= {name: ALIGN_SHARE * (lag - middle) for name, lag in measured.items()}
-    return _fit(examples, moves)
+                curve = _curve(model, e, ALIGN_REACH_S)
+                measured[e.name] = float(lags_s(ALIGN_REACH_S)[int(np.argmax(curve))])
+    if not measured:
+        return still
+    middle = float(np.median(list(measured.values())))
+    return still | {name: ALIGN_SHARE * (lag - middle) for name, lag in measured.items()}
+
+
+def _curve(model: MouthModel, e: Example, reach_s: float) -> Array:
+    heard = model.hear(e.clean.sound, e.clean.phones)
+    return correlate(heard, project(e.mouth, model.mouth), model.weights, reach_s)
 
 
 def _folds(examples: Sequence[Example]) -> dict[str, int]:
@@ -105,8 +143,29 @@ def _folds(examples: Sequence[Example]) -> dict[str, int]:
 
 
 def _fit(examples: Sequence[Example], moves: Mapping[str, float]) -> MouthModel:
+    """Channels of the spectrum and of the phones, weighted so that all four kinds vary alike over offsets."""
+    heard = [(e, hearing) for e in examples for hearing in (e.clean, e.noisy)]
+    spectral = _maps([_paired(hearing.sound, e.mouth, moves[e.name]) for e, hearing in heard])
+    phonetic = _maps([_paired(hearing.phones, e.mouth, moves[e.name]) for e, hearing in heard])
+    mouth = np.concatenate([spectral.mouth, phonetic.mouth], axis=1)
+    weights = np.concatenate([spectral.weights, phonetic.weights])
+    model = MouthModel(spectral.heard, phonetic.heard, mouth, weights)
+    kinds = np.concatenate([spectral.is_canonical, 2 + phonetic.is_canonical])
+    return _balanced(model, examples, kinds)
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """One way of hearing: maps to K channels from what is heard and from the mouth, and what each is worth among its kind."""
+
+    heard: Array
+    mouth: Array
+    weights: Array
+    is_canonical: Array
+
+
+def _maps(pairs: Sequence[tuple[Array, Array]]) -> _Maps:
     """Ridge and canonical channels. An example of n points counts sqrt(n): long clips are one person's."""
-    pairs = [_paired(e, moves[e.name]) for e in examples]
     lips = np.concatenate([m[:, NUM_SHAPES:] / (m[:, NUM_SHAPES:].std() + 1e-4) / np.sqrt(len(m)) for _, m in pairs])
     components = np.linalg.eigh(lips.T @ lips)[1][:, ::-1][:, :NUM_LIP_COMPONENTS]
     count = np.concatenate([np.full(len(m), 1 / np.sqrt(len(m))) for _, m in pairs])[:, None]
@@ -116,23 +175,23 @@ def _fit(examples: Sequence[Example], moves: Mapping[str, float]) -> MouthModel:
     targets = [with_neighbours(m) @ shapes for _, m in pairs]
     ridge = _ridge(x, np.concatenate([t / (t.std(0) + 1e-3) for t in targets]), count)
     y = np.concatenate([_lip_rows(m, components) for _, m in pairs])
-    sound, mouth, strength = _canonical(x, y, count)
-    lip_maps = _lip_maps(components, mouth)
-    model = MouthModel(
-        np.concatenate([ridge, sound], axis=1) / 3.0, np.concatenate([shapes, lip_maps], axis=1), np.zeros(0)
+    heard, mouth, strength = _canonical(x, y, count)
+    even, strength = np.full(shapes.shape[1], 1 / shapes.shape[1]), strength / (1 - strength**2)
+    return _Maps(
+        np.concatenate([ridge, heard], axis=1) / 3.0,
+        np.concatenate([shapes, _lip_maps(components, mouth)], axis=1),
+        np.concatenate([even, strength / strength.sum()]),
+        np.repeat([False, True], [shapes.shape[1], len(strength)]),
     )
-    even = np.full(shapes.shape[1], 1 / shapes.shape[1])
-    strength = strength / (1 - strength**2)
-    return _balanced(model, examples, even, strength / strength.sum())
 
 
-def _paired(e: Example, move_s: float) -> tuple[Array, Array]:
-    """Rows of sound and mouth that belong together if the sound of `e` is `move_s` late."""
-    at = np.arange(len(e.mouth.values)) + e.mouth.first - e.sound.first + round(move_s * GRID_HZ)
-    known = (at >= 0) & (at < len(e.sound.values))
-    known[known] &= e.sound.weights[at[known]] > 0
-    known &= e.mouth.weights > 0
-    return e.sound.values[at[known]], e.mouth.values[known]
+def _paired(heard: Signal, mouth: Signal, move_s: float) -> tuple[Array, Array]:
+    """Rows of sound and mouth that belong together if the sound is `move_s` late."""
+    at = np.arange(len(mouth.values)) + mouth.first - heard.first + round(move_s * GRID_HZ)
+    known = (at >= 0) & (at < len(heard.values))
+    known[known] &= heard.weights[at[known]] > 0
+    known &= mouth.weights > 0
+    return heard.values[at[known]], mouth.values[known]
 
 
 def _shape_maps() -> Array:
@@ -185,24 +244,12 @@ def _canonical(x: Array, y: Array, count: Array) -> tuple[Array, Array, Array]:
     )
 
 
-def _balanced(model: MouthModel, examples: Sequence[Example], ridge: Array, canonical: Array) -> MouthModel:
-    """`model` with weights under which both kinds of channels vary alike over offsets."""
-    pairs = [(project(e.sound, model.sound), project(e.mouth, model.mouth)) for e in examples]
-    spreads = []
-    for weights in (np.append(ridge, 0 * canonical), np.append(0 * ridge, canonical)):
-        used = weights > 0
-        curves = [
-            correlate(
-                replace(sound, values=sound.values[:, used]),
-                replace(mouth, values=mouth.values[:, used]),
-                weights[used],
-                1.3,
-            )
-            for sound, mouth in pairs
-        ]
-        spreads.append(float(np.mean([curve.std() for curve in curves])))
-    weights = np.append(ridge / spreads[0], canonical / spreads[1])
-    return MouthModel(model.sound, model.mouth, weights / weights.sum())
+def _balanced(model: MouthModel, examples: Sequence[Example], kinds: Array) -> MouthModel:
+    """`model` with weights under which the kinds [K] of its channels vary alike over offsets."""
+    apart = replace(model, weights=model.weights[:, None] * np.eye(kinds.max() + 1)[kinds])
+    spreads = np.mean([_curve(apart, e, SPREAD_REACH_S).std(axis=0) for e in examples], axis=0)
+    weights = model.weights / spreads[kinds]
+    return replace(model, weights=weights / weights.sum())
 
 
 def people_of(item: Mapping[str, Any]) -> frozenset[str]:
@@ -237,7 +284,8 @@ def read_examples(media_dir: Path, reader: Reader) -> list[Example]:
     """All items of a manifest that are talking faces measured to be in sync."""
     items = json.loads((media_dir / "manifest.json").read_text())["items"]
     talking = [(media_dir / item["path"], people_of(item)) for item in items if is_in_sync_talk(item)]
-    return [Example.of(path.name, people, reader.seen(path), reader.sound(path)) for path, people in talking]
+    phones = PhoneRecogniser()
+    return [Example.of(path.name, people, reader.seen(path), reader.sound(path), phones) for path, people in talking]
 
 
 def is_in_sync_talk(item: Mapping[str, Any]) -> bool:

@@ -22,23 +22,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.fit_sync import Example, Reader, fit_model, is_in_sync_talk, people_of
+from benchmarks.fit_sync import Example, Reader, fit_model, is_in_sync_talk, moves_of, people_of
 from benchmarks.intervals import bootstrap_interval
+from benchmarks.quality_sync_conditions import (
+    DRIFTS_S_PER_S,
+    SHORT_S,
+    changes,
+    drifting,
+    parts,
+    small_and_mirrored,
+)
 from pipeline.config import Packing
 from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
 from stages.engines.face_identity import FaceEncoder
+from stages.engines.phones import PhoneRecogniser
 from stages.faces import track_rows
 from stages.media.decoder import Waveform
 from stages.sync.config import SyncConfig, SyncRepair
 from stages.sync.film import SHIFTS_S, Film, Speech
+from stages.sync.lips import DRIFT_FROM_S
 from stages.sync.mouth import MouthEngine
+from stages.sync.peaks import SURE
 from stages.sync.repair import repair_of
 from stages.sync.result import Figures, SyncResult
 
 Array = NDArray[Any]
 Item = dict[str, Any]
 
+HARDER_SHIFTS_S = (-0.4, 0.4)
+HARDER_SWAPS = 2
+DRIFT_COLUMNS = ("drift_ms_per_s", "std_ms_per_s", "finding")
 REPAIR_SHIFTS_S = (0.0, -0.6, -0.3, -0.12, 0.12, 0.3, 0.6)
 LEAST_S = 3.0
 ALWAYS = [Stretch(-1e9, 1e9)]
@@ -57,19 +71,21 @@ class Judge:
 
     def __init__(self, films: Sequence[Staged]) -> None:
         self.config = SyncConfig()
+        self.phones = PhoneRecogniser()
         self.examples = [
-            Example.of(film.name, people_of(film.item), film.seen, film.heard.sound)
+            Example.of(film.name, people_of(film.item), film.seen, film.heard.sound, self.phones)
             for film in films
             if is_in_sync_talk(film.item)
         ]
+        self.moves = moves_of(self.examples)
         self._engines: dict[frozenset[str], MouthEngine] = {}
 
     def engine(self, people: frozenset[str]) -> MouthEngine:
         """An engine fitted on all examples that share nobody with `people`."""
         strangers = frozenset(e.name for e in self.examples if not e.people & people)
         if strangers not in self._engines:
-            model = fit_model([e for e in self.examples if e.name in strangers])
-            self._engines[strangers] = MouthEngine(self.config.max_offset_s, model)
+            model = fit_model([e for e in self.examples if e.name in strangers], self.moves)
+            self._engines[strangers] = MouthEngine(self.config.max_offset_s, model, self.phones)
         return self._engines[strangers]
 
     def measure(
@@ -92,11 +108,18 @@ def score_sync(media_dir: Path | str) -> Item:
         reader = Reader(Path(scratch))
         encoder = FaceEncoder.load()
         films = [film for film in (_read(reader, encoder, media_dir, item) for item in wanted) if film is not None]
+        talk = [film for film in films if is_in_sync_talk(film.item) and film.duration_s >= LEAST_S - 0.05]
+        small = [
+            replace(film, seen=seen)
+            for film in talk
+            if (seen := small_and_mirrored(reader, media_dir / film.name, film.seen, Path(scratch))) is not None
+        ]
         reader.context.media.close()
     judge = Judge(films)
-    talk = [film for film in films if is_in_sync_talk(film.item) and film.duration_s >= LEAST_S - 0.05]
     return {
         "talking": score_talk(judge, talk),
+        "harder": score_harder(judge, talk, small),
+        "drift": score_drift(judge, talk),
         "repair": score_repair(judge, talk),
         "active_face": score_active(judge, [film for film in films if _turns_in_view(film.item)]),
         "nonspeech": score_events(judge, [film for film in films if film.item.get("category") == "nonspeech"]),
@@ -138,12 +161,58 @@ def score_talk(judge: Judge, films: Sequence[Staged]) -> Item:
         "auc_shifted": _auc(originals, [row for row in long if row["kind"] == "shifted"]),
         "auc_swapped": _auc(originals, [row for row in long if row["kind"] == "swapped"]),
         "auc": _auc(originals, [row for row in long if row["kind"] != "original"]),
+        "sure": _sure([row for row in long if row["kind"] != "swapped"]),
+        "sure_original": _sure(originals),
+        "sure_swapped": _mean([row["confidence"] >= SURE for row in long if row["kind"] == "swapped"]),
         "auc_confidence_swapped": _auc(originals, [r for r in long if r["kind"] == "swapped"], "confidence"),
         "roc": _roc(originals, [row for row in long if row["kind"] != "original"]),
         "coverage": _mean([row["offset_ms"] is not None for row in rows]),
         "within_two_std": _mean([r["error_ms"] <= 2 * r["std_ms"] for r in originals if r["std_ms"] is not None]),
         "clips": [_shown(row, ("clip", "offset_ms", "std_ms", "confidence", "agreement")) for row in originals],
     }
+
+
+def score_harder(judge: Judge, films: Sequence[Staged], small: Sequence[Staged]) -> Item:
+    """Errors, AUC and what a confidence of 4 is worth where it is harder, by what was done to the clips."""
+    made = {name: [change(film) for film in films] for name, change in changes().items()}
+    made |= {
+        "small faces, mirrored": list(small),
+        "stretches of 2 s": [part for film in films for part in parts(film, SHORT_S)],
+    }
+    out: Item = {}
+    for name, changed in made.items():
+        rows: list[Item] = []
+        for number, film in enumerate(changed):
+            people = people_of(film.item)
+            for shift_s in (0.0, *HARDER_SHIFTS_S):
+                version = film.under(film.heard, shift_s)
+                kind = "shifted" if shift_s else "original"
+                rows.append(_row(judge.measure(version, people).figures, version, kind, shift_s))
+            others = [other for other in changed if not people_of(other.item) & people]
+            for other in np.random.default_rng(number).permutation(np.array(others, object))[:HARDER_SWAPS]:
+                version = film.under(other.heard, _start_gap_s(film, other))
+                rows.append(_row(judge.measure(version, _people(film, other)).figures, version, "swapped", 0.0))
+        right = [row for row in rows if row["kind"] != "swapped"]
+        originals = [row for row in rows if row["kind"] == "original"]
+        out[name] = _errors(right) | {
+            "auc": _auc(originals, [row for row in rows if row["kind"] != "original"]),
+            "sure": _sure(right),
+            "sure_swapped": _mean([row["confidence"] >= SURE for row in rows if row["kind"] == "swapped"]),
+        }
+    return out
+
+
+def score_drift(judge: Judge, films: Sequence[Staged]) -> list[Item]:
+    """What is measured of sound that runs late by so much more every second, on clips long enough."""
+    rows = []
+    for film in films:
+        for slope in DRIFTS_S_PER_S if film.duration_s >= DRIFT_FROM_S else ():
+            found = judge.measure(drifting(film, slope), people_of(film.item)).figures
+            told = (found.drift_ms_per_s, found.drift_std_ms_per_s, found.finding)
+            rows.append(
+                {"clip": film.name, "true_ms_per_s": 1000 * slope} | dict(zip(DRIFT_COLUMNS, told, strict=True))
+            )
+    return rows
 
 
 def score_repair(judge: Judge, films: Sequence[Staged]) -> Item:
@@ -236,6 +305,32 @@ def _errors(rows: Sequence[Item], with_intervals: bool = True) -> Item:
             lambda picked: float(np.mean(drawn(picked) <= 80)), len(names)
         )
     return out
+
+
+def _sure(rows: Sequence[Item]) -> Item:
+    """How many cases have a confidence of 4 and more, and how many of these are right, with bootstrap intervals over clips."""
+    names = sorted({row["clip"] for row in rows})
+    by_clip = [
+        [(row["confidence"] >= SURE, row["error_ms"] <= 80) for row in rows if row["clip"] == name] for name in names
+    ]
+
+    def share(picked: Array) -> float:
+        return float(np.mean([sure for at in picked for sure, _ in by_clip[at]]))
+
+    def right(picked: Array) -> float:
+        found = [is_right for at in picked for sure, is_right in by_clip[at] if sure]
+        return float(np.mean(found)) if found else np.nan
+
+    if not rows:
+        return {"num": 0}
+    every = np.arange(len(names))
+    return {
+        "num": len(rows),
+        "share": share(every),
+        "share_interval": bootstrap_interval(share, len(names)),
+        "within_80_ms": _known(right(every)),
+        "within_80_ms_interval": bootstrap_interval(right, len(names)),
+    }
 
 
 def _auc(positives: Sequence[Item], negatives: Sequence[Item], key: str = "agreement") -> float | None:

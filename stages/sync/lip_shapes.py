@@ -14,24 +14,37 @@ Array = NDArray[Any]
 
 MAX_GAP_S = 0.25
 """Frames without a face are bridged up to this long; longer gaps count for nothing."""
+NUM_TURNS = 3
+TURN_NOISE = 0.02
+"""Radians by which a mesh turns on a head at rest; what the mouth seems to do with smaller turns is hardly taken out."""
 NUM_SHAPES = 7
 
 
 def mouth_features(track: FaceTrack, start_s: float, end_s: float) -> Signal:
     """Lip shapes between two instants: [n, 142] = opening, width, height, lower lip, chin, upper lip, protrusion, lips.
 
-    Unit: distance of the outer eye corners. The head's pose is taken out, then the local mean (`TREND_S`).
+    Unit: distance of the outer eye corners. The head's pose is taken out, then the local mean (`TREND_S`), then what goes
+    along with the head's turns: the mesh of a turning head gives its mouth other shapes.
     """
-    aligned = align(track.points.astype(np.float64))
+    aligned, turns = align(track.points.astype(np.float64))
     lips = aligned[:, at(*INNER_LIP, *OUTER_LIP, *CHIN)].reshape(len(aligned), -1)
     values = np.concatenate([mouth_shapes(aligned), lips], axis=1)
     first, last = int(np.ceil(start_s * GRID_HZ)), int(np.ceil(end_s * GRID_HZ))
     grid = np.arange(first, last) / GRID_HZ
-    values = np.stack([np.interp(grid, track.times_s, column) for column in values.T], axis=1)
+    columns = np.concatenate([values, turns], axis=1)
+    columns = without_trend(np.stack([np.interp(grid, track.times_s, column) for column in columns.T], axis=1))
     after = np.clip(np.searchsorted(track.times_s, grid), 1, max(len(track.times_s) - 1, 1))
     gap = np.diff(track.times_s, append=track.times_s[-1:])[after - 1]
     inside = (grid >= track.times_s[0]) & (grid <= track.times_s[-1] + 1.5 / GRID_HZ + MAX_GAP_S / 5)
-    return Signal(first, without_trend(values), (inside & (gap <= MAX_GAP_S)).astype(np.float64))
+    weights = (inside & (gap <= MAX_GAP_S)).astype(np.float64)
+    return Signal(first, _unturned(columns[:, :-NUM_TURNS], columns[:, -NUM_TURNS:], weights), weights)
+
+
+def _unturned(values: Array, turns: Array, weights: Array) -> Array:
+    """`values` [n, k] less their ridge regression on `turns` [n, 3]."""
+    seen = weights[:, None] * turns
+    penalty = TURN_NOISE**2 * len(turns) * np.eye(NUM_TURNS)
+    return np.asarray(values - turns @ np.linalg.solve(seen.T @ turns + penalty, seen.T @ values))
 
 
 def mouth_shapes(aligned: Array) -> Array:
@@ -46,10 +59,11 @@ def mouth_shapes(aligned: Array) -> Array:
     return np.stack([opening, width, height, below[:, 1], chin[:, 1], above[:, 1], protrusion], axis=1)
 
 
-def align(points: Array) -> Array:
+def align(points: Array) -> tuple[Array, Array]:
     """Points [n, 69, 3] turned, moved and scaled so that the steady points coincide and the mean face looks ahead.
 
     Least-squares similarity per frame (Umeyama 1991) onto the mean of the clip, twice, for the mean itself sharpens.
+    Also the turns [n, 3] that did it, in radians if they are small: to the side, up and down, and in the picture.
     """
     steady = at(*STEADY)
     mean = points.mean(0)
@@ -73,4 +87,5 @@ def align(points: Array) -> Array:
     down = chin - forehead
     down = down - across * (down @ across)
     down = down / np.linalg.norm(down)
-    return np.asarray(aligned @ np.stack([across, down, np.cross(across, down)], axis=1) / unit)
+    ahead = aligned @ np.stack([across, down, np.cross(across, down)], axis=1) / unit
+    return np.asarray(ahead), turn[:, (0, 1, 0), (2, 2, 1)]

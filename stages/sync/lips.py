@@ -13,7 +13,7 @@ from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
 from stages.sync.active import Mouth, assign
 from stages.sync.engine import SyncEngine
-from stages.sync.peaks import IN_SYNC_S, Peak, find_drift
+from stages.sync.peaks import IN_SYNC_S, SURE, Peak, find_drift
 from stages.sync.result import ActiveFace, Finding, Offset, SyncResult, SyncWindow, nobody_known
 
 Array = NDArray[Any]
@@ -22,8 +22,6 @@ STILL_MOUTH = 0.003
 """Standard deviation of the mouth opening over a clip, in eye distances, that no speaker stays below."""
 DRIFT_FROM_S = 8.0
 """Shortest clip whose drift is measured: 5 ms/s makes 40 ms in it, one frame."""
-SURE = 4.0
-"""Confidence from which `finding` calls an offset real."""
 NO_MATCH = 2.8
 """Confidence below which a moving mouth and audible speech of `NO_MATCH_FROM_S` are called strangers."""
 NO_MATCH_FROM_S = 5.0

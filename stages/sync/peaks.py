@@ -16,6 +16,8 @@ PEAK_HALF_WIDTH_S = 0.2
 """Half width of the peak: the correlation length of speech. What lies further off is what a peak is held against."""
 IN_SYNC_S = 0.08
 """Offsets this small pass for in sync: the detectability threshold of ITU-R BT.1359 lies at 45 ms early, 125 ms late."""
+SURE = 4.0
+"""Confidence from which an offset is called real: 95 in 100 such are right within 80 ms. Users' gates rest on it."""
 SOFTNESS = 0.3
 """Standard deviations of the curve by which an offset becomes e times less likely. Chosen on clips left out of the fit so that
 two thirds of the errors lie within the stated spread."""
@@ -30,7 +32,7 @@ class Peak:
     offset_s: float
     """Between grid points, by a parabola."""
     height: float
-    """Of the peak above the mean of the remaining offsets, in their standard deviations."""
+    """Of the peak above the mean of the remaining offsets, in their standard deviations; from an engine, its confidence."""
     at_zero: float
     """The same for the highest point within 80 ms of no offset."""
     std_s: float

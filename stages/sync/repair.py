@@ -103,9 +103,9 @@ class Told:
         num_before = 0
         overlaps = [repair.applied(overlap, span) for overlap in talk.overlaps]
         for utterance in talk.utterances:
-            before = spans_within(span, [utterance], talk.overlaps, talk.language)
+            before = spans_within(span, [utterance], talk.overlaps)
             heard = [repair.applied(word, span) for word in utterance]
-            after = spans_within(span, [heard], overlaps, talk.language)
+            after = spans_within(span, [heard], overlaps)
             if before and after:
                 new_index[num_before] = len(spans)
             spans += after

@@ -18,16 +18,17 @@ from schemas.errors import RecipeError
 from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
 from stages.engines.face_tracks import KEPT_POINTS, FaceTrack, Tracks
+from stages.engines.phones import PhoneRecogniser
 from stages.faces import Faces, FacesConfig
 from stages.media.decoder import Waveform
 from stages.sync.active import Mouth, assign
-from stages.sync.channels import GRID_HZ, Signal, correlate, lags_s
+from stages.sync.channels import GRID_HZ, Signal, correlate, lags_s, project, without_trend
 from stages.sync.config import SyncConfig
-from stages.sync.heard import sound_features
+from stages.sync.heard import phone_features, sound_features
 from stages.sync.lip_shapes import align, mouth_features, mouth_shapes
 from stages.sync.measure import frozen_stretches, measure
-from stages.sync.mouth import MouthEngine, MouthModel
-from stages.sync.peaks import find_drift, find_peak
+from stages.sync.mouth import SURE_HEIGHT, MouthEngine, MouthModel
+from stages.sync.peaks import SURE, find_drift, find_peak
 from stages.sync.stage import Sync
 from tests.rows import clip_row, span_of_file, speech_span, struct_of
 
@@ -126,16 +127,48 @@ def test_mouth_shapes_do_not_depend_on_pose_or_size() -> None:
     moved = np.stack(
         [turned(f, 0.3 * np.sin(k / 5), 0.2 * np.cos(k / 7), 1 + k / 60, (5 * k, -k, 3)) for k, f in enumerate(still)]
     )
-    straight, crooked = (mouth_shapes(align(faces[:, KEPT_POINTS])) for faces in (still, moved))
+    straight, crooked = (mouth_shapes(align(faces[:, KEPT_POINTS])[0]) for faces in (still, moved))
     assert np.corrcoef(straight[:, 0], crooked[:, 0])[0, 1] > 0.999
     assert np.ptp(crooked[:, 1]) < 0.05 * np.ptp(crooked[:, 0])
     assert straight[-1, 0] - straight[0, 0] == pytest.approx(12 / 90, rel=0.25)
 
 
-def test_sound_that_is_not_there_is_unknown_not_silent() -> None:
+def test_a_mesh_that_opens_mouths_of_turning_heads_misleads_nobody() -> None:
+    speaks, turns = noise_walk(250, 2, 6).T
+    points = np.repeat(np.random.default_rng(4).normal(size=(1, 468, 3)) * 40, 250, axis=0)
+    points[:, [33, 263, 10, 152]] = [(-45, -20, 0), (45, -20, 0), (0, -80, 0), (0, 80, 0)]
+    points[:, (87, 14, 317)] = points[:, (82, 13, 312)] + (0, 40, 0)
+    points[:, (87, 14, 317), 1] += (2.0 * speaks + 4.0 * turns)[:, None]
+    seen = np.stack([turned(f, 0.06 * turn, 0.0, 1.0, (0, 0, 0)) for f, turn in zip(points, turns, strict=True)])
+    times_s = np.arange(250) / 25
+    track = FaceTrack(times_s, seen[:, KEPT_POINTS].astype(np.float32), np.zeros((250, 4), np.float32), 1.0)
+    opening = mouth_features(track, 0.0, 10.0).values[:, 0]
+    grid = np.arange(1000) / GRID_HZ
+    truth = without_trend(np.stack([np.interp(grid, times_s, column) for column in (speaks, turns)], axis=1))
+    with_speech, with_turns = np.corrcoef([opening, *truth.T])[0, 1:]
+    assert with_speech > 0.9
+    assert abs(with_turns) < 0.2
+
+
+def test_several_means_of_the_channels_are_had_at_once() -> None:
+    sound, mouth = Signal(0, noise_walk(500, 4, 1), np.ones(500)), Signal(100, noise_walk(300, 4, 2), np.ones(300))
+    weights = np.array([[0.7, 0.0], [0.3, 0.0], [0.0, 0.2], [0.0, 0.8]])
+    both = correlate(sound, mouth, weights, 1.0)
+    apart = np.stack([correlate(sound, mouth, column, 1.0) for column in weights.T], axis=1)
+    np.testing.assert_allclose(both, apart, atol=1e-12)
+
+
+def phones_heard(sound: Waveform, start_s: float, end_s: float) -> Signal:
+    return phone_features(sound, start_s, end_s, PhoneRecogniser())
+
+
+@pytest.mark.parametrize("features", [sound_features, phones_heard])
+def test_sound_that_is_not_there_is_unknown_not_silent(features: Callable[..., Signal]) -> None:
     random = np.random.default_rng(5)
     sound = Waveform(random.normal(size=16000).astype(np.float32) * 0.1, 16000, Fraction(2))
-    heard = sound_features(sound, 0.0, 5.0)
+    heard = features(sound, 0.0, 5.0)
+    assert not features(sound, 5.0, 7.0).weights.any()
+    assert len(heard.values) == 500
     assert heard.weights.sum() == pytest.approx(100, abs=1)
     assert heard.times_s[heard.weights > 0][0] == pytest.approx(2.0, abs=0.011)
 
@@ -248,7 +281,7 @@ def test_offset_of_120_ms_put_in_is_measured(tmp_path: Path, sync_of: Clip) -> N
     assert result["offset_ms"] == pytest.approx(120, abs=40)
     assert result["confidence"] > 4
     assert {a["status"] for a in result["active"]} == {"on_screen"}
-    assert max(result["curve"]) == pytest.approx(result["confidence"], abs=0.6)
+    assert max(result["curve"]) * SURE / SURE_HEIGHT == pytest.approx(result["confidence"], abs=0.6)
     assert result["curve_lags_ms"][int(np.argmax(result["curve"]))] == pytest.approx(result["offset_ms"], abs=10)
     assert len(result["windows"]) >= 2
 
@@ -349,34 +382,30 @@ def test_shipped_model_is_small_and_plain() -> None:
     model = MouthModel.load()
     assert model.weights.sum() == pytest.approx(1.0, abs=1e-5)
     assert (model.weights > 0).all()
-    assert model.sound.shape[1] == model.mouth.shape[1] == len(model.weights)
+    assert model.sound.shape[1] + model.phones.shape[1] == model.mouth.shape[1] == len(model.weights)
+    assert (len(model.sound), len(model.phones), len(model.mouth)) == (5 * 26, 5 * 42, 5 * 142)
 
 
 def test_fit_finds_again_what_links_sound_and_mouth() -> None:
     """Mouths made from sound by one random linear law; the law fitted on some people holds for others."""
-    from benchmarks.fit_sync import Example, fit_model
+    from benchmarks.fit_sync import Example, Hearing, fit_model
 
     random = np.random.default_rng(10)
-    law = random.normal(size=(26, 3)) / 5
+    law = random.normal(size=(26 + 42, 3)) / 5
     shapes = random.normal(size=(3, 142)) / 10
 
     def person(seed: int, late: int) -> Example:
-        sound = noise_walk(800, 26, seed)
+        sound = noise_walk(800, 26 + 42, seed)
         mouth = sound @ law @ shapes + 0.02 * noise_walk(800, 142, seed + 100)
-        return Example(
-            f"p{seed}",
-            frozenset([f"p{seed}"]),
-            Signal(200, mouth[200:600], np.ones(400)),
-            Signal(late, sound, np.ones(800)),
-        )
+        heard = Hearing(*(Signal(late, part, np.ones(800)) for part in (sound[:, :26], sound[:, 26:])))
+        name = f"p{seed}"
+        return Example(name, frozenset([name]), Signal(200, mouth[200:600], np.ones(400)), heard, heard)
 
     model = fit_model([person(seed, 0) for seed in range(6)])
     stranger = person(77, 40)
-    evidence = MouthEngine(1.0, model)
-    from stages.sync.channels import project
-
-    curve = correlate(project(stranger.sound, model.sound), project(stranger.mouth, model.mouth), model.weights, 1.0)
-    found = evidence.peak(curve, evidence.lags_s)
+    heard = model.hear(stranger.clean.sound, stranger.clean.phones)
+    curve = correlate(heard, project(stranger.mouth, model.mouth), model.weights, 1.0)
+    found = find_peak(curve, lags_s(1.0))
     assert found.offset_s == pytest.approx(0.40, abs=0.01)
     assert found.height > 4
 
