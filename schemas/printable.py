@@ -27,7 +27,7 @@ def printable(text: str) -> str:
 
 def percent_escaped(name: str) -> str:
     """A name or address with everything active in it as `%XX`, as in URLs; bytes that are not UTF-8 as themselves."""
-    return _IN_NAMES.sub(_percent, name)
+    return name if name.isascii() and name.isprintable() else _IN_NAMES.sub(_percent, name)
 
 
 def _percent(found: re.Match[str]) -> str:
@@ -38,4 +38,4 @@ def _percent(found: re.Match[str]) -> str:
 
 def whole_text(text: str) -> str:
     """`text` that every encoder takes: halves of characters are replaced."""
-    return _HALVES.sub("\ufffd", text)
+    return text if text.isascii() else _HALVES.sub("\ufffd", text)

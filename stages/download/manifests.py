@@ -42,6 +42,8 @@ WIDE = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 """Byte order marks -> encoding; without one it is UTF-8, and other bytes are those of file names."""
 TURNED = re.compile(r"(?:https?|ftp|s3|gs):(?!//)[\\/]|file:\\", re.IGNORECASE)
 """Begins what was meant as a URL and is none: it would be taken for a path, login and all."""
+NO_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Halves of characters that stand for no byte of a file name (PEP 383)."""
 Record = dict[str, Any]
 
 
@@ -213,7 +215,7 @@ def _checked(row: Any) -> Record:
         raise BadRowError(f"has no text in column 'uri'; its columns are {', '.join(map(str, record))[:200]}")
     if "\0" in uri:
         raise BadRowError("has an address with a zero byte in it")
-    if any("\ud800" <= each <= "\udfff" and not "\udc80" <= each <= "\udcff" for each in uri):
+    if NO_BYTES.search(uri):
         raise BadRowError("has an address that is not text")
     if TURNED.match(uri.strip()):
         raise BadRowError("has an address whose slashes are turned or missing")
