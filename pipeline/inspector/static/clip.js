@@ -15,6 +15,7 @@ const words = [...document.querySelectorAll(".track.words li")].map((item) => {
   return { item, start: Number(button.dataset.word), end: Number(button.dataset.end), text: button.textContent };
 });
 const spoken = [...document.querySelectorAll("#transcript .w")];
+const INSIDE_S = 0.01; // a player may stop just before the time it is sent to
 let until = null;
 let span = null;
 let frame = null;
@@ -178,7 +179,7 @@ document.querySelector("[data-do=frame-on]").addEventListener("click", () => ste
 playing.addEventListener("click", toggle);
 document.addEventListener("click", (event) => {
   const word = event.target.closest("[data-word], .w");
-  if (word) return seek(Number(word.dataset.word ?? word.dataset.at));
+  if (word) return seek(Number(word.dataset.word ?? word.dataset.at) + INSIDE_S);
   const stretch = event.target.closest("[data-span]");
   if (stretch) play(Number(stretch.dataset.span), Number(stretch.dataset.end));
 });

@@ -25,7 +25,7 @@ function config() {
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(name).trim();
   const axis = { labelColor: colour("--muted"), domainColor: colour("--line"), tickColor: colour("--line"), gridColor: colour("--line"), titleColor: colour("--muted"), labelFont: "system-ui", titleFont: "system-ui", titleFontWeight: "normal" };
-  return { background: "transparent", view: { stroke: null }, axis, rule: { color: colour("--ink") }, font: "system-ui" };
+  return { aria: false, background: "transparent", view: { stroke: null }, axis, rule: { color: colour("--ink") }, font: "system-ui" };
 }
 
 function domainOf(axis, bounds) {
