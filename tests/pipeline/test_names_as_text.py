@@ -6,14 +6,19 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline import cli
+from pipeline.ask.find import find
+from pipeline.ask.queries import Run
+from pipeline.show.figure import draw
 from pipeline.show.progress import Progress
 from schemas.errors import RecipeError
+from schemas.records import Level
 from tests.pipeline.light_run import LIGHT
 
 STAGES = LIGHT["stages"] | {"download": {"attempts": 1, "timeout_s": 1.0}}
@@ -36,6 +41,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, *command: str) -> int:
     return int(ended.value.code or 0)
 
 
+@pytest.mark.slow
 def test_a_run_of_odd_names_settles_them_all_and_prints_them_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +67,18 @@ def test_a_run_of_odd_names_settles_them_all_and_prints_them_whole(
     for command in ("stats", "status", "verify"):
         asked(monkeypatch, command, run)
         assert not {"\x1b", "\x07", "\u202e"} & set("".join(capfd.readouterr()))
+
+
+@pytest.mark.slow
+def test_a_figure_writes_names_and_words_as_they_are(light_run: tuple[Path, Path], tmp_path: Path) -> None:
+    """Dollar signs begin no mathematics, of which half would be an error."""
+    run = Run(str(light_run[1]))
+    (clip, *_) = [row for row in run.ledger.rows(Level.CLIP) if row["verdict.status"] == "keep"]
+    chain = find(run, clip["row_id"])
+    odd = replace(chain.rows[-1].asset, source=replace(chain.rows[0].source, uri=r"/in/$x_{$ \frac{.mp4"))  # type: ignore[union-attr]
+    last = replace(chain.rows[-1], asset=odd)  # type: ignore[call-arg]
+    draw(replace(chain, rows=(*chain.rows[:-1], last)), run.plan, tmp_path / "clip.png")
+    assert (tmp_path / "clip.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_mistakes_are_printed_as_text(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
