@@ -61,7 +61,7 @@ class ShotSplit(Split[ShotSplitConfig]):
     """Shots of an asset by its picture. They adjoin exactly and span the whole timeline; no picture, no shot."""
 
     name = "shot_split"
-    version = "3"
+    version = "4"
     level = "asset"
     children = "shot"
     reads = (

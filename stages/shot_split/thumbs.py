@@ -44,13 +44,13 @@ def tiles(part: Array) -> Array:
 
 
 def new_content(before: Array, after: Array, *, is_relit: bool = True) -> NDArray[np.float64]:
-    """Root mean square residual of each block of `after` that is sought in `before`, ascending [18].
+    """Root mean square residual of each block of `after` that is sought in `before`, row by row [18].
 
-    If `is_relit`, two guesses at the lighting are tried: unchanged, and the gain and offset that fit the whole picture.
+    If `is_relit`, two guesses at each block's lighting are tried: unchanged, and what fits the whole picture.
     """
     import cv2
 
-    best: NDArray[np.float64] | None = None
+    best = np.full(WIDTH * HEIGHT // (BLOCK_W * BLOCK_H), np.inf)
     for gain, offset in [(1.0, 0.0)] + [_relight(before[..., 0], after[..., 0])] * is_relit:
         lit = before * np.float32(gain)
         lit[..., 0] += np.float32(offset)
@@ -61,9 +61,7 @@ def new_content(before: Array, after: Array, *, is_relit: bool = True) -> NDArra
                 area = field[y : y + BLOCK_H + 2 * SHIFT_Y, x : x + BLOCK_W + 2 * SHIFT_X]
                 match = cv2.matchTemplate(area, after[y : y + BLOCK_H, x : x + BLOCK_W], cv2.TM_SQDIFF)
                 residual.append(np.sqrt(max(0.0, float(match.min())) / (BLOCK_W * BLOCK_H)))
-        if best is None or np.mean(residual) < best.mean():
-            best = np.sort(residual)
-    assert best is not None
+        best = np.minimum(best, residual)
     return best
 
 
@@ -73,3 +71,10 @@ def _relight(before: Array, after: Array) -> tuple[float, float]:
     variance = float((old * old).mean())
     gain = float(np.clip((old * new).mean() / variance, 0.5, 2.0)) if variance > NOISE else 1.0
     return gain, float(after.mean() - gain * before.mean())
+
+
+def levelled(small: Array) -> Array:
+    """Tiles [n, k, 3] with light and contrast taken out: each picture's mean is 0, its root mean square about 1."""
+    apart = small - small.mean(1, keepdims=True)
+    size = np.sqrt(np.square(apart).sum(2).mean(1) + np.float32(NOISE**2))
+    return np.asarray(apart / size[:, None, None], np.float32)

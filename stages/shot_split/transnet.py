@@ -26,8 +26,9 @@ from stages.shot_split.content import (
     lasting,
     sure_transitions,
     survey,
+    wipes,
 )
-from stages.shot_split.evidence import Evidence, confidence_of, cut_candidates, examine
+from stages.shot_split.evidence import Evidence, cut_candidates, examine, probability_of
 from stages.shot_split.thumbs import HEIGHT, WIDTH, Thumbs
 
 WINDOW = 100
@@ -36,20 +37,18 @@ MARGIN = 25
 PROBABLE = 0.5
 """Probability from which the network alone is believed, as in the authors' code."""
 POSSIBLE = 0.15
-"""Probability from which strong evidence in the content settles it: the network is unsure where two people speak
-before the same backdrop."""
+"""Probability of a middle from which a stretch that is inside a transition counts as one."""
 MIN_INSIDE_S = 0.08
 """Shortest gradual transition: two frames at 25 fps. Around a hard cut fewer frames look like inside."""
 MIN_FPS = 10.0
 """Frame rate below which the network, trained on film and television rates, is not asked at all."""
-SURE_CHANGE, SURE_CALM_CHANGE = 2.5, 2.0
-"""New content, in units of what motion brings, from which a cut needs no second opinion."""
-WORTH_ASKING = 0.7
-"""New content below which there is no cut, whatever the network says: light, flashes, steady motion."""
-STRONG_CHANGE = 1.5
-"""New content that makes a merely possible cut believable ..."""
-STRONG_CALM_CHANGE = 0.4
-"""... if not only a caption's part of the picture is new."""
+DOUBT = 2.5
+"""Log-odds by content up to which the network is asked."""
+FUSED_WEIGHTS, FUSED_BIAS = (2.78, 1.25, 6.33, 0.79, 0.71), -6.88
+"""Logistic regression on `Evidence.features` and the network's log-odds where it is asked (`benchmarks/fit_shots.py`):
+less on news, which flat drawings lack, and little on the network, which knows neither strobes nor shots of a few frames."""
+EASE = 0.003
+"""Keeps the log-odds of the network within 6: it is not as sure as it says of what it was not trained on."""
 
 
 class TransNet:
@@ -59,6 +58,8 @@ class TransNet:
         import torch
 
         self.device = device
+        self.num_looks = 0
+        """Windows it was asked about so far."""
         self._model = _model().to(device).eval()
         self._torch = torch
 
@@ -74,6 +75,7 @@ class TransNet:
 
     def look(self, thumbs: Thumbs, first: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(middle [100], inside [100]) of the window that begins at frame `first`; ends are padded by repetition."""
+        self.num_looks += 1
         index = np.clip(np.arange(first, first + WINDOW), 0, len(thumbs) - 1)
         with self._torch.inference_mode():
             window = self._torch.from_numpy(np.ascontiguousarray(thumbs[index]))[None].to(self.device)
@@ -125,12 +127,13 @@ class TransNetDetector:
 
 
 class HybridDetector:
-    """Content over every frame proposes, the network judges what is neither surely a cut nor surely none.
+    """Content and the network together: their evidence is added up, and neither has a veto.
 
-    Finds what both find and rejects what either explains: the network does not fall for pans and fast motion, the
-    content does not fall for flashes and lights, and the network knows better where a blend begins and ends, even one
-    that the content is sure of. Cost is that of the content detector plus a second of processor time for each look,
-    which serves all doubtful places within 50 frames.
+    What content is sure of, either way, needs no network. Where it is in doubt, the log-odds of both count
+    together (`fused`): against a pan, a title or an insert that looks like a cut, and for a change of framing before one
+    backdrop that does not. The network knows better where a blend begins and ends, even one that the content is sure of.
+    Cost is that of the content detector plus a second of processor time for each look, which serves all doubtful
+    places within 50 frames.
     """
 
     frame_size = (WIDTH, HEIGHT)
@@ -143,16 +146,19 @@ class HybridDetector:
         if fps < MIN_FPS:
             return ContentDetector().detect(thumbs, fps)
         seen = survey(thumbs, fps)
-        cuts = {at: examine(thumbs, at, fps) for at in cut_candidates(seen.changes)}
+        found = {at: examine(thumbs, at, fps) for at in cut_candidates(seen.changes, seen.levelled_changes)}
         maybe = blends(thumbs, seen.mixture, fps)
-        regions = [(first, end) for first, end in _regions(maybe, len(thumbs), fps).tolist()]
-        doubtful = [_around(at) for at, close in cuts.items() if _is_doubtful(close)]
+        regions = [
+            (first, end)
+            for first, end in _regions([*maybe, *wipes(thumbs, seen.mosaic, fps)], len(thumbs), fps).tolist()
+        ]
+        doubtful = [around(at) for at, close in found.items() if is_doubtful(close)]
         looks = Looks(self.net, thumbs, [*doubtful, *regions])
-        hard = []
-        for at, close in cuts.items():
-            confidence = judge(close, at, looks)
-            if confidence is not None:
-                hard.append(Boundary(at, at, "hard", confidence))
+        odds = {
+            at: fused(close, looks.at(*around(at))[0].max()) if is_doubtful(close) else close.log_odds
+            for at, close in found.items()
+        }
+        hard = [Boundary(at, at, "hard", probability_of(log_odds)) for at, log_odds in odds.items() if log_odds > 0]
         soft: list[Boundary] = []
         for first, end in regions:
             middle, inside = looks.at(first, end)
@@ -202,30 +208,24 @@ def shared_spans(places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return spans
 
 
-def _around(at: int) -> tuple[int, int]:
+def around(at: int) -> tuple[int, int]:
     """[first, end) of the frames at which the network may see a cut before frame `at`."""
     return at - 2, at + 1
 
 
-def _is_sure(close: Evidence) -> bool:
-    return not close.is_flash and close.change >= SURE_CHANGE and close.calm_change >= SURE_CALM_CHANGE
+def is_doubtful(close: Evidence) -> bool:
+    """Whether the network is to be asked about what looks like `close` from close by."""
+    return abs(close.log_odds) < DOUBT
 
 
-def _is_doubtful(close: Evidence) -> bool:
-    return not close.is_flash and close.change >= WORTH_ASKING and not _is_sure(close)
+def fused(close: Evidence, probability: float) -> float:
+    """Log-odds of a cut that looks like `close`, and to which the network gives `probability`."""
+    return float(np.dot(FUSED_WEIGHTS, [*close.features(), log_odds_of(probability)]) + FUSED_BIAS)
 
 
-def judge(close: Evidence, at: int, looks: Looks) -> float | None:
-    """Confidence in a hard cut before frame `at` that looks like `close` from close by, or None if there is none."""
-    if _is_sure(close):
-        return confidence_of(close.score)
-    if not _is_doubtful(close):
-        return None
-    found = float(looks.at(*_around(at))[0].max())
-    is_strong = close.change >= STRONG_CHANGE and close.calm_change >= STRONG_CALM_CHANGE
-    if found >= PROBABLE or (found >= POSSIBLE and is_strong):
-        return max(found, PROBABLE)
-    return None
+def log_odds_of(probability: float) -> float:
+    """What the network's probability says for a cut, at most 6 either way."""
+    return float(np.log((probability + EASE) / (1 - probability + EASE)))
 
 
 def _regions(maybe: Sequence[Blend], num: int, fps: float) -> Runs:

@@ -17,10 +17,10 @@ from schemas.records import SHOT
 from schemas.timing import microseconds
 from stages.asset_pass import Seen
 from stages.base import Context
-from stages.shot_split.content import Boundary, ContentDetector, blends, combine, lasting, survey
-from stages.shot_split.evidence import examine
+from stages.shot_split.content import Boundary, ContentDetector, blends, combine, lasting, survey, wipes
+from stages.shot_split.evidence import Evidence, examine
 from stages.shot_split.stage import ShotSplit, ShotSplitConfig, make_detector, partition
-from stages.shot_split.transnet import HybridDetector, Looks, TransNet, shared_spans
+from stages.shot_split.transnet import HybridDetector, Looks, TransNet, fused, is_doubtful, shared_spans
 from tests.rows import asset_row
 
 FPS = 25.0
@@ -113,9 +113,38 @@ def test_evidence_tells_a_cut_from_a_change_of_light() -> None:
     a, b = scene(7, 20), scene(8, 20)
     cut = examine(np.concatenate([a, b]), 20, FPS)
     light = examine(np.concatenate([a, (scene(7, 40)[20:] * 0.6).astype(np.uint8)]), 20, FPS)
-    assert cut.score > 2
-    assert light.score < 1
-    assert not cut.is_flash
+    lit = scene(7, 40).astype(np.int16)
+    lit[20:23] += 100
+    flash = examine(lit.clip(0, 255).astype(np.uint8), 20, FPS)
+    assert cut.log_odds > 3
+    assert light.log_odds < -3
+    assert flash.log_odds < -3
+    assert cut.staying > 0.8
+    assert flash.change < 0.5 * cut.change
+
+
+def test_a_cut_under_a_strobe_is_found_and_the_strobe_is_not() -> None:
+    film = np.concatenate([scene(51, 41), scene(53, 46)])
+    film = (film * np.where(np.arange(len(film)) // 2 % 2, 0.4, 1.0)[:, None, None, None]).astype(np.uint8)
+    assert hard(ContentDetector().detect(film, FPS)) == [41]
+
+
+def test_black_bars_do_not_make_a_cut_look_like_a_title() -> None:
+    film = np.concatenate([scene(7, 20), scene(8, 20)])
+    boxed = np.zeros_like(film)
+    boxed[:, :, 18:30] = film[:, :, 18:30]
+    assert examine(boxed, 20, FPS).log_odds > 3
+    assert hard(ContentDetector().detect(boxed, FPS)) == [20]
+
+
+def test_neither_content_nor_network_has_a_veto() -> None:
+    titled, cut = Evidence(0.75, 0.01, 0.96, 2.0), Evidence(0.9, 0.1, 0.9, 8.0)
+    assert is_doubtful(titled)
+    assert fused(titled, 0.02) < 0 < fused(titled, 0.9)
+    assert fused(cut, 0.2) > 0
+    assert [fused(cut, p) for p in (0.0, 0.3, 0.6, 1.0)] == sorted(fused(cut, p) for p in (0.0, 0.3, 0.6, 1.0))
+    assert not is_doubtful(Evidence(1.5, 0.05, 0.98, 30.0))
+    assert not is_doubtful(Evidence(0.2, 0.2, 0.3, 1.0))
 
 
 def test_a_dissolve_is_a_blend_and_a_pan_is_not() -> None:
@@ -125,7 +154,18 @@ def test_a_dissolve_is_a_blend_and_a_pan_is_not() -> None:
     assert found.is_sure
     assert 45 <= found.first < found.end <= 60
     pan = scene(9, 100, drift_px=0.8)
-    assert blends(pan, survey(pan, FPS).mixture, FPS) == []
+    assert blends(pan, survey(pan, FPS).mixture, FPS) == wipes(pan, survey(pan, FPS).mosaic, FPS) == []
+
+
+def test_a_wipe_is_a_blend_and_a_lamp_turned_up_is_none() -> None:
+    a, b = scene(9, 60), scene(12, 60)
+    new = (np.arange(48) < np.linspace(0, 48, 15)[:, None])[:, None, :, None]
+    wipe = np.concatenate([a[:45], np.where(new, b[:15], a[45:]), b[15:]])
+    (found,) = wipes(wipe, survey(wipe, FPS).mosaic, FPS)
+    assert 42 <= found.first < found.end <= 63
+    lamp = (scene(9, 90) * np.interp(np.arange(90), [40, 52], [0.4, 1.0])[:, None, None, None]).astype(np.uint8)
+    assert blends(lamp, survey(lamp, FPS).mixture, FPS) == []
+    assert ContentDetector().detect(lamp, FPS) == []
 
 
 def test_runs_close_small_gaps_and_drop_short_stretches() -> None:
@@ -142,6 +182,8 @@ def test_combine_prefers_a_cut_over_the_range_around_it_and_joins_fades_through_
         film,
     )
     assert found == [Boundary(20, 20, "hard", 0.9), Boundary(30, 60, "gradual", 0.9)]
+    out, cut = Boundary(30, 40, "gradual", 0.7), Boundary(40, 40, "hard", 0.9)
+    assert combine([cut, Boundary(30, 30, "hard", 0.6)], [out], film) == [out, cut]
 
 
 @st.composite
