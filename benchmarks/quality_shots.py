@@ -1,7 +1,9 @@
-"""Scores every shot engine against a manifest's truth and on generated montages, PySceneDetect's detectors included.
+"""Scores every shot engine against a manifest's truth and on generated films of many kinds, PySceneDetect included.
 
-    python -m benchmarks.quality_shots MEDIA_DIR [--engines hybrid,content] [--montages 12]
+    python -m benchmarks.quality_shots MEDIA_DIR [--engines hybrid,content] [--kinds trailer,titles] [--films 4]
 
+Films are made of the single-shot videos of MEDIA_DIR. Half of those videos, and seeds below 1000, were there to choose
+settings on (`benchmarks.fit_shots`); figures come from the other half of the videos and from seeds of 1000 and above.
 A hard cut counts as found if one is reported within a frame of it, each report counting once. A gradual transition
 counts as found if any boundary is reported within its range, two frames either side allowed. Ranges the manifest calls
 `soft_transitions`, `not_cuts`, `graphics_cuts_optional` or `ambiguous` are never held against a detector.
@@ -14,7 +16,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -23,10 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.intervals import bootstrap_interval
-from benchmarks.quality_shots_montage import make_montage
+from benchmarks.quality_shots_camera import Source, resized
+from benchmarks.quality_shots_kinds import KINDS, make_film
 from stages.base import Context
 from stages.shot_split.content import Boundary
 from stages.shot_split.stage import Detector, Reel, ShotSplitConfig, make_detector
+from stages.shot_split.transnet import HybridDetector, TransNetDetector
 
 ENGINES: tuple[str, ...] = get_args(ShotSplitConfig.model_fields["engine"].annotation)
 TOLERANCE_FRAMES = 1
@@ -35,10 +40,17 @@ RANGE_MARGIN_FRAMES = 2
 """Own choice: the first and last frames of a gradual transition hardly differ from those beside them."""
 IGNORED_KEYS = ("soft_transitions", "not_cuts", "graphics_cuts_optional", "ambiguous")
 GRADUAL_TYPES = ("fade", "dissolve", "wipe")
-SOURCE_SIZE = (192, 108)
-"""Own choice of pixels: minutes of sources fit in memory."""
+PUBLISHED, FITTING = 0, 1
+"""The halves of the single-shot videos."""
+FIRST_SEED = {PUBLISHED: 1000, FITTING: 0}
+SOURCE_SIZE = (320, 180)
+"""Own choice of pixels: a close framing of them still fills a thumbnail, and all sources fit in memory."""
+SOURCE_S, SOURCE_FRAMES, FASTEST_SOURCE_FPS = 6, 150, 40
+"""Own choice of how much of a source is used: the beginning, of fast ones every second frame."""
 MIN_SOURCE_FRAMES = 60
-"""Own choice: a montage takes pieces of up to 4 s, which would be all alike if taken from less than 2 s."""
+"""Own choice: pieces of up to 4 s would be all alike if taken from less than 2 s."""
+COMPOSED = "split_screen"
+"""In the name of a video that is put together from others, which may lie in the other half."""
 
 Range = tuple[int, int]
 """[first frame, one past the last)."""
@@ -55,12 +67,17 @@ class Truth:
 
 
 def score_shots(
-    media_dir: Path | str, engines: Sequence[str] = ENGINES, num_montages: int = 12, device: str = "cpu"
+    media_dir: Path | str,
+    engines: Sequence[str] = ENGINES,
+    num_films: int = 4,
+    kinds: Sequence[str] = tuple(KINDS),
+    device: str = "cpu",
+    half: int = PUBLISHED,
 ) -> dict[str, Any]:
-    """{"manifest": {engine: figures}, "generated": {engine: figures}}; see `summarise` for the figures.
+    """{"manifest": {engine: figures}, "generated": {engine: {"all": figures, kind: figures}}}; see `summarise`.
 
-    Every engine sees what its stage would show it. Takes a few minutes for ten minutes of media on one core, most of
-    it for `transnetv2`. `generated` is empty where the media hold no single-shot video to make montages from.
+    Every engine sees what its stage would show it. Takes a quarter of an hour on one core, nearly all of it for
+    `transnetv2`. `generated` is empty where the media hold no single-shot video to make films of.
     """
     media_dir = Path(media_dir)
     items = json.loads((media_dir / "manifest.json").read_text())["items"]
@@ -77,11 +94,19 @@ def score_shots(
             for name, detector in detectors.items():
                 thumbs = context.asset_pass.look(path, Reel, *detector.frame_size).thumbs()
                 real[name].append(_row(detector, thumbs, context.asset_pass.seen(path).fps, truth))
-        made = _score_montages(detectors, _sources(context, media_dir, known), num_montages)
+        sources = sources_of(context, media_dir, items, half)
         context.media.close()
+    seeds = range(FIRST_SEED[half], FIRST_SEED[half] + num_films)
+    made = {kind: _score_films(detectors, sources, kind, seeds) for kind in kinds if len(sources) > 1}
     return {
         "manifest": {name: summarise(rows) for name, rows in real.items()},
-        "generated": {name: summarise(rows) for name, rows in made.items() if rows},
+        "generated": {
+            name: {
+                "all": summarise([row for rows in made.values() for row in rows[name]]),
+                **{kind: summarise(rows[name]) for kind, rows in made.items()},
+            }
+            for name in (engines if made else ())
+        },
     }
 
 
@@ -142,7 +167,10 @@ def _touches(one: Range, other: Range) -> bool:
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Pooled figures of `rows` from `compare` plus num_frames and cpu_s; intervals are 95 % bootstraps over videos."""
+    """Pooled figures of `rows` from `compare` plus num_frames, length_s, cpu_s and looks.
+
+    Intervals are 95 % bootstraps over videos.
+    """
     hits, missed, false = (
         np.array([_count(row[key]) for row in rows]) for key in ("hard_hits", "hard_missed", "hard_false")
     )
@@ -166,6 +194,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "gradual_recall": _ratio(soft_hits.sum(), soft_hits.sum() + soft_missed.sum()),
         "gradual_false": sum(len(row["gradual_false"]) for row in rows),
         "frames_per_cpu_s": frames / cpu_s if cpu_s else None,
+        "looks_per_min": 60 * sum(row["looks"] for row in rows) / sum(row["length_s"] for row in rows),
         "faults": [dict(row) for row in rows if row["hard_missed"] or row["hard_false"] or row["gradual_missed"]],
     }
 
@@ -183,45 +212,49 @@ def _f1(hits: float, missed: float, false: float) -> float | None:
 
 
 def _row(detector: Detector, thumbs: NDArray[np.uint8], fps: float, truth: Truth) -> dict[str, Any]:
-    started = time.process_time()
+    looked, started = _looks(detector), time.process_time()
     found = detector.detect(thumbs, fps)
-    return {**compare(found, truth), "num_frames": len(thumbs), "cpu_s": time.process_time() - started}
+    spent = {"cpu_s": time.process_time() - started, "looks": _looks(detector) - looked}
+    return {**compare(found, truth), "num_frames": len(thumbs), "length_s": len(thumbs) / fps, **spent}
 
 
-def _sources(
-    context: Context, media_dir: Path, known: Iterable[tuple[Mapping[str, Any], Truth]]
-) -> dict[str, tuple[NDArray[np.uint8], float]]:
-    """Frames and frame rate of every video that is one single shot."""
+def _looks(detector: Detector) -> int:
+    """Windows that the engine's network was asked about so far; 0 without one."""
+    return detector.net.num_looks if isinstance(detector, HybridDetector | TransNetDetector) else 0
+
+
+def sources_of(context: Context, media_dir: Path, items: Iterable[Mapping[str, Any]], half: int) -> dict[str, Source]:
+    """The single-shot videos of one half, `PUBLISHED` or `FITTING`, by path."""
     sources = {}
-    for item, truth in known:
-        if truth.hard or truth.gradual or truth.ignored or item["probe"]["decoded_video_frames"] < MIN_SOURCE_FRAMES:
-            continue
-        frames = context.media.frames(media_dir / item["path"], size=SOURCE_SIZE)
-        length_s = (frames.end_pts - int(frames.pts[0])) * frames.num / frames.den
-        sources[truth.name] = (frames.images, len(frames.pts) / length_s)
+    for item in items:
+        if is_one_shot(item) and zlib.crc32(Path(item["path"]).name.encode()) % 2 == half:
+            frames = context.media.frames(media_dir / item["path"], size=SOURCE_SIZE, end=SOURCE_S)
+            fps = len(frames.pts) * frames.den / ((frames.end_pts - int(frames.pts[0])) * frames.num)
+            step = 2 if fps > FASTEST_SOURCE_FPS else 1
+            sources[str(item["path"])] = Source(frames.images[::step][:SOURCE_FRAMES], fps / step)
     return sources
 
 
-def _score_montages(
-    detectors: Mapping[str, Detector], sources: Mapping[str, tuple[NDArray[np.uint8], float]], num: int
+def is_one_shot(item: Mapping[str, Any]) -> bool:
+    """Whether the video is known to be one shot: the manifest says so, or it is one of somebody talking."""
+    truth, path = item["ground_truth"], str(item["path"])
+    changes = any(truth.get(key) for key in ("hard_cuts", "cuts", *IGNORED_KEYS))
+    is_known = "cuts" in truth or path.startswith("talking/")
+    is_long = (item["probe"].get("decoded_video_frames") or 0) >= MIN_SOURCE_FRAMES
+    return is_known and is_long and not changes and COMPOSED not in path
+
+
+def _score_films(
+    detectors: Mapping[str, Detector], sources: Mapping[str, Source], kind: str, seeds: Iterable[int]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Rows per engine on `num` montages, numbered seeds."""
+    """Rows per engine on films of `kind`, one for each of `seeds`."""
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in detectors}
-    for seed in range(num if len(sources) > 1 else 0):
-        montage = make_montage(sources, np.random.default_rng(seed))
-        truth = Truth(f"montage {seed}", montage.hard_cuts, [(a, b) for a, b, _ in montage.gradual])
+    for seed in seeds:
+        film = make_film(kind, sources, seed)
+        truth = Truth(f"{kind} {seed}", film.hard, film.gradual, film.ignored)
         for name, detector in detectors.items():
-            rows[name].append(
-                _row(detector, np.stack(list(_resized(montage.frames, detector.frame_size))), montage.fps, truth)
-            )
+            rows[name].append(_row(detector, resized(film.frames, detector.frame_size), film.fps, truth))
     return rows
-
-
-def _resized(frames: NDArray[np.uint8], size: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
-    import cv2
-
-    for frame in frames:
-        yield cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -229,11 +262,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("media_dir", type=Path)
     parser.add_argument("--engines", default=",".join(ENGINES))
-    parser.add_argument("--montages", type=int, default=12)
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--films", type=int, default=4, help="of each kind")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--half", choices=("published", "fitting"), default="published")
     options = parser.parse_args(argv)
     json.dump(
-        score_shots(options.media_dir, options.engines.split(","), options.montages, options.device),
+        score_shots(
+            options.media_dir,
+            options.engines.split(","),
+            options.films,
+            options.kinds.split(","),
+            options.device,
+            PUBLISHED if options.half == "published" else FITTING,
+        ),
         sys.stdout,
         indent=1,
     )

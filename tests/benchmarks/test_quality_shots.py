@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.quality_shots import Truth, compare, is_scored, score_shots, summarise, truth_of
+from benchmarks.quality_shots import Truth, compare, is_one_shot, is_scored, score_shots, summarise, truth_of
 from benchmarks.quality_shots_montage import make_montage
 from stages.shot_split.content import Boundary
 
@@ -37,13 +37,14 @@ def test_excused_ranges_are_held_against_nobody() -> None:
 
 def test_summary_pools_over_videos() -> None:
     rows = [
-        {**compare([cut(10)], Truth("a", [10, 50], [])), "num_frames": 100, "cpu_s": 0.5},
-        {**compare([cut(70)], Truth("b", [], [(1, 5)])), "num_frames": 100, "cpu_s": 0.5},
+        {**compare([cut(10)], Truth("a", [10, 50], [])), "num_frames": 100, "length_s": 4.0, "cpu_s": 0.5, "looks": 1},
+        {**compare([cut(70)], Truth("b", [], [(1, 5)])), "num_frames": 100, "length_s": 4.0, "cpu_s": 0.5, "looks": 2},
     ]
     found = summarise(rows)
     assert found["precision"] == found["recall"] == found["f1"] == pytest.approx(0.5)
     assert found["gradual_recall"] == 0
     assert found["frames_per_cpu_s"] == pytest.approx(200)
+    assert found["looks_per_min"] == pytest.approx(22.5)
     assert len(found["faults"]) == 2
 
 
@@ -81,6 +82,19 @@ def test_montages_are_reproducible_and_their_truth_lies_in_order() -> None:
         assert edges[-1][1] < len(one.frames)
 
 
+def one_shot(path: str, **truth: list[int]) -> dict[str, object]:
+    return {"path": path, "probe": {"decoded_video_frames": 90}, "ground_truth": truth}
+
+
+def test_films_are_made_of_videos_that_are_known_to_be_one_shot() -> None:
+    assert is_one_shot(one_shot("nonspeech/a.mp4", cuts=[]))
+    assert is_one_shot(one_shot("talking/a.mp4"))
+    assert not is_one_shot(one_shot("nonspeech/a.mp4"))
+    assert not is_one_shot(one_shot("multishot/a.mp4", cuts=[30]))
+    assert not is_one_shot(one_shot("talking/split_screen_a.mp4", cuts=[]))
+    assert not is_one_shot({**one_shot("talking/a.mp4"), "probe": {"decoded_video_frames": 20}})
+
+
 @pytest.mark.slow
 def test_scores_a_folder_with_a_manifest(media_dir: Path, tmp_path: Path) -> None:
     wanted = {
@@ -94,8 +108,11 @@ def test_scores_a_folder_with_a_manifest(media_dir: Path, tmp_path: Path) -> Non
         target = tmp_path / item["path"]
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(media_dir / item["path"])
-    scores = score_shots(tmp_path, ["content", "scenedetect_adaptive"], num_montages=1)
+    scores = score_shots(tmp_path, ["content", "scenedetect_adaptive"], 1, ["slides", "blends"])
     assert scores["manifest"]["content"]["videos"] == 3
     assert scores["manifest"]["content"]["f1"] == 1.0
-    assert scores["generated"]["content"]["hard_cuts"] > 0
+    made = scores["generated"]["content"]
+    assert set(made) == {"all", "slides", "blends"}
+    assert made["all"]["hard_cuts"] == made["slides"]["hard_cuts"] + made["blends"]["hard_cuts"] > 0
+    assert made["slides"]["f1"] == 1.0
     json.dumps(scores)

@@ -1,0 +1,48 @@
+"""Generated films are what their truth says, and the same whenever they are made."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.fit_shots import labels
+from benchmarks.quality_shots_camera import Source
+from benchmarks.quality_shots_kinds import KINDS, Film, make_film
+
+
+@pytest.fixture
+def sources(monkeypatch: pytest.MonkeyPatch) -> dict[str, Source]:
+    """Three soft pictures that drift, and films a quarter as long as usual."""
+    import cv2
+
+    monkeypatch.setattr("benchmarks.quality_shots_kinds.FILM_S", 2.0)
+    rng = np.random.default_rng(1)
+    made = {}
+    for name in "abc":
+        wide = cv2.resize(rng.integers(0, 255, (9, 32, 3), dtype=np.uint8), (640, 180), interpolation=cv2.INTER_CUBIC)
+        made[name] = Source(np.stack([wide[:, t : t + 320] for t in range(120)]), 25.0)
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_cut_of_the_truth_is_one(kind: str, sources: dict[str, Source]) -> None:
+    film = make_film(kind, sources, 3)
+    assert film.frames.dtype == np.uint8
+    assert film.frames.shape[1:] == (144, 256, 3)
+    assert film.hard or film.gradual
+    assert film.hard == sorted(set(film.hard))
+    assert all(0 < at < len(film) for at in film.hard)
+    assert all(0 <= first < end <= len(film) for first, end in [*film.gradual, *film.ignored])
+    steps = np.abs(np.diff(film.frames[:, ::4, ::4].astype(np.int16), axis=0)).mean((1, 2, 3))
+    assert all(steps[at - 1] > 1.0 for at in film.hard)
+
+
+def test_a_seed_makes_one_film(sources: dict[str, Source]) -> None:
+    one, same, other = (make_film("trailer", sources, seed) for seed in (5, 5, 6))
+    assert one.hard == same.hard != other.hard
+    assert np.array_equal(one.frames, same.frames)
+
+
+def test_a_fit_learns_from_the_candidate_nearest_to_a_cut() -> None:
+    film = Film(25.0, np.zeros((100, 1, 1, 3), np.uint8), hard=[20, 60], ignored=[(40, 45)])
+    assert labels([10, 20, 21, 38, 47, 48, 61], film).tolist() == [0, 1, -1, -1, -1, 0, 1]
