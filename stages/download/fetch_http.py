@@ -18,8 +18,8 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
 
 from schemas.errors import DownloadError
 from schemas.machine import is_trouble
-from schemas.secrets import public_uri, told_of
-from stages.download.partial import Part, host_slot
+from schemas.public import public_uri, told_of
+from stages.download.partial import PartFile, host_slot
 from stages.download.proxies import may_be_public, proxy_for
 from stages.download.receive import HttpLimits, receive
 from stages.download.store import suffix_of
@@ -68,7 +68,7 @@ def fetched_http(
     """
     import httpx
 
-    part = Part(partial_dir / (hashlib.sha256(uri.encode("utf-8", "surrogatepass")).hexdigest()[:32] + ".part"))
+    part = PartFile(partial_dir / (hashlib.sha256(uri.encode("utf-8", "surrogatepass")).hexdigest()[:32] + ".part"))
     policy = RetryPolicy(limits.attempts, limits.backoff_s, limits.max_backoff_s)
     passing = (TryAgainError, httpx.TransportError, OSError)
     turns = count()
@@ -93,7 +93,7 @@ def _reason(uri: str, error: Exception) -> str:
     return told_of(uri, error) or type(error).__name__
 
 
-def _attempt(uri: str, part: Part, limits: HttpLimits, is_checked: bool, turn: int) -> str:
+def _attempt(uri: str, part: PartFile, limits: HttpLimits, is_checked: bool, turn: int) -> str:
     """Follows redirects and appends to `part`; the final URL. Each turn begins with another address of a host.
 
     Raises TryAgainError or DownloadError.
@@ -130,7 +130,7 @@ def _server(parts: SplitResult) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port
 
 
-def _headers(first: str, uri: str, part: Part, is_checked: bool, cookies: httpx.Cookies) -> dict[str, str]:
+def _headers(first: str, uri: str, part: PartFile, is_checked: bool, cookies: httpx.Cookies) -> dict[str, str]:
     """What a request for `uri` says beside where it goes: what is there already, who asks, and what the server said to keep."""
     import httpx
 

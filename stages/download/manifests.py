@@ -19,8 +19,8 @@ from typing import IO, Any, cast
 
 from schemas.errors import DownloadError, RecipeError
 from schemas.machine import is_trouble
+from schemas.public import public_uri, told_of
 from schemas.scratch import Scratch
-from schemas.secrets import public_uri, told_of
 from stages.download.companions import SIDECARS
 from stages.download.fetch_http import fetched_http, leads_to_private
 from stages.download.places import is_local, path_of, scheme_of

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SLOT_POLL_S = 0.05
 
 
-class Part:
+class PartFile:
     """A download under way: the bytes so far, and beside them what identifies the content they belong to."""
 
     def __init__(self, path: Path) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 
 from schemas.errors import RecipeError
-from schemas.secrets import public_uri, told_of
+from schemas.public import public_uri, told_of
 from stages.download.companions import HIDDEN, OWN_FOLDERS, own_roots, stems_of, why_no_medium
 from stages.download.skips import Skips
 from stages.objects import at_store, other_side

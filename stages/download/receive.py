@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from schemas.errors import DownloadError
-from schemas.secrets import public_uri
-from stages.download.partial import Part
+from schemas.public import public_uri
+from stages.download.partial import PartFile
 from stages.retry import TryAgainError, retry_after_s
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class HttpLimits:
     user_agent: str = "nava-curate"
 
 
-def receive(response: httpx.Response, uri: str, part: Part, limits: HttpLimits) -> None:
+def receive(response: httpx.Response, uri: str, part: PartFile, limits: HttpLimits) -> None:
     """Writes the body where it belongs. Raises TryAgainError if it is cut short, DownloadError if it never will do."""
     total, offset = _extent(response, uri, part)
     if response.status_code == 416:
@@ -65,7 +65,7 @@ def receive(response: httpx.Response, uri: str, part: Part, limits: HttpLimits) 
         raise TryAgainError("the server continued in another coding")
     if total is not None and total > limits.max_bytes:
         raise too_large(uri, total, limits.max_bytes)
-    got = _Arrived(total, limits)
+    got, is_whole = _Arrived(total, limits), False
     try:
         with part.path.open("r+b") as out:
             out.truncate(offset)
@@ -80,10 +80,10 @@ def receive(response: httpx.Response, uri: str, part: Part, limits: HttpLimits) 
                 out.write(block)
                 got.count(offset if not is_coded else response.num_bytes_downloaded)
         got.check_end()
-    except BaseException:
-        if is_coded:  # what arrived cannot be continued
+        is_whole = True
+    finally:
+        if is_coded and not is_whole:  # what arrived cannot be continued
             part.clear()
-        raise
 
 
 def _blocks(response: httpx.Response, is_coded: bool) -> Iterator[bytes]:
@@ -126,7 +126,7 @@ class _Arrived:
             raise TryAgainError(f"the connection ended after {self.raw} of {self.total} bytes")
 
 
-def _extent(response: httpx.Response, uri: str, part: Part) -> tuple[int | None, int]:
+def _extent(response: httpx.Response, uri: str, part: PartFile) -> tuple[int | None, int]:
     """(bytes of the whole as they are sent, if said; where the body begins). Raises TryAgainError or DownloadError."""
     status = response.status_code
     if status in RETRIED_STATUS | NOT_YET:

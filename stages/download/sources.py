@@ -18,8 +18,8 @@ from schemas.errors import RecipeError
 from schemas.ids import source_id
 from schemas.machine import is_trouble
 from schemas.printable import percent_escaped, whole_text
+from schemas.public import is_secret, public_uri, scrubbed
 from schemas.records import Source
-from schemas.secrets import is_secret, public_uri, scrubbed
 from stages.download.companions import is_own
 from stages.download.folders import files_below, files_matching
 from stages.download.licences import strictest

@@ -20,8 +20,8 @@ from schemas.files import sha256_of
 from schemas.ids import asset_id, digest, source_id
 from schemas.machine import is_trouble
 from schemas.printable import is_plain, printable
+from schemas.public import public_uri, told_of
 from schemas.records import Row
-from schemas.secrets import public_uri, told_of
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.download.fetch_http import Fetched, checked_addresses, fetched_http
 from stages.download.partial import locked_file

@@ -19,7 +19,7 @@ from pipeline.ledger import Ledger
 from schemas.arrow_file import read_table
 from schemas.records import Level
 from tests.pipeline.light_run import LIGHT
-from tests.schemas.test_secrets import COLUMNS, FORMS, NAMES, SECRET
+from tests.schemas.test_public import COLUMNS, FORMS, NAMES, SECRET
 from tests.stages.download.web import Handler, serving
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from schemas.errors import RecipeError
 from schemas.ids import source_id
+from schemas.public import public_uri
 from schemas.records import FETCH_URI, SOURCE
-from schemas.secrets import public_uri
 from stages.download.sources import expand_sources
 
 

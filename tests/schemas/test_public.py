@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.ids import source_id, unsigned
-from schemas.secrets import SHOWN_PARAMETERS, is_secret, public_uri, scrubbed, told_of
+from schemas.public import SHOWN_PARAMETERS, is_secret, public_uri, scrubbed, told_of
 
 SECRET = "SEKRETsekret0042SEKRET"
 NAMES = """
