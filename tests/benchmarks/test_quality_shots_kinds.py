@@ -12,10 +12,10 @@ from benchmarks.quality_shots_kinds import KINDS, Film, make_film
 
 @pytest.fixture
 def sources(monkeypatch: pytest.MonkeyPatch) -> dict[str, Source]:
-    """Three soft pictures that drift, and films a quarter as long as usual."""
+    """Three soft pictures that drift, and films less than half as long as usual."""
     import cv2
 
-    monkeypatch.setattr("benchmarks.quality_shots_kinds.FILM_S", 2.0)
+    monkeypatch.setattr("benchmarks.quality_shots_kinds.FILM_S", 3.5)
     rng = np.random.default_rng(1)
     made = {}
     for name in "abc":
