@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from schemas.errors import NavaError
+from schemas.machine import trouble_of
 
 app = typer.Typer(
     add_completion=False,
@@ -46,7 +47,12 @@ class Number(StrEnum):
 
 
 SettingOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, as often as needed")]
-ModelOption = Annotated[str, typer.Option("--model", help="preset, or a json file of the network's shape")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="preset, or json file of the network's shape (default: what it says of itself, or nava_6b)"
+    ),
+]
 
 
 @app.command()
@@ -55,7 +61,7 @@ def convert(
         Path, typer.Argument(exists=True, help=".safetensors, .ckpt/.pt/.pth, a folder of shards, or a DCP folder")
     ],
     target: Annotated[Path, typer.Argument(help="file, or folder with --shard-gb or --to dcp; must not exist")],
-    model: ModelOption = "nava_6b",
+    model: ModelOption = None,
     layout: Annotated[
         CheckpointLayout, typer.Option("--from", help="ema: running average; wan: Wan2.2-TI2V-5B as a start")
     ] = CheckpointLayout.NAVA,
@@ -65,9 +71,9 @@ def convert(
     seed: Annotated[int, typer.Option(help="for what a warm start initialises")] = 0,
 ) -> None:
     """Writes a checkpoint in another container, tensor by tensor; names and shapes must be exactly the network's."""
-    from model.network.config import read_config
+    from model.network.config import network_of
 
-    network = read_config(model)
+    network = network_of(source, model)
     import torch
 
     from model.weights import convert as conversion
@@ -190,6 +196,9 @@ def train(
         bool, typer.Option("--ray/--no-ray", help="start the ranks with Ray Train instead of torchrun")
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="ranks that Ray starts")] = 1,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="go on although the recipe makes it another experiment")
+    ] = False,
 ) -> None:
     """Trains a stage: as one process, under `torchrun -m model.cli train`, or with --ray, from the same recipe."""
     from model.training.config import load_recipe
@@ -198,11 +207,11 @@ def train(
     if ray:
         from model.training.ray_launch import train_on_ray
 
-        train_on_ray(config, out, workers)
+        train_on_ray(config, out, workers, allow_changes=allow_changes)
     else:
         from model.training.train import train as train_here
 
-        train_here(config, out)
+        train_here(config, out, allow_changes=allow_changes)
 
 
 @app.command("tiny-codecs")
@@ -225,11 +234,14 @@ def _show_step(done: int, of: int) -> None:
 
 
 def main() -> None:
-    """Entry point: a NavaError prints without a traceback and exits with 2."""
+    """Entry point: a NavaError, or trouble of the machine, prints without a traceback and exits with 2."""
     try:
         app()
-    except NavaError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (NavaError, OSError, MemoryError) as error:
+        told = error if isinstance(error, NavaError) else trouble_of(error)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,11 +1,10 @@
-"""Pixels and seconds -> tokens -> FLOPs -> bucket -> memory: one arithmetic to pack, plan, train and inspect with.
+"""Pixels and seconds -> tokens -> FLOPs -> bucket: one arithmetic to pack, plan, train and inspect with.
 
     clip (height_px, width_px, duration_s)
       -> pixel bucket (height, width)         official table, arithmetic mid-points between ratios
       -> frames 4n+1 at 24 Hz                 the video autoencoder takes 4n+1 frames
       -> video, audio, text tokens            1 token = 4 frames x 32 x 32 px, 1/25 s of sound, one text piece
       -> forward and training FLOPs           2*m*n*k for every matrix product
-      -> bytes per GPU                        states and activations
 
 Every function is pure. Those that take token counts accept numbers or arrays and cost one pass over them.
 Sources: the published NAVA-6.3B configuration (ernie-research/NAVA, NAVA_6B.json) and its module shapes.
@@ -326,7 +325,7 @@ def clip_budget(
     )
 
 
-# --------------------------------------------------------------------------------------------- parameters, memory
+# ------------------------------------------------------------------------------------------------------ parameters
 
 
 def num_parameters(shape: ModelShape) -> int:
@@ -344,65 +343,3 @@ def num_parameters(shape: ModelShape) -> int:
     speaker = 2 * shape.speaker_dim + shape.speaker_dim * d + d + d * d + d + 2 * d + d
     heads = (d + 1) * patch_dim + (d + 1) * shape.audio_channels + 4 * d
     return shape.num_double_layers * double + shape.num_single_layers * single + stems + text + time + speaker + heads
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryEstimate:
-    """Bytes on one GPU, by use."""
-
-    states_bytes: int
-    gathered_bytes: int
-    activations_bytes: int
-    workspace_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        """Sum of all uses."""
-        return self.states_bytes + self.gathered_bytes + self.activations_bytes + self.workspace_bytes
-
-
-def activation_widths(shape: ModelShape, recompute: Recompute) -> float:
-    """Kept bf16 values per token and layer, in units of `dim`.
-
-    full: block input; attention: and the attention output; attention_qkv: and q, k, v; none: 9 widths and one
-    feed-forward activation (13.7 at NAVA's ratio, fused kernels).
-    """
-    return {"full": 1.0, "attention": 2.0, "attention_qkv": 5.0, "none": 9.0 + shape.ffn_dim / shape.dim}[recompute]
-
-
-def memory_per_gpu(
-    shape: ModelShape,
-    num_tokens: int,
-    *,
-    num_shards: int,
-    recompute: Recompute = "full",
-    has_ema: bool = True,
-    workspace_bytes: int = 6_000_000_000,
-) -> MemoryEstimate:
-    """Estimated bytes per GPU when states are sharded over `num_shards` GPUs and a pack holds `num_tokens` tokens.
-
-    States: fp32 master weight, gradient and two moments, 16 bytes a parameter (4 more with an average kept), as
-    FSDP2 holds them with bf16 compute. Gathered: two bf16 blocks at a time (one in use, one prefetched). Activations:
-    `activation_widths` for every layer plus one block without recomputation. Workspace: runtime, kernels and
-    fragmentation; 6 GB was left aside in the roofline model of one H200. Divide tokens by the context-parallel degree.
-    """
-    parameters = num_parameters(shape)
-    block = 2 * (shape.dim * shape.ffn_dim) + 16 * shape.dim * shape.dim
-    width_bytes = 2 * shape.dim * num_tokens
-    layer_widths = shape.num_layers * activation_widths(shape, recompute)
-    one_block = 0.0 if recompute == "none" else activation_widths(shape, "none")
-    return MemoryEstimate(
-        states_bytes=ceil(parameters * (20 if has_ema else 16) / num_shards),
-        gathered_bytes=4 * block if num_shards > 1 else 2 * parameters,
-        activations_bytes=ceil(width_bytes * (layer_widths + one_block)),
-        workspace_bytes=workspace_bytes,
-    )
-
-
-def max_tokens_per_gpu(
-    shape: ModelShape, memory_bytes: int, *, num_shards: int, recompute: Recompute = "full", has_ema: bool = True
-) -> int:
-    """Largest pack in tokens whose estimate fits `memory_bytes`; 0 when the states alone do not fit."""
-    empty = memory_per_gpu(shape, 0, num_shards=num_shards, recompute=recompute, has_ema=has_ema).total_bytes
-    probe = memory_per_gpu(shape, 1_000_000, num_shards=num_shards, recompute=recompute, has_ema=has_ema).total_bytes
-    return max(0, int((memory_bytes - empty) / ((probe - empty) / 1_000_000)))

@@ -15,11 +15,13 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from model.data.bucket_packing import BucketPacker, open_buckets
 from model.data.index import ShardIndex
 from model.data.order import DrawPart, EpochShare, EpochStream, epoch_share, key_of, split_runs
 from model.data.packing import Item, Limits, Pack, Packer
@@ -53,7 +55,7 @@ class PlanConfig(RecipePart):
     num_packs: int = Field(default=8, ge=1)
     """Packs per optimiser step, whatever the world size; ranks x accumulation. World sizes must divide it."""
     token_budget: int = Field(gt=0)
-    """Most video + audio tokens in a pack: what fits the memory of one GPU (`schemas.budget.max_tokens_per_gpu`)."""
+    """Most video + audio tokens in a pack: what fits the memory of one GPU (`model/training/memory.py`)."""
     flop_target: float | None = Field(default=None, gt=0)
     """Training FLOPs of every pack; None derives it from the token budget (`model/data/target.py`)."""
     context_parallel: int = Field(default=1, ge=1)
@@ -62,6 +64,12 @@ class PlanConfig(RecipePart):
     """None never ends: epochs follow each other without a ragged tail. A number ends with partly filled packs."""
     mixture: tuple[MixPart, ...] = ()
     """Empty: every row once per epoch."""
+    strategy: Literal["flop_packs", "length_buckets", "synced_buckets", "padded"] = "flop_packs"
+    """Packs of equal FLOPs, or batches as the release and others make them (`model/data/bucket_packing.py`)."""
+    batch_size: int = Field(default=4, ge=1)
+    """Samples in a batch of the other strategies, fewer where the token budget holds no more."""
+    num_buckets: int = Field(default=5, ge=1)
+    """Length buckets of the strategies that have some."""
     pad_text: bool = False
     """Count `text_len` text rows for every sample, as a network does that attends to padded text."""
     buffer_samples: int = Field(default=256, ge=2)
@@ -74,10 +82,20 @@ class PlanConfig(RecipePart):
             raise ValueError(
                 f"num_packs {self.num_packs} must be a multiple of context_parallel {self.context_parallel}"
             )
+        if self.context_parallel > 1 and self.strategy != "flop_packs":
+            raise ValueError(
+                f"strategy {self.strategy} makes batches for one rank each; context_parallel needs flop_packs"
+            )
         names = [part.name for part in self.mixture]
         if len(set(names)) != len(names):
             raise ValueError(f"mixture parts need distinct names, got {names}")
         return self
+
+    @property
+    def identity(self) -> str:
+        """What the digest of a plan is made of; keys that came later are left out while they change nothing."""
+        later = {"strategy", "batch_size", "num_buckets"}
+        return self.model_dump_json(exclude=later if self.strategy == "flop_packs" else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +136,7 @@ class EpochPlan:
 
     def __init__(self, index: ShardIndex, config: PlanConfig, shape: ModelShape) -> None:
         self.index, self.config, self.shape = index, config, shape
-        identity = f"{index.digest} {config.model_dump_json()} {shape}"
+        identity = f"{index.digest} {config.identity} {shape}"
         self.digest = hashlib.sha256(identity.encode()).hexdigest()
         self.key = key_of(index.digest, config.seed)
         self.num_teams = config.num_packs // config.context_parallel
@@ -130,10 +148,15 @@ class EpochPlan:
         draws = _draws([self._num_rows(i) for i in range(len(self._rows))], [p.weight for p in config.mixture])
         for i, num_draws in enumerate(draws):
             self._add_part(i, num_draws)
-        target = config.flop_target or self._derived_target()
+        if config.strategy != "flop_packs":
+            mean = config.batch_size * self.epoch_flops / self.epoch_samples
+            target = max(mean, *(part.dearest_flops for part in self.summaries))
+        else:
+            target = config.flop_target or self._derived_target()
         self.limits = Limits(target, config.token_budget, config.context_parallel)
         self._refuse_too_few()
         self._refuse_oversized()
+        self.buckets = None if config.strategy == "flop_packs" else open_buckets(self)
         self._shares = lru_cache(maxsize=KEPT_EPOCHS)(self._compute_shares)
 
     def _select_rows(self) -> list[NDArray[np.int64] | None]:
@@ -264,6 +287,10 @@ class EpochPlan:
         """What to read and train on for an item of a pack."""
         return SampleRef(item.row, item.epoch, self.use_of(item.row, item.part), is_shared, item.flops, item.tokens)
 
+    def part_use(self, part: int) -> Modality | None:
+        """Modalities that a part is restricted to; None: everything its rows have."""
+        return self._uses[part]
+
     def use_of(self, row: int, part: int) -> Modality:
         """Modalities of a row that a part trains on."""
         if (use := self._uses[part]) is not None:
@@ -357,7 +384,8 @@ class TeamSupply:
         self._stream = plan.epoch_stream(team, self._epoch)
         size = plan.config.buffer_samples * plan.config.context_parallel
         share = max(1, plan.epoch_samples // plan.num_teams)
-        self.packer = Packer(
+        kind: type[Packer] = Packer if plan.buckets is None else BucketPacker
+        self.packer = kind(
             self._next_item,
             plan.limits,
             max(4, min(size, share)),
@@ -365,6 +393,8 @@ class TeamSupply:
             buffer=self._restored(state["buffer"]),
             num_draws=state["random"],
         )
+        if isinstance(self.packer, BucketPacker) and plan.buckets is not None:
+            self.packer.buckets = plan.buckets
 
     def _next_item(self) -> Item | None:
         part = self._stream.next_part(self._drawn)

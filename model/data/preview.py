@@ -1,8 +1,7 @@
-"""What a plan will do, before any GPU is used: mixture, buckets, balance, steps, hours and memory, as numbers and as text."""
+"""What a plan will do, before any GPU is used: mixture, buckets, balance, steps and hours, as numbers and as text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
@@ -11,8 +10,7 @@ from numpy.typing import NDArray
 
 from model.data.batching import EpochPlan
 from model.data.packing import Pack
-from schemas.budget import ModelShape, Recompute, aspect_label, memory_per_gpu, num_parameters
-from schemas.errors import PlanError
+from schemas.budget import aspect_label
 
 LENGTH_EDGES_S = (2.0, 5.0, 10.0, 20.0)
 LENGTH_NAMES = ("under 2 s", "2-5 s", "5-10 s", "10-20 s", "over 20 s")
@@ -55,18 +53,6 @@ class BucketRow(TypedDict):
     flops_share: float
 
 
-class MemoryRow(TypedDict):
-    """Estimated bytes per GPU at one number of GPUs."""
-
-    num_gpus: int
-    states_bytes: int
-    gathered_bytes: int
-    activations_bytes: int
-    workspace_bytes: int
-    total_bytes: int
-    fits: bool
-
-
 class PreviewFacts(TypedDict):
     """Everything `nava-train plan` shows, ready for JSON and for the inspector."""
 
@@ -89,8 +75,6 @@ class PreviewFacts(TypedDict):
     """`Hardware`."""
     epoch_hours: dict[str, float]
     """By number of GPUs."""
-    recompute: Recompute
-    memory: Sequence[MemoryRow]
 
 
 def measure_balance(steps: list[list[Pack]], num_members: int = 1) -> StepBalance:
@@ -156,50 +140,12 @@ def buckets(plan: EpochPlan) -> list[BucketRow]:
     return sorted(rows, key=lambda row: -row["flops_share"])
 
 
-def memory_table(
-    shape: ModelShape, token_budget: int, hardware: Hardware, recompute: Recompute, num_gpus: tuple[int, ...]
-) -> list[MemoryRow]:
-    """Estimated bytes per GPU at each number of GPUs, and whether they fit."""
-    rows: list[MemoryRow] = []
-    for n in num_gpus:
-        need = memory_per_gpu(shape, token_budget, num_shards=n, recompute=recompute)
-        fits = need.total_bytes <= hardware.memory_bytes
-        rows.append(
-            {
-                "num_gpus": n,
-                "states_bytes": need.states_bytes,
-                "gathered_bytes": need.gathered_bytes,
-                "activations_bytes": need.activations_bytes,
-                "workspace_bytes": need.workspace_bytes,
-                "total_bytes": need.total_bytes,
-                "fits": fits,
-            }
-        )
-    return rows
-
-
-def refuse_what_cannot_fit(
-    shape: ModelShape, token_budget: int, hardware: Hardware, recompute: Recompute, num_gpus: int
-) -> None:
-    """Raise PlanError when states and one full pack do not fit one GPU of `num_gpus`."""
-    need = memory_per_gpu(shape, token_budget, num_shards=num_gpus, recompute=recompute)
-    if need.total_bytes > hardware.memory_bytes:
-        raise PlanError(
-            f"{num_parameters(shape) / 1e9:.2f} B parameters and packs of {token_budget} tokens need about "
-            f"{need.total_bytes / 1e9:.0f} GB per GPU on {num_gpus} GPUs; {hardware.name} has "
-            f"{hardware.memory_bytes / 1e9:.0f} GB (states {need.states_bytes / 1e9:.0f} GB, "
-            f"activations {need.activations_bytes / 1e9:.0f} GB with recompute={recompute!r}).",
-            remedy="Use more GPUs, a smaller token_budget, more recomputation, or context_parallel.",
-        )
-
-
 def preview(
     plan: EpochPlan,
     *,
     num_steps: int = 50,
     num_gpus: tuple[int, ...] = (8, 64, 128),
     hardware: Hardware | None = None,
-    recompute: Recompute = "attention_qkv",
 ) -> PreviewFacts:
     """What `nava-train plan` shows. Plans the first `num_steps` steps."""
     hardware = hardware or Hardware()
@@ -225,8 +171,6 @@ def preview(
         "balance": asdict(measure_balance(steps, plan.config.context_parallel)),
         "hardware": asdict(hardware),
         "epoch_hours": hours,
-        "recompute": recompute,
-        "memory": memory_table(plan.shape, plan.config.token_budget, hardware, recompute, num_gpus),
     }
 
 
@@ -257,14 +201,9 @@ def preview_text(facts: PreviewFacts) -> str:
         f"epoch       {facts['epoch_samples']:,} samples, {facts['steps_per_epoch']:,.1f} steps, "
         f"{facts['epoch_flops'] / 1e18:,.4g} EFLOP",
         "",
-        f"{'GPUs':>6}{'hours/epoch':>14}{'states GB':>12}{'activations GB':>16}{'total GB':>11}  fits {hardware['name']}",
+        "hours       "
+        + ", ".join(f"{hours:,.2f} on {n} GPUs" for n, hours in facts["epoch_hours"].items())
+        + " an epoch, "
+        f"if {hardware['mfu']:.1%} of {hardware['peak_flops'] / 1e12:.0f} TFLOP/s are reached",
     ]
-    for need in facts["memory"]:
-        used = f"{need['states_bytes'] / 1e9:>12.1f}{need['activations_bytes'] / 1e9:>16.1f}{need['total_bytes'] / 1e9:>11.1f}"
-        hours = facts["epoch_hours"][str(need["num_gpus"])]
-        lines.append(f"{need['num_gpus']:>6}{hours:>14,.2f}{used}  {'yes' if need['fits'] else 'NO'}")
-    lines.append(
-        f"hours assume {hardware['mfu']:.1%} of {hardware['peak_flops'] / 1e12:.0f} TFLOP/s; memory assumes "
-        f"recompute={facts['recompute']!r}; both are estimates."
-    )
     return "\n".join(lines)

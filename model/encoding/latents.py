@@ -64,6 +64,8 @@ def read_latents(raw: RawSample) -> Sample:
     for name, tensor in tensors.items():
         if name not in STORED or (tensor.dtype, tensor.dim()) != STORED[name]:
             raise DamagedSampleError(f"{raw.clip_id}: member tensor {name} is {tensor.dtype} {list(tensor.shape)}.")
+        if not bool(tensor.isfinite().all()):
+            raise DamagedSampleError(f"{raw.clip_id}: member tensor {name} holds numbers that are not finite.")
     missing = {"text_states", "voice_rows", "voices"} - set(tensors)
     if missing or not {"video_latents", "audio_latents"} & set(tensors):
         raise DamagedSampleError(f"{raw.clip_id}: the latent member lacks {', '.join(sorted(missing)) or 'latents'}.")

@@ -98,7 +98,10 @@ class Segments:
 
         query_ids, key_ids = _segment_ids(self.query_starts), _segment_ids(self.key_starts)
         same = lambda b, h, q, k: query_ids[q] == key_ids[k]  # noqa: E731
-        mask = create_block_mask(same, None, None, len(query_ids), len(key_ids), device=str(self.query_starts.device))
+        device = self.query_starts.device
+        mask = create_block_mask(
+            same, None, None, len(query_ids), len(key_ids), device=str(device), _compile=device.type == "cuda"
+        )  # uncompiled it makes the whole L x L mask: 4.3 GB at 65,536 tokens
         return replace(self, block_mask=mask)
 
 
@@ -143,6 +146,8 @@ def resolve_backend(backend: str, device_type: str, dtype: torch.dtype, num_segm
 def attend(q_LHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, segments: Segments, backend: str = "auto") -> Tensor:
     """y_LHD, softmax(q k^T / sqrt(D) + log count) v within each segment. A segment without keys yields zeros."""
     chosen = resolve_backend(backend, q_LHD.device.type, q_LHD.dtype, segments.num_segments)
+    if chosen != "sdpa" and not (len(q_LHD) and len(k_KHD)):
+        return _of_nothing(q_LHD, k_KHD, v_KHD)  # a modality that no sample of the pack has; kernels want a grid
     if chosen == "varlen":
         return _varlen(q_LHD, k_KHD, v_KHD, segments)
     if chosen == "flex":
@@ -164,10 +169,15 @@ def _sdpa(q_LHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, segments: Segments) -> Te
     outs = [
         F.scaled_dot_product_attention(_heads_first(q), _heads_first(k), _heads_first(v), attn_mask=bias)
         if len(q) and len(k)
-        else _heads_first(torch.zeros_like(q))
+        else _heads_first(_of_nothing(q, k, v))
         for q, k, v, bias in zip(queries, keys, values, biases, strict=True)
     ]
     return torch.cat([out[0].transpose(0, 1) for out in outs])
+
+
+def _of_nothing(q_LHD: Tensor, k_KHD: Tensor, v_KHD: Tensor) -> Tensor:
+    """Zeros like the queries that hang on all three, so that every rank has gradients for the same weights."""
+    return q_LHD * 0 + 0 * (k_KHD.sum() + v_KHD.sum())
 
 
 def _varlen(q_LHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, segments: Segments) -> Tensor:

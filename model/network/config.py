@@ -156,6 +156,25 @@ def read_config(name: str) -> NavaConfig:
         raise ModelError(f"{path} does not describe a network: {error}") from error
 
 
+def network_of(checkpoint: Path, named: str | None = None) -> NavaConfig:
+    """The network of weights: the one that is named, or what a training checkpoint says of itself, or the release's.
+
+    Raises ModelError for a name or a description that is none.
+    """
+    if named is not None:
+        return read_config(named)
+    notes = checkpoint / "state.json"
+    if not notes.is_file():
+        return NavaConfig()
+    try:
+        described = json.loads(notes.read_bytes())["recipe"]["network"]
+        return NavaConfig.preset(described["preset"], **described["changes"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ModelError(
+            f"{notes} does not say which network it belongs to.", remedy="Name it (--model, or network= of a sample)."
+        ) from error
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "nava_6b": {},
     "nava_1b": {"dim": 1536, "ffn_dim": 7168, "num_heads": 12, "num_align_layers": 8, "num_fusion_layers": 16},

@@ -91,9 +91,11 @@ class FlowObjective:
             moded.append(without_text(changed) if drop_text else changed)
         return moded
 
-    def noise(self, samples: Sequence[Sample], generators: Sequence[torch.Generator]) -> Noised:
-        """x_t, targets, timesteps and weights for clean samples, one generator each."""
-        indices = [self._draw_index(generator) for generator in generators]
+    def noise(
+        self, samples: Sequence[Sample], generators: Sequence[torch.Generator], indices: Sequence[int] | None = None
+    ) -> Noised:
+        """x_t, targets, timesteps and weights for clean samples, one generator each; at given grid points, if any."""
+        indices = [self._draw_index(generator) for generator in generators] if indices is None else list(indices)
         noised, videos, audios = [], [], []
         for sample, index, generator in zip(samples, indices, generators, strict=True):
             sigma = float(self.sigmas[index])
@@ -150,6 +152,13 @@ class FlowObjective:
         video = (terms.weights * terms.video_shares * terms.video_mse).sum() / video_divisor
         audio = (terms.weights * terms.audio_shares * terms.audio_mse).sum() / audio_divisor
         return self.config.video_weight * video + self.config.audio_weight * audio
+
+    def even_indices(self, num: int) -> list[int]:
+        """`num` grid points, descending in sigma, spread evenly over what training draws from."""
+        drawn = self.weights if self.config.importance_sampling else torch.ones(NUM_STEPS, dtype=torch.float64)
+        levels = (torch.arange(num, dtype=torch.float64) + 0.5) / num
+        found = torch.searchsorted(drawn.cumsum(0) / drawn.sum(), levels).clamp(max=NUM_STEPS - 1)
+        return [int(index) for index in found]
 
     def _draw_index(self, generator: torch.Generator) -> int:
         if self.config.importance_sampling:

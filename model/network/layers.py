@@ -18,10 +18,20 @@ from model.network.config import NavaConfig
 
 
 class Linear(nn.Linear):
-    """A matrix product in the dtype of the weights."""
+    """A matrix product in the dtype of the weights, with what an adapter adds to it, if there is one (lora.py)."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.register_parameter("lora_a", None)
+        self.register_parameter("lora_b", None)
+        self.lora_scale = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        x = x.to(self.weight.dtype)
+        y = F.linear(x, self.weight, self.bias)
+        if self.lora_a is None:
+            return y
+        return y + self.lora_scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
 
 
 class PreciseLinear(nn.Linear):

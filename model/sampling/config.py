@@ -59,8 +59,8 @@ class SampleConfig(RecipePart):
     """What to generate and how."""
 
     prompt: Prompt = Prompt()
-    network: str = "nava_6b"
-    """A preset, or a json file of the network's shape."""
+    network: str | None = None
+    """A preset, or a json file of the network's shape; null: what a training checkpoint says of itself, else nava_6b."""
     codecs: Path | None = None
     """Folder of the frozen networks (docs/checkpoints.md)."""
     num_steps: int = Field(default=50, ge=1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.encoding.clip_media import read_sound
 from model.encoding.codec import Codecs, EncodedText, open_codecs
-from model.network.config import NavaConfig, read_config
+from model.network.config import NavaConfig, network_of
 from model.network.nava import Nava
 from model.sampling.config import Mode, Prompt, SampleConfig
 from model.sampling.sampler import Latents, SampleRequest, sample
@@ -53,14 +53,14 @@ def generate(weights: Path, config: SampleConfig, out: Path, on_step: Callable[[
 
     Raises ModelError for a prompt, codecs or weights that do not fit each other, MediaError for a voice without sound.
     """
-    network, dtype = read_config(config.network), getattr(torch, config.dtype)
+    network, dtype = network_of(weights, config.network), getattr(torch, config.dtype)
     codecs = open_codecs(config.codecs, network, torch.device(config.device), dtype) if config.codecs else Codecs()
     target = _target(out, config.prompt.mode, codecs)
     with torch.no_grad():
         request = make_request(config, network, codecs)
     latents = sample(load_model(weights, network, config.device, dtype), request, on_step)
     if target.suffix == ".safetensors":
-        _write_latents(target, latents, config.seed)
+        write_sampled(target, latents, config.seed)
     else:
         _decode(target, latents, codecs, network)
     return target
@@ -204,7 +204,8 @@ def _target(out: Path, mode: Mode, codecs: Codecs) -> Path:
     return out.with_name(out.name + (".safetensors" if lacking else ".mp4"))
 
 
-def _write_latents(path: Path, latents: Latents, seed: int) -> None:
+def write_sampled(path: Path, latents: Latents, seed: int) -> None:
+    """Generated latents as one safetensors file: video [C, T, H, W] and audio [L, C], normalised as the codecs give them."""
     from safetensors.torch import save_file
 
     named = {"video": latents.video, "audio": latents.audio}

@@ -25,6 +25,16 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 Precision = Literal["bfloat16", "float32", "float64"]
 
 
+class LoraConfig(RecipePart):
+    """Adapters that are trained instead of the weights (`model/network/lora.py`)."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
+    """What they add is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("*_blocks.*.self_attn.*", "*_blocks.*.cross_attn.*", "*_blocks.*.ffn.*")
+    """Names of the matrices that get one; * stands for anything."""
+
+
 class NetworkConfig(RecipePart):
     """Which network, and where its weights come from."""
 
@@ -34,6 +44,15 @@ class NetworkConfig(RecipePart):
     attention_backend: str = "auto"
     weights: Path | None = None
     """A checkpoint in any container (`nava-train convert`): the start of this stage. None initialises."""
+    lora: LoraConfig | None = None
+    """Train adapters, and nothing else but `train_only`."""
+    train_only: tuple[str, ...] = ()
+    """Names of the parameters to train, with * for anything; the rest is frozen, and in no checkpoint. Empty: all."""
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether weights are frozen; what is trained then needs `weights` beside it."""
+        return self.lora is not None or bool(self.train_only)
 
     @field_validator("changes")
     @classmethod
@@ -78,6 +97,39 @@ class ParallelConfig(RecipePart):
     """True scatters gradients after every micro-step: more traffic, but no rank holds a whole gradient meanwhile."""
 
 
+class WandbConfig(RecipePart):
+    """A run of Weights & Biases; the library is not among this package's own."""
+
+    project: str
+    entity: str | None = None
+    mode: Literal["online", "offline"] = "online"
+
+
+class HealthConfig(RecipePart):
+    """What training watches itself for."""
+
+    max_skipped_steps: int = Field(default=10, ge=1)
+    """Steps in a row left out because their gradients were not finite, before training ends. Looked at when logging."""
+    spike_window_steps: int = Field(default=200, ge=20)
+    spike_deviations: float = Field(default=10.0, gt=0)
+    """Robust deviations above the median of the window from which a step's loss or gradient norm is told as a spike."""
+    profile_steps: int = Field(default=3, ge=1)
+    """Steps that SIGUSR2 has written to profiles/."""
+
+
+class ValidationConfig(RecipePart):
+    """The loss on clips that are not trained on, always the same ones under the same noise, so that curves compare."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    """None never looks."""
+    split: str = "validation"
+    num_clips: int = Field(default=64, ge=1)
+    num_samples: int = Field(default=0, ge=0)
+    """Of them, clips that are also generated each time, by the running average where one is kept."""
+    sample_steps: int = Field(default=20, ge=1)
+    """Solver steps of each."""
+
+
 class OutputConfig(RecipePart):
     """What is written, and how often."""
 
@@ -88,6 +140,7 @@ class OutputConfig(RecipePart):
     """Checkpoints of these steps stay for good, beside the newest ones."""
     is_asynchronous: bool = True
     has_tensorboard: bool = True
+    wandb: WandbConfig | None = None
 
 
 class TrainConfig(RecipePart):
@@ -103,12 +156,16 @@ class TrainConfig(RecipePart):
     flow: FlowConfig = FlowConfig()
     optim: OptimConfig = OptimConfig()
     parallel: ParallelConfig = ParallelConfig()
+    health: HealthConfig = HealthConfig()
+    validation: ValidationConfig = ValidationConfig()
     output: OutputConfig = OutputConfig()
     hardware: Hardware = Hardware()
     """The GPU that hours, memory and MFU are reckoned with."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.network.is_partial and self.network.weights is None:
+            raise ValueError("network.lora and network.train_only keep the rest of network.weights, which is not given")
         members, num_heads = self.plan.context_parallel, self.network.network().num_heads
         if num_heads % members:
             raise ValueError(

@@ -48,6 +48,10 @@ class Step:
     """Zero when summed over ranks, unless the ranks of a team hold different shared samples."""
     seconds: dict[str, float] = field(default_factory=dict)
     """How long the trainer waited for it, in all (`wait`) and by cause (`queue`, `read`, `decode`)."""
+    num_substituted: int = 0
+    """Samples of it, up to now and ahead, that were damaged."""
+    others_s: float = 0.0
+    """How long this rank waited for the others to come to it."""
 
 
 class StepFeed:
@@ -90,7 +94,7 @@ class StepFeed:
         self.loader.close()
 
     def _prepare(self) -> Step:
-        began, before = time.perf_counter(), self._stalls()
+        began, before, replaced = time.perf_counter(), self._stalls(), self.loader.num_replaced
         loaded = [next(self.loader) for _ in range(self.num_micro_steps)]
         number, position = loaded[-1].step, loaded[-1].position
         assert position is not None, "the last pack of a step carries its position"
@@ -102,7 +106,8 @@ class StepFeed:
         after = self._stalls()
         seconds = {cause: after[cause] - before[cause] for cause in after}
         seconds = {"prepare": time.perf_counter() - began, **seconds}
-        return Step(number, micro_steps, divisors, position, self._discord(micro_steps), seconds)
+        replaced = self.loader.num_replaced - replaced
+        return Step(number, micro_steps, divisors, position, self._discord(micro_steps), seconds, replaced)
 
     def _micro_step(self, number: int, loaded: LoadedPack[Sample]) -> MicroStep:
         samples = [restrict(s, ref.use) for s, ref in zip(loaded.samples, loaded.refs, strict=True)]

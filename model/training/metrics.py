@@ -1,14 +1,13 @@
 """What training did: terminal, JSON lines, TensorBoard, and one Parquet row per trained sample.
 
-metrics.jsonl          one line per interval: losses, speed, balance, stalls; means over the interval and all ranks
-tensorboard/           the same numbers
+metrics.jsonl          one line per interval: losses, speed, balance, stalls, health; means over the interval and all ranks
+tensorboard/           the same numbers (`model/training/trackers.py`)
 samples/*.parquet      step, clip id, timestep and errors of every sample (`SAMPLES`), one file per rank and
                        checkpoint interval, written before the checkpoint: on resume nothing is missing or double
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,16 +22,17 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.network.flow import NUM_STEPS, LossTerms
+from model.network.flow import LossTerms
 from model.training.config import TrainConfig
 from model.training.feed import MicroStep, Step
+from model.training.health import Ranks, SlowestRank, Spikes, longest_run
+from model.training.losses import Losses, add_losses, losses, no_sums
 from model.training.parallel import World
+from model.training.trackers import open_trackers
 from schemas.budget import Modality
+from schemas.errors import ModelError
 from schemas.fields import f
-from schemas.files import whole_path, write_whole
-
-NUM_NOISE_LEVELS = 10
-"""Losses are shown for tenths of sigma: 0-0.1 is nearly clean, 0.9-1 nearly noise."""
+from schemas.files import whole_path
 
 CAUSES = ("wait", "queue", "read", "decode")
 """Seconds the trainer waited for a step, and what of it the loader spent on."""
@@ -68,15 +68,11 @@ class SampleFacts(TypedDict):
     is_text_dropped: bool
 
 
-class Losses(TypedDict):
-    """Losses of an interval; None where nothing was seen."""
+class GpuMemory(TypedDict):
+    """Peaks of an interval, of the rank that has most."""
 
-    loss: float
-    loss_video: float | None
-    loss_audio: float | None
-    loss_video_by_noise: list[float | None]
-    """By tenths of sigma."""
-    loss_audio_by_noise: list[float | None]
+    allocated: float
+    reserved: float
 
 
 class MetricsLine(Losses):
@@ -84,7 +80,19 @@ class MetricsLine(Losses):
 
     step: int
     learning_rate: float
-    grad_norm: float
+    grad_norm: float | None
+    """Before clipping, mean over the steps that were finite."""
+    grad_norm_by_part: dict[str, float]
+    """Of the last step, by part of the network."""
+    skipped_steps: int
+    """Left out, because their gradients were not finite; their losses are in no mean."""
+    spikes: int
+    substituted_samples: int
+    """Damaged ones of this interval, on all ranks."""
+    gpu_memory_gb: GpuMemory | None
+    """None on a CPU."""
+    slowest_rank: SlowestRank | None
+    """None where there is one."""
     seconds_per_step: float
     tokens_per_s: float
     mfu: float | None
@@ -107,6 +115,15 @@ class TrainedPack:
 
 
 @dataclass(slots=True)
+class StepNorms:
+    """Norms of a step's gradients, on the device."""
+
+    total: Tensor
+    by_part: dict[str, Tensor] = field(default_factory=dict)
+    """Only for steps after which something is said."""
+
+
+@dataclass(slots=True)
 class Interval:
     """What was seen since the last line."""
 
@@ -116,6 +133,8 @@ class Interval:
     """Per step: useful tokens, useful FLOPs, tokens computed beyond the useful ones."""
     seconds: list[dict[str, float]] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
+    others_s: float = 0.0
+    num_substituted: int = 0
 
 
 class Metrics:
@@ -126,16 +145,21 @@ class Metrics:
         self._interval = Interval()
         self._unwritten: list[TrainedPack] = []
         self._first_unwritten = resumed_step + 1
-        self._writer: Any = None
-        if world.is_first:
-            _forget_after(folder, resumed_step)
-            if config.output.has_tensorboard:
-                from tensorboardX import SummaryWriter
-
-                self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
+        self._trackers = open_trackers(folder, config, resumed_step) if world.is_first else []
+        self._spikes, self._ranks = Spikes(config.health), Ranks(world)
+        self.num_skipped_in_a_row = 0
         dist.barrier(group=world.control)
 
-    def record(self, step: Step, terms: list[LossTerms], norm: Tensor, learning_rate: float) -> None:
+    def is_due(self, step: int) -> bool:
+        """Whether something is said after this step."""
+        return step % self._config.output.log_every_steps == 0 or step == self._num_steps
+
+    def log(self, kind: str, line: Mapping[str, Any]) -> None:
+        """Hand a line of another kind to wherever numbers go; on the first rank."""
+        for tracker in self._trackers:
+            tracker.log(kind, line)
+
+    def record(self, step: Step, terms: list[LossTerms], norms: StepNorms, learning_rate: float) -> None:
         """Take in one step; at the end of an interval, reduce over ranks and report."""
         interval = self._interval
         for micro, pack_terms in zip(step.micro_steps, terms, strict=True):
@@ -146,10 +170,11 @@ class Metrics:
                 self._unwritten.append(seen)
         interval.work.append(_work(step, self._config.plan.context_parallel))
         interval.seconds.append(step.seconds)
-        interval.norms.append(norm)
-        is_due = step.number % self._config.output.log_every_steps == 0 or step.number == self._num_steps
-        if is_due:
-            self._report(step.number, learning_rate)
+        interval.norms.append(norms.total)
+        interval.others_s += step.others_s
+        interval.num_substituted += step.num_substituted
+        if self.is_due(step.number):
+            self._report(step.number, learning_rate, norms.by_part)
 
     def write_samples(self) -> None:
         """Put the rows of all steps since the last call on disk; call it before a checkpoint is written.
@@ -166,75 +191,90 @@ class Metrics:
         self._first_unwritten, self._unwritten = last + 1, []
 
     def close(self) -> None:
-        """Close TensorBoard's file. Rows of samples since the last `write_samples` are dropped: no checkpoint has seen them."""
-        if self._writer is not None:
-            self._writer.close()
+        """Close what numbers go to. Rows of samples since the last `write_samples` are dropped: no checkpoint has seen them."""
+        for tracker in self._trackers:
+            tracker.close()
 
-    def _report(self, step: int, learning_rate: float) -> None:
-        interval, size = self._interval, self._world.size
-        sums = np.zeros((2, NUM_NOISE_LEVELS, 2))
+    def _report(self, step: int, learning_rate: float, by_part: dict[str, Tensor]) -> None:
+        interval, size, flow = self._interval, self._world.size, self._config.flow
+        norms = torch.stack([norm.double() for norm in interval.norms]).cpu().numpy()
+        is_finite = np.isfinite(norms)
+        elapsed_s = time.perf_counter() - interval.began
+        first_step = step - len(norms) + 1
+        by_step = np.zeros((len(norms), *no_sums().shape))
         for seen in interval.packs:
-            _add_losses(sums, seen)
+            if is_finite[seen.step - first_step]:
+                add_losses(by_step[seen.step - first_step], seen.timesteps, seen.terms)
         work = np.array(interval.work, dtype=np.float64)
         stalls = np.array([sum(seconds[cause] for seconds in interval.seconds) for cause in CAUSES])
-        grad_norm = float(torch.stack([norm.double() for norm in interval.norms]).mean())
-        elapsed_s = time.perf_counter() - interval.began
-        parts = (sums.shape, work.shape, stalls.shape)
-        total = _reduced(self._world, np.concatenate([sums.ravel(), work.ravel(), stalls]), dist.ReduceOp.SUM)
-        sums, total_work, total_stalls = _split(total, parts)
-        slowest = _reduced(self._world, np.concatenate([work[:, 1], stalls[:1]]), dist.ReduceOp.MAX)
+        counts = np.array([float(interval.num_substituted)])
+        parts = (by_step.shape, work.shape, stalls.shape, counts.shape)
+        flat = np.concatenate([by_step.ravel(), work.ravel(), stalls, counts])
+        by_step, total_work, total_stalls, counts = _split(_reduced(self._world, flat, dist.ReduceOp.SUM), parts)
+        memory = _gpu_memory(self._world)
+        slowest = _reduced(self._world, np.concatenate([work[:, 1], stalls[:1], memory]), dist.ReduceOp.MAX)
+        slowest_work, slowest_wait, memory = slowest[: len(work)], slowest[len(work)], slowest[len(work) + 1 :]
+        spikes = self._spikes_of(first_step, by_step, norms)
         tokens, flops, surplus = total_work.sum(0)
         line: MetricsLine = {
             "step": step,
-            **losses(sums, self._config.flow.video_weight, self._config.flow.audio_weight),
+            **losses(by_step.sum(0), flow.video_weight, flow.audio_weight),
             "learning_rate": learning_rate,
-            "grad_norm": grad_norm,
+            "grad_norm": float(norms[is_finite].mean()) if is_finite.any() else None,
+            "grad_norm_by_part": {part: float(norm) for part, norm in by_part.items()},
+            "skipped_steps": int((~is_finite).sum()),
+            "spikes": len(spikes),
+            "substituted_samples": int(counts[0]),
+            "gpu_memory_gb": {"allocated": memory[0], "reserved": memory[1]} if memory[1] else None,
+            "slowest_rank": self._ranks.slowest((elapsed_s - interval.others_s) / len(work)),
             "seconds_per_step": elapsed_s / len(work),
             "tokens_per_s": tokens / elapsed_s,
             "mfu": self._mfu(flops, elapsed_s),
             "padding": surplus / max(1.0, tokens + surplus),
-            "imbalance": float((slowest[:-1] * size / np.maximum(total_work[:, 1], 1)).mean()),
+            "imbalance": float((slowest_work * size / np.maximum(total_work[:, 1], 1)).mean()),
             "stall": total_stalls[0] / (elapsed_s * size),
-            "stall_slowest_rank": slowest[-1] / elapsed_s,
+            "stall_slowest_rank": slowest_wait / elapsed_s,
             "stall_causes_s": dict(zip(CAUSES[1:], total_stalls[1:].tolist(), strict=True)),
         }
         self._interval = Interval()
         if self._world.is_first:
-            self._emit(line)
+            print("".join(f"{spike}\n" for spike in spikes) + terminal_line(line, self._num_steps), flush=True)
+        self.log("metrics", line)
+        self._refuse_to_go_on(step, ~is_finite)
+
+    def _spikes_of(self, first_step: int, by_step: NDArray[np.float64], norms: NDArray[np.float64]) -> list[str]:
+        """What stands out in these steps, by step."""
+        found = []
+        for step, (sums, norm) in enumerate(zip(by_step, norms.tolist(), strict=True), start=first_step):
+            loss = losses(sums, self._config.flow.video_weight, self._config.flow.audio_weight)["loss"]
+            told = [
+                self._spikes.look("loss", loss) if loss is not None else "",
+                self._spikes.look("gradient norm", norm),
+            ]
+            found += [f"step {step}: {each}" for each in told if each]
+        return found
+
+    def _refuse_to_go_on(self, step: int, is_bad: NDArray[np.bool_]) -> None:
+        """Raises ModelError, on all ranks alike, after too many steps in a row that had to be left out."""
+        most = self._config.health.max_skipped_steps
+        longest, self.num_skipped_in_a_row = longest_run(is_bad, self.num_skipped_in_a_row)
+        if longest >= most:
+            raise ModelError(
+                f"the gradients of {longest} steps in a row up to step {step} were not finite. Nothing was learnt from them.",
+                remedy="Go on from checkpoints/good, the last one after which training was sound, with a lower learning rate "
+                "or other numbers (parallel.precision); samples/ and metrics.jsonl name what was trained on.",
+            )
+        if is_bad.any() and self._world.is_first:
+            print(
+                f"{int(is_bad.sum())} steps up to step {step} were left out: their gradients were not finite",
+                flush=True,
+            )
 
     def _mfu(self, flops: float, elapsed_s: float) -> float | None:
         """Share of the peak that went into useful FLOPs; None where there is no GPU to compare with."""
         if self._world.device.type == "cpu":
             return None
         return flops / (elapsed_s * self._world.size * self._config.hardware.peak_flops)
-
-    def _emit(self, line: MetricsLine) -> None:
-        with open(self._folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(terminal_line(line, self._num_steps), flush=True)
-        if self._writer is not None:
-            for name, value in _flat(line):
-                if name != "step":
-                    self._writer.add_scalar(name, value, line["step"])
-            self._writer.flush()
-
-
-def losses(sums: NDArray[np.float64], video_weight: float, audio_weight: float) -> Losses:
-    """Losses out of sums [modality, noise level, (weighted error, share)]; None where nothing was seen."""
-    errors, shares = sums[..., 0], sums[..., 1]
-
-    def mean(error: float, share: float) -> float | None:
-        return float(error / share) if share > 0 else None
-
-    video, audio = (mean(errors[i].sum(), shares[i].sum()) for i in (0, 1))
-    levels = [[mean(e, s) for e, s in zip(errors[i], shares[i], strict=True)] for i in (0, 1)]
-    return {
-        "loss": video_weight * (video or 0.0) + audio_weight * (audio or 0.0),
-        "loss_video": video,
-        "loss_audio": audio,
-        "loss_video_by_noise": levels[0],
-        "loss_audio_by_noise": levels[1],
-    }
 
 
 def terminal_line(line: MetricsLine, num_steps: int) -> str:
@@ -243,9 +283,11 @@ def terminal_line(line: MetricsLine, num_steps: int) -> str:
     by_kind = ", ".join(f"{kind} {value:.4f}" for kind, value in kinds.items() if value is not None)
     left_s = int((num_steps - line["step"]) * line["seconds_per_step"])
     mfu = "" if line["mfu"] is None else f"  MFU {line['mfu']:.1%}"
+    loss = "-" if line["loss"] is None else f"{line['loss']:.4f} ({by_kind})"
+    norm = "-" if line["grad_norm"] is None else f"{line['grad_norm']:.3g}"
     return (
-        f"step {line['step']}/{num_steps}  loss {line['loss']:.4f} ({by_kind})  lr {line['learning_rate']:.2e}  "
-        f"norm {line['grad_norm']:.3g}  {line['tokens_per_s']:,.0f} tokens/s{mfu}  imbalance {line['imbalance']:.3f}  "
+        f"step {line['step']}/{num_steps}  loss {loss}  lr {line['learning_rate']:.2e}  "
+        f"norm {norm}  {line['tokens_per_s']:,.0f} tokens/s{mfu}  imbalance {line['imbalance']:.3f}  "
         f"stall {line['stall']:.1%}  {left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d} left"
     )
 
@@ -293,15 +335,13 @@ def _sample_rows(seen: TrainedPack) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SAMPLES)
 
 
-def _add_losses(sums: NDArray[np.float64], seen: TrainedPack) -> None:
-    """Adds one pack to [modality, noise level, (weight x share x error, share)]."""
-    terms, sigma = seen.terms, seen.timesteps.double().cpu().numpy() / NUM_STEPS
-    level = np.minimum((sigma * NUM_NOISE_LEVELS).astype(int), NUM_NOISE_LEVELS - 1)
-    pairs = ((terms.video_mse, terms.video_shares), (terms.audio_mse, terms.audio_shares))
-    for modality, (mse, share) in enumerate(pairs):
-        shares = share.double().cpu().numpy()
-        np.add.at(sums[modality, :, 0], level, (terms.weights * mse).double().cpu().numpy() * shares)
-        np.add.at(sums[modality, :, 1], level, shares)
+def _gpu_memory(world: World) -> NDArray[np.float64]:
+    """[allocated, reserved] peaks since the last call, in GB; zeros on a CPU."""
+    if world.device.type != "cuda":
+        return np.zeros(2)
+    peaks = torch.cuda.max_memory_allocated(world.device), torch.cuda.max_memory_reserved(world.device)
+    torch.cuda.reset_peak_memory_stats(world.device)
+    return np.array(peaks) / 1e9
 
 
 def _detached(terms: LossTerms) -> LossTerms:
@@ -329,27 +369,3 @@ def _reduced(world: World, values: NDArray[np.float64], operation: Any) -> NDArr
     dist.all_reduce(tensor, operation, group=world.control)
     reduced: NDArray[np.float64] = tensor.numpy()
     return reduced
-
-
-def _flat(line: Mapping[str, object], prefix: str = "") -> list[tuple[str, float]]:
-    """Scalars of a line by tag; what is None is left out."""
-    flat: list[tuple[str, float]] = []
-    for name, value in line.items():
-        if isinstance(value, dict):
-            flat += _flat(value, f"{prefix}{name}/")
-        elif isinstance(value, list):
-            flat += [(f"{prefix}{name}/{i / len(value):.1f}", v) for i, v in enumerate(value) if v is not None]
-        elif isinstance(value, int | float):
-            flat.append((prefix + name, value))
-    return flat
-
-
-def _forget_after(folder: Path, step: int) -> None:
-    """Remove what a killed run wrote beyond the checkpoint it is resumed from; it will be trained again, identically."""
-    lines = folder / "metrics.jsonl"
-    if lines.exists():
-        kept = [line for line in lines.read_text().splitlines() if line and json.loads(line)["step"] <= step]
-        write_whole(lines, "".join(line + "\n" for line in kept).encode())
-    for path in (folder / "samples").glob("*.parquet"):
-        if int(path.name.split("-")[1]) > step:
-            path.unlink()

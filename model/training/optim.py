@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         is_matrix = name.endswith(".weight") and parameter.dim() > 1
         (decayed if is_matrix and config.weight_decay else kept).append(parameter)
     groups = [{"params": kept, "weight_decay": 0.0}, {"params": decayed, "weight_decay": config.weight_decay}]
@@ -44,6 +48,17 @@ def build_schedule(optimizer: AdamW, config: OptimConfig, num_steps: int) -> Lam
     return LambdaLR(optimizer, lambda step: learning_rate_factor(step, config, num_steps))
 
 
+def resume_schedule(schedule: LambdaLR, state: dict[str, Any], config: OptimConfig) -> None:
+    """Take up the step of a saved schedule; the rates are those of the recipe of today, if it was changed."""
+    schedule.load_state_dict({**state, "base_lrs": [config.learning_rate] * len(schedule.base_lrs)})
+    rates = [
+        rate * factor(schedule.last_epoch) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    schedule._last_lr = rates
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Norm of all gradients over all ranks before clipping, a scalar on the device; gradients are scaled in place."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
@@ -60,7 +75,7 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.num_updates = 0
-        self._weights = dict(model.named_parameters())
+        self._weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.averages = {name: weight.detach().clone() for name, weight in self._weights.items()}
 
     @torch.no_grad()
@@ -70,6 +85,22 @@ class Ema:
         averages = [_local(average) for average in self.averages.values()]
         torch._foreach_lerp_(averages, [_local(weight) for weight in self._weights.values()], 1 - decay)
         self.num_updates += 1
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """While open, the weights are the averages."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, weight in self._weights.items():
+            held = _local(weight).clone()
+            _local(weight).copy_(_local(self.averages[name]))
+            _local(self.averages[name]).copy_(held)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -13,16 +13,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.network.context_parallel import Team
+from model.network.lora import add_adapters, initial_adapter, is_adapter, train_only
 from model.network.nava import Nava
 from model.training.config import NetworkConfig, ParallelConfig
 from model.training.recompute import set_recompute
@@ -49,12 +52,25 @@ class World:
         return self.rank == 0
 
 
+COLLECTIVE_TIMEOUT = timedelta(minutes=20)
+"""How long a rank waits for the others: beyond the four minutes for which reads are tried again, and a slow checkpoint."""
+CUDA_ENVIRONMENT = {
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}
+"""Packs are of ever new lengths, which fixed segments of memory fragment; and what NCCL did last is written when it hangs.
+Only where the environment does not say otherwise."""
+
+
 @contextmanager
 def open_world() -> Iterator[World]:
     """This process's place: as `torchrun` or Ray Train set it up, or alone. Leaves no process group behind that it made."""
     has_gpu = torch.cuda.is_available()
     is_ours = not dist.is_initialized()
     if has_gpu:
+        for name, value in CUDA_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
@@ -62,7 +78,8 @@ def open_world() -> Iterator[World]:
     if is_ours:
         backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
         if "RANK" in os.environ:
-            dist.init_process_group(backend)
+            # with its device known, NCCL connects at once, and an error names the rank that has it
+            dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=device if has_gpu else None)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -126,6 +143,13 @@ def parallelize(model: Nava, mesh: DeviceMesh, config: ParallelConfig) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
+def let_go(model: nn.Module) -> None:
+    """Shard again what a forward pass without a backward pass left whole; otherwise later ones would go on with that copy."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def master_dtype(config: ParallelConfig) -> torch.dtype:
     """Numbers of stored weights, gradients and optimiser states."""
     return torch.float64 if config.precision == "float64" else torch.float32
@@ -146,11 +170,19 @@ def build_model(network: NetworkConfig, config: ParallelConfig, mesh: DeviceMesh
     shape = network.network()
     with torch.device("meta"):
         model = Nava(shape, network.attention_backend)
+        if network.lora is not None:
+            add_adapters(model, network.lora.rank, network.lora.alpha, network.lora.targets)
+    if network.is_partial:
+        train_only(model, network.train_only)
     model.to(master_dtype(config))
     parallelize(model, mesh, config)
     model.to_empty(device=world.device)
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if not is_adapter(name)}
     with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if is_adapter(name):
+                value = initial_adapter(name, parameter.shape, seed)
+                parameter.copy_(_shard_like(parameter, value, world.device, source_rank=None))
         if network.weights is not None:
             refuse_damage(network.weights, partial(damage_seen_by_all, world=world))
             for name, value in open_weights(network.weights, shape).read(parameters):

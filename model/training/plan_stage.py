@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 
 from model.data.batching import EpochPlan
 from model.data.index import ShardIndex
-from model.data.preview import MemoryRow, PreviewFacts, memory_table, preview, preview_text, refuse_what_cannot_fit
+from model.data.preview import PreviewFacts, preview, preview_text
 from model.encoding.online import open_index
 from model.network.nava import Nava
 from model.training.config import TrainConfig
+from model.training.memory import memory_per_gpu, most_tokens
 from schemas.budget import num_parameters
 from schemas.errors import PlanError
 from schemas.files import write_whole
@@ -21,12 +23,21 @@ MAX_PREVIEWED_PACKS = 4096
 """The preview plans this many packs at most, seconds of work at any number of GPUs."""
 
 
-class StageMemoryRow(MemoryRow):
-    """Estimated bytes per GPU of this stage's recipe."""
+class MemoryRow(TypedDict):
+    """Estimated bytes per GPU of this stage's recipe at one number of GPUs (`model/training/memory.py`)."""
 
+    num_gpus: int
     micro_steps: int
-    whole_gradient_bytes: int
-    """Of gradients held while micro-steps are added up."""
+    states_bytes: int
+    gathered_bytes: int
+    gradients_bytes: int
+    kept_bytes: int
+    """Of activations after the forward pass."""
+    activations_bytes: int
+    """At their peak."""
+    workspace_bytes: int
+    total_bytes: int
+    fits: bool
     divides: bool
     """The packs of a step can be shared out over this number of GPUs."""
 
@@ -40,13 +51,11 @@ def plan_stage(
     """
     check_parameters(config)
     memory = stage_memory(config, num_gpus)
-    facts: dict[str, object] = {"recipe": config.name, "num_steps": config.num_steps}
-    if memory_only:
-        text = memory_text(config, memory)
-        facts["memory"] = memory
-    else:
-        shown: PreviewFacts = {**preview_facts(config, open_index(config.data), num_gpus), "memory": memory}
-        text = preview_text(shown)
+    facts: dict[str, object] = {"recipe": config.name, "num_steps": config.num_steps, "memory": memory}
+    text = memory_text(config, memory)
+    if not memory_only:
+        shown = preview_facts(config, open_index(config.data), num_gpus)
+        text = f"{preview_text(shown)}\n\n{text}"
         facts |= shown
     if undivided := [str(row["num_gpus"]) for row in memory if not row["divides"]]:
         teams = f" in teams of {config.plan.context_parallel}" if config.plan.context_parallel > 1 else ""
@@ -58,13 +67,7 @@ def plan_stage(
         write_whole(out / "plan.json", json.dumps(facts, indent=1).encode())
         write_whole(out / "plan.txt", f"{text}\n".encode())
     if not any(row["fits"] for row in memory):
-        num_shards = max(num_gpus) // config.parallel.num_replicas
-        budget, hardware = config.plan.token_budget, config.hardware
-        refuse_what_cannot_fit(config.shape, budget, hardware, config.parallel.recompute, max(1, num_shards))
-        raise PlanError(
-            f"the gradients of one rank do not fit beside a pack on {max(num_gpus)} GPUs.",
-            remedy="Set parallel.sync_every_micro_step to true.",
-        )
+        refuse_what_cannot_fit(config, max(num_gpus))
     return text
 
 
@@ -72,41 +75,100 @@ def preview_facts(config: TrainConfig, index: ShardIndex, num_gpus: tuple[int, .
     """`model.data.preview.preview` of the stage, planned no further than it takes to tell."""
     plan = EpochPlan(index, config.plan, config.shape)
     num_steps = max(1, min(50, MAX_PREVIEWED_PACKS // config.plan.num_packs))
-    recompute = config.parallel.recompute
-    return preview(plan, num_steps=num_steps, num_gpus=num_gpus, hardware=config.hardware, recompute=recompute)
+    return preview(plan, num_steps=num_steps, num_gpus=num_gpus, hardware=config.hardware)
 
 
-def stage_memory(config: TrainConfig, num_gpus: tuple[int, ...]) -> list[StageMemoryRow]:
+def stage_memory(config: TrainConfig, num_gpus: tuple[int, ...]) -> list[MemoryRow]:
     """Estimated bytes per GPU at each number of GPUs: copies of the states and whole gradients included."""
-    parallel, rows = config.parallel, list[StageMemoryRow]()
+    rows: list[MemoryRow] = []
     for n in num_gpus:
-        shards = max(1, n // parallel.num_replicas)
-        (row,) = memory_table(config.shape, config.plan.token_budget, config.hardware, parallel.recompute, (shards,))
-        num_micro_steps = max(1, config.plan.num_packs // n)
-        whole = 0 if parallel.sync_every_micro_step or num_micro_steps == 1 else 4 * num_parameters(config.shape)
-        total = row["total_bytes"] + whole
-        divides = config.plan.num_packs % n == 0 and n % config.plan.context_parallel == 0
-        fits = total <= config.hardware.memory_bytes and n % parallel.num_replicas == 0
-        rows.append({**row, "num_gpus": n, "micro_steps": num_micro_steps, "whole_gradient_bytes": whole,
-                     "total_bytes": total, "fits": fits, "divides": divides})  # fmt: skip
+        need = memory_per_gpu(config, n)
+        fits = need.total_bytes <= config.hardware.memory_bytes and n % config.parallel.num_replicas == 0
+        rows.append(
+            {
+                "num_gpus": n,
+                "micro_steps": max(1, config.plan.num_packs // n),
+                "states_bytes": need.states_bytes,
+                "gathered_bytes": need.gathered_bytes,
+                "gradients_bytes": need.gradients_bytes,
+                "kept_bytes": need.activations.kept,
+                "activations_bytes": need.activations.peak,
+                "workspace_bytes": need.workspace_bytes,
+                "total_bytes": need.total_bytes,
+                "fits": fits,
+                "divides": config.plan.num_packs % n == 0 and n % config.plan.context_parallel == 0,
+            }
+        )
     return rows
 
 
-def memory_text(config: TrainConfig, memory: list[StageMemoryRow]) -> str:
-    """Memory per GPU as a table for the terminal, when there is no index to preview."""
+def memory_text(config: TrainConfig, memory: list[MemoryRow]) -> str:
+    """Memory per GPU as a table for the terminal, at most 120 columns."""
     shape, hardware = config.shape, config.hardware
+    titles = (("states", 9), ("gathered", 10), ("gradients", 11), ("kept", 8), ("activations", 13), ("total", 9))
     lines = [
         f"{config.name}: {num_parameters(shape) / 1e9:.3f} B parameters, packs of at most {config.plan.token_budget:,} "
-        f"tokens, recompute={config.parallel.recompute}, {config.parallel.precision}",
-        f"{'GPUs':>6}{'micro-steps':>13}{'states GB':>11}{'activations GB':>16}{'whole grads GB':>16}{'total GB':>10}"
+        f"tokens, recompute={config.parallel.recompute}, {config.parallel.precision}; GB per GPU",
+        f"{'GPUs':>6}{'micro-steps':>13}{''.join(f'{name:>{width}}' for name, width in titles)}"
         f"  fits {hardware.name} ({hardware.memory_bytes / 1e9:.0f} GB)",
     ]
     for row in memory:
-        counts = (row["states_bytes"], row["activations_bytes"], row["whole_gradient_bytes"], row["total_bytes"])
-        sizes = [count / 1e9 for count in counts]
-        numbers = "".join(f"{size:>{width}.1f}" for size, width in zip(sizes, (11, 16, 16, 10), strict=True))
+        counts = (row["states_bytes"], row["gathered_bytes"], row["gradients_bytes"], row["kept_bytes"],
+                  row["activations_bytes"], row["total_bytes"])  # fmt: skip
+        numbers = "".join(f"{n / 1e9:>{width}.1f}" for n, (_, width) in zip(counts, titles, strict=True))
         lines.append(f"{row['num_gpus']:>6}{row['micro_steps']:>13}{numbers}  {'yes' if row['fits'] else 'NO'}")
+    lines.append(
+        "activations at their peak, of which kept after the forward pass; counted on the blocks themselves, not compiled. "
+        f"total with {memory[0]['workspace_bytes'] / 1e9:.0f} GB set aside for CUDA, NCCL and fragmentation."
+    )
     return "\n".join(lines)
+
+
+def refuse_what_cannot_fit(config: TrainConfig, num_gpus: int) -> None:
+    """Raise PlanError when a full pack does not fit one GPU of `num_gpus`, with the changes of the recipe that would."""
+    need, hardware = memory_per_gpu(config, num_gpus), config.hardware
+    if need.total_bytes <= hardware.memory_bytes:
+        return
+    raise PlanError(
+        f"{num_parameters(config.shape) / 1e9:.2f} B parameters and packs of {config.plan.token_budget:,} tokens need about "
+        f"{need.total_bytes / 1e9:.0f} GB per GPU on {num_gpus} GPUs; {hardware.name} has "
+        f"{hardware.memory_bytes / 1e9:.0f} GB (states {need.states_bytes / 1e9:.0f} GB, "
+        f"gradients {need.gradients_bytes / 1e9:.0f} GB, activations {need.activations.peak / 1e9:.0f} GB with "
+        f"recompute={config.parallel.recompute}).",
+        remedy=what_would_fit(config, num_gpus),
+    )
+
+
+def what_would_fit(config: TrainConfig, num_gpus: int) -> str:
+    """A sentence about the changes of the recipe, or the numbers of GPUs, with which the stage would fit.
+
+    Least change first: less kept, gradients scattered every micro-step, then smaller packs as well.
+    """
+    parallel, memory = config.parallel, config.hardware.memory_bytes
+    scattered = parallel.model_copy(update={"sync_every_micro_step": True})
+    full = scattered.model_copy(update={"recompute": "full"})
+    longest = 0
+    for changed in (scattered, full):
+        other = config.model_copy(update={"parallel": changed})
+        tokens = most_tokens(other, num_gpus, memory)
+        settings = [
+            f"--set parallel.{key}={str(getattr(changed, key)).lower()}"
+            for key in ("recompute", "sync_every_micro_step")
+            if getattr(changed, key) != getattr(parallel, key)
+        ]
+        if tokens >= config.plan.token_budget:
+            return f"It fits with {' '.join(settings)}."
+        longest = max(longest, tokens)
+    if longest:
+        settings.append(f"--set plan.token_budget={longest}")
+        return (
+            f"It fits with {' '.join(settings)}, if no clip is longer; a longer one needs plan.context_parallel, which "
+            "shares it out over several GPUs."
+        )
+    for more in (2, 4, 8, 16, 32, 64, 128, 256):
+        if more > num_gpus and most_tokens(config.model_copy(update={"parallel": full}), more, memory):
+            return f"The states alone do not fit: they are shared out over all GPUs, use {more} of this kind or larger ones."
+    return "The states alone do not fit, at any number of GPUs of this kind: use larger ones or a smaller network."
 
 
 def check_parameters(config: TrainConfig) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from model.training.config import TrainConfig
 
 
-def train_on_ray(config: TrainConfig, folder: Path, num_workers: int) -> None:
+def train_on_ray(config: TrainConfig, folder: Path, num_workers: int, *, allow_changes: bool = False) -> None:
     """Train a stage on `num_workers` ranks, one GPU each where the cluster has GPUs. `folder` must be seen by all nodes.
 
     A worker that dies takes the group down; Ray starts it again and it goes on from the newest checkpoint, three times.
@@ -22,7 +22,11 @@ def train_on_ray(config: TrainConfig, folder: Path, num_workers: int) -> None:
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
     trainer = TorchTrainer(
         _train_rank,
-        train_loop_config={"config": config.with_absolute_paths().model_dump_json(), "folder": str(folder.resolve())},
+        train_loop_config={
+            "config": config.with_absolute_paths().model_dump_json(),
+            "folder": str(folder.resolve()),
+            "allow_changes": allow_changes,
+        },
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if has_gpus else "gloo"),
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=has_gpus),
         run_config=RunConfig(
@@ -37,4 +41,5 @@ def train_on_ray(config: TrainConfig, folder: Path, num_workers: int) -> None:
 def _train_rank(given: dict[str, Any]) -> None:
     from model.training.train import train
 
-    train(TrainConfig.model_validate_json(given["config"]), Path(given["folder"]))
+    config = TrainConfig.model_validate_json(given["config"])
+    train(config, Path(given["folder"]), allow_changes=given["allow_changes"])

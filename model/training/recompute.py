@@ -5,7 +5,7 @@
     attention       keeps block inputs and attention outputs
     full            keeps block inputs alone
 
-Widths and bytes of each are in `schemas.budget.activation_widths`.
+`model/training/memory.py` counts what each takes.
 """
 
 from __future__ import annotations

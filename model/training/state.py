@@ -4,6 +4,7 @@
         .metadata  *.distcp           DCP: model.*, ema.*, optimizer.exp_avg.*, optimizer.exp_avg_sq.*
         state.json                    step, plan position, damaged samples, schedule, recipe, sum of every file
     checkpoints/.partial-00001000/    being written; left behind by a kill, removed by the next start
+    checkpoints/good                  a link to the newest one after which training went on soundly; never rotated away
     checkpoints/damaged-step-...      found to be other bytes than were written; set aside, never read again
 
 There is no state of random numbers: noise, modes and order follow from (seed, step, clip) and the plan position.
@@ -35,7 +36,7 @@ from schemas.machine import GOES_ON
 
 NAME = "step-{:08d}"
 PARTIAL = ".partial-{:08d}"
-DAMAGED = "damaged-"
+DAMAGED, GOOD = "damaged-", "good"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MAX_FAILURES = 10
 """Checkpoints in a row that could not be written before training ends: what it learns would be lost."""
@@ -49,6 +50,8 @@ class Notes(TypedDict):
     step: int
     schedule: dict[str, Any]
     """State of the learning rate's schedule."""
+    num_updates: int
+    """Steps that changed the weights: without those whose gradients were not finite."""
     num_ema_updates: int
     recipe: dict[str, Any]
     """The resolved recipe, of which `network` describes the weights."""
@@ -78,8 +81,6 @@ class Checkpoints:
         self._is_asynchronous = is_asynchronous
         self._writing: tuple[int, Future[Any]] | None = None
         self._failure, self._num_failures = "", 0
-        self.pinned: Path | None = None
-        """One that stays whatever is written after it."""
         if world.is_first:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(".partial-*"):
@@ -105,6 +106,8 @@ class Checkpoints:
                 aside = found.with_name(DAMAGED + found.name)
                 shutil.rmtree(aside, ignore_errors=True)
                 found.rename(aside)
+                if found.name == self._good():
+                    (self._folder / GOOD).unlink()
                 print(
                     f"{found} is damaged: {damage}. It is set aside as {aside.name}; the one before it is taken.",
                     flush=True,
@@ -115,6 +118,21 @@ class Checkpoints:
                 remedy="Copy one there again, or start in another folder (network.weights takes weights alone).",
             )
         return None
+
+    def prove(self, step: int) -> None:
+        """Call when training was sound up to `step`: the newest checkpoint before it is `good`, and stays until another is."""
+        if not self._world.is_first:
+            return
+        proven = max((path for path in complete(self._folder) if step_of(path) < step), default=None)
+        if proven is not None and proven.name != self._good():
+            fresh = self._folder / f".{GOOD}"
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(proven.name)
+            fresh.replace(self._folder / GOOD)
+
+    def _good(self) -> str:
+        link = self._folder / GOOD
+        return link.readlink().name if link.is_symlink() else ""
 
     def _latest(self) -> Path | None:
         found = [str(max(complete(self._folder), default=""))] if self._world.is_first else [""]
@@ -181,7 +199,7 @@ class Checkpoints:
         self._failure, self._num_failures = "", 0
         for old in sorted(complete(self._folder))[: -self._num_kept]:
             is_kept = self._keep_every and step_of(old) % self._keep_every == 0
-            if old != self.pinned and not is_kept:
+            if old.name != self._good() and not is_kept:
                 shutil.rmtree(old)
 
     def _fail(self, step: int, cause: str) -> None:
@@ -235,12 +253,16 @@ def _cause(error: BaseException) -> str:
 
 
 def state_tensors(model: nn.Module, optimizer: AdamW, ema: Ema | None) -> dict[str, Tensor]:
-    """Every tensor of the training state by name, the live ones: saving reads them, loading fills them.
+    """Every tensor of the training state by name, the live ones: saving reads them, loading fills them. Frozen weights
+
+    are none: they are where they came from.
 
     An optimiser that has made no step yet gets its moments here, as zeros.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         tensors[f"model.{name}"] = parameter.detach()
         state = optimizer.state[parameter]
         if not state:

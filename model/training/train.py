@@ -28,28 +28,37 @@ from model.network.context_parallel import whole_errors
 from model.network.flow import FlowObjective, LossTerms
 from model.training.config import TrainConfig
 from model.training.feed import Step, StepFeed
-from model.training.metrics import Metrics
-from model.training.optim import Ema, build_optimizer, build_schedule, clip_gradients
+from model.training.health import gradient_norms, leave_out_unless_finite, num_updates
+from model.training.metrics import Metrics, StepNorms
+from model.training.optim import Ema, build_optimizer, build_schedule, clip_gradients, resume_schedule
 from model.training.parallel import World, build_model, make_mesh, make_team, open_world
+from model.training.profiling import ProfileWindow
+from model.training.resume import compare_recipes
 from model.training.state import Checkpoints, Notes, load_tensors, read_notes, set_optimizer_step, state_tensors
+from model.training.validation import open_validator
 from schemas.errors import MachineError, ShardError
 from schemas.files import write_whole
 from schemas.machine import GOES_ON
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send some time before they kill (Slurm: --signal=USR1@120)."""
+PROFILE_SIGNAL = signal.SIGUSR2
 
 LAST_TRIES = (5.0, 20.0, 60.0)
 """Seconds to wait before the states after the last step are written again, where that failed: somebody may make room."""
 
 
-def train(config: TrainConfig, folder: Path) -> int:
-    """Steps done in all. Starts in `folder`, or goes on from its newest checkpoint; every rank calls this."""
-    with open_world() as world, Training(config, folder, world) as training:
+def train(config: TrainConfig, folder: Path, *, allow_changes: bool = False) -> int:
+    """Steps done in all. Starts in `folder`, or goes on from its newest checkpoint; every rank calls this.
+
+    `allow_changes` goes on although the recipe differs in what it may not (`model/training/resume.py`).
+    """
+    with open_world() as world, Training(config, folder, world, allow_changes=allow_changes) as training:
         while training.has_more:
             step = training.next_step()
             losses = training.learn(step)
             training.report(step, losses)
+            training.validate()
             if training.is_save_due:
                 training.save(step)
         training.settle()
@@ -59,7 +68,7 @@ def train(config: TrainConfig, folder: Path) -> int:
 class Training:
     """Everything one rank holds while it trains."""
 
-    def __init__(self, config: TrainConfig, folder: Path, world: World) -> None:
+    def __init__(self, config: TrainConfig, folder: Path, world: World, *, allow_changes: bool = False) -> None:
         self.config, self.folder, self.world = config, folder, world
         self.step = 0
         self.num_steps = config.num_steps
@@ -84,8 +93,10 @@ class Training:
         self.optimizer = build_optimizer(self.model, config.optim)
         self.schedule = build_schedule(self.optimizer, config.optim, config.num_steps)
         self.ema = Ema(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
-        notes = self._resume()
+        notes = self._resume(allow_changes)
+        self.validator = open_validator(config, folder, world, self.plan.index)
         self.feed = self._open_feed(notes)
+        self.profile = ProfileWindow(folder / "profiles", world.rank, config.health.profile_steps)
         self.metrics = Metrics(folder, config, world, num_steps=self.num_steps, resumed_step=self.step)
         if world.is_first:
             recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -94,7 +105,9 @@ class Training:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             stop = self._stop_requested
+            profile = self.profile.requested
             self._handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in STOP_SIGNALS}
+            self._handlers[PROFILE_SIGNAL] = signal.signal(PROFILE_SIGNAL, lambda *_: profile.set())
         return self
 
     def __exit__(
@@ -123,16 +136,23 @@ class Training:
         """This rank's packs of the next step."""
         return next(self.feed)
 
-    def learn(self, step: Step) -> tuple[list[LossTerms], Tensor]:
-        """One optimiser step: (errors of every sample that counts here, pack by pack; gradient norm before clipping)."""
+    def learn(self, step: Step) -> tuple[list[LossTerms], StepNorms]:
+        """One optimiser step: (errors of every sample that counts here, pack by pack; gradient norms before clipping).
+
+        A step whose gradients are not finite changes nothing, on all ranks alike.
+        """
+        self.profile.before_step()
         terms = self.accumulate(step)
+        by_part = gradient_norms(self.model) if self.metrics.is_due(step.number) else {}
         norm = clip_gradients(self.model.parameters(), self.config.optim.max_grad_norm)
+        leave_out_unless_finite(self.optimizer, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update()
         self.step = step.number
-        return terms, norm
+        self.profile.after_step(self.step)
+        return terms, StepNorms(norm, by_part)
 
     def accumulate(self, step: Step) -> list[LossTerms]:
         """Gradients of the whole step, summed over packs and ranks, left in the parameters; errors as `learn` has them."""
@@ -147,11 +167,22 @@ class Training:
             errors.append(whole_errors(terms, micro.num_shared, self.team))
         return errors
 
-    def report(self, step: Step, losses: tuple[list[LossTerms], Tensor]) -> None:
+    def report(self, step: Step, learnt: tuple[list[LossTerms], StepNorms]) -> None:
         """Record the step, move the learning rate on, publish a checkpoint that has become whole."""
-        self.metrics.record(step, *losses, self.schedule.get_last_lr()[0])
-        self.schedule.step()
         self.checkpoints.poll()
+        self.metrics.record(step, *learnt, self.schedule.get_last_lr()[0])
+        if self.metrics.is_due(step.number) and not self.metrics.num_skipped_in_a_row:
+            self.checkpoints.prove(step.number)
+        self.schedule.step()
+
+    def validate(self) -> None:
+        """Look at the held-out clips if it is time to; every rank calls it."""
+        every = self.config.validation.every_steps
+        if self.validator is None or not every or self._is_stopping:
+            return
+        if self.step % every == 0 or self.step == self.num_steps:
+            self.metrics.log("validation", self.validator.measure(self.model, self.step))
+            self.validator.generate(self.model, self.ema, self.step)
 
     def save(self, step: Step) -> None:
         """Write the states after `step`; with the samples seen until then, which lie on disk before it is published."""
@@ -192,7 +223,9 @@ class Training:
         is_retry_due = self.checkpoints.has_failed and step.number % retry_steps == 0
         flags = [float(self._stop_requested.is_set()), step.discord, float(is_retry_due)]
         message = torch.cat([step.divisors, torch.tensor(flags, dtype=torch.float64)])
+        began = time.perf_counter()
         dist.all_reduce(message, group=self.world.control)
+        step.others_s = time.perf_counter() - began
         self._is_stopping, self._is_save_wanted = bool(message[2] > 0), bool(message[4] > 0)
         if message[3] != 0:
             raise ShardError(
@@ -214,29 +247,36 @@ class Training:
         notes: Notes = {
             "step": self.step,
             "schedule": self.schedule.state_dict(),
+            "num_updates": num_updates(self.optimizer),
             "num_ema_updates": self.ema.num_updates if self.ema is not None else 0,
-            "recipe": self.config.model_dump(mode="json"),
+            "recipe": self.config.with_absolute_paths().model_dump(mode="json"),
             "world_size": self.world.size,
             "position": merge_positions(position for position, *_ in everyone),
             "damaged": {clip_id: reason for _, theirs, _ in everyone for clip_id, reason in theirs.items()},
         }
         return notes, next((theirs for *_, theirs in everyone if theirs), "")
 
-    def _resume(self) -> Notes | None:
-        """Notes of the newest checkpoint, its tensors being loaded; None at the very start."""
+    def _resume(self, allow_changes: bool) -> Notes | None:
+        """Notes of the newest checkpoint, its tensors being loaded; None at the very start.
+
+        Raises RecipeError when the recipe is not the one that wrote it, in what makes a run another experiment.
+        """
         newest = self.checkpoints.newest()
         if newest is None:
             return None
         began, notes = time.perf_counter(), read_notes(newest)
+        changes: list[str] = []
+        if isinstance(notes["recipe"], dict):  # a digest in checkpoints of earlier versions
+            given = self.config.model_dump(mode="json")
+            changes = compare_recipes(notes["recipe"], given, allow_changes=allow_changes)
         load_tensors(newest, state_tensors(self.model, self.optimizer, self.ema), self.world)
         self.step = notes["step"]
-        set_optimizer_step(self.optimizer, self.step)
-        self.schedule.load_state_dict(notes["schedule"])
-        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
+        set_optimizer_step(self.optimizer, notes.get("num_updates", self.step))
+        resume_schedule(self.schedule, notes["schedule"], self.config.optim)
         if self.ema is not None:
             self.ema.num_updates = notes["num_ema_updates"]
         if self.world.is_first:
+            print("".join(f"another recipe than before: {change}\n" for change in changes), end="")
             print(f"resumed after step {self.step}; states read in {time.perf_counter() - began:.2f} s", flush=True)
         return notes
 

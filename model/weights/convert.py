@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from model.network.config import NavaConfig
+from model.network.lora import merged
 from model.weights.formats import (
     AVERAGE,
     RELEASE_PREFIX,
@@ -70,8 +71,13 @@ def wan_name(name: str, config: NavaConfig) -> str | None:
 
 
 def open_weights(path: Path, config: NavaConfig, section: str = WEIGHTS) -> TensorSource:
-    """The NAVA checkpoint at `path` under plain parameter names, checked against the network. Raises ModelError."""
+    """The NAVA checkpoint at `path` under plain parameter names, checked against the network. Raises ModelError.
+
+    One that holds only what was trained beside frozen weights is completed by the weights that it says it began with.
+    """
     source = without_prefix(open_checkpoint(path, section))
+    if (frozen := frozen_part(path)) is not None:
+        source = PartialSource(source, open_weights(frozen.weights, config), frozen.lora_scale)
     check_tensors(source.specs, expected_tensors(config), source.where)
     return source
 
@@ -136,6 +142,48 @@ def convert(
         num_fresh_parameters=sum(specs[name].num_elements for name in fresh),
         files=tuple(files),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenPart:
+    """What a checkpoint of trained weights alone goes with."""
+
+    weights: Path
+    lora_scale: float
+
+
+def frozen_part(checkpoint: Path) -> FrozenPart | None:
+    """What the weights of a training checkpoint were trained beside; None for checkpoints that hold everything."""
+    notes = checkpoint / "state.json"
+    if not notes.is_file():
+        return None
+    recipe = json.loads(notes.read_bytes()).get("recipe", {})
+    network = recipe.get("network", {}) if isinstance(recipe, dict) else {}
+    lora = network.get("lora")
+    if not (lora or network.get("train_only")):
+        return None
+    return FrozenPart(Path(network["weights"]), lora["alpha"] / lora["rank"] if lora else 0.0)
+
+
+class PartialSource:
+    """A network of which some weights were trained, by themselves or by adapters, beside frozen ones; adapters added in."""
+
+    def __init__(self, trained: TensorSource, frozen: TensorSource, lora_scale: float) -> None:
+        self.where = f"{trained.where} with {frozen.where}"
+        self.specs = dict(frozen.specs)
+        self._trained, self._frozen, self._scale = trained, frozen, lora_scale
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """The named tensors."""
+        held = self._trained.specs
+        for name in names:
+            stem = name.removesuffix("weight")
+            adapters = [f"{stem}lora_a", f"{stem}lora_b"]
+            (_, value), *_ = (self._trained if name in held else self._frozen).read([name])
+            if name.endswith("weight") and adapters[0] in held:
+                (_, lora_a), (_, lora_b) = self._trained.read(adapters)
+                value = merged(value, lora_a, lora_b, self._scale)
+            yield name, value.to(self.specs[name].dtype)
 
 
 class WarmStart:

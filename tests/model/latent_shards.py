@@ -47,8 +47,9 @@ def random_clip(number: int) -> Sample:
     )
 
 
-def write_latent_shards(folder: Path, samples: list[Sample], num_shards: int = 2) -> None:
-    """`shards/` and `index/` as the encoder leaves them."""
+def write_latent_shards(folder: Path, samples: list[Sample], num_shards: int = 2, held_out: int = 0) -> None:
+    """`shards/` and `index/` as the encoder leaves them; the last `held_out` samples are for validation."""
+    validation = {sample.clip_id for sample in samples[len(samples) - held_out :]}
     (folder / "shards").mkdir(parents=True)
     (folder / "index").mkdir()
     for shard in range(num_shards):
@@ -62,7 +63,7 @@ def write_latent_shards(folder: Path, samples: list[Sample], num_shards: int = 2
                     {
                         "clip_id": sample.clip_id,
                         "shard": path.name,
-                        "split": "train",
+                        "split": "validation" if sample.clip_id in validation else "train",
                         "source": "random",
                         "has_video": sample.video is not None,
                         "has_audio": sample.audio is not None,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,37 @@ def newest_of(rank: int, folder: Path, out: Path) -> None:
     with open_world() as world:
         found = Checkpoints(folder, world).newest()
     out.with_name(f"{out.name}-{rank}").write_text(json.dumps(found and found.name))
+
+
+@contextmanager
+def poison(training: Training, is_on: bool) -> Iterator[None]:
+    """While open, the loss of this rank is not a number."""
+    objective = training.feed.objective
+    total = objective.total
+    if is_on:
+        objective.total = lambda *given: total(*given) * float("nan")  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        objective.total = total  # type: ignore[method-assign]
+
+
+def train_with_nan(rank: int, config: TrainConfig, folder: Path, bad_step: int, bad_rank: int) -> None:
+    """Trains to the end; at one step the loss of one rank is not a number. Writes weights and moments, in folder.pt."""
+    with open_world() as world, Training(config, folder, world) as training:
+        while training.has_more:
+            step = training.next_step()
+            with poison(training, step.number == bad_step and rank == bad_rank):
+                training.report(step, training.learn(step))
+        tensors = state_tensors(training.model, training.optimizer, None)
+        found = {name: whole(value) for name, value in tensors.items()}
+    if rank == 0:
+        torch.save(found, folder.with_suffix(".pt"))
+
+
+def validate(rank: int, config: TrainConfig, out: Path) -> None:
+    """Writes the held-out losses of the initial weights, one file a rank."""
+    with open_world() as world, Training(config, out, world) as training:
+        assert training.validator is not None
+        line = training.validator.measure(training.model, 0)
+    out.with_name(f"{out.name}-{rank}.json").write_text(json.dumps(line))

@@ -71,6 +71,20 @@ def test_a_segment_without_keys_yields_zeros() -> None:
     assert torch.equal(out, torch.zeros_like(q))
 
 
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(0, 3), (5, 0), (0, 0)])
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+def test_a_modality_that_nobody_has_gives_gradients_of_zero_not_none(
+    backend: str, num_queries: int, num_keys: int
+) -> None:
+    q, k, v = (x.requires_grad_() for x in tensors())
+    segments = Segments.of([num_queries] * 2, [num_keys] * 2)
+    out = attend(q[: 2 * num_queries], k[: 2 * num_keys], v[: 2 * num_keys], segments, backend)
+    assert out.shape == (2 * num_queries, *q.shape[1:])
+    assert not out.any()
+    for gradient in torch.autograd.grad(out.sum(), (q, k, v)):
+        assert not gradient.any()
+
+
 @pytest.mark.parametrize(
     ("backend", "device", "dtype", "num_segments", "expected"),
     [

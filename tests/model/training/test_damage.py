@@ -88,11 +88,8 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_taken(
     (said,) = capsys.readouterr().out.splitlines()
     assert "step-00000006 is damaged: " in said
     assert name in said
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "damaged-step-00000006",
-        "step-00000002",
-        "step-00000004",
-    ]
+    kept = ["damaged-step-00000006", "step-00000002", "step-00000004"]
+    assert sorted(path.name for path in folder.iterdir() if path.name != "good") == kept
 
 
 def test_nothing_whole_is_an_error_and_not_a_new_beginning(run: Path, world: World) -> None:
@@ -198,14 +195,22 @@ def test_states_that_can_never_be_written_end_training_with_a_sentence(
         checkpoints.save(MAX_FAILURES, {}, None, "no space")
 
 
-def test_some_checkpoints_stay_for_good(trained: Path, tmp_path: Path, world: World) -> None:
+def test_some_checkpoints_stay_for_good_and_so_does_the_last_sound_one(tmp_path: Path, world: World) -> None:
     checkpoints = Checkpoints(tmp_path, world, num_kept=1, keep_every_steps=4)
     for step in range(1, 9):
+        if step <= 3:
+            checkpoints.prove(step)
         checkpoints.save(step, {"model.a": torch.zeros(1)}, None)
         checkpoints.finish()
-        if step == 3:
-            checkpoints.pinned = tmp_path / "step-00000003"
-    assert [int(path.name[-1]) for path in sorted(complete(tmp_path))] == [3, 4, 8]
+    assert [int(path.name[-1]) for path in sorted(complete(tmp_path))] == [2, 4, 8]
+    assert (tmp_path / "good").resolve() == tmp_path / "step-00000002", "after it there was another sound step"
+    assert Checkpoints(tmp_path, world).newest() == tmp_path / "step-00000008"
+    flip(tmp_path / "step-00000002" / "__0_0.distcp")
+    for step in (8, 4):
+        shutil.rmtree(tmp_path / f"step-{step:08d}")
+    with pytest.raises(ModelError, match="is whole"):
+        checkpoints.newest()
+    assert not (tmp_path / "good").is_symlink()
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ import torch
 from model.data.batching import EpochPlan
 from model.data.index import ShardIndex
 from model.training.config import RECIPES, TrainConfig, load_recipe
-from model.training.metrics import NUM_NOISE_LEVELS, losses, read_samples
+from model.training.losses import NUM_NOISE_LEVELS, losses
+from model.training.metrics import read_samples
 from model.training.parallel import open_world
 from model.training.state import complete
 from model.training.train import Training, train

@@ -1,0 +1,230 @@
+"""What training holds on one GPU, counted on the real blocks: run with tensors that have shapes and no numbers.
+
+    states        this rank's shards: master weights, and of what is trained gradients, two moments, and the average if
+                  one is kept
+    gathered      what sharding holds whole: the root's parameters, the block in use and the one fetched ahead
+    gradients     whole gradients of a block while they are reduced, and of everything while micro-steps are added up
+    activations   kept for the backward pass, and the temporaries of forward and backward, at their peak
+    workspace     CUDA, NCCL, kernels' own buffers, fragmentation
+
+Activations come of three runs of the network with one or two blocks of each kind, forward and backward, in which every
+storage is counted while it lives; blocks of a kind are alike, so the rest follows. They are counted without
+compilation, which keeps the same and needs less for the block in work. Nothing here needs a GPU.
+"""
+
+# mypy: disallow-subclassing-any=False
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from model.network.config import NavaConfig
+from model.network.lora import add_adapters, train_only
+from model.network.nava import Nava, pack
+from model.network.tokens import Packed, Sample
+from model.training.config import NetworkConfig, TrainConfig
+from model.training.parallel import compute_dtype, master_dtype
+from model.training.recompute import set_recompute
+from schemas.budget import Recompute
+
+WORKSPACE_BYTES = 6_000_000_000
+"""CUDA context, NCCL's buffers, cuBLAS workspaces and fragmentation: set aside, not measured."""
+CLIP_TOKENS = 27_407
+"""Video and audio tokens of the longest clip of the release, 121 frames of 704x1280: what packs are counted with."""
+AUDIO_SHARE = 127 / CLIP_TOKENS
+BYTES = {torch.bfloat16: 2, torch.float32: 4, torch.float64: 8}
+
+
+class Activations(NamedTuple):
+    """Bytes beside the weights."""
+
+    kept: int
+    """After the forward pass."""
+    peak: int
+    """At any time in forward or backward."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes on one GPU, by use."""
+
+    states_bytes: int
+    gathered_bytes: int
+    gradients_bytes: int
+    activations: Activations
+    workspace_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of all uses at the peak of activations."""
+        return self.fixed_bytes + self.activations.peak
+
+    @property
+    def fixed_bytes(self) -> int:
+        """What does not depend on the pack."""
+        return self.states_bytes + self.gathered_bytes + self.gradients_bytes + self.workspace_bytes
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages made while it is on, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known = WeakIdKeyDictionary()
+
+    def leave_out(self, tensors: Iterable[Tensor]) -> None:
+        """Do not count these, nor views of them."""
+        for tensor in tensors:
+            self._known[tensor.untyped_storage()] = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
+        return out
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        self._known[storage] = True
+        num_bytes = storage.nbytes()
+        self.live += num_bytes
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._release, num_bytes)
+
+    def _release(self, num_bytes: int) -> None:
+        self.live -= num_bytes
+
+
+def memory_per_gpu(config: TrainConfig, num_gpus: int) -> MemoryEstimate:
+    """Estimated bytes per GPU of a stage on `num_gpus` GPUs; seconds of work, kept for the next question alike."""
+    parallel, plan = config.parallel, config.plan
+    network = config.network.network()
+    trained, blocks, root = _parameter_counts(config.network)
+    total = sum(blocks) + root
+    master, compute = BYTES[master_dtype(parallel)], BYTES[compute_dtype(parallel)]
+    num_shards = max(1, num_gpus // parallel.num_replicas)
+    states = master * (total + (4 if config.optim.ema_decay else 3) * trained)
+    block = max(blocks)
+    has_micro_steps = plan.num_packs > num_gpus and not parallel.sync_every_micro_step
+    activations = count_activations(network, parallel.recompute, compute_dtype(parallel), plan.token_budget)
+    return MemoryEstimate(
+        states_bytes=math.ceil(states / num_shards),
+        gathered_bytes=(root + 2 * block) * compute,
+        gradients_bytes=(root + 2 * block) * (master + compute) + (master * trained if has_micro_steps else 0),
+        activations=activations,
+        workspace_bytes=WORKSPACE_BYTES,
+    )
+
+
+@lru_cache(maxsize=64)
+def count_activations(network: NavaConfig, recompute: Recompute, dtype: torch.dtype, num_tokens: int) -> Activations:
+    """Bytes beside the weights for a pack of `num_tokens` tokens: clips of the release's longest kind, as many as fit.
+
+    Cost: a second or three, whatever the size. The scratch of the attention kernels in backward (float32 gradients of the
+    queries) is added: it is theirs alone and no tensor of ours.
+    """
+    packed = _example_pack(network, num_tokens)
+    sizes = [(1, 1), (2, 1), (1, 2)]
+    one, more_align, more_fusion = (
+        _run(network.model_copy(update={"num_align_layers": a, "num_fusion_layers": f}), recompute, dtype, packed)
+        for a, f in sizes
+    )
+    num_align, num_fusion = network.num_align_layers - 1, network.num_fusion_layers - 1
+    kept, peak = (
+        of_one + num_align * (of_align - of_one) + num_fusion * (of_fusion - of_one)
+        for of_one, of_align, of_fusion in zip(one, more_align, more_fusion, strict=True)
+    )
+    scratch = 4 * network.dim * num_tokens if dtype == torch.bfloat16 else 0
+    return Activations(kept, peak + scratch)
+
+
+def run_activations(network: NavaConfig, recompute: Recompute, dtype: torch.dtype, num_tokens: int) -> Activations:
+    """The same from one run of the whole network, without the kernels' scratch: what `count_activations` is held to."""
+    return _run(network, recompute, dtype, _example_pack(network, num_tokens))
+
+
+def most_tokens(config: TrainConfig, num_gpus: int, memory_bytes: float) -> int:
+    """Largest token budget, in steps of 1,024, whose estimate fits `memory_bytes`; 0 when nothing does."""
+    estimate = memory_per_gpu(config, num_gpus)
+    room = (memory_bytes - estimate.fixed_bytes) / max(1, estimate.activations.peak)
+    return max(0, int(config.plan.token_budget * room) // 1024 * 1024)
+
+
+def _run(network: NavaConfig, recompute: Recompute, dtype: torch.dtype, packed: Packed) -> Activations:
+    """Forward and backward with shapes alone. Gradients of weights are let go at once, as sharding does."""
+    with torch.device("meta"):
+        model = Nava(network)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
+        set_recompute(model, recompute)
+        hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in model.parameters()]
+        with LiveBytes() as counted:
+            counted.leave_out(model.parameters())
+            velocity = model(packed, torch.zeros(packed.num_samples))
+            loss = sum(v.float().square().sum() for v in [*velocity.video, *velocity.audio] if v is not None)
+            del velocity
+            kept = counted.live
+            assert isinstance(loss, Tensor), "a pack has a modality"
+            loss.backward()
+        del hooks
+    return Activations(kept, counted.peak)
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _example_pack(network: NavaConfig, num_tokens: int) -> Packed:
+    """A pack of `num_tokens` tokens or hardly fewer, of clips with picture, sound and a full caption; latents are zeros."""
+    clips = []
+    for number, tokens in enumerate(_clip_lengths(num_tokens)):
+        num_audio = max(1, round(AUDIO_SHARE * tokens))
+        frames = min(31, max(1, tokens - num_audio))
+        height = max(1, math.isqrt((tokens - num_audio) // frames))
+        width = max(1, (tokens - num_audio) // frames // height)
+        _, patch_height, patch_width = network.patch_size
+        clips.append(
+            Sample(
+                f"clip{number}",
+                text=torch.zeros(network.max_text_tokens, network.text_dim),
+                video=torch.zeros(network.video_channels, frames, height * patch_height, width * patch_width),
+                audio=torch.zeros(num_audio, network.audio_channels),
+            )
+        )
+    return pack(clips, network)
+
+
+def _clip_lengths(num_tokens: int) -> Iterator[int]:
+    """Tokens of each clip: whole ones, and the rest with the last."""
+    whole = max(1, num_tokens // CLIP_TOKENS)
+    yield from [num_tokens // whole] * whole
+
+
+def _parameter_counts(network: NetworkConfig) -> tuple[int, list[int], int]:
+    """(trained, of each block, outside blocks) parameters, adapters among them, counted on the meta device."""
+    with torch.device("meta"):
+        model = Nava(network.network())
+        if network.lora is not None:
+            add_adapters(model, network.lora.rank, network.lora.alpha, network.lora.targets)
+    if network.is_partial:
+        train_only(model, network.train_only)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    blocks = [sum(p.numel() for p in block.parameters()) for block in [*model.double_blocks, *model.single_blocks]]
+    return trained, blocks, sum(p.numel() for p in model.parameters()) - sum(blocks)

@@ -1,0 +1,168 @@
+"""The memory estimate: held to one run of a whole network, to what a process really takes, and to published figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.network.config import NavaConfig
+from model.training.config import TrainConfig, load_recipe
+from model.training.memory import count_activations, memory_per_gpu, most_tokens, run_activations
+from model.training.plan_stage import plan_stage, what_would_fit
+from model.training.recompute import POLICIES
+from schemas.budget import Recompute
+from schemas.errors import PlanError
+
+ROOT = Path(__file__).resolve().parents[3]
+TOKENS_OF_THE_AUDIT = 65_424
+
+
+def release(num_gb: float, **changes: object) -> TrainConfig:
+    """The second stage of the 6.3B network on cards of that many GB."""
+    content = load_recipe("stage2_joint").model_dump(mode="json")
+    content["hardware"] |= {"name": f"{num_gb:.0f} GB card", "memory_bytes": int(num_gb * 1e9)}
+    content["plan"] |= changes.pop("plan", {})
+    content["parallel"] |= changes.pop("parallel", {})
+    return TrainConfig.model_validate(content)
+
+
+@pytest.mark.parametrize("recompute", POLICIES)
+def test_a_few_blocks_tell_what_all_of_them_take(recompute: Recompute) -> None:
+    network = NavaConfig.preset("nava_tiny").model_copy(update={"num_align_layers": 4, "num_fusion_layers": 5})
+    counted = count_activations(network, recompute, torch.float32, 3000)
+    whole = run_activations(network, recompute, torch.float32, 3000)
+    assert counted.kept == pytest.approx(whole.kept, rel=0.005)
+    assert counted.peak == pytest.approx(whole.peak, rel=0.02)
+
+
+def test_the_release_takes_what_the_audit_counted_on_all_its_blocks() -> None:
+    network = NavaConfig.preset("nava_6b")
+    qkv = count_activations(network, "attention_qkv", torch.bfloat16, TOKENS_OF_THE_AUDIT)
+    full = count_activations(network, "full", torch.bfloat16, TOKENS_OF_THE_AUDIT)
+    assert qkv.kept == pytest.approx(88.4e9, rel=0.03)
+    assert full.kept == pytest.approx(27.9e9, rel=0.035)
+    assert qkv.peak == pytest.approx(107e9, rel=0.05)
+    assert full.peak == pytest.approx(48e9, rel=0.06)
+
+
+PROGRAM = """
+import sys, torch
+from pathlib import Path
+from model.network.config import NavaConfig
+from model.network.nava import Nava
+from model.training.memory import _drop_gradient, _example_pack
+from model.training.recompute import set_recompute
+torch.set_num_threads(1)
+network = NavaConfig.model_validate_json(sys.argv[1])
+model = Nava(network)
+model.init_weights(torch.Generator().manual_seed(0))
+set_recompute(model, sys.argv[2])
+hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in model.parameters()]
+
+def status(name):
+    return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(name)).split()[1]) * 1024
+
+def step(packed):
+    velocity = model(packed, torch.zeros(packed.num_samples))
+    loss = sum(v.float().square().sum() for v in [*velocity.video, *velocity.audio] if v is not None)
+    del velocity
+    kept = status("VmRSS")
+    loss.backward()
+    return kept
+
+step(_example_pack(network, 200))
+packed = _example_pack(network, int(sys.argv[3]))
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+kept = step(packed)
+print(kept - before, status("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.parametrize("recompute", ["attention_qkv", "none"])
+def test_a_real_step_on_a_cpu_takes_what_was_estimated(recompute: Recompute) -> None:
+    """Large blocks of memory are given back as soon as they are free, so the peak of the process is that of its tensors."""
+    sizes = {"dim": 128, "ffn_dim": 512, "num_heads": 4, "num_align_layers": 2, "num_fusion_layers": 4}
+    network = NavaConfig.preset("nava_tiny").model_copy(update=sizes)
+    estimate = count_activations(network, recompute, torch.float32, 4000)
+    giving_back = {"MALLOC_MMAP_THRESHOLD_": "32768", "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, network.model_dump_json(), recompute, "4000"],
+        check=True, cwd=ROOT, capture_output=True, text=True, timeout=200, env=os.environ | giving_back,
+    )  # fmt: skip
+    kept, peak = map(int, done.stdout.split())
+    assert estimate.kept == pytest.approx(kept, rel=0.1)
+    assert estimate.peak == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["stage1_audio", "stage2_joint", "stage3_finetune"])
+def test_packaged_recipes_fit_the_gpus_that_they_name(name: str) -> None:
+    config = load_recipe(name)
+    assert config.hardware.name == "H200"
+    for num_gpus in (8, 64, 128):
+        assert memory_per_gpu(config, num_gpus).total_bytes <= config.hardware.memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "num_gb", "told"),
+    [
+        (1, 24, "The states alone do not fit"),
+        (1, 80, "The states alone do not fit"),
+        (8, 80, "It fits with --set parallel.recompute=full"),
+        (64, 80, "It fits with --set parallel.recompute=full"),
+        (8, 141, ""),
+    ],
+)
+def test_the_release_on_cards_of_these_sizes(num_gpus: int, num_gb: float, told: str) -> None:
+    config = release(num_gb)
+    if not told:
+        assert plan_stage(config, (num_gpus,), memory_only=True).splitlines()[2].endswith("yes")
+        return
+    with pytest.raises(PlanError, match=f"need about .* GB per GPU on {num_gpus} GPUs; {num_gb} GB card") as refused:
+        plan_stage(config, (num_gpus,), memory_only=True)
+    assert told in refused.value.remedy
+    if "--set" in told:
+        settings = [word for word in refused.value.remedy.rstrip(".").split() if "=" in word]
+        changed = json.loads(config.model_dump_json())
+        for setting in settings:
+            (section, key), value = setting.partition("=")[0].split("."), setting.partition("=")[2].rstrip(",.")
+            changed[section][key] = json.loads(value) if value in ("true", "false") or value.isdigit() else value
+        plan_stage(TrainConfig.model_validate(changed), (num_gpus,), memory_only=True)
+
+
+def test_what_would_fit_counts_down_to_the_pack_that_does() -> None:
+    config = release(40)
+    said = what_would_fit(config, 64)
+    assert "--set parallel.recompute=full --set plan.token_budget=" in said
+    tokens = int(said.partition("token_budget=")[2].partition(",")[0])
+    fitting = release(40, plan={"token_budget": tokens}, parallel={"recompute": "full"})
+    assert memory_per_gpu(fitting, 64).total_bytes <= 40e9
+    assert most_tokens(fitting, 64, 40e9) == pytest.approx(tokens, abs=2048)
+
+
+def test_copies_whole_gradients_and_averages_are_counted() -> None:
+    base = memory_per_gpu(release(141), 64)
+    parameters = 6_296_995_520
+    assert base.states_bytes == pytest.approx(parameters * 20 / 64, abs=1)
+    assert memory_per_gpu(release(141, parallel={"num_replicas": 8}), 64).states_bytes == pytest.approx(
+        parameters * 20 / 8, abs=1
+    )
+    whole = memory_per_gpu(release(141, parallel={"sync_every_micro_step": False}), 64)
+    assert whole.gradients_bytes - base.gradients_bytes == 4 * parameters
+    without = release(141).model_copy(update={"optim": release(141).optim.model_copy(update={"ema_decay": 0.0})})
+    assert memory_per_gpu(without, 64).states_bytes == pytest.approx(parameters * 16 / 64, abs=1)
+
+
+def test_adapters_leave_the_frozen_states_out() -> None:
+    content = release(80).model_dump(mode="json")
+    content["network"] |= {"lora": {"rank": 16}}
+    need = memory_per_gpu(TrainConfig.model_validate(content), 1)
+    assert 4 * 6_296_995_520 < need.states_bytes < 1.1 * 4 * 6_296_995_520
