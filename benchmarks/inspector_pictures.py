@@ -35,6 +35,10 @@ EVERY = {
     "refusal": "/clips?where=sync.confidense<3",
 }  # fmt: skip
 GUIDE_PX = (1280, 860)
+PATIENCE_MS = 60_000
+"""For a clip that has to be cut first."""
+SETTLED_MS = 1_500
+"""After which pictures of clips and charts stand."""
 
 
 @contextmanager
@@ -69,16 +73,14 @@ def places(session: Session) -> dict[str, str]:
 
 
 def take(tab: Any, address: str, out: Path, *, is_whole: bool) -> None:
-    """One picture, in 256 colours."""
-    from PIL import Image
-
+    """One picture, when everything on the page is drawn."""
     tab.goto(address)
-    tab.wait_for_load_state("networkidle")
-    tab.wait_for_timeout(900)
+    if tab.locator("#wave-said").count():
+        tab.locator("#wave-said").wait_for(state="detached", timeout=PATIENCE_MS)
+    tab.wait_for_timeout(SETTLED_MS)
+    while not tab.evaluate("[...document.images].every((image) => image.complete)"):
+        tab.wait_for_timeout(SETTLED_MS)
     tab.screenshot(path=str(out), full_page=is_whole)
-    with Image.open(out) as taken:
-        small = taken.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    small.save(out, optimize=True)
 
 
 def main() -> None:

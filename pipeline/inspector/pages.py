@@ -16,7 +16,7 @@ from pipeline.ask.stats import clip_checks
 from pipeline.ask.training import trained
 from pipeline.inspector.clip_view import clip_view
 from pipeline.inspector.session import RunView, Session
-from pipeline.inspector.shown import address
+from pipeline.inspector.shown import address, plural
 from pipeline.show.plain import stats_plain
 from schemas.errors import LedgerError
 from schemas.fields import doc_of
@@ -104,7 +104,7 @@ def _checks_of_run(view: RunView) -> list[Answer]:
         {
             "name": "every source settled",
             "outcome": "passed" if not status.num_left else "not run",
-            "said": "all passes done" if not status.num_left else f"{status.num_left} passes of sources are left",
+            "said": "all passes done" if not status.num_left else f"{plural(status.num_left, 'step')} of sources left",
         },
         {
             "name": "kept clips packed",
@@ -113,7 +113,9 @@ def _checks_of_run(view: RunView) -> list[Answer]:
             else "passed"
             if packed[0] == status.clips.get("keep", 0)
             else "failed",
-            "said": "no shards yet" if packed is None else f"{packed[0]:,} clips in {packed[1]:,} shards",
+            "said": "no shards yet"
+            if packed is None
+            else f"{plural(packed[0], 'clip')} in {plural(packed[1], 'shard')}",
         },
         {
             "name": "checksums and samples",

@@ -25,7 +25,7 @@ function config() {
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(name).trim();
   const axis = { labelColor: colour("--muted"), domainColor: colour("--line"), tickColor: colour("--line"), gridColor: colour("--line"), titleColor: colour("--muted"), labelFont: "system-ui", titleFont: "system-ui", titleFontWeight: "normal" };
-  return { aria: false, background: "transparent", view: { stroke: null }, axis, rule: { color: colour("--ink") }, font: "system-ui" };
+  return { background: "transparent", view: { stroke: null }, axis, rule: { color: colour("--ink") }, font: "system-ui" };
 }
 
 function domainOf(axis, bounds) {
@@ -48,6 +48,7 @@ export async function drawHistogram(element, spec, axis, kept, bounds) {
   filled.layer[0].encoding.y.axis.title = name;
   filled.datasets = { bins: barRows(axis, kept), bounds: inside(bounds, domain) };
   const view = await globalThis.navaCharts.draw(element, filled, config());
+  element.querySelector("svg").setAttribute("aria-hidden", "true");
   return { view, domain };
 }
 
