@@ -47,10 +47,9 @@ def audio(
 ) -> Message:
     """Writes the sound of `path` to `out` as raw float32 and returns what is in there."""
     from stages.media.listen import SoundWanted, write_sound
-    from stages.media.open import open_media
 
     wanted = SoundWanted(rate_hz, channels, stream, tuple(languages), most_bytes)
-    sound = write_sound(partial(open_media, path, max_pixels=max_pixels), out, wanted)
+    sound = write_sound(path, out, wanted, max_pixels)
     return {
         "start": ratio(sound.start_s),
         "rate_hz": sound.rate_hz,

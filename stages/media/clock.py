@@ -77,7 +77,11 @@ _steady: dict[Version, None] = {}
 
 def version_of(container: Any) -> Version:
     """What tells the file of an open container from what it was before."""
-    path = container.name.removeprefix("file:")
+    return version_at(container.name.removeprefix("file:"))
+
+
+def version_at(path: str) -> Version:
+    """What tells the file at `path` from what it was before."""
     stat = Path(path).stat()
     return path, stat.st_size, stat.st_mtime_ns
 
@@ -134,13 +138,15 @@ class OneClock:
 
     def put(self, packet: Any) -> None:
         """Moves the times of the next packet."""
-        if packet.pos is not None and packet.pos >= 0:
-            self._position = packet.pos
-        at = packet.pts if self._is_by_pts else packet.dts
-        if self._restarts is None and packet.size and at is not None:
-            if self._pace.leaps_to(at, may_go_back=packet.is_keyframe or not self._is_by_pts):
-                self._restarts = _restarts_of(self._container)
-            self._pace.go_on(at)
+        if self._restarts is None:
+            at = packet.pts if self._is_by_pts else packet.dts
+            if at is not None:
+                if self._pace.leaps_to(at, may_go_back=not self._is_by_pts or packet.is_keyframe):
+                    self._restarts = _restarts_of(self._container)
+                self._pace.go_on(at)
+        position = packet.pos
+        if position is not None and position >= 0:
+            self._position = position
         if self._restarts is None or not self._restarts.num:
             return
         shift = round(self._restarts.shift_s(self._index, self._position) / self._base)
@@ -165,7 +171,7 @@ class _Pace:
         """Whether the clock begins anew at `at`; it `may_go_back` where packets come in the order of `at`."""
         if not self._recent:
             return False
-        step = at - _middle(self._recent)
+        step = at - (self._recent[0] if len(self._recent) == 1 else _middle(self._recent))
         return (may_go_back and step < self._back) or step > self._forward
 
     def go_on(self, at: int) -> None:

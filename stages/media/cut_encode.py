@@ -287,7 +287,7 @@ def verify(path: str, out: str, num_decoded: int | None, max_pixels: int) -> dic
         "sound": None,
     }
     if has_sound:
-        sound = write_sound(partial(open_media, path), out, SoundWanted(None, 2))
+        sound = write_sound(path, out, SoundWanted(None, 2))
         answer["sound"] = {
             "start": [sound.start_s.numerator, sound.start_s.denominator],
             "rate_hz": sound.rate_hz,

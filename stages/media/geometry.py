@@ -55,7 +55,8 @@ class Shapes:
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._is_stated = stream, False
-        self._sar = self._told = _plausible(stream.codec_context.sample_aspect_ratio)
+        self._raw = stream.codec_context.sample_aspect_ratio
+        self._sar = self._told = _plausible(self._raw)
         self._stated = _plausible(stream.sample_aspect_ratio) if stream.sample_aspect_ratio else self._sar
         self._coming: list[tuple[int | None, Fraction]] = []
         self._seen: tuple[Any, ...] = ()
@@ -63,7 +64,10 @@ class Shapes:
 
     def note(self, packet: Any) -> None:
         """`packet` has been decoded."""
-        sar = _plausible(self._stream.codec_context.sample_aspect_ratio)
+        raw = self._stream.codec_context.sample_aspect_ratio
+        if raw == self._raw:
+            return
+        self._raw, sar = raw, _plausible(raw)
         if sar != self._told:
             self._told = sar
             self._coming.append((packet.pts, sar))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from schemas.errors import MediaError
-from stages.media.choose import choose, pick
-from stages.media.clock import version_of
+from stages.media.choose import Chosen, choose, pick
+from stages.media.clock import version_at
+from stages.media.open import open_media
 from stages.media.picture import Damage
 from stages.media.sound import FloatFrames, Mixer, Placement, placed, resampled
 
@@ -37,22 +39,24 @@ class Sound:
     num_samples: int
 
 
-def heard_streams(reopen: Reopen, languages: Sequence[str] = ()) -> tuple[int, ...]:
-    """Indices of the streams of sound that are heard as one: the best choice in which there is anything to hear.
+def heard_streams(path: str, languages: Sequence[str], chosen: Chosen | None = None) -> tuple[int, ...]:
+    """Indices of the streams of sound that are heard as one: the best of `chosen` in which there is anything to hear.
 
-    Raises MediaError("no_audio") if there is none.
+    Opens the file at `path` where neither is known. Raises MediaError("no_audio") if there is none.
     """
-    with reopen() as container:
-        groups = [tuple(s.index for s in group) for group in choose(container, languages).audio]
-        key = (*version_of(container), *languages)
-    if not groups:
-        raise MediaError("There is no sound that can be decoded.", reason="no_audio")
-    if len(groups) == 1:
-        return groups[0]
+    reopen = partial(open_media, path)
+    key = (*version_at(path), *languages)
     if key not in _chosen:
-        _chosen[key] = next((group for group in groups if any(_sounds(reopen, index) for index in group)), groups[0])
+        if chosen is None:
+            with reopen() as container:
+                return heard_streams(path, languages, choose(container, languages))
+        groups = [tuple(s.index for s in group) for group in chosen.audio]
+        sounding = (g for g in groups if len(groups) == 1 or any(_sounds(reopen, index) for index in g))
+        _chosen[key] = next(sounding, next(iter(groups), ()))
         while len(_chosen) > KNOWN_FILES:
             del _chosen[next(iter(_chosen))]
+    if not _chosen[key]:
+        raise MediaError("There is no sound that can be decoded.", reason="no_audio")
     return _chosen[key]
 
 
@@ -187,19 +191,20 @@ class SoundWanted:
     """Of the written samples; None sets no limit."""
 
 
-def write_sound(reopen: Reopen, path: str, wanted: SoundWanted) -> Sound:
-    """Writes float32 [n, channels] to `path`, raw. Raises MediaError where there is none or it is too long."""
-    streams = heard_streams(reopen, wanted.languages) if wanted.stream is None else (wanted.stream,)
-    sound, mixer = _write_once(reopen, streams, path, wanted)
+def write_sound(path: str, out: str, wanted: SoundWanted, max_pixels: int | None = None) -> Sound:
+    """Writes float32 [n, channels] to `out`, raw. Raises MediaError where there is none or it is too long."""
+    reopen = partial(open_media, path, max_pixels=max_pixels)
+    streams = heard_streams(path, wanted.languages) if wanted.stream is None else (wanted.stream,)
+    sound, mixer = _write_once(reopen, streams, out, wanted)
     better = mixer.better_weights()
-    return sound if better is None else _write_once(reopen, streams, path, wanted, better)[0]
+    return sound if better is None else _write_once(reopen, streams, out, wanted, better)[0]
 
 
 def _write_once(
-    reopen: Reopen, streams: Sequence[int], path: str, wanted: SoundWanted, weights: np.ndarray | None = None
+    reopen: Reopen, streams: Sequence[int], out_path: str, wanted: SoundWanted, weights: np.ndarray | None = None
 ) -> tuple[Sound, Mixer]:
     count, width, num_bytes = 0, 0, 0
-    with HeardSound(reopen, streams, Damage()) as heard, open(path, "wb") as out:
+    with HeardSound(reopen, streams, Damage()) as heard, open(out_path, "wb") as out:
         mixer = Mixer(heard, wanted.channels, weights)
         for block in resampled(mixer.mix(iter(heard)), heard, wanted.rate_hz):
             num_bytes += block.size * 4

@@ -81,7 +81,7 @@ def probe(
             picture = _end_of(watched(path, (), CHUNK, max_pixels, None))
         if picture is None:
             picture = _told(chosen.video, chosen.video and _watch_packets(path, chosen.video.index, max_pixels))
-        streams = heard_streams(partial(open_media, path), languages) if chosen.audio else ()
+        streams = heard_streams(path, languages, chosen) if chosen.audio else ()
         sound = _listen(path, streams, decode) if streams else None
         if not picture["fields"]["has_video"] and (sound is None or not sound["num_samples"]):
             raise MediaError("Not a single frame or sample could be decoded.", reason="not_decodable")
