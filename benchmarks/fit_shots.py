@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality_shots import FIRST_SEED, FITTING, TOLERANCE_FRAMES, sources_of
-from benchmarks.quality_shots_camera import Source, resized
-from benchmarks.quality_shots_kinds import KINDS, Film, make_film
+from benchmarks.quality_shots_camera import SingleShot, resized
+from benchmarks.quality_shots_kinds import KINDS, KnownFilm, make_film
 from stages.base import Context
 from stages.shot_split.content import survey
 from stages.shot_split.evidence import cut_candidates, examine
@@ -51,7 +51,7 @@ class Measured:
     """[n]: the network's log-odds, nan where it was not asked."""
 
 
-def labels(candidates: Sequence[int], film: Film) -> NDArray[np.int64]:
+def labels(candidates: Sequence[int], film: KnownFilm) -> NDArray[np.int64]:
     """`Measured.is_cut` of frames `candidates`: of those near a cut, the nearest is it, the others count neither way."""
     ranges = [*film.ignored, *film.gradual]
     known = {at: -1 if any(a - MARGIN_FRAMES <= at <= b + MARGIN_FRAMES for a, b in ranges) else 0 for at in candidates}
@@ -61,7 +61,7 @@ def labels(candidates: Sequence[int], film: Film) -> NDArray[np.int64]:
     return np.array([known[at] for at in candidates], np.int64)
 
 
-def measure(film: Film, net: TransNet) -> Measured:
+def measure(film: KnownFilm, net: TransNet) -> Measured:
     """What the engines would measure of `film`."""
     thumbs = resized(film.frames, (WIDTH, HEIGHT))
     seen = survey(thumbs, film.fps)
@@ -77,7 +77,7 @@ def measure(film: Film, net: TransNet) -> Measured:
     )
 
 
-def all_measured(sources: Mapping[str, Source], num_films: int, cache: Path) -> dict[str, Measured]:
+def all_measured(sources: Mapping[str, SingleShot], num_films: int, cache: Path) -> dict[str, Measured]:
     """By film, "kind seed"; those that lie in `cache` are not made again."""
     films, net = {}, TransNet()
     for seed in range(FIRST_SEED[FITTING], FIRST_SEED[FITTING] + num_films):

@@ -19,6 +19,7 @@ import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.intervals import bootstrap_interval
-from benchmarks.quality_shots_camera import Source, resized
+from benchmarks.quality_shots_camera import SingleShot, resized
 from benchmarks.quality_shots_kinds import KINDS, make_film
 from stages.base import Context
 from stages.shot_split.content import Boundary
@@ -45,7 +46,7 @@ PUBLISHED, FITTING = 0, 1
 FIRST_SEED = {PUBLISHED: 1000, FITTING: 0}
 SOURCE_SIZE = (320, 180)
 """Own choice of pixels: a close framing of them still fills a thumbnail, and all sources fit in memory."""
-SOURCE_S, SOURCE_FRAMES, FASTEST_SOURCE_FPS = 6, 150, 40
+SOURCE_S, SOURCE_FRAMES, FASTEST_SOURCE_FPS = Fraction(6), 150, 40
 """Own choice of how much of a source is used: the beginning, of fast ones every second frame."""
 MIN_SOURCE_FRAMES = 60
 """Own choice: pieces of up to 4 s would be all alike if taken from less than 2 s."""
@@ -223,7 +224,9 @@ def _looks(detector: Detector) -> int:
     return detector.net.num_looks if isinstance(detector, HybridDetector | TransNetDetector) else 0
 
 
-def sources_of(context: Context, media_dir: Path, items: Iterable[Mapping[str, Any]], half: int) -> dict[str, Source]:
+def sources_of(
+    context: Context, media_dir: Path, items: Iterable[Mapping[str, Any]], half: int
+) -> dict[str, SingleShot]:
     """The single-shot videos of one half, `PUBLISHED` or `FITTING`, by path."""
     sources = {}
     for item in items:
@@ -231,7 +234,7 @@ def sources_of(context: Context, media_dir: Path, items: Iterable[Mapping[str, A
             frames = context.media.frames(media_dir / item["path"], size=SOURCE_SIZE, end=SOURCE_S)
             fps = len(frames.pts) * frames.den / ((frames.end_pts - int(frames.pts[0])) * frames.num)
             step = 2 if fps > FASTEST_SOURCE_FPS else 1
-            sources[str(item["path"])] = Source(frames.images[::step][:SOURCE_FRAMES], fps / step)
+            sources[str(item["path"])] = SingleShot(frames.images[::step][:SOURCE_FRAMES], fps / step)
     return sources
 
 
@@ -245,7 +248,7 @@ def is_one_shot(item: Mapping[str, Any]) -> bool:
 
 
 def _score_films(
-    detectors: Mapping[str, Detector], sources: Mapping[str, Source], kind: str, seeds: Iterable[int]
+    detectors: Mapping[str, Detector], sources: Mapping[str, SingleShot], kind: str, seeds: Iterable[int]
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows per engine on films of `kind`, one for each of `seeds`."""
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in detectors}

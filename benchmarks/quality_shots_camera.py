@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 256, 144
 
 
 @dataclass(frozen=True)
-class Source:
+class SingleShot:
     """One single-shot video."""
 
     frames: Frames
@@ -26,22 +26,23 @@ class Source:
 class Footage:
     """Shots of `sources` (name -> video) as a camera with its own framing, motion, grade and grain would take them."""
 
-    def __init__(self, sources: Mapping[str, Source], rng: np.random.Generator, fps: float) -> None:
+    def __init__(self, sources: Mapping[str, SingleShot], rng: np.random.Generator, fps: float) -> None:
         self._sources, self._rng, self.fps = sources, rng, fps
         self._last = ""
 
-    def pick(self) -> Source:
+    def pick(self) -> SingleShot:
         """Any source but the last."""
         names = [name for name in self._sources if name != self._last] or list(self._sources)
         self._last = str(self._rng.choice(names))
         return self._sources[self._last]
 
-    def stretch(self, source: Source, num: int, *, start_share: float | None = None, pace: float = 1.0) -> Frames:
+    def stretch(self, source: SingleShot, num: int, *, start_share: float | None = None, pace: float = 1.0) -> Frames:
         """`num` frames of `source` at the film's rate, from `start_share` of it on; its last frame is held."""
         step = source.fps / self.fps * pace
         room = max(0.0, len(source.frames) - 1 - num * step)
         start = room * (self._rng.random() if start_share is None else start_share)
-        return source.frames[np.minimum((start + np.arange(num) * step).astype(int), len(source.frames) - 1)]
+        index = np.minimum((start + np.arange(num) * step).astype(int), len(source.frames) - 1)
+        return np.asarray(source.frames[index], np.uint8)
 
     def shot(self, num: int, *, motion: str | None = None, is_graded: bool = True) -> Frames:
         """`num` frames of any source, framed anyhow; `motion` is one of `MOTIONS`."""
@@ -86,8 +87,15 @@ def view(picture: Frames, size: float, x: float, y: float) -> Frames:
     across, down = max(8.0, w * size), max(8.0, h * size)
     left, top = (w - across) * x, (h - down) * y
     matrix = np.array([[across / WIDTH, 0, left], [0, down / HEIGHT, top]], np.float32)
-    return cv2.warpAffine(  # type: ignore[return-value]
-        picture, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    return np.asarray(
+        cv2.warpAffine(
+            picture,
+            matrix,
+            (WIDTH, HEIGHT),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        ),
+        np.uint8,
     )
 
 
@@ -137,7 +145,7 @@ def before(backdrop: Frames, pictures: Frames, scale: float, x: float) -> Frames
     return np.stack(shown).astype(np.uint8)
 
 
-def backdrop_of(sources: Sequence[Source], rng: np.random.Generator) -> Frames:
+def backdrop_of(sources: Sequence[SingleShot], rng: np.random.Generator) -> Frames:
     """A plain colour, a soft gradient or a picture out of focus, [144, 256, 3]."""
     import cv2
 
@@ -145,7 +153,8 @@ def backdrop_of(sources: Sequence[Source], rng: np.random.Generator) -> Frames:
     colour = rng.uniform(20, 235, 3)
     if kind == "picture":
         frame = sources[int(rng.integers(len(sources)))].frames[0]
-        return cv2.GaussianBlur(view(frame, 0.9, rng.random(), rng.random()), (0, 0), rng.uniform(0.5, 4))  # type: ignore[return-value]
+        near = view(frame, 0.9, rng.random(), rng.random())
+        return np.asarray(cv2.GaussianBlur(near, (0, 0), rng.uniform(0.5, 4)), np.uint8)
     other = colour if kind == "plain" else colour * rng.uniform(0.4, 0.9)
     share = np.linspace(0, 1, HEIGHT)[:, None, None]
     return np.broadcast_to(colour * (1 - share) + other * share, (HEIGHT, WIDTH, 3)).astype(np.uint8)

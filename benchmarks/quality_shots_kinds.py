@@ -24,7 +24,7 @@ from benchmarks.quality_shots_camera import (
     Desktop,
     Footage,
     Frames,
-    Source,
+    SingleShot,
     backdrop_of,
     before,
     camera_path,
@@ -41,7 +41,7 @@ SEEN = 5.0
 
 
 @dataclass
-class Film:
+class KnownFilm:
     """Frames and their truth, built up from its beginning."""
 
     fps: float
@@ -77,10 +77,10 @@ class Film:
 class Director:
     """Makes films of one kind after another from `sources`."""
 
-    def __init__(self, sources: Mapping[str, Source], rng: np.random.Generator) -> None:
+    def __init__(self, sources: Mapping[str, SingleShot], rng: np.random.Generator) -> None:
         self.rng, self.sources = rng, sources
         fps = float(rng.choice([15, 24, 25, 25, 30, 30, 50, 60], p=[0.05, 0.2, 0.2, 0.15, 0.15, 0.15, 0.05, 0.05]))
-        self.film = Film(fps)
+        self.film = KnownFilm(fps)
         self.footage = Footage(sources, rng, fps)
 
     def lengths(self, shortest_s: float, longest_s: float) -> list[int]:
@@ -305,7 +305,7 @@ class Director:
         """Cuts, dissolves, fades and wipes with crops, flashes, captions and noise, see `make_montage`."""
         pieces = {name: (source.frames, source.fps) for name, source in self.sources.items()}
         made = make_montage(pieces, self.rng, 6)
-        self.film = Film(
+        self.film = KnownFilm(
             made.fps, resized(made.frames, (WIDTH, HEIGHT)), made.hard_cuts, [(a, b) for a, b, _ in made.gradual]
         )
 
@@ -414,7 +414,7 @@ KINDS: Mapping[str, Callable[[Director], None]] = {
 }
 
 
-def make_film(kind: str, sources: Mapping[str, Source], seed: int) -> Film:
+def make_film(kind: str, sources: Mapping[str, SingleShot], seed: int) -> KnownFilm:
     """A film of one of `KINDS`, coded and decoded."""
     rng = np.random.default_rng([zlib.crc32(kind.encode()), seed])
     director = Director(sources, rng)

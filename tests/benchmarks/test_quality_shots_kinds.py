@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from benchmarks.fit_shots import labels
-from benchmarks.quality_shots_camera import Source
-from benchmarks.quality_shots_kinds import KINDS, Film, make_film
+from benchmarks.quality_shots_camera import SingleShot
+from benchmarks.quality_shots_kinds import KINDS, KnownFilm, make_film
 
 
 @pytest.fixture
-def sources(monkeypatch: pytest.MonkeyPatch) -> dict[str, Source]:
+def sources(monkeypatch: pytest.MonkeyPatch) -> dict[str, SingleShot]:
     """Three soft pictures that drift, and films less than half as long as usual."""
     import cv2
 
@@ -20,12 +20,12 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> dict[str, Source]:
     made = {}
     for name in "abc":
         wide = cv2.resize(rng.integers(0, 255, (9, 32, 3), dtype=np.uint8), (640, 180), interpolation=cv2.INTER_CUBIC)
-        made[name] = Source(np.stack([wide[:, t : t + 320] for t in range(120)]), 25.0)
+        made[name] = SingleShot(np.stack([wide[:, t : t + 320] for t in range(120)]), 25.0)
     return made
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_cut_of_the_truth_is_one(kind: str, sources: dict[str, Source]) -> None:
+def test_every_cut_of_the_truth_is_one(kind: str, sources: dict[str, SingleShot]) -> None:
     film = make_film(kind, sources, 3)
     assert film.frames.dtype == np.uint8
     assert film.frames.shape[1:] == (144, 256, 3)
@@ -37,12 +37,12 @@ def test_every_cut_of_the_truth_is_one(kind: str, sources: dict[str, Source]) ->
     assert all(steps[at - 1] > 1.0 for at in film.hard)
 
 
-def test_a_seed_makes_one_film(sources: dict[str, Source]) -> None:
+def test_a_seed_makes_one_film(sources: dict[str, SingleShot]) -> None:
     one, same, other = (make_film("trailer", sources, seed) for seed in (5, 5, 6))
     assert one.hard == same.hard != other.hard
     assert np.array_equal(one.frames, same.frames)
 
 
 def test_a_fit_learns_from_the_candidate_nearest_to_a_cut() -> None:
-    film = Film(25.0, np.zeros((100, 1, 1, 3), np.uint8), hard=[20, 60], ignored=[(40, 45)])
+    film = KnownFilm(25.0, np.zeros((100, 1, 1, 3), np.uint8), hard=[20, 60], ignored=[(40, 45)])
     assert labels([10, 20, 21, 38, 47, 48, 61], film).tolist() == [0, 1, -1, -1, -1, 0, 1]
