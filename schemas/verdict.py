@@ -52,10 +52,6 @@ class Gate(BaseModel):
     def _bounded(self) -> Gate:
         if all(getattr(self, operator) is None for operator in OPERATORS):
             raise ValueError(f"a gate needs one of {', '.join(OPERATORS)}")
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"no value is at least {self.min:g} and at most {self.max:g}")
-        if self.abs_max is not None and self.abs_max < 0:
-            raise ValueError(f"no size is at most {self.abs_max:g}")
         return self
 
 
