@@ -154,7 +154,7 @@ def check_attention(setting: Setting) -> Iterator[Row]:
             setting.wait()
             times = [time.perf_counter()]
             for _ in range(4):
-                y = attend(*inputs, prepared, backend)
+                y = attend(inputs[0], inputs[1], inputs[2], prepared, backend)
                 found = [y, *torch.autograd.grad(y.float().square().sum(), inputs)]
                 setting.wait()
                 times.append(time.perf_counter())

@@ -58,6 +58,7 @@ RUN_AS_MODULE = {"pipeline.cli": "nava-curate", "model.cli": "nava-train"}
 OPTIONS_OF_OTHERS = {
     *("--no-deps", "--nproc_per_node", "--nnodes"),  # pip, torchrun
     *("--generate", "--metrics-export-port", "--requeue"),  # ray, sbatch
+    *("--max-restarts", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"),  # torchrun
 }
 RUN_FILES = {"recipe.yaml"}  # of a run or a training, in no tree
 GUIDE_STAGE = "flicker"  # CONTRIBUTING writes it, `test_dropped_in_stage` runs it

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.order import key_of, mix
+from model.data.index import ShardIndex
+from model.data.order import DrawPart, key_of, mix
 from model.data.packing import Item, Pack, Packer
-from schemas.budget import length_bucket
-
-if TYPE_CHECKING:
-    from model.data.batching import EpochPlan
+from schemas.budget import Modality, length_bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,25 @@ class Buckets:
     """Random numbers that all streams have alike; None where each draws for itself."""
 
 
-def open_buckets(plan: EpochPlan) -> Buckets:
+class Planned(Protocol):
+    """What buckets need of an `EpochPlan`."""
+
+    index: ShardIndex
+    config: Any
+    """`PlanConfig`."""
+    parts: list[DrawPart]
+    key: int
+
+    def part_use(self, part: int) -> Modality | None:
+        """Modalities that a part is restricted to."""
+        ...
+
+    def use_of(self, row: int, part: int) -> Modality:
+        """Modalities of a row that a part trains on."""
+        ...
+
+
+def open_buckets(plan: Planned) -> Buckets:
     """The buckets of a plan whose strategy has some. Cost: a pass over the token columns of the index."""
     config, index = plan.config, plan.index
     num = 1 if config.strategy == "padded" else config.num_buckets

@@ -46,7 +46,7 @@ def _kind(name: str) -> str:
 
 def _is_last(tensor: Tensor, num_channels: int, meaning: str) -> bool | None:
     """Whether a latent has its channels last; None where neither shape nor description tells."""
-    could_be_first, could_be_last = tensor.shape[0] == num_channels, tensor.shape[-1] == num_channels
+    could_be_first, could_be_last = (bool(tensor.shape[axis] == num_channels) for axis in (0, -1))
     if could_be_first != could_be_last:
         return could_be_last
     if CHANNELS_LAST.search(meaning):

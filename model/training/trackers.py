@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,7 +102,7 @@ class WeightsAndBiases:
 
     def __init__(self, folder: Path, config: TrainConfig, settings: WandbConfig) -> None:
         try:
-            import wandb
+            wandb = import_module("wandb")
         except ImportError as error:
             raise RecipeError(
                 "output.wandb is set, but wandb is not installed.", remedy="Install it, or remove output.wandb."

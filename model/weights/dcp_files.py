@@ -162,7 +162,9 @@ class SummedWriter(dcp.FileSystemWriter):  # type: ignore[misc]
 
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
         """The library's; then the notes, by which a folder is known to be whole."""
-        files = {r.index.fqn: r.storage_data for rank in results for r in rank if isinstance(r.storage_data, dict)}
+        files: dict[str, Any] = {
+            r.index.fqn: r.storage_data for rank in results for r in rank if isinstance(r.storage_data, dict)
+        }
         super().finish(metadata, [[r for r in rank if not isinstance(r.storage_data, dict)] for rank in results])
         files[METADATA] = sum_of(self._directory / METADATA)
         content = json.loads(json.dumps({**(self._notes or {}), FILES: files}))

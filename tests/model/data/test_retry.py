@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from model.data.index import ShardIndex
-from model.data.reader import PackLoader, SampleReader, open_shards
+from model.data.reader import PackLoader, SampleReader, decode_latents, open_shards
 from model.data.retry import patiently
 from model.training.train import train
 from schemas.errors import MachineError, ShardError
-from tests.model.data.test_reader import decode_latents, make_plan, take, write_shards
+from tests.model.data.test_reader import make_plan, take, write_shards
 from tests.model.latent_shards import random_clip, recipe, write_latent_shards
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,9 @@ from model.training.config import HealthConfig
 from model.training.health import Spikes, gradient_norms, longest_run
 from model.training.parallel import World, open_world
 from model.training.state import complete, state_tensors
-from model.training.trackers import JsonLines, finite, forget_after
+from model.training.trackers import JsonLines, finite, forget_after, open_trackers
 from model.training.train import Training, train
-from schemas.errors import DamagedSampleError, ModelError
+from schemas.errors import DamagedSampleError, ModelError, RecipeError
 from tests.model.latent_shards import random_clip, recipe, run_ranks, write_latent_shards
 from tests.model.rank_jobs import poison, train_with_nan, whole
 
@@ -184,6 +186,40 @@ def test_lines_are_valid_json_and_none_is_lost_to_a_full_disk(
     forget_after(tmp_path, 2)
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
     assert finite({"a": (1, float("-inf"))}) == {"a": [1, None]}
+
+
+def test_weights_and_biases_gets_the_same_numbers_and_goes_on_with_its_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library is stood in for: it is not among the package's own."""
+    runs: list[SimpleNamespace] = []
+
+    def init(**given: Any) -> SimpleNamespace:
+        logged: list[tuple[int, dict[str, float]]] = []
+        run = SimpleNamespace(given=given, logged=logged, is_finished=False)
+        run.log = lambda line, step: logged.append((step, line))
+        run.finish = lambda: setattr(run, "is_finished", True)
+        runs.append(run)
+        return run
+
+    config = recipe(data, num_steps=1, plan={"num_packs": 2}, output={"wandb": {"project": "p", "mode": "offline"}})
+    with pytest.raises(RecipeError, match="wandb is not installed"):
+        open_trackers(tmp_path, config, 0)
+    util = SimpleNamespace(generate_id=lambda: "run7")
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, util=util))
+    for step in (1, 2):
+        trackers = open_trackers(tmp_path, config, step - 1)
+        for tracker in trackers:
+            tracker.log("metrics", {"step": step, "loss": 1.5, "by": {"a": 2.0, "host": "x"}, "none": None})
+            tracker.log("validation", {"step": step, "loss": 3.0})
+            tracker.close()
+    assert [run.given["id"] for run in runs] == ["run7", "run7"]
+    assert runs[0].given["mode"] == "offline"
+    assert runs[0].logged == [
+        (1, {"step": 1, "loss": 1.5, "by/a": 2.0}),
+        (1, {"validation/step": 1, "validation/loss": 3.0}),
+    ]
+    assert runs[0].is_finished
 
 
 def test_a_signal_has_the_next_steps_profiled(data: Path, tmp_path: Path) -> None:
