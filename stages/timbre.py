@@ -2,7 +2,8 @@
 
 A model that is shown the very words it must speak learns to copy them. The reference therefore comes from another utterance
 of the speaker, in the same clip if there is one, else in the same asset; only where there is none is it the span itself, and
-that is flagged.
+that is flagged. It lies where exactly one voice is heard, and sounds like the span and like no other speaker: a reference of
+which that cannot be said is left out.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from pydantic import Field, model_validator
 
 from schemas.fields import f, struct
 from schemas.records import TIMBRE, Row
-from schemas.spans import SPEECH_RATE_HZ, Origin, Reference, SpeechSpan, Turn, alone
+from schemas.spans import SPEECH_RATE_HZ, Origin, Reference, Speaker, SpeechSpan, Turn, Word, alone
 from schemas.stretches import Stretch, Timed, covered_s, inside, merge, outside
 from stages.base import Context, Measure, Resources, StageConfig
+from stages.diarize.cluster import VoiceCluster, likeness
 from stages.engines.speakers import EMBEDDER, EMBEDDING_SIZE, MIN_SPEECH_S, similarity
-from stages.engines.voice_memory import VoiceMemory
+from stages.engines.voice_memory import MIN_INSIDE, VoiceMemory
 from stages.media.decoder import Waveform
 
 CLIPPED_AT = 0.999
@@ -41,10 +43,14 @@ class TimbreConfig(StageConfig):
     """Longest reference; of a longer stretch the first part is taken."""
     enough_s: float = Field(default=4.0, gt=0)
     """Length beyond which longer is no better; between shorter ones length counts as much as cleanliness."""
-    guard_s: float = Field(default=0.25, ge=0)
-    """Distance kept from the span and from other speakers: word and turn times are off by up to 0.2 s."""
+    guard_s: float = Field(default=0.5, ge=0)
+    """Distance kept from the span and from other speakers; at 0.25 s, a third more references hold somebody else."""
     max_pause_s: float = Field(default=0.6, ge=0)
     """Shorter pauses may lie inside a reference."""
+    min_known_s: float = Field(default=0.8, ge=MIN_SPEECH_S)
+    """A span in which its speaker is heard alone for less than this has no reference: nobody knows whose voice it is."""
+    min_likeness: float = Field(default=0.8, ge=-1)
+    """Least likeness of a reference to its span, as `stages.diarize.cluster` measures it; docs/quality.md says what chose it."""
 
     @model_validator(mode="after")
     def _ordered(self) -> TimbreConfig:
@@ -57,14 +63,28 @@ class Timbre(Measure[TimbreConfig]):
     """One reference per speech span with a known speaker."""
 
     name = "timbre"
-    version = "4"
+    version = "5"
     level = "clip"
-    reads = ("clip", "diarize.turns", "diarize.alone", "transcribe.speech", "download.path", "probe.has_audio")
+    reads = (
+        "clip",
+        "diarize.turns",
+        "diarize.alone",
+        "diarize.speakers",
+        "transcribe.speech",
+        "transcribe.words",
+        "download.path",
+        "probe.has_audio",
+    )
     adds = struct(
         f("references", pa.list_(TIMBRE), doc="at most one per span, in the order of the spans"),
         f("num_cross_utterance", pa.int32(), unit="count", doc="references taken from another utterance"),
         f("num_same_span", pa.int32(), unit="count", doc="references that are the span itself, for want of another"),
-        f("num_missing", pa.int32(), unit="count", doc="spans without reference: speaker unknown or never heard alone"),
+        f(
+            "num_missing",
+            pa.int32(),
+            unit="count",
+            doc="spans without reference: speaker unknown, never heard alone, or not told from others",
+        ),
         f(
             "min_similarity",
             pa.float64(),
@@ -86,23 +106,96 @@ class Timbre(Measure[TimbreConfig]):
         references: list[Reference] = []
         if spans and row["probe"]["has_audio"]:
             sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=SPEECH_RATE_HZ, mono=True)
-            diarized = row["diarize"] or {}
-            turns, pieces = Turn.all_of(diarized.get("turns")), Stretch.all_of(diarized.get("alone"))
-            speech = merge(Stretch.all_of((row["transcribe"] or {}).get("speech")))
+            heard = Dialogue.of(row)
+            judge = VoiceJudge(self.memory, sound, heard.alone, heard.speakers, self.config)
             clip = Stretch(row["clip"]["asset_start_s"], row["clip"]["asset_end_s"])
             for index, span in enumerate(spans):
-                found = choose_reference(span, clip, turns, speech, sound, self.config)
+                own = on_asset(span, clip)
+                found = judge.first(own, heard.turns, choices(own, clip, heard, sound, self.config))
                 if found is not None:
-                    own = on_asset(span, clip)
-                    voices = [
-                        self.memory.voice(sound, parts, pieces)
-                        for parts in ([found.where], alone(own, own.speaker, turns))
-                    ]
-                    references.append(describe(index, own, found, *voices))
+                    references.append(describe(index, own, *found))
         return reference_fields(references, len(spans))
 
 
-def describe(index: int, span: SpeechSpan, found: Choice, voice: F32 | None, own_voice: F32 | None) -> Reference:
+@dataclass(frozen=True)
+class Dialogue:
+    """What is known of the speech of an asset, on its clock."""
+
+    turns: Sequence[Turn]
+    speech: Sequence[Stretch]
+    """Where anybody speaks."""
+    alone: Sequence[Stretch]
+    """Pieces in which one voice alone is heard."""
+    words: Sequence[Word] = ()
+    speakers: Sequence[Speaker] = ()
+
+    @classmethod
+    def of(cls, row: Row) -> Dialogue:
+        """What the row of a clip holds of its asset."""
+        diarized, transcribed = row["diarize"] or {}, row["transcribe"] or {}
+        return cls(
+            turns=Turn.all_of(diarized.get("turns")),
+            speech=merge(Stretch.all_of(transcribed.get("speech"))),
+            alone=Stretch.all_of(diarized.get("alone")),
+            words=Word.all_of(transcribed.get("words")),
+            speakers=[Speaker.of(each) for each in diarized.get("speakers") or ()],
+        )
+
+
+@dataclass(frozen=True)
+class VoiceJudge:
+    """Tells whether a stretch of `sound` holds the voice that it should."""
+
+    memory: VoiceMemory
+    sound: Waveform
+    pieces: Sequence[Stretch]
+    speakers: Sequence[Speaker]
+    config: TimbreConfig
+
+    def first(self, span: SpeechSpan, turns: Sequence[Turn], found: Sequence[Choice]) -> tuple[Choice, F32, F32] | None:
+        """The first of `found` that holds the voice of `span`, with its embedding and that of the span.
+
+        None too where the span's own voice is not known well enough, or is nearer to another speaker's than to that of the one
+        it is given to: no voice would surely be the right one.
+        """
+        single = merge(self.pieces)
+        known = [part for whole in alone(span, span.speaker, turns) for part in inside(whole, single)]
+        if sum(part.duration_s for part in known) < self.config.min_known_s:
+            return None
+        own = self.memory.voice(self.sound, known, self.pieces)
+        if own is None or self.margin(own, span.speaker) < 0:
+            return None
+        for each in found:
+            voice = self.memory.voice(self.sound, [each.where], self.pieces)
+            if voice is None or not self.is_one_voice(each.where, voice, span.speaker):
+                continue
+            if likeness(cluster(own, known), cluster(voice, [each.where])) >= self.config.min_likeness:
+                return each, voice, own
+        return None
+
+    def is_one_voice(self, where: Stretch, voice: F32, speaker: str | None) -> bool:
+        """Whether what is heard in `where` is nearest to `speaker`, as a whole and in each of its pieces."""
+        pieces = [(piece,) for piece in self.pieces if piece.overlap_s(where) >= MIN_INSIDE * piece.duration_s]
+        heard = [voice, *(one for one in self.memory.embed(self.sound, pieces) if one is not None)]
+        return all(self.margin(one, speaker) >= 0 for one in heard)
+
+    def margin(self, voice: F32, speaker: str | None) -> float:
+        """How much nearer `voice` is to `speaker` than to the nearest other; below 0 for a speaker of unknown voice."""
+        near = {
+            each.speaker: similarity(voice, np.asarray(each.embedding, np.float32))
+            for each in self.speakers
+            if each.embedding is not None
+        }
+        own = near.pop(speaker or "", -2.0)
+        return own - max(near.values(), default=-1.0)
+
+
+def cluster(voice: F32, heard: Sequence[Stretch]) -> VoiceCluster:
+    """A voice as the diarizer compares it: with the seconds from which it is known."""
+    return VoiceCluster([], voice, sum(part.duration_s for part in heard))
+
+
+def describe(index: int, span: SpeechSpan, found: Choice, voice: F32, own_voice: F32) -> Reference:
     """The reference `found` for the span of that index, what is heard in it, and what is heard in the span."""
     assert span.speaker is not None, "a reference is chosen for a known speaker"
     return Reference(
@@ -111,9 +204,9 @@ def describe(index: int, span: SpeechSpan, found: Choice, voice: F32 | None, own
         origin=found.origin,
         asset_start_s=found.where.start_s,
         asset_end_s=found.where.end_s,
-        similarity=None if voice is None or own_voice is None else similarity(voice, own_voice),
+        similarity=similarity(voice, own_voice),
         cleanliness=found.cleanliness,
-        embedding=None if voice is None else voice.tolist(),
+        embedding=voice.tolist(),
     )
 
 
@@ -145,45 +238,48 @@ class Choice:
     cleanliness: float
 
 
-def choose_reference(
-    span: SpeechSpan,
-    clip: Stretch,
-    turns: Sequence[Turn],
-    speech: Sequence[Stretch],
-    sound: Waveform,
-    config: TimbreConfig,
-) -> Choice | None:
-    """The best reference for `span`, which is on the clock of `clip`; None where the speaker is unknown or never alone.
+def choices(own: SpeechSpan, clip: Stretch, heard: Dialogue, sound: Waveform, config: TimbreConfig) -> list[Choice]:
+    """The stretches that may be the reference of a span on the asset clock, best first; none for an unknown speaker.
 
     Another utterance in the clip beats another utterance in the asset, which beats the span itself; within each, what is
-    clean and long wins. No reference touches another speaker's turn.
+    clean and long wins. None touches another speaker's turn, leaves where one voice alone is heard, or begins inside a word.
     """
-    if span.speaker is None:
-        return None
-    own = on_asset(span, clip)
-    heard = Stretch(float(sound.start), float(sound.end))
+    if own.speaker is None:
+        return []
+    whole = Stretch(float(sound.start), float(sound.end))
+    single = merge(heard.alone, config.max_pause_s)
     voiced = [
-        piece
-        for turn in turns
-        if turn.speaker == span.speaker
-        for piece in alone(turn, span.speaker, turns, config.guard_s)
+        part
+        for turn in heard.turns
+        if turn.speaker == own.speaker
+        for piece in alone(turn, own.speaker, heard.turns, config.guard_s)
+        for part in inside(piece, single)
     ]
     away = Stretch(own.start_s - config.guard_s, own.end_s + config.guard_s)
     elsewhere = [rest for piece in voiced for rest in outside(piece, [away])]
     places: tuple[tuple[Origin, Timed, list[Stretch]], ...] = (
         ("same_clip", clip, elsewhere),
-        ("same_asset", heard, elsewhere),
-        ("same_span", own, alone(own, span.speaker, turns)),
+        ("same_asset", whole, elsewhere),
+        ("same_span", own, [part for piece in alone(own, own.speaker, heard.turns) for part in inside(piece, single)]),
     )
+    found: list[Choice] = []
     for origin, where, pieces in places:
         least_s = MIN_SPEECH_S if origin == "same_span" else config.min_s
-        candidates = utterances(pieces, speech, where, config)
+        cuts = [whole_words(c, heard.words) for c in utterances(pieces, heard.speech, where, config)]
         rated = [
-            Choice(c, origin, cleanliness(c, speech, cut(sound, c))) for c in candidates if c.duration_s >= least_s
+            Choice(c, origin, cleanliness(c, heard.speech, cut(sound, c))) for c in cuts if c.duration_s >= least_s
         ]
-        if rated:
-            return max(rated, key=lambda r: r.cleanliness * min(1.0, r.where.duration_s / config.enough_s))
-    return None
+        found += sorted(
+            rated, key=lambda r: r.cleanliness * min(1.0, r.where.duration_s / config.enough_s), reverse=True
+        )
+    return found
+
+
+def whole_words(where: Stretch, words: Sequence[Word]) -> Stretch:
+    """`where` without the parts of words that its ends cut through."""
+    start_s = max((w.end_s for w in words if w.start_s < where.start_s < w.end_s), default=where.start_s)
+    end_s = min((w.start_s for w in words if w.start_s < where.end_s < w.end_s), default=where.end_s)
+    return Stretch(start_s, max(start_s, end_s))
 
 
 def on_asset(span: SpeechSpan, clip: Stretch) -> SpeechSpan:

@@ -1,7 +1,8 @@
-"""Which stretches of speech are one person: voices compared with regard to their length, joined bottom-up."""
+"""Which stretches of speech are one person: voices compared with regard to their length, joined while that is likely."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,13 +25,22 @@ class VoicePiece:
     embedding: F32 | None = None
     is_alone: bool = False
     """All of it is clean."""
+    is_mixed: bool = False
+    """Others are heard in what the embedding was taken from."""
+
+    def shared(self, other: VoicePiece) -> int:
+        """Frames that both cover."""
+        return max(0, min(self.high, other.high) - max(self.low, other.low))
 
 
-SELF_SIMILARITY_S = 0.5
-"""tau in d / (d + tau), the cosine two clean stretches of d seconds of one voice reach on average with this encoder.
+BREVITY_S = 0.1
+"""What a second less of speech costs the cosine: b in cosine + b (1/d + 1/e) for d and e seconds of clean speech.
 
-Measured on utterances cut to 0.8, 1.2, 2 and 3 s, same file: medians 0.63, 0.70, 0.78, 0.84.
+With `EmbeddedConfig.threshold` this is where same and different are equally likely by a logistic regression on clusters of one
+voice from mixes (benchmarks/fit_diarize.py): log odds = 46 (cosine + b (1/d + 1/e) - threshold), right for 99 % of pairs.
 """
+MAX_BREVITY = 2.5
+"""Most of 1/d + 1/e, per second: two stretches of 0.8 s."""
 
 
 @dataclass
@@ -42,39 +52,32 @@ class VoiceCluster:
     clean_s: float
 
 
-def corrected_similarity(one: VoiceCluster, other: VoiceCluster) -> float:
-    """Cosine of two clusters' voices divided by what two stretches of one voice, this long, reach: about 1 = same.
-
-    Without this correction short utterances of one person look like different people.
-    """
+def likeness(one: VoiceCluster, other: VoiceCluster) -> float:
+    """Cosine of two clusters' voices, and what their brevity takes from it."""
     cosine = float(unit(one.vector) @ unit(other.vector))
-    reach = np.sqrt(np.prod([c.clean_s / (c.clean_s + SELF_SIMILARITY_S) for c in (one, other)]))
-    return cosine / float(max(reach, 0.3))
+    return cosine + BREVITY_S * min(1 / one.clean_s + 1 / other.clean_s, MAX_BREVITY)
 
 
 @dataclass
 class Bonds:
-    """What is known about pairs of units [U, U]: the network's opinion (shares), the seconds they share; and its weights."""
+    """What is known about pairs of units [U, U]: how far a network saw them apart (NaN: never in one window), shared seconds."""
 
     units: list[VoicePiece]
     seen_apart: F32
-    seen_together: F32
     overlap_s: F32
     apart: float
-    together: float
+    """Weight of having been seen apart."""
 
     def score(self, one: VoiceCluster, other: VoiceCluster) -> float:
-        """How much two clusters look like one person: corrected voice similarity, moved by what the network saw."""
+        """How much two clusters look like one person: likeness, less for what the network saw apart, and for speech at once."""
         grid = np.ix_(one.members, other.members)
         weight = np.outer([self.units[i].clean_s for i in one.members], [self.units[i].clean_s for i in other.members])
-        apart, together = self.seen_apart[grid], self.seen_together[grid]
-        seen = float((weight * (apart + together > 0)).sum())
+        apart = self.seen_apart[grid]
+        weight = np.where(np.isnan(apart), 0, weight)
         length_s = min(sum(self.units[i].duration_s for i in c.members) for c in (one, other))
-        value = corrected_similarity(one, other) - float(self.overlap_s[grid].sum()) / length_s
-        if seen > 0:
-            value -= self.apart * float((apart * weight).sum()) / seen
-            value += self.together * float((together * weight).sum()) / seen
-        return value
+        value = likeness(one, other) - float(self.overlap_s[grid].sum()) / length_s
+        seen = float(weight.sum())
+        return value - self.apart * float((np.nan_to_num(apart) * weight).sum()) / seen if seen else value
 
 
 def cluster_of(units: list[VoicePiece], members: list[int]) -> VoiceCluster:
@@ -98,3 +101,48 @@ def join(clusters: list[VoiceCluster], bonds: Bonds, threshold: float) -> list[V
         pool[fresh] = joined
         fresh += 1
     return list(pool.values())
+
+
+MIN_SHARED = 0.3
+"""Share of the shorter of two units from which, overlapping, they cannot be one person."""
+KIN = 0.25
+"""What the track of a person speaks for: added to the cosine of a unit that follows at once in it, halved every 1.4 s."""
+UNKNOWN = 0.3
+"""Cosine that a unit too short for an embedding is taken to have to everybody."""
+
+
+def place(units: list[VoicePiece], clusters: list[VoiceCluster], frame_s: float) -> dict[int, int]:
+    """Who says each unit: unit -> number of its cluster. What is in no cluster goes where it fits best, best known first.
+
+    Two units that overlap are never one person. A unit in which others are heard too begins a cluster of its own, appended to
+    `clusters`, where every other is taken by those who speak at the same time; without that it stays without owner.
+    """
+    owner = {i: k for k, cluster in enumerate(clusters) for i in cluster.members}
+    rest = sorted(set(range(len(units))) - set(owner), key=lambda i: (-units[i].clean_s, i))
+    for i in rest:
+        taken = {owner[j] for j in owner if _at_once(units[i], units[j])}
+        free = [k for k in range(len(clusters)) if k not in taken]
+        if free:
+            owner[i] = max(free, key=lambda k: (_fit(units, i, clusters[k], frame_s), -k))
+        elif units[i].embedding is not None:
+            owner[i] = len(clusters)
+            clusters.append(cluster_of(units, [i]))
+    return owner
+
+
+def _at_once(one: VoicePiece, other: VoicePiece) -> bool:
+    return one.shared(other) > MIN_SHARED * min(one.high - one.low, other.high - other.low)
+
+
+def _fit(units: list[VoicePiece], i: int, cluster: VoiceCluster, frame_s: float) -> float:
+    """How well unit `i` fits a cluster: by voice, and by how soon in its own track somebody of the cluster speaks."""
+    told = units[i].embedding
+    cosine = UNKNOWN if told is None else float(unit(told) @ unit(cluster.vector))
+    gaps = _gaps_s(units[i], (units[j] for j in cluster.members), frame_s)
+    return cosine + KIN * max((float(np.exp(-gap_s / 2)) for gap_s in gaps), default=0.0)
+
+
+def _gaps_s(one: VoicePiece, others: Iterable[VoicePiece], frame_s: float) -> list[float]:
+    return [
+        max(other.low - one.high, one.low - other.high, 0) * frame_s for other in others if other.track == one.track
+    ]

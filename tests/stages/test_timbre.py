@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.spans import SPEECH_RATE_HZ, SpeechSpan, Turn
+from schemas.spans import SPEECH_RATE_HZ, Speaker, SpeechSpan, Turn, Word
 from schemas.stretches import Stretch
 from schemas.timing import Span
-from stages.engines.speakers import EMBEDDER, EMBEDDING_SIZE
+from stages.diarize.stage import describe_speakers, pieces_of
+from stages.engines.speakers import EMBEDDER, EMBEDDING_SIZE, unit
+from stages.engines.voice_memory import VoiceMemory
 from stages.media.decoder import Waveform
-from stages.timbre import Timbre, TimbreConfig, choose_reference, cleanliness, on_asset
+from stages.timbre import (
+    Choice,
+    Dialogue,
+    Timbre,
+    TimbreConfig,
+    VoiceJudge,
+    choices,
+    cleanliness,
+    on_asset,
+)
 from tests.rows import clip_row, struct_of
 
 CLIP = Stretch(10.0, 20.0)
@@ -28,14 +41,17 @@ def span(speaker: str | None, start_s: float, end_s: float) -> SpeechSpan:
 
 
 def choose(one: SpeechSpan, turns: list[Turn], **config: Any) -> Any:
-    speech = [Stretch(0.0, 40.0)]
-    return choose_reference(one, CLIP, turns, speech, SOUND, TimbreConfig(**config))
+    """The best choice, where nobody is told from anybody but by turns; None without any."""
+    given = {name: config.pop(name) for name in ("speech", "alone", "words") if name in config}
+    heard = Dialogue(turns, **{"speech": [Stretch(0.0, 40.0)], "alone": [Stretch(0.0, 40.0)]} | given)
+    sound = config.pop("sound", SOUND)
+    return next(iter(choices(on_asset(one, CLIP), CLIP, heard, sound, TimbreConfig(**config))), None)
 
 
 def test_another_utterance_of_the_clip_comes_first() -> None:
     turns = [Turn("A", 2, 8), Turn("A", 11, 13), Turn("B", 13, 15), Turn("A", 15, 18)]
     found = choose(span("A", 1.0, 3.0), turns)
-    assert (found.where, found.origin) == (Stretch(15.25, 18.0), "same_clip")
+    assert (found.where, found.origin) == (Stretch(15.5, 18.0), "same_clip")
     assert found.cleanliness == pytest.approx(1.0)
 
 
@@ -59,8 +75,7 @@ def test_long_and_clean_beats_short_and_dirty() -> None:
     sound.samples[30 * SPEECH_RATE_HZ : 36 * SPEECH_RATE_HZ : 100] = 1.0
     turns = [Turn("A", 2, 4), Turn("A", 5, 9), Turn("A", 11, 13), Turn("A", 30, 36)]
     speech = [Stretch(0, 4), Stretch(5, 40)]
-    found = choose_reference(span("A", 1, 3), CLIP, turns, speech, sound, TimbreConfig())
-    assert found is not None
+    found = choose(span("A", 1, 3), turns, speech=speech, sound=sound)
     assert found.where == Stretch(5, 9)
 
 
@@ -70,6 +85,62 @@ def test_limits_are_kept() -> None:
     assert choose(span("A", 1, 3), [Turn("A", 11, 13), Turn("A", 22, 23)]).origin == "same_span"
     with pytest.raises(ValueError, match="max_s"):
         TimbreConfig(min_s=5, max_s=2)
+
+
+def test_only_where_one_voice_alone_is_heard() -> None:
+    turns = [Turn("A", 2, 8), Turn("A", 11, 13)]
+    found = choose(span("A", 1, 3), turns, alone=[Stretch(2, 4), Stretch(4.2, 6), Stretch(7, 8)])
+    assert found.where == Stretch(2, 6)
+    assert choose(span("A", 1, 3), turns, alone=[]) is None
+
+
+def test_no_reference_begins_or_ends_inside_a_word() -> None:
+    words = [Word("so", 1.8, 2.3), Word("what", 7.0, 8.4)]
+    assert choose(span("A", 1, 3), [Turn("A", 2, 8), Turn("A", 11, 13)], words=words).where == Stretch(2.3, 7.0)
+
+
+@pytest.fixture
+def first(context: Any) -> Callable[..., float | None]:
+    """Which of the stretches at 20 and 30 s is chosen for a span of A at 11 s, where A sounds like (1, 0) and B like (0, 1)."""
+
+    def choose_by(
+        voices: dict[float, tuple[float, float]], piece: Stretch | None = None, alone_s: float = 2.0
+    ) -> float | None:
+        memory = VoiceMemory.of(context)
+        where = {11: Stretch(11, 11 + alone_s), 20: Stretch(20, 24), 21: piece, 30: Stretch(30, 34)}
+        units: Any = {at_s: unit(np.array(v, np.float32)) for at_s, v in voices.items()}
+        sound = replace(SOUND)
+        memory.keep(sound, {where[at_s]: voice for at_s, voice in units.items()})
+        speakers = [Speaker("A", 9.0, [1.0, 0.0]), Speaker("B", 9.0, [0.0, 1.0]), Speaker("C", 0.3, None)]
+        pieces = [where[11], *([piece] if piece else [])]
+        judge = VoiceJudge(memory, sound, pieces, speakers, TimbreConfig())
+        found = [Choice(where[at_s], "same_asset", 1.0) for at_s in (20, 30)]
+        chosen = judge.first(on_asset(span("A", 1.0, 3.0), CLIP), [Turn("A", 11, 13)], found)
+        return chosen and chosen[0].where.start_s
+
+    return choose_by
+
+
+def test_what_sounds_like_somebody_else_is_no_reference(first: Callable[..., float | None]) -> None:
+    assert first({11: (1, 0), 20: (1, 0.1), 30: (1, 0)}) == 20
+    assert first({11: (1, 0), 20: (0.1, 1), 30: (1, 0)}) == 30
+    assert first({11: (1, 0.6), 20: (1, 0), 30: (0.1, 1)}) == 20
+    assert first({11: (1, 0.8), 20: (1, -0.9), 30: (0.1, 1)}) is None
+
+
+def test_one_piece_of_somebody_else_is_enough_to_leave_a_stretch(first: Callable[..., float | None]) -> None:
+    piece = Stretch(21.0, 22.0)
+    assert first({11: (1, 0), 20: (1, 0.2), 21: (0.2, 1), 30: (1, 0)}, piece) == 30
+    assert first({11: (1, 0), 20: (1, 0.2), 21: (1, 0.2), 30: (1, 0)}, piece) == 20
+
+
+def test_a_span_that_sounds_like_somebody_else_has_no_reference(first: Callable[..., float | None]) -> None:
+    assert first({11: (0.1, 1), 20: (1, 0), 30: (1, 0)}) is None
+
+
+def test_a_span_whose_voice_is_hardly_heard_alone_has_no_reference(first: Callable[..., float | None]) -> None:
+    assert first({11: (1, 0), 20: (1, 0), 30: (1, 0)}, alone_s=1.0) == 20
+    assert first({11: (1, 0), 20: (1, 0), 30: (1, 0)}, alone_s=0.7) is None
 
 
 def test_cleanliness_counts_silence_and_clipping() -> None:
@@ -108,12 +179,19 @@ def test_stage_on_real_voices(media_dir: Path, context: Any) -> None:
     items = {i["path"]: i for i in json.loads((media_dir / "manifest.json").read_text())["items"]}
     given_turns = items[name]["ground_truth"]["speaker_turns"]
     turns = [Turn(t["speaker"], t["start"], t["end"]) for t in given_turns]
+    pieces, memory = pieces_of(turns), VoiceMemory.of(context)
+    sound = context.media.audio(media_dir / name, rate_hz=SPEECH_RATE_HZ, mono=True)
     spans = [span(t["speaker"], t["start"] - 10, t["end"] - 10) for t in given_turns if 10 <= t["start"] < 20]
     row = clip_row(
         media_dir / name,
         Span(250, 600, 1, 25),
         [*spans, span(None, 13, 14)],
-        diarize=struct_of("diarize", turns=[turn.row() for turn in turns]),
+        diarize=struct_of(
+            "diarize",
+            turns=[turn.row() for turn in turns],
+            alone=[piece.row() for piece in pieces],
+            speakers=[each.row() for each in describe_speakers(turns, pieces, sound, memory)],
+        ),
         transcribe=struct_of("transcribe", speech=[Stretch(t["start"], t["end"]).row() for t in given_turns]),
     )
     stage = Timbre(TimbreConfig())
