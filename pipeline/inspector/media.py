@@ -266,7 +266,8 @@ def peaks(sound: NDArray[np.float32], rate_hz: int) -> NDArray[np.int8]:
     num = min(MOST_PEAKS, max(1, round(len(sound) / rate_hz * PEAKS_PER_S)), len(sound))
     starts = np.linspace(0, len(sound), num, endpoint=False).astype(np.int64)
     found = np.stack([np.minimum.reduceat(sound, starts), np.maximum.reduceat(sound, starts)], axis=1)
-    return np.clip(np.rint(found * 127), -127, 127).astype(np.int8)
+    pairs: NDArray[np.int8] = np.clip(np.rint(found * 127), -127, 127).astype(np.int8)
+    return pairs
 
 
 def waited(job: Future[Path], seconds: float) -> Path | None:

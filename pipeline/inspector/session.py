@@ -154,7 +154,7 @@ class Session:
         training: Path | None = None,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._open = lambda: Run(uri, cache, report)
+        self._open: Callable[[], Run] = lambda: Run(uri, cache, report)
         run = self._open()
         self.cache = run.cache
         self.folder = run.cache / "inspector" / digest("inspector", run.dir.uri)

@@ -7,6 +7,7 @@ import io
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -25,7 +26,7 @@ from tests.inspector.conftest import BASE, PORT
 PATIENCE_S = 60
 
 
-def got(client: TestClient, path: str, **headers: str):
+def got(client: TestClient, path: str, **headers: str) -> httpx.Response:
     """The answer once it is there."""
     began = time.monotonic()
     while (answer := client.get(path, headers=headers)).status_code == 202:

@@ -17,7 +17,7 @@ from pipeline.ask.find import find
 from pipeline.ask.measures import measures
 from pipeline.ask.one_clip import chain_of_clip
 from pipeline.ask.queries import US_PER_HOUR, Run
-from pipeline.ask.stats import stats
+from pipeline.ask.stats import NUM_BINS, stats
 from pipeline.ask.what_if import what_if
 from tests.pipeline.toy_run import make_run, toy_source
 
@@ -87,7 +87,7 @@ def test_moved_histograms_are_those_of_the_clips_kept_then(run: Run) -> None:
     assert gate.check.name == "picture.brightness.min"
     kept = table.is_kept & (gate.values >= 0.5)
     for path, codes in table.codes.items():
-        expected = np.bincount(codes[kept], table.us[kept], module.NUM_BINS + 1)
+        expected = np.bincount(codes[kept], table.us[kept], NUM_BINS + 1)
         assert told.kept_us[path].tolist() == expected.astype(np.int64).tolist()
 
 
