@@ -104,8 +104,8 @@ def title_of(stream: Any) -> str | None:
 def described(stream: Any) -> str:
     """A stream of sound in words, for people who look for what was left out."""
     title = title_of(stream)
-    codec = stream.codec_context.name if stream.codec_context else "unknown codec"
-    words = [language_of(stream), None if title is None else f"'{title}'", codec, f"{stream.channels} channels"]
+    what = [stream.codec_context.name, f"{stream.channels} channels"] if stream.codec_context else ["unknown codec"]
+    words = [language_of(stream), None if title is None else f"'{title}'", *what]
     return f"stream {stream.index}: {', '.join(word for word in words if word)}"
 
 

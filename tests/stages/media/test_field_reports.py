@@ -163,6 +163,12 @@ def test_mono_tracks_are_heard_together(tmp_path: Path, decoder: Decoder, suffix
     assert decoder.audio(path, rate_hz=None, mono=False).samples.shape[1] == 3
 
 
+def test_a_track_of_no_known_codec_is_named_too(tmp_path: Path, decoder: Decoder) -> None:
+    path = write(tmp_path / "two.mkv", [], [Track(300, flags=DEFAULT), Track(800, codec="flac")])
+    path.write_bytes(path.read_bytes().replace(b"A_FLAC", b"A_WHAT"))
+    assert decoder.probe(path)["audio_ignored"] == ["stream 1: unknown codec"]
+
+
 def test_mono_tracks_in_two_languages_are_not(tmp_path: Path, decoder: Decoder) -> None:
     tracks = [Track(300, tags={"language": "eng"}), Track(800, tags={"language": "spa"})]
     path = write(tmp_path / "dub.mkv", [], tracks)
