@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.fit_shots import labels
+from benchmarks.fit_shots import Measured, fit, labels, measure
 from benchmarks.quality_shots_camera import SingleShot
 from benchmarks.quality_shots_kinds import KINDS, KnownFilm, make_film
 
@@ -46,3 +46,36 @@ def test_a_seed_makes_one_film(sources: dict[str, SingleShot]) -> None:
 def test_a_fit_learns_from_the_candidate_nearest_to_a_cut() -> None:
     film = KnownFilm(25.0, np.zeros((100, 1, 1, 3), np.uint8), hard=[20, 60], ignored=[(40, 45)])
     assert labels([10, 20, 21, 38, 47, 48, 61], film).tolist() == [0, 1, -1, -1, -1, 0, 1]
+
+
+class Unsure:
+    """A network that never knows."""
+
+    def look(self, thumbs: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.full(100, 0.5), np.full(100, 0.5)
+
+
+def test_what_is_measured_of_a_film_is_its_candidates(sources: dict[str, SingleShot]) -> None:
+    film = make_film("reframed", sources, 3)
+    measured = measure(film, Unsure())  # type: ignore[arg-type]
+    assert measured.features.shape == (len(measured.is_cut), 4)
+    assert (measured.is_cut == 1).sum() == len(film.hard)
+    asked = ~np.isnan(measured.network)
+    assert measured.network[asked].tolist() == [0.0] * asked.sum()
+
+
+def test_the_fit_gives_each_measurement_the_sign_it_has() -> None:
+    rng = np.random.default_rng(0)
+    films = {}
+    for name in "abcdefgh":
+        is_cut = rng.integers(0, 2, 200)
+        features = rng.normal(0, 1, (200, 4)) + is_cut[:, None] * [1.0, 1.0, -1.0, 0.0]
+        films[name] = Measured(features, is_cut, rng.normal(0, 1, 200) + 4.0 * is_cut)
+    found = fit(films)
+    change, contrast, staying, news, network = found["FUSED_WEIGHTS"]
+    assert change > 0.5
+    assert contrast > 0.5
+    assert staying < -0.5
+    assert abs(news) < 0.5
+    assert network > 1.0
+    assert found["wrong_by_both_where_asked"] < found["wrong_by_content_where_asked"]
