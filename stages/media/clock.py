@@ -248,7 +248,7 @@ def _all_stamps(path: str) -> dict[int, _Stamps]:
                 packet = next(reader)
             except (StopIteration, EOFError):
                 break
-            except (av.error.FFmpegError, OSError):
+            except (av.error.FFmpegError, OSError, IndexError):  # see stages.media.picture.packets
                 reader, failures = container.demux(*streams), failures + 1
                 continue
             progress()

@@ -54,8 +54,11 @@ def packets(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
             packet = next(reader)
         except (StopIteration, EOFError):
             return
-        except (av.error.FFmpegError, OSError) as error:
-            damage.note(error)
+        except (av.error.FFmpegError, OSError, IndexError) as error:
+            if not isinstance(
+                error, IndexError
+            ):  # PyAV stumbles, once, over a stream that begins in the middle of the file
+                damage.note(error)
             failures += 1
             if failures >= MAX_DEMUX_ERRORS:
                 return

@@ -96,6 +96,16 @@ def test_a_program_that_is_scrambled_is_left_for_one_that_is_not(
     assert heard_hz(decoder, both) == pytest.approx(300, abs=10)
 
 
+def test_streams_that_begin_in_the_middle_stop_nothing(programs: list[Path], tmp_path: Path, decoder: Decoder) -> None:
+    """A broadcast whose table changes, further on than libav looks before it begins (5 MB)."""
+    one, two = (path.read_bytes() for path in programs)
+    padding = (b"\x47\x1f\xff\x10" + bytes(184)) * (6_000_000 // 188)
+    path = tmp_path / "changes.ts"
+    path.write_bytes(one + padding + two + one)
+    found = decoder.probe(path)
+    assert (found["num_frames"], found["clock_restarts"]) == (50, 1)
+
+
 # --- which sound
 
 
