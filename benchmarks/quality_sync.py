@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.fit_sync import Example, Reader, fit_model, is_in_sync_talk, moves_of, people_of
-from benchmarks.intervals import bootstrap_interval
 from benchmarks.quality_sync_conditions import (
     DRIFTS_S_PER_S,
     SHORT_S,
@@ -32,6 +31,7 @@ from benchmarks.quality_sync_conditions import (
     parts,
     small_and_mirrored,
 )
+from benchmarks.quality_sync_figures import auc, errors, mean, roc, row_of, shown, sure
 from pipeline.config import Packing
 from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
@@ -45,7 +45,7 @@ from stages.sync.lips import DRIFT_FROM_S
 from stages.sync.mouth import MouthEngine
 from stages.sync.peaks import SURE
 from stages.sync.repair import repair_of
-from stages.sync.result import Figures, SyncResult
+from stages.sync.result import SyncResult
 
 Array = NDArray[Any]
 Item = dict[str, Any]
@@ -55,6 +55,8 @@ HARDER_SWAPS = 2
 DRIFT_COLUMNS = ("drift_ms_per_s", "std_ms_per_s", "finding")
 REPAIR_SHIFTS_S = (0.0, -0.6, -0.3, -0.12, 0.12, 0.3, 0.6)
 LEAST_S = 3.0
+CHOSEN_ON = "talking/grid_"
+"""Clips on which `stages.sync.mouth.SURE_HEIGHT` was chosen; figures called `others` are of all but these."""
 ALWAYS = [Stretch(-1e9, 1e9)]
 """Somebody speaks throughout."""
 
@@ -143,32 +145,41 @@ def score_talk(judge: Judge, films: Sequence[Staged]) -> Item:
         people = people_of(film.item)
         for shift_s in (0.0, *SHIFTS_S):
             made = film.under(film.heard, shift_s)
-            rows.append(_row(judge.measure(made, people).figures, made, "shifted" if shift_s else "original", shift_s))
+            rows.append(
+                row_of(judge.measure(made, people).figures, made, "shifted" if shift_s else "original", shift_s)
+            )
         for other in films:
             if not people_of(other.item) & people and other.duration_s >= LEAST_S - 0.05:
                 made = film.under(other.heard, _start_gap_s(film, other))
-                rows.append(_row(judge.measure(made, _people(film, other)).figures, made, "swapped", 0.0))
+                rows.append(row_of(judge.measure(made, _people(film, other)).figures, made, "swapped", 0.0))
+    others = [row for row in rows if not row["clip"].startswith(CHOSEN_ON)]
+    return _talk_figures(rows) | {"others": _talk_figures(others)}
+
+
+def _talk_figures(rows: Sequence[Item]) -> Item:
     long = [row for row in rows if row["length_s"] >= LEAST_S - 0.05]
     short = [row for row in rows if row["length_s"] < LEAST_S - 0.05]
-    originals = [row for row in rows if row["kind"] == "original"]
+    originals, shifted, swapped = (
+        [row for row in long if row["kind"] == kind] for kind in ("original", "shifted", "swapped")
+    )
     return {
-        "original": _errors(originals),
-        "shifted": _errors([row for row in long if row["kind"] != "swapped"]),
-        "shifted_under_3_s": _errors([row for row in short if row["kind"] == "shifted"]),
+        "original": errors(originals),
+        "shifted": errors(originals + shifted),
+        "shifted_under_3_s": errors([row for row in short if row["kind"] == "shifted"]),
         "by_shift_s": {
-            f"{s:+g}": _errors([r for r in long if r["shift_s"] == s], with_intervals=False) for s in SHIFTS_S
+            f"{s:+g}": errors([r for r in long if r["shift_s"] == s], with_intervals=False) for s in SHIFTS_S
         },
-        "auc_shifted": _auc(originals, [row for row in long if row["kind"] == "shifted"]),
-        "auc_swapped": _auc(originals, [row for row in long if row["kind"] == "swapped"]),
-        "auc": _auc(originals, [row for row in long if row["kind"] != "original"]),
-        "sure": _sure([row for row in long if row["kind"] != "swapped"]),
-        "sure_original": _sure(originals),
-        "sure_swapped": _mean([row["confidence"] >= SURE for row in long if row["kind"] == "swapped"]),
-        "auc_confidence_swapped": _auc(originals, [r for r in long if r["kind"] == "swapped"], "confidence"),
-        "roc": _roc(originals, [row for row in long if row["kind"] != "original"]),
-        "coverage": _mean([row["offset_ms"] is not None for row in rows]),
-        "within_two_std": _mean([r["error_ms"] <= 2 * r["std_ms"] for r in originals if r["std_ms"] is not None]),
-        "clips": [_shown(row, ("clip", "offset_ms", "std_ms", "confidence", "agreement")) for row in originals],
+        "auc_shifted": auc(originals, shifted),
+        "auc_swapped": auc(originals, swapped),
+        "auc": auc(originals, shifted + swapped),
+        "sure": sure(originals + shifted),
+        "sure_original": sure(originals),
+        "sure_swapped": mean([row["confidence"] >= SURE for row in swapped]),
+        "auc_confidence_swapped": auc(originals, swapped, "confidence"),
+        "roc": roc(originals, shifted + swapped),
+        "coverage": mean([row["offset_ms"] is not None for row in rows]),
+        "within_two_std": mean([r["error_ms"] <= 2 * r["std_ms"] for r in originals if r["std_ms"] is not None]),
+        "clips": [shown(row, ("clip", "offset_ms", "std_ms", "confidence", "agreement")) for row in originals],
     }
 
 
@@ -187,17 +198,17 @@ def score_harder(judge: Judge, films: Sequence[Staged], small: Sequence[Staged])
             for shift_s in (0.0, *HARDER_SHIFTS_S):
                 version = film.under(film.heard, shift_s)
                 kind = "shifted" if shift_s else "original"
-                rows.append(_row(judge.measure(version, people).figures, version, kind, shift_s))
+                rows.append(row_of(judge.measure(version, people).figures, version, kind, shift_s))
             others = [other for other in changed if not people_of(other.item) & people]
             for other in np.random.default_rng(number).permutation(np.array(others, object))[:HARDER_SWAPS]:
                 version = film.under(other.heard, _start_gap_s(film, other))
-                rows.append(_row(judge.measure(version, _people(film, other)).figures, version, "swapped", 0.0))
+                rows.append(row_of(judge.measure(version, _people(film, other)).figures, version, "swapped", 0.0))
         right = [row for row in rows if row["kind"] != "swapped"]
         originals = [row for row in rows if row["kind"] == "original"]
-        out[name] = _errors(right) | {
-            "auc": _auc(originals, [row for row in rows if row["kind"] != "original"]),
-            "sure": _sure(right),
-            "sure_swapped": _mean([row["confidence"] >= SURE for row in rows if row["kind"] == "swapped"]),
+        out[name] = errors(right) | {
+            "auc": auc(originals, [row for row in rows if row["kind"] != "original"]),
+            "sure": sure(right),
+            "sure_swapped": mean([row["confidence"] >= SURE for row in rows if row["kind"] == "swapped"]),
         }
     return out
 
@@ -250,107 +261,6 @@ def _start_gap_s(film: Staged, other: Staged) -> float:
 
 def _people(film: Staged, other: Staged) -> frozenset[str]:
     return people_of(film.item) | people_of(other.item)
-
-
-def _row(result: Figures, made: Film, kind: str, shift_s: float) -> Item:
-    offset = result.offset_ms
-    return {
-        "clip": made.name,
-        "kind": kind,
-        "shift_s": shift_s,
-        "length_s": made.duration_s,
-        "offset_ms": offset,
-        "std_ms": result.offset_std_ms,
-        "error_ms": np.inf if offset is None else abs(offset - 1000 * shift_s),
-        "confidence": -np.inf if result.confidence is None else result.confidence,
-        "agreement": -np.inf if result.agreement is None else result.agreement,
-    }
-
-
-def _shown(row: Item, columns: Sequence[str]) -> Item:
-    return {name: _known(row[name]) if isinstance(row[name], float) else row[name] for name in columns}
-
-
-def _known(value: float) -> float | None:
-    """None for what is not finite, such as a median of errors most of which could not be measured: JSON has no such number."""
-    return float(value) if np.isfinite(value) else None
-
-
-def _mean(values: Sequence[bool]) -> float | None:
-    return float(np.mean(values)) if values else None
-
-
-def _errors(rows: Sequence[Item], with_intervals: bool = True) -> Item:
-    """Median and shares of the absolute error, with bootstrap intervals over clips; what was not measured is infinitely off."""
-    if not rows:
-        return {"num": 0}
-    names = sorted({row["clip"] for row in rows})
-    by_clip = {name: np.array([row["error_ms"] for row in rows if row["clip"] == name]) for name in names}
-    every = np.concatenate(list(by_clip.values()))
-    out: Item = {
-        "num": len(every),
-        "num_clips": len(names),
-        "median_ms": _known(np.median(every)),
-        "within_40_ms": float(np.mean(every <= 40)),
-        "within_80_ms": float(np.mean(every <= 80)),
-    }
-    if with_intervals:
-
-        def drawn(picked: Array) -> Array:
-            return np.concatenate([by_clip[names[at]] for at in picked])
-
-        ends = bootstrap_interval(lambda picked: float(np.median(drawn(picked))), len(names))
-        out["median_ms_interval"] = ends and [_known(end) for end in ends]
-        out["within_80_ms_interval"] = bootstrap_interval(
-            lambda picked: float(np.mean(drawn(picked) <= 80)), len(names)
-        )
-    return out
-
-
-def _sure(rows: Sequence[Item]) -> Item:
-    """How many cases have a confidence of 4 and more, and how many of these are right, with bootstrap intervals over clips."""
-    names = sorted({row["clip"] for row in rows})
-    by_clip = [
-        [(row["confidence"] >= SURE, row["error_ms"] <= 80) for row in rows if row["clip"] == name] for name in names
-    ]
-
-    def share(picked: Array) -> float:
-        return float(np.mean([sure for at in picked for sure, _ in by_clip[at]]))
-
-    def right(picked: Array) -> float:
-        found = [is_right for at in picked for sure, is_right in by_clip[at] if sure]
-        return float(np.mean(found)) if found else np.nan
-
-    if not rows:
-        return {"num": 0}
-    every = np.arange(len(names))
-    return {
-        "num": len(rows),
-        "share": share(every),
-        "share_interval": bootstrap_interval(share, len(names)),
-        "within_80_ms": _known(right(every)),
-        "within_80_ms_interval": bootstrap_interval(right, len(names)),
-    }
-
-
-def _auc(positives: Sequence[Item], negatives: Sequence[Item], key: str = "agreement") -> float | None:
-    """Chance that a clip in sync scores above one that is not, each clip weighing the same."""
-    if not positives or not negatives:
-        return None
-    low = np.array([row[key] for row in negatives])
-    wins = [np.mean(row[key] > low) + 0.5 * np.mean(row[key] == low) for row in positives]
-    return float(np.mean(wins))
-
-
-def _roc(positives: Sequence[Item], negatives: Sequence[Item]) -> list[Item]:
-    """Kept in-sync and kept out-of-sync shares at thresholds on `agreement`; none without both."""
-    if not positives or not negatives:
-        return []
-    high, low = (np.array([row["agreement"] for row in rows]) for rows in (positives, negatives))
-    return [
-        {"agreement_min": float(x), "kept_in_sync": float((high >= x).mean()), "kept_wrong": float((low >= x).mean())}
-        for x in np.arange(1.0, 6.1, 0.5)
-    ]
 
 
 def _turns_in_view(item: Item) -> bool:
@@ -414,9 +324,9 @@ def score_events(judge: Judge, films: Sequence[Staged]) -> Item:
         for shift_s in (0.0, -0.4, 0.4):
             made = film.under(film.heard, shift_s)
             result = judge.measure(made, people_of(film.item), is_speech=False).figures
-            rows.append(_row(result, made, "event", shift_s))
+            rows.append(row_of(result, made, "event", shift_s))
     columns = ("clip", "shift_s", "offset_ms", "std_ms", "confidence")
-    return _errors(rows) | {"clips": [_shown(row, columns) for row in rows]}
+    return errors(rows) | {"clips": [shown(row, columns) for row in rows]}
 
 
 def score_faces(films: Sequence[Staged], bound: float | None) -> Item:

@@ -94,7 +94,7 @@ def correlate(sound: Signal, mouth: Signal, weights: Array, max_offset_s: float)
     power_s, power_m = square_s - sum_s**2 / share, square_m - sum_m**2 / share
     common = _slid(padded, w * v) - sum_s * sum_m / share
     r = common / np.sqrt(np.maximum(power_s, 1e-9) * np.maximum(power_m, 1e-9))
-    r *= np.sqrt(total / max(w.sum(), 1e-9))
+    r *= np.sqrt(np.maximum(total, 0) / max(w.sum(), 1e-9))
     r[total[:, 0] < MIN_COMMON_S * GRID_HZ - 0.5] = 0.0
     return np.asarray(r @ weights)
 

@@ -60,7 +60,7 @@ def test_parts_lie_one_behind_the_other() -> None:
 
 
 def test_small_pictures_are_mirrored_and_keep_their_times(tmp_path: Path, context: Any) -> None:
-    made = talking_clip(tmp_path / "made.mp4", duration_s=2.0)
+    made = talking_clip(tmp_path / "made.mp4", duration_s=3.0)
     write_small(made.path, tmp_path / "small.mp4", 80.0)
 
     def pictures(path: Path) -> tuple[Any, Any]:
