@@ -21,6 +21,11 @@ BLOCK_BYTES = 1 << 20
 """Bytes held at a time by whoever copies a file from elsewhere."""
 
 
+def cache_folder() -> Path:
+    """Where caches of this program lie unless a command says otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "nava")
+
+
 @contextmanager
 def whole_path(target: Path) -> Iterator[Path]:
     """A path to write a file to, for writers that want a name; the file gets the name `target` if the block ends well.

@@ -14,7 +14,6 @@ cannot be written the ledger answers. Deleting the cache changes nothing but tim
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,11 +53,6 @@ FAILED_GATES = "failed_gates"
 """Every gate the row fails, with spaces between."""
 NONE = "none"
 """Label of rows where a list is empty."""
-
-
-def cache_folder() -> Path:
-    """Where caches of this program lie unless a command says otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "nava")
 
 
 def reached(column: str) -> pl.Expr:

@@ -17,13 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.ask.facts import Facts, cache_folder
+from pipeline.ask.facts import Facts
 from pipeline.config import Recipe, parse_recipe
 from pipeline.ledger import Ledger, hash_column
 from pipeline.plan import Plan, make_plan
 from pipeline.store import RunDir
 from schemas.arrow_file import read_table
 from schemas.errors import LedgerError
+from schemas.files import cache_folder
 from schemas.recipe import parsed
 from schemas.records import Level
 from schemas.verdict import Check

