@@ -78,8 +78,8 @@ def span_of(row: Row) -> Span:
 
 
 SOURCE = struct(
-    f("source_id", pa.string(), doc="id derived from the uri", nullable=False),
-    f("uri", pa.string(), doc="where the source lies, without credentials", nullable=False),
+    f("source_id", pa.string(), doc="id derived from the whole address", nullable=False),
+    f("uri", pa.string(), doc="where the source lies, without what lets anybody in", nullable=False),
     f("licence", pa.string(), doc="licence as stated by the manifest"),
     f("metadata", pa.string(), doc="all other manifest columns, as a JSON object"),
 )
@@ -118,15 +118,36 @@ SPEAKER = struct(
     ),
 )
 
+HEARING = (
+    f("language", pa.string(), doc="ISO 639-1 code; null where nobody knows", show="label"),
+    f("language_confidence", pa.float64(), unit="ratio", doc="probability of the language; null where not measured"),
+    f("language_from", pa.string(), doc="detected in the sound, stated, or engine: the only one the engine knows"),
+    f(
+        "words_from",
+        pa.string(),
+        doc="what timed the words: pocketsphinx, wav2vec2, attention, or letters: their length",
+    ),
+    f("no_speech_prob", pa.float64(), unit="ratio", doc="whisper's probability that nobody speaks"),
+    f("avg_logprob", pa.float64(), doc="whisper's mean log-probability of its text; near 0 is sure"),
+    f("compression_ratio", pa.float64(), unit="ratio", doc="how much the text can be packed; loops pack well"),
+)
+"""How something was heard: in what language, and how well."""
+
+PASSAGE = struct(
+    f("start_s", pa.float64(), unit="s", doc="start"),
+    f("end_s", pa.float64(), unit="s", doc="end"),
+    *HEARING,
+)
+
 SPEECH_SPAN = struct(
-    f("text", pa.string(), doc="what is said, words joined by spaces"),
+    f("text", pa.string(), doc="what is said; words joined by spaces where their script has them"),
     f("speaker", pa.string(), doc="speaker label within the asset; null where nobody could be named"),
-    f("language", pa.string(), doc="ISO 639-1 code", show="label"),
     f("start_s", pa.float64(), unit="s", doc="start on the clip clock"),
     f("end_s", pa.float64(), unit="s", doc="end on the clip clock, never past the clip"),
     f("is_overlap", pa.bool_(), doc="somebody else speaks at the same time"),
     f("confidence", pa.float64(), unit="ratio", doc="mean word confidence"),
     f("words", pa.list_(WORD), doc="the words, on the clip clock"),
+    *HEARING,
 )
 
 FACE_TRACK = struct(
@@ -202,6 +223,19 @@ CLIP = struct(
     f("is_mid_utterance", pa.bool_(), doc="an end lies inside an utterance because no pause allowed otherwise"),
     f("has_speech", pa.bool_(), doc="at least one speech span"),
     f("num_speakers", pa.int32(), unit="count", doc="distinct speakers of the spans", show="label"),
+    f("language", pa.string(), doc="language of all spans; null without speech or where nobody knows, mul for several"),
+    f(
+        "language_confidence",
+        pa.float64(),
+        unit="ratio",
+        doc="least probability of a span's language; null where none was measured",
+        show="histogram",
+    ),
+    f("no_speech_prob", pa.float64(), unit="ratio", doc="largest of the spans'", show="histogram"),
+    f("avg_logprob", pa.float64(), doc="least of the spans'", show="histogram"),
+    f("compression_ratio", pa.float64(), unit="ratio", doc="largest of the spans'", show="histogram"),
+    f("is_language_measured", pa.bool_(), doc="a span's language was detected, so that `language_confidence` is there"),
+    f("is_text_scored", pa.bool_(), doc="whisper wrote a span, so that its figures are there"),
     f("spans", pa.list_(SPEECH_SPAN), doc="speech spans in speaking order, on the clip clock", show="lane"),
 )
 

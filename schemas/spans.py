@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, TypeVar
 
 from schemas.stretches import Stretch, Timed, merge, outside
@@ -14,6 +15,57 @@ from schemas.stretches import Stretch, Timed, merge, outside
 SPEECH_RATE_HZ = 16_000
 """Rate of all sound that is listened to for speech: what Silero, the diarizer, the speaker encoder, pocketsphinx, whisper
 and SyncNet were trained on."""
+
+LanguageFrom = Literal["detected", "stated", "engine"]
+"""How a language is known: measured from the sound, told by the manifest or a file's name, or the only one the engine knows."""
+WordsFrom = Literal["pocketsphinx", "wav2vec2", "attention", "letters"]
+"""What told when words are spoken: a forced aligner, the recogniser's attention, or nothing but how long they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hearing:
+    """How something was heard: in what language, and how well. None is what nobody measured or knows."""
+
+    language: str | None = None
+    """ISO 639-1 code."""
+    language_confidence: float | None = None
+    """The recogniser's probability of it."""
+    language_from: LanguageFrom | None = None
+    words_from: WordsFrom | None = None
+    no_speech_prob: float | None = None
+    avg_logprob: float | None = None
+    compression_ratio: float | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """What the HEARING columns of `row` say."""
+        return cls(**{each.name: row.get(each.name) for each in fields(cls)})
+
+    def row(self) -> dict[str, Any]:
+        """The HEARING columns."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+UNKNOWN = Hearing()
+"""Nothing is known of how something was heard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage(Timed):
+    """A stretch of speech that was written down at once."""
+
+    start_s: float
+    end_s: float
+    hearing: Hearing = UNKNOWN
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """The PASSAGE held in `row`."""
+        return cls(row["start_s"], row["end_s"], Hearing.of(row))
+
+    def row(self) -> dict[str, Any]:
+        """The PASSAGE struct."""
+        return {"start_s": self.start_s, "end_s": self.end_s, **self.hearing.row()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +79,8 @@ class Word(Timed):
     """The engine's probability of the word; None where it gives none."""
     speaker: str | None = None
     """Who says it, where turns tell; the span that holds the word stores it, the word's own row does not."""
+    hearing: Hearing = UNKNOWN
+    """How it was heard; stored as the speaker is."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
@@ -83,7 +137,7 @@ class SpeechSpan(Timed):
     end_s: float
     text: str
     speaker: str | None = None
-    language: str | None = None
+    hearing: Hearing = UNKNOWN
     is_overlap: bool = False
     confidence: float | None = None
     words: tuple[Word, ...] = ()
@@ -95,7 +149,7 @@ class SpeechSpan(Timed):
             end_s=row["end_s"],
             text=row.get("text") or "",
             speaker=row.get("speaker"),
-            language=row.get("language"),
+            hearing=Hearing.of(row),
             is_overlap=bool(row.get("is_overlap")),
             confidence=row.get("confidence"),
             words=tuple(Word.all_of(row.get("words"))),
@@ -106,12 +160,12 @@ class SpeechSpan(Timed):
         return {
             "text": self.text,
             "speaker": self.speaker,
-            "language": self.language,
             "start_s": self.start_s,
             "end_s": self.end_s,
             "is_overlap": self.is_overlap,
             "confidence": self.confidence,
             "words": [word.row() for word in self.words],
+            **self.hearing.row(),
         }
 
     def moved(self, by_s: float) -> Self:
@@ -134,7 +188,7 @@ class SpeechSpan(Timed):
         first_s, last_s = (
             (self.start_s - start_s, self.end_s - start_s) if is_inside else (words[0].start_s, words[-1].end_s)
         )
-        text = self.text if len(heard) == len(self.words) else " ".join(word.text for word in heard)
+        text = self.text if len(heard) == len(self.words) else joined(word.text for word in heard)
         return replace(self, start_s=first_s, end_s=last_s, text=text, words=words)
 
 
@@ -187,6 +241,35 @@ class Reference:
             "cleanliness": self.cleanliness,
             "embedding": self.embedding,
         }
+
+
+_UNSPACED = (
+    "CJK ",
+    "HIRAGANA ",
+    "KATAKANA",
+    "THAI ",
+    "LAO ",
+    "KHMER ",
+    "MYANMAR ",
+    "TIBETAN ",
+    "IDEOGRAPHIC ",
+    "FULLWIDTH ",
+)
+"""How Unicode's names begin of characters that are written without spaces between words."""
+
+
+def is_unspaced(character: str) -> bool:
+    """Whether a character is of a script without spaces between words."""
+    return not character.isascii() and unicodedata.name(character, "").startswith(_UNSPACED)
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Words as one text: a space between two of them, but where either side is of a script without spaces."""
+    whole = ""
+    for text in texts:
+        is_tight = not whole or not text or is_unspaced(whole[-1]) or is_unspaced(text[0])
+        whole += text if is_tight else f" {text}"
+    return whole
 
 
 W = TypeVar("W", bound=Timed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import Field, model_validator
 
 from schemas.ids import clip_id
 from schemas.records import CLIP, Row, span_fields, span_of
-from schemas.spans import SpeechSpan, Turn, Word, words_in
+from schemas.spans import Passage, SpeechSpan, Turn, Word, joined, words_in
 from schemas.stretches import Stretch, Timed
 from schemas.timing import Span
 from stages.base import Context, Resources, Split, StageConfig
@@ -27,6 +28,8 @@ GUARD_S = 0.1
 GUARD_COST_S = 0.02
 """Cost of a cut that touches a word, falling to nothing at `GUARD_S`."""
 TOLERANCE_S = 1e-9
+SEVERAL_LANGUAGES = "mul"
+"""ISO 639-2 for several languages."""
 
 
 class ClipConfig(StageConfig):
@@ -50,7 +53,7 @@ class ClipSplit(Split[ClipConfig]):
     """Windows inside shots; nothing inside a transition, nothing across a word. What fits no window is cut away."""
 
     name = "clip"
-    version = "1"
+    version = "2"
     level = "shot"
     children = "clip"
     reads = ("download.asset_id", "download.path", "shot", "transcribe", "diarize")
@@ -81,7 +84,7 @@ class ClipSplit(Split[ClipConfig]):
         clips: list[dict[str, Any]] = []
         for first, last in windows:
             span = Span(int(marks[first]), int(marks[last]), shot.num, shot.den)
-            spans = spans_within(span, talk.utterances, talk.overlaps, talk.language)
+            spans = spans_within(span, talk.utterances, talk.overlaps)
             clips.append(
                 {
                     "clip_id": clip_id(row["download"]["asset_id"], span, self.version),
@@ -112,9 +115,21 @@ class ClipSplit(Split[ClipConfig]):
 
 def spoken_fields(spans: Sequence[SpeechSpan]) -> dict[str, Any]:
     """The `CLIP` columns that say what is spoken in a clip."""
+    languages = {span.hearing.language for span in spans}
+
+    def known(name: str) -> list[float]:
+        return [value for span in spans if (value := getattr(span.hearing, name)) is not None]
+
     return {
         "has_speech": bool(spans),
         "num_speakers": len({span.speaker for span in spans} - {None}),
+        "language": SEVERAL_LANGUAGES if len(languages) > 1 else next(iter(languages), None),
+        "language_confidence": min(known("language_confidence"), default=None),
+        "no_speech_prob": max(known("no_speech_prob"), default=None),
+        "avg_logprob": min(known("avg_logprob"), default=None),
+        "compression_ratio": max(known("compression_ratio"), default=None),
+        "is_language_measured": bool(known("language_confidence")),
+        "is_text_scored": bool(known("avg_logprob")),
         "spans": [span.row() for span in spans],
     }
 
@@ -192,18 +207,17 @@ class Talk:
     """Where two or more speak."""
     wordless: list[Stretch]
     """Speech in which no word is known."""
-    language: str | None
 
     @classmethod
     def of(cls, row: Row, pause_s: float) -> Talk:
         """The talk of the asset of `row`, from the structs of `transcribe` and `diarize`, either of which may be null."""
         heard, known = row.get("transcribe") or {}, row.get("diarize") or {}
-        words = spoken_words(Word.all_of(heard.get("words")), Turn.all_of(known.get("turns")))
+        heard_words = within_passages(Word.all_of(heard.get("words")), Passage.all_of(heard.get("passages")))
+        words = spoken_words(heard_words, Turn.all_of(known.get("turns")))
         return cls(
             utterances=group_utterances(words, pause_s),
             overlaps=Stretch.all_of(known.get("overlaps")),
             wordless=[s for s in Stretch.all_of(heard.get("speech")) if not len(_overlapping(s, _bounds(words))[0])],
-            language=heard.get("language"),
         )
 
     def near(self, where: Stretch) -> Talk:
@@ -227,6 +241,21 @@ class Talk:
         return [Stretch(words[0].start_s, words[-1].end_s) for words in self.utterances] + self.wordless
 
 
+def within_passages(words: Sequence[Word], passages: Sequence[Passage]) -> list[Word]:
+    """`words`, each with that of the `passages` it lies in, or lies nearest to; without passages as they are."""
+    if not passages:
+        return list(words)
+    ordered = sorted(passages, key=lambda passage: passage.start_s)
+    ends = [passage.end_s for passage in ordered]
+    found = []
+    for word in words:
+        at = min(bisect_left(ends, word.middle_s), len(ordered) - 1)
+        if at and word.middle_s - ends[at - 1] < ordered[at].start_s - word.middle_s:
+            at -= 1
+        found.append(replace(word, hearing=ordered[at].hearing))
+    return found
+
+
 def spoken_words(words: Sequence[Word], turns: Sequence[Turn]) -> list[Word]:
     """`words` in order of time, each with the speaker whose `turns` cover most of it, or None."""
     spoken, bounds = [], _bounds(turns)
@@ -240,11 +269,12 @@ def spoken_words(words: Sequence[Word], turns: Sequence[Turn]) -> list[Word]:
 
 
 def group_utterances(words: Sequence[Word], pause_s: float) -> list[list[Word]]:
-    """Runs of words by one speaker without a gap of `pause_s`. A word of unknown speaker joins the run around it."""
+    """Runs of words of one speaker and language without a gap of `pause_s`. A word of unknown speaker joins the run around it."""
     runs: list[list[Word]] = []
     speaker = None
     for word in words:
         is_same = word.speaker is None or speaker is None or word.speaker == speaker
+        is_same = is_same and (not runs or word.hearing.language == runs[-1][-1].hearing.language)
         if runs and is_same and word.start_s - runs[-1][-1].end_s < pause_s:
             runs[-1].append(word)
             speaker = speaker or word.speaker
@@ -254,9 +284,7 @@ def group_utterances(words: Sequence[Word], pause_s: float) -> list[list[Word]]:
     return runs
 
 
-def spans_within(
-    clip: Span, utterances: Sequence[Sequence[Word]], overlaps: Sequence[Stretch], language: str | None
-) -> list[SpeechSpan]:
+def spans_within(clip: Span, utterances: Sequence[Sequence[Word]], overlaps: Sequence[Stretch]) -> list[SpeechSpan]:
     """The speech spans of `clip`, on its clock and in speaking order: of each utterance the words that `words_in` gives."""
     origin, end, length = float(clip.start), float(clip.end), float(clip.duration)
     spans = []
@@ -271,9 +299,9 @@ def spans_within(
             SpeechSpan(
                 start_s=where.start_s,
                 end_s=where.end_s,
-                text=" ".join(word.text for word in heard),
+                text=joined(word.text for word in heard),
                 speaker=next((word.speaker for word in heard if word.speaker is not None), None),
-                language=language,
+                hearing=heard[0].hearing,
                 is_overlap=any(where.moved(origin).overlap_s(overlap) for overlap in overlaps),
                 confidence=float(np.mean(known)) if known else None,
                 words=words,

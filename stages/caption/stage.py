@@ -42,7 +42,7 @@ class Caption(Measure[CaptionConfig]):
     """A caption with every spoken line in it."""
 
     name = "caption"
-    version = "1"
+    version = "2"
     level = "clip"
     reads = (
         "clip",
@@ -100,11 +100,18 @@ def describe(spans: Sequence[SpeechSpan], scene: Mapping[str, str], faces: Seque
         place = _PLACES.get(face or "", "")
         is_same = index > 0 and span.speaker is not None and span.speaker == before
         says = "goes on" if is_same else "says over the other voice" if span.is_overlap else "says"
-        parts.append(f"{who}{place} {says}: {marked(plain_line(span.text))}")
+        parts.append(f"{who}{place} {says}{_tongue(span.hearing.language)}: {marked(plain_line(span.text))}")
         before = span.speaker
     if scene.get("sound"):
         parts.append(f"{scene['sound']}.")
     return " ".join(parts)
+
+
+def _tongue(language: str | None) -> str:
+    """" in Spanish", of a language that the caption itself is not in."""
+    from whisperx.utils import LANGUAGES
+
+    return "" if language in (None, "en") or language not in LANGUAGES else f" in {LANGUAGES[language].title()}"
 
 
 _COUNTS = {2: "Two", 3: "Three", 4: "Four", 5: "Five"}

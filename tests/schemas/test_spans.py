@@ -11,15 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.records import SPEAKER, SPEECH_SPAN, STRETCH, TIMBRE, TURN, WORD
-from schemas.spans import Reference, Speaker, SpeechSpan, Turn, Word, alone, overlaps, words_in
+from schemas.records import PASSAGE, SPEAKER, SPEECH_SPAN, STRETCH, TIMBRE, TURN, WORD
+from schemas.spans import Passage, Reference, Speaker, SpeechSpan, Turn, Word, alone, joined, overlaps, words_in
 from schemas.stretches import Stretch, covered_s, merge
 from tests.strategies import speech_spans, turns, words
 
 WORD_ROW = {"text": "hi", "start_s": 1.0, "end_s": 1.5, "confidence": None}
+HEARING_ROW = {
+    "language": "en", "language_confidence": 0.75, "language_from": "detected", "words_from": "pocketsphinx",
+    "no_speech_prob": 0.125, "avg_logprob": -0.25, "compression_ratio": 1.5,
+}  # fmt: skip
 SPAN_ROW = {
-    "text": "hi there", "speaker": "A", "language": "en", "start_s": 1.0, "end_s": 2.0, "is_overlap": True,
+    "text": "hi there", "speaker": "A", "start_s": 1.0, "end_s": 2.0, "is_overlap": True,
     "confidence": 0.5, "words": [WORD_ROW, {"text": "there", "start_s": 1.5, "end_s": 2.0, "confidence": 0.5}],
+    **HEARING_ROW,
 }  # fmt: skip
 TIMBRE_ROW = {
     "span_index": 1, "speaker": "A", "origin": "same_span", "is_same_span": True, "asset_start_s": 3.0,
@@ -32,6 +37,7 @@ TIMBRE_ROW = {
     [
         (Word, WORD, WORD_ROW),
         (Stretch, STRETCH, {"start_s": 0.25, "end_s": 0.5}),
+        (Passage, PASSAGE, {"start_s": 0.25, "end_s": 0.5, **HEARING_ROW}),
         (Turn, TURN, {"speaker": "B", "start_s": 0.25, "end_s": 0.5, "confidence": 0.75}),
         (Speaker, SPEAKER, {"speaker": "B", "speech_s": 4.0, "embedding": None}),
         (SpeechSpan, SPEECH_SPAN, SPAN_ROW),
@@ -103,3 +109,18 @@ def test_a_guard_keeps_its_distance() -> None:
     found = [Turn("A", 0.0, 4.0), Turn("B", 4.0, 5.0)]
     assert alone(found[0], "A", found, 0.5) == [Stretch(0.0, 3.5)]
     assert alone(found[0], None, found) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "whole"),
+    [
+        (("Son", "las", "10:30."), "Son las 10:30."),
+        (("今", "天", "iPhone", "15", "很", "贵，"), "今天iPhone 15很贵，"),
+        (("वह", "घर", "है।"), "वह घर है।"),
+        (("اليوم", "جميل"), "اليوم جميل"),
+        (("오늘", "날씨가"), "오늘 날씨가"),
+        ((), ""),
+    ],
+)
+def test_words_are_joined_as_their_script_is_written(texts: tuple[str, ...], whole: str) -> None:
+    assert joined(texts) == whole

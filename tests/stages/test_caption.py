@@ -9,6 +9,7 @@ import re
 import threading
 import wave
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import EngineError, RecipeError
 from schemas.lines import lines_in, plain_line
-from schemas.spans import SpeechSpan
+from schemas.spans import Hearing, SpeechSpan
 from stages.caption.openai import OpenaiConfig
 from stages.caption.stage import Caption, CaptionConfig, describe
 from tests.rows import clip_row, span_of_file, speech_span, struct_of
@@ -54,6 +55,13 @@ def test_a_dialogue_reads_well(context: Any) -> None:
         "A still, bright shot. Two people speak. The first speaker, on screen, says: <S>Hello there.<E> "
         "The second speaker, off screen, says: <S>Hi!<E> The second speaker goes on: <S>Who is it?<E> "
         "The first speaker says over the other voice: <S>Wait<E> The sound is quiet."
+    )
+
+
+def test_what_is_said_in_another_language_is_called_so(context: Any) -> None:
+    spans = [replace(span(text), hearing=Hearing(language=code)) for text, code in (("Hola.", "es"), ("Hi.", "en"))]
+    assert written(row_of(spans), context)["text"] == (
+        "The speaker says in Spanish: <S>Hola.<E> The speaker goes on: <S>Hi.<E>"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.records import CLIP, span_of
-from schemas.spans import Turn, Word, overlaps
+from schemas.spans import Hearing, Passage, SpeechSpan, Turn, Word, overlaps
 from schemas.stretches import Stretch
 from schemas.timing import Span
 from stages.base import Context
-from stages.clip import ClipConfig, ClipSplit, Talk, group_utterances, plan_windows, spans_within, spoken_words
+from stages.clip import (
+    ClipConfig,
+    ClipSplit,
+    Talk,
+    group_utterances,
+    plan_windows,
+    spans_within,
+    spoken_fields,
+    spoken_words,
+)
 from tests.rows import shot_row, struct_of
 
 
@@ -114,8 +124,14 @@ def test_limits_must_be_ordered() -> None:
 
 SAID = (Word("lay", 0.4, 0.7, 0.9), Word("white", 0.7, 1.0, 0.7), Word("set", 1.1, 1.5), Word("blue", 2.6, 2.9, 0.5))
 TURNS = (Turn("A", 0.3, 1.05, 1.0), Turn("B", 0.95, 3.0, 1.0))
+ENGLISH = Hearing(language="en", language_confidence=0.9, language_from="detected", avg_logprob=-0.2)
+SPANISH = replace(ENGLISH, language="es", language_confidence=0.7)
 TRANSCRIBE = struct_of(
-    "transcribe", language="en", speech=[Stretch(0.0, 3.0).row()], words=[word.row() for word in SAID]
+    "transcribe",
+    language="en",
+    speech=[Stretch(0.0, 3.0).row()],
+    words=[word.row() for word in SAID],
+    passages=[Passage(0.4, 1.5, ENGLISH).row(), Passage(2.5, 2.9, SPANISH).row()],
 )
 DIARIZE = struct_of("diarize", turns=[turn.row() for turn in TURNS], overlaps=[part.row() for part in overlaps(TURNS)])
 
@@ -123,8 +139,11 @@ DIARIZE = struct_of("diarize", turns=[turn.row() for turn in TURNS], overlaps=[p
 def test_words_become_spans_of_one_speaker_each_on_the_clip_clock() -> None:
     talk = Talk.of({"transcribe": TRANSCRIBE, "diarize": DIARIZE}, 0.3)
     clip = Span(5, 50, 1, 20)  # 0.25 s to 2.5 s
-    first, second = spans_within(clip, talk.utterances, talk.overlaps, talk.language)
-    assert [(s.speaker, s.text, s.language) for s in (first, second)] == [("A", "lay white", "en"), ("B", "set", "en")]
+    first, second = spans_within(clip, talk.utterances, talk.overlaps)
+    assert [(s.speaker, s.text, s.hearing) for s in (first, second)] == [
+        ("A", "lay white", ENGLISH),
+        ("B", "set", ENGLISH),
+    ]
     assert (first.start_s, first.end_s) == (pytest.approx(0.15), pytest.approx(0.75))
     assert (first.confidence, second.confidence) == (pytest.approx(0.8), None)
     assert [first.is_overlap, second.is_overlap] == [True, False]
@@ -153,6 +172,19 @@ def talks(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+def test_a_language_of_its_own_begins_a_span_and_the_clip_tells_the_least_sure_of_its_languages() -> None:
+    talk = Talk.of({"transcribe": TRANSCRIBE, "diarize": None}, 2.0)
+    assert [[word.text for word in utterance] for utterance in talk.utterances] == [["lay", "white", "set"], ["blue"]]
+    spans = spans_within(Span(0, 60, 1, 20), talk.utterances, talk.overlaps)
+    told = spoken_fields(spans)
+    assert (told["language"], told["language_confidence"]) == ("mul", 0.7)
+    assert (told["is_language_measured"], told["is_text_scored"], told["no_speech_prob"]) == (True, True, None)
+    assert [span["language"] for span in told["spans"]] == ["en", "es"]
+    assert [SpeechSpan.of(span).hearing for span in told["spans"]] == [ENGLISH, SPANISH]
+    quiet = spoken_fields([])
+    assert (quiet["language"], quiet["is_language_measured"]) == (None, False)
+
+
 @given(talks(), st.floats(0, 50), st.floats(3, 10))
 def test_what_is_said_elsewhere_changes_no_window(row: dict[str, Any], start_s: float, length_s: float) -> None:
     talk = Talk.of(row, 0.3)
@@ -163,7 +195,7 @@ def test_what_is_said_elsewhere_changes_no_window(row: dict[str, Any], start_s: 
         words = [word for utterance in known.utterances for word in utterance]
         windows = plan_windows(times, words, known.busy(), 1.0, 4.0)
         spans = [Span(round(times[a] * 1e6), round(times[b] * 1e6), 1, 1_000_000) for a, b in windows]
-        return windows, [spans_within(span, known.utterances, known.overlaps, known.language) for span in spans]
+        return windows, [spans_within(span, known.utterances, known.overlaps) for span in spans]
 
     assert planned(near) == planned(talk)
 

@@ -103,7 +103,7 @@ def row_of(structs: dict[str, Any], low: int, high: int) -> dict[str, Any]:
     from stages.clip import Talk, spans_within
 
     span, talk = Span(low, high, 1, 100), Talk.of(structs, 0.3)
-    spans = spans_within(span, talk.utterances, talk.overlaps, talk.language)
+    spans = spans_within(span, talk.utterances, talk.overlaps)
     references = [
         rows.reference(i, [float(i)], origin="same_asset" if i else "same_span", similarity=0.9 - 0.1 * i)
         for i in range(len(spans))
