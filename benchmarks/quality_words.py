@@ -1,6 +1,6 @@
 """Scores recognisers and aligners against given transcripts: word error, and when each word is spoken.
 
-    python -m benchmarks.quality_words MEDIA_DIR [--engines pocketsphinx,align]
+    python -m benchmarks.quality_words MEDIA_DIR [--engines whisperx,pocketsphinx,align]
 
 MEDIA_DIR holds manifest.json in the form of the project's test media: `items[].path` and `items[].ground_truth` with
 `transcript`, `language`, `words`, `speech_interval_s`. Nothing is fitted here.
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,69 +29,113 @@ from stages.base import Context
 from stages.engines.voice import VoiceActivity, VoiceConfig
 from stages.transcribe.align import AlignEngine, spoken_form
 from stages.transcribe.pocketsphinx import PocketsphinxEngine
+from stages.transcribe.stage import TranscribeConfig
 from stages.transcribe.transcripts import Cue, Transcript
+from stages.transcribe.whisperx import WhisperxConfig, WhisperxEngine
 from stages.transcribe.words import Heard, keep_spoken
 
+ENGINES = ("whisperx", "whisperx:tiny.en", "pocketsphinx", "align")
+"""whisperx:WEIGHTS for others than the default."""
+LONG_S, SHORT_S = 60.0, 4.0
+"""Speech in a file from which, and up to which, its cost is told."""
+Hears = Callable[[F32, list[Stretch], str], Heard]
 
-def score_words(media_dir: Path | str, engines: Sequence[str] = ("pocketsphinx", "align")) -> dict[str, Any]:
+
+def score_words(media_dir: Path | str, engines: Sequence[str] = ENGINES) -> dict[str, Any]:
     """Figures per engine; every `interval` is a 95 % bootstrap over files. Takes about the media's length times `engines`."""
     media_dir = Path(media_dir)
     items = json.loads((media_dir / "manifest.json").read_text())["items"]
     with tempfile.TemporaryDirectory() as scratch:
         context = Context(Path(scratch))
-        voice = context.model(VoiceActivity.load)
-        result = score_transcription(items, Sounds(media_dir, context), voice, Path(scratch), engines)
+        sounds = Sounds(media_dir, context)
+        result = {name: score_transcription(items, sounds, _engine(name, context)) for name in engines}
         context.media.close()
     return result
 
 
-def score_transcription(
-    items: list[dict[str, Any]], sounds: Sounds, voice: VoiceActivity, scratch: Path, engines: Sequence[str]
-) -> dict[str, Any]:
-    """Word error of recognisers, and times of words against the truth where the manifest has it.
+def _engine(name: str, context: Context) -> Hears:
+    """What hears a sound, given what is said in it for those who are told."""
+    if name == "align":
+        aligner = AlignEngine(context.scratch_dir)
+        return lambda samples, speech, text: aligner.align(Transcript([Cue(text)], "en"), samples, speech, 0.0)
+    if name == "pocketsphinx":
+        pocketsphinx = PocketsphinxEngine(context.scratch_dir, states=TranscribeConfig().states)
+        return lambda samples, speech, _: pocketsphinx.hear(samples, speech)
+    weights = name.partition(":")[2] or WhisperxConfig().weights
+    whisperx = WhisperxEngine.load(WhisperxConfig(weights=weights), context)
+    return lambda samples, speech, _: whisperx.hear(samples, speech)
+
+
+def score_transcription(items: Sequence[dict[str, Any]], sounds: Sounds, hears: Hears) -> dict[str, Any]:
+    """Word error of an engine, and times of words against the truth where the manifest has it.
 
     Word-time truth: `words` with `word`, `start`, `end` (generated media); else the ends of `speech_interval_s`.
     """
-    result: dict[str, Any] = {}
-    for name in engines:
-        rows: list[tuple[str, int, int]] = []
-        time_errors: list[float] = []
-        refused: dict[str, str] = {}
-        num_dropped = 0
-        wall_s = sound_s = 0.0
-        for item, text in _with_transcript(items):
-            samples, start_s = sounds.of(item)
-            speech = voice.stretches(samples, VoiceConfig())
-            began = time.perf_counter()
-            try:
-                heard = _heard(name, scratch, text, samples, speech, start_s)
-            except EngineError as error:
-                refused[item["path"]] = str(error)
-                heard = Heard([], None, None)
-            wall_s += time.perf_counter() - began
-            sound_s += len(samples) / SPEECH_RATE_HZ
-            kept = keep_spoken(heard.words, speech, len(samples) / SPEECH_RATE_HZ, 0.3, 3)
-            num_dropped += kept.num_dropped
-            truth, found = text.split(), [w.text for w in kept.words]
-            rows.append((item["path"], word_errors(truth, found), len(truth)))
-            time_errors += _time_errors(item["ground_truth"], kept.words, start_s)
-        result[name] = {
-            "word_error": pooled_ratio([(e, n) for _, e, n in rows]),
-            "files": {path: [errors, total] for path, errors, total in rows},
-            "refused": refused,
-            "num_dropped": num_dropped,
-            "median_abs_time_error_s": float(np.median(np.abs(time_errors))) if time_errors else None,
-            "share_within_0.1_s": float(np.mean(np.abs(time_errors) <= 0.1)) if time_errors else None,
-            "num_times": len(time_errors),
-            "times_real_time": round(sound_s / wall_s, 1) if wall_s else None,
-        }
-    return result
+    voice = sounds.context.model(VoiceActivity.load)
+    rows: list[Scored] = []
+    refused: dict[str, str] = {}
+    for item, text in _with_transcript(items):
+        samples, start_s = sounds.of(item)
+        before_s = _cpu_s()
+        speech = voice.stretches(samples, VoiceConfig())
+        try:
+            heard = hears(samples, speech, text)
+        except EngineError as error:
+            refused[item["path"]] = str(error)
+            heard = Heard([], [])
+        cpu_s = _cpu_s() - before_s
+        kept = keep_spoken(heard.words, speech, len(samples) / SPEECH_RATE_HZ, 0.3, 3)
+        found = [word.text for word in kept.words]
+        rows.append(
+            Scored(
+                item["path"],
+                (word_errors(text.split(), found), len(text.split())),
+                normalised_errors(text, " ".join(found)),
+                _time_errors(item["ground_truth"], kept.words, start_s),
+                cpu_s,
+                sum(stretch.duration_s for stretch in speech),
+                kept.num_dropped,
+            )
+        )
+    return _figures(rows) | {"refused": refused}
 
 
-def _heard(name: str, scratch: Path, text: str, samples: F32, speech: list[Stretch], start_s: float) -> Heard:
-    if name == "align":
-        return AlignEngine(scratch).align(Transcript([Cue(text)]), samples, speech, start_s)
-    return PocketsphinxEngine(scratch, states=6000).hear(samples, speech)
+@dataclass(frozen=True)
+class Scored:
+    """One file as one engine heard it; errors are (wrong, all) words."""
+
+    path: str
+    errors: tuple[int, int]
+    normalised: tuple[int, int]
+    time_errors_s: list[float]
+    cpu_s: float
+    speech_s: float
+    num_dropped: int
+
+
+def _figures(rows: Sequence[Scored]) -> dict[str, Any]:
+    off_s = np.abs([error for row in rows for error in row.time_errors_s])
+    long_ones = [row for row in rows if row.speech_s >= LONG_S]
+    short_ones = [row.cpu_s for row in rows if row.speech_s <= SHORT_S]
+    return {
+        "word_error": pooled_ratio([row.errors for row in rows]),
+        "word_error_normalised": pooled_ratio([row.normalised for row in rows]),
+        "files": {row.path: [*row.errors, *row.normalised] for row in rows},
+        "num_dropped": sum(row.num_dropped for row in rows),
+        "median_abs_time_error_s": float(np.median(off_s)) if len(off_s) else None,
+        "share_within_0.1_s": float(np.mean(off_s <= 0.1)) if len(off_s) else None,
+        "num_times": len(off_s),
+        "cpu_s_per_minute_of_speech": (
+            60 * sum(row.cpu_s for row in long_ones) / sum(row.speech_s for row in long_ones) if long_ones else None
+        ),
+        "cpu_s_per_short_file": float(np.mean(short_ones)) if short_ones else None,
+    }
+
+
+def _cpu_s() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in both)
 
 
 def _with_transcript(items: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
@@ -105,13 +150,22 @@ def _time_errors(truth: dict[str, Any], words: list[Word], start_s: float) -> li
     given = truth.get("words")
     if given:
         wanted, found = [spoken_form(w["word"]) for w in given], [spoken_form(w.text) for w in words]
-        pairs = _matches(wanted, found)
+        pairs = matches(wanted, found)
         starts = [start_s + words[j].start_s - given[i]["start"] for i, j in pairs]
         return starts + [start_s + words[j].end_s - given[i]["end"] for i, j in pairs]
     interval = truth.get("speech_interval_s")
     if interval and words:
         return [start_s + words[0].start_s - interval[0], start_s + words[-1].end_s - interval[1]]
     return []
+
+
+def normalised_errors(truth: str, found: str) -> tuple[int, int]:
+    """(wrong, all) words after Whisper's own English normaliser: numbers in digits, contractions written out, no titles."""
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    normalise = EnglishTextNormalizer({})
+    wanted = normalise(truth).split()
+    return word_errors(wanted, normalise(found).split()), len(wanted)
 
 
 def word_errors(truth: Sequence[str], found: Sequence[str]) -> int:
@@ -129,7 +183,7 @@ def _distances(truth: Sequence[str], found: Sequence[str]) -> list[list[int]]:
     return table
 
 
-def _matches(truth: Sequence[str], found: Sequence[str]) -> list[tuple[int, int]]:
+def matches(truth: Sequence[str], found: Sequence[str]) -> list[tuple[int, int]]:
     """Index pairs of the words that are equal in a cheapest alignment."""
     table, pairs = _distances(truth, found), []
     i, j = len(truth), len(found)
@@ -150,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints the scores of a media folder as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("media_dir", help="folder with manifest.json")
-    parser.add_argument("--engines", default="pocketsphinx,align", help="transcribers to score")
+    parser.add_argument("--engines", default=",".join(ENGINES), help="transcribers to score")
     chosen = parser.parse_args(argv)
     json.dump(score_words(chosen.media_dir, chosen.engines.split(",")), sys.stdout, indent=1)
 

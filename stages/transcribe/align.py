@@ -5,57 +5,32 @@ Each cue of a subtitle file is aligned within its own window.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import EngineError
-from schemas.spans import SPEECH_RATE_HZ, Word
+from schemas.spans import SPEECH_RATE_HZ, Hearing, Word
 from schemas.stretches import Stretch, inside
 from stages.transcribe.pocketsphinx import FRAME_S, Recogniser, recogniser
+from stages.transcribe.pronounce import guess_phones
 from stages.transcribe.transcripts import Cue, Transcript
 from stages.transcribe.words import Heard, spread, spread_within
 
+ENGLISH = "en"
+"""The one language whose sounds pocketsphinx has."""
 CUE_SLACK_S = 0.5
 """Subtitles lead and lag the voice by this much; a cue's window is widened so, but not into its neighbours."""
 
 
-_SOUNDS = (
-    ("tion", "SH AH N"), ("ough", "AO"), ("igh", "AY"), ("tch", "CH"), ("sch", "SH"), ("eau", "OW"),
-    ("th", "TH"), ("sh", "SH"), ("ch", "CH"), ("ph", "F"), ("wh", "W"), ("ck", "K"), ("ng", "NG"), ("qu", "K W"),
-    ("ee", "IY"), ("ea", "IY"), ("oo", "UW"), ("ou", "AW"), ("ow", "OW"), ("ai", "EY"), ("ay", "EY"), ("ei", "AY"),
-    ("ie", "IY"), ("oa", "OW"), ("oi", "OY"), ("oy", "OY"), ("au", "AO"), ("aw", "AO"), ("er", "ER"), ("ar", "AA R"),
-    ("or", "AO R"), ("ll", "L"), ("ss", "S"), ("tt", "T"), ("nn", "N"), ("mm", "M"), ("pp", "P"), ("rr", "R"),
-    ("a", "AE"), ("b", "B"), ("c", "K"), ("d", "D"), ("e", "EH"), ("f", "F"), ("g", "G"), ("h", "HH"), ("i", "IH"),
-    ("j", "JH"), ("k", "K"), ("l", "L"), ("m", "M"), ("n", "N"), ("o", "OW"), ("p", "P"), ("q", "K"), ("r", "R"),
-    ("s", "S"), ("t", "T"), ("u", "AH"), ("v", "V"), ("w", "W"), ("x", "K S"), ("y", "IY"), ("z", "Z"), ("'", ""),
-    ("0", "Z IH R OW"), ("1", "W AH N"), ("2", "T UW"), ("3", "TH R IY"), ("4", "F AO R"), ("5", "F AY V"),
-    ("6", "S IH K S"), ("7", "S EH V AH N"), ("8", "EY T"), ("9", "N AY N"),
-)  # fmt: skip
-"""Spelling to ARPAbet, longest first: crude, but a wrong phone or two hardly moves the ends of a word in an alignment."""
-
-
-def guess_phones(word: str) -> str | None:
-    """ARPAbet for an English-looking `word` that no dictionary holds, digit by digit for numbers; None if not Latin."""
-    phones: list[str] = []
-    rest = re.sub(r"(?<=[^aeiou])e$", "", word) if len(word) > 3 else word
-    while rest:
-        for letters, sound in _SOUNDS:
-            if rest.startswith(letters):
-                phones += sound.split()
-                rest = rest[len(letters) :]
-                break
-        else:
-            return None
-    return " ".join(phones) or None
-
-
 def spoken_form(word: str) -> str:
-    """`word` as the dictionary spells it: lower case, no punctuation but apostrophes inside."""
-    return re.sub(r"[^\w']|_", "", word.lower().replace("’", "'")).strip("'")
+    """`word` as the dictionary spells it: lower case, letters with their marks, digits, and apostrophes inside."""
+    plain = word.lower().replace("’", "'")
+    return "".join(c for c in plain if c == "'" or unicodedata.category(c)[0] in "LMN").strip("'")
 
 
 @dataclass
@@ -71,38 +46,53 @@ class AlignEngine:
     scratch_dir: Path
 
     def align(
-        self, transcript: Transcript, samples: NDArray[np.float32], speech: list[Stretch], start_s: float
+        self,
+        transcript: Transcript,
+        samples: NDArray[np.float32],
+        speech: list[Stretch],
+        start_s: float,
+        hearing: Hearing | None = None,
     ) -> Heard:
         """The transcript's words in seconds from the start of mono `samples` at 16 kHz.
 
-        `start_s` is that start on the asset clock, which cue times refer to. Without `speech` the words lie on silence, where
-        their cues are. Raises EngineError when nothing fits.
+        `start_s` is that start on the asset clock, which cue times refer to. `hearing` tells the language where others than the
+        transcript know it. Without `speech` the words lie on silence, where their cues are; those of other languages than
+        English are spread over the speech there. Raises EngineError when nothing fits.
         """
-        duration_s = len(samples) / SPEECH_RATE_HZ
-        windows = list(zip(transcript.cues, cue_windows(transcript.cues, start_s, duration_s), strict=True))
-        if not speech:
-            laid = [spread_within(cue.text.split(), window, speech) for cue, window in windows]
-            return Heard([word for words in laid for word in words], transcript.language, None)
-        spoken = {w: spoken_form(w) for w in transcript.words}
-        with recogniser(samples, self.scratch_dir) as worker:
-            extra = pronunciations(worker, set(spoken.values()))
-            words: list[Word] = []
-            num_failed = 0
-            for cue, window in windows:
-                texts = cue.text.split()
-                found = align_cue(worker, [spoken[t] for t in texts], extra, window)
-                if found is None:
-                    num_failed += 1
-                    words += spread_within(texts, window, speech)
-                else:
-                    words += [trim(word, speech) for word in fill_gaps(texts, found, window)]
-        if num_failed == len(transcript.cues):
+        windows = cue_windows(transcript.cues, start_s, len(samples) / SPEECH_RATE_HZ)
+        hearing = hearing or transcript.stated
+        is_alignable = bool(speech) and hearing.language in (None, ENGLISH)
+        found = self.times(transcript.cues, windows, samples, speech) if is_alignable else [None] * len(windows)
+        if is_alignable and not any(found):
             raise EngineError(
-                f"The given transcript ({len(transcript.words)} words) does not fit the sound ({duration_s:.1f} s).",
+                f"The given transcript ({len(transcript.words)} words) does not fit the sound "
+                f"({len(samples) / SPEECH_RATE_HZ:.1f} s).",
                 reason="transcript_mismatch",
                 remedy="Check that the transcript belongs to this file and is English, or use another engine.",
             )
-        return Heard(words, transcript.language or "en", None, num_failed)
+        heard = Heard([], [], sum(words is None for words in found) if is_alignable else 0)
+        for cue, window, words in zip(transcript.cues, windows, found, strict=True):
+            told = replace(hearing, words_from="letters" if words is None else "pocketsphinx")
+            heard.add(words or spread_within(cue.text.split(), window, speech), told)
+        return heard
+
+    def times(
+        self, cues: Sequence[Cue], windows: Sequence[Stretch], samples: NDArray[np.float32], speech: list[Stretch]
+    ) -> list[list[Word] | None]:
+        """The words of each cue, looked for in its window; None where they do not fit the sound.
+
+        Raises EngineError when the aligner cannot work at all.
+        """
+        spoken = {word: spoken_form(word) for cue in cues for word in cue.text.split()}
+        found: list[list[Word] | None] = []
+        with recogniser(samples, self.scratch_dir) as worker:
+            extra = pronunciations(worker, set(spoken.values()))
+            for cue, window in zip(cues, windows, strict=True):
+                texts = cue.text.split()
+                times = align_cue(worker, [spoken[text] for text in texts], extra, window)
+                words = None if times is None else [trim(word, speech) for word in fill_gaps(texts, times, window)]
+                found.append(words)
+        return found
 
 
 def pronunciations(worker: Recogniser, forms: set[str]) -> dict[str, str | None]:

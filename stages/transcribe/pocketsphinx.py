@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import EngineError, MachineError
-from schemas.spans import SPEECH_RATE_HZ, Word
+from schemas.spans import SPEECH_RATE_HZ, Hearing, Word
 from schemas.stretches import Stretch, merge, pad
 from stages.child import Child, ChildError
 from stages.transcribe.words import Heard
@@ -25,6 +25,9 @@ RETIRE_GB = 1.0
 """Address space of the child, and memory after which another takes over, besides the sound.
 
 Half a minute spoken without a pause takes 0.35 GB of the one and 0.2 GB of the other."""
+
+ENGLISH = Hearing(language="en", language_from="engine", words_from="pocketsphinx")
+"""How it hears everything."""
 
 
 class Recogniser:
@@ -103,8 +106,7 @@ class PocketsphinxEngine:
 
     def hear(self, samples: NDArray[np.float32], speech: list[Stretch]) -> Heard:
         """Words in the `speech` parts of mono `samples` at 16 kHz, in seconds from their start."""
-        words: list[Word] = []
-        num_failed = 0
+        heard = Heard([], [])
         duration_s = len(samples) / SPEECH_RATE_HZ
         with recogniser(samples, self.scratch_dir) as worker:
             for utterance in pad(merge(speech, self.min_gap_s), 0.15, duration_s):
@@ -112,16 +114,17 @@ class PocketsphinxEngine:
                 low, high = round(start_s * SPEECH_RATE_HZ), round(utterance.end_s * SPEECH_RATE_HZ)
                 answer = worker.ask("decode", low=low, high=high, states=self.states)
                 if answer is None:
-                    num_failed += 1
+                    heard.num_failed += 1
                     continue
-                words += [
+                words = [
                     Word(text, start_s + first * FRAME_S, start_s + end * FRAME_S, probability)
                     for text, first, end, probability in answer["words"] or []
                 ]
-        if num_failed and not words:
+                heard.add(words, ENGLISH)
+        if heard.num_failed and not heard.words:
             raise EngineError(
-                f"pocketsphinx failed on all {num_failed} utterances; the last time it {worker.failure}.",
+                f"pocketsphinx failed on all {heard.num_failed} utterances; the last time it {worker.failure}.",
                 reason="recogniser_crashed",
-                remedy="Use engine: whisperx with local weights for this source.",
+                remedy="Use engine: whisperx for this source.",
             )
-        return Heard(words, "en", None, num_failed)
+        return heard

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, replace
 
-from schemas.spans import Word
+from schemas.spans import Hearing, Passage, Word
 from schemas.stretches import Stretch, covered_s, inside
 
 MIN_WORD_S = 0.02
@@ -15,10 +16,16 @@ class Heard:
     """What an engine heard in a sound, in seconds from its start."""
 
     words: list[Word]
-    language: str | None
-    language_confidence: float | None
+    passages: list[Passage]
+    """What was written down at once; the words in each."""
     num_failed: int = 0
     """Utterances on which the engine crashed or gave up."""
+
+    def add(self, words: list[Word], hearing: Hearing) -> None:
+        """One more passage; nothing where there are no words."""
+        if words:
+            self.passages.append(Passage(min(w.start_s for w in words), max(w.end_s for w in words), hearing))
+            self.words += [replace(word, hearing=hearing) for word in words]
 
 
 @dataclass
@@ -71,7 +78,8 @@ def drop_loops(words: list[Word], max_repeats: int, longest: int = 4) -> list[Wo
 
 
 def _plain(text: str) -> str:
-    return "".join(c for c in text.lower() if c.isalnum())
+    """Letters, their marks and digits: in Hindi and Thai marks are vowels, which tell words apart."""
+    return "".join(c for c in text.lower() if unicodedata.category(c)[0] in "LMN")
 
 
 def spread(texts: list[str], room: list[Stretch]) -> list[Word]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -14,18 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.errors import EngineError, ItemError, MachineError, RecipeError
+from schemas.errors import EngineError, ItemError, MachineError
 from schemas.spans import SPEECH_RATE_HZ, Word
 from schemas.stretches import Stretch, inside, merge
 from stages.child import Child
 from stages.engines.voice import VoiceActivity, VoiceConfig
-from stages.transcribe.align import AlignEngine, cue_windows, fill_gaps, guess_phones, spoken_form, trim
+from stages.transcribe.align import AlignEngine, cue_windows, fill_gaps, spoken_form, trim
 from stages.transcribe.pocketsphinx import recogniser
-from stages.transcribe.stage import Transcribe, TranscribeConfig, agreement
-from stages.transcribe.transcripts import Cue, Transcript, find_transcript, read_cues
-from stages.transcribe.whisperx import WhisperxConfig, WhisperxEngine
+from stages.transcribe.pronounce import guess_phones
+from stages.transcribe.stage import TranscribeConfig, agreement
+from stages.transcribe.transcripts import Cue, Transcript, find_transcripts, in_language, read_cues
 from stages.transcribe.words import drop_loops, keep_spoken, spread, spread_within
-from tests.rows import asset_row, struct_of
+from tests.stages.heard import row_for, run_stage
 from tests.strategies import stretches
 
 
@@ -49,19 +48,6 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, di
 
 def words_of(text: str, step_s: float = 0.3) -> list[Word]:
     return [Word(t, i * step_s, (i + 0.9) * step_s, 0.5) for i, t in enumerate(text.split())]
-
-
-def row_for(path: Path, metadata: dict[str, Any] | None = None, has_audio: bool = True) -> dict[str, Any]:
-    probe = struct_of("probe", has_audio=has_audio)
-    return asset_row(path, probe=probe, metadata=json.dumps(metadata or {}))
-
-
-def run_stage(context: Any, config: TranscribeConfig, row: dict[str, Any]) -> dict[str, Any]:
-    stage = Transcribe(config)
-    stage.setup(context)
-    result = stage.measure(row)
-    assert set(result) == {field.name for field in Transcribe.adds}
-    return result
 
 
 # --- what stands -----------------------------------------------------------------------------------------------------
@@ -168,23 +154,67 @@ def test_subtitles_are_read() -> None:
     assert read_cues("no cues at all") == []
 
 
+def test_captions_that_roll_are_read_once() -> None:
+    """As YouTube's own are: each line comes with times inside, then alone, then above the next one."""
+    rolling = """WEBVTT
+Kind: captions
+
+00:00:00.080 --> 00:00:02.309 align:start position:0%
+_
+all<00:00:00.320><c> right</c>
+
+00:00:02.309 --> 00:00:02.319 align:start position:0%
+all right
+_
+
+00:00:02.319 --> 00:00:04.000 align:start position:0%
+all right
+here<00:00:02.520><c> we</c><00:00:02.800><c> are</c>
+""".replace("_", " ")
+    assert [cue.text for cue in read_cues(rolling)] == ["all right", "here we are"]
+
+
 def test_sidecar_and_manifest_column_are_found(tmp_path: Path) -> None:
     clip = tmp_path / "a b.mp4"
-    assert find_transcript(str(clip), {}) is None
+    assert find_transcripts(str(clip), {}) == []
     (tmp_path / "a b.txt").write_text("from text")
-    assert find_transcript(str(clip), {"language": "en-GB"}) == Transcript([Cue("from text")], "en")
+    assert find_transcripts(str(clip), {"language": "en-GB"}) == [Transcript([Cue("from text")], "en")]
     (tmp_path / "a b.srt").write_text(SRT)
-    assert find_transcript(clip.as_uri(), {}).words[0] == "Hello,"  # type: ignore[union-attr]
-    assert find_transcript(str(clip), {"transcript": "stated"}) == Transcript([Cue("stated")])
-    assert find_transcript("https://example.org/a%20b.mp4", {}) is None
-    assert find_transcript(str(tmp_path / "a b.txt"), {}).words[0] == "Hello,"  # type: ignore[union-attr]
+    assert find_transcripts(clip.as_uri(), {})[0].words[0] == "Hello,"
+    assert find_transcripts(str(clip), {"transcript": "stated"}) == [Transcript([Cue("stated")])]
+    assert find_transcripts("https://example.org/a%20b.mp4", {}) == []
+    assert find_transcripts(str(tmp_path / "a b.txt"), {})[0].words[0] == "Hello,"
+
+
+def test_files_as_yt_dlp_names_them_are_found_with_their_language(tmp_path: Path) -> None:
+    names = ("talk.en-GB.srt", "talk.zh-Hans.vtt", "talk.iw.vtt", "talk.one.srt", "talk.f137.vtt", "talk.en.orig.vtt")
+    for name in (*names, "talk.mp4.srt", "talking.en.vtt"):
+        (tmp_path / name).write_text(SRT)
+    found = find_transcripts(str(tmp_path / "talk.mp4"), {})
+    assert [each.language for each in found] == ["en", "he", "zh"]
+    assert in_language(found, "zh") is found[2]
+    assert in_language(found, "fr") is None
+    assert in_language(found, None) is found[0]
+    (tmp_path / "talk.vtt").write_text(VTT)
+    plain, *_ = find_transcripts(str(tmp_path / "talk.mp4"), {})
+    assert plain == Transcript([Cue("Hello, world!", Stretch(1.0, 2.5))])
+    assert in_language([*found, plain], "fr") is plain
+    assert find_transcripts(str(tmp_path / "talk.mp4"), {"language": "zh"})[0].words == plain.words
+    assert find_transcripts(str(tmp_path / "talk.en.mp4"), {}) == []
 
 
 def test_spelling_to_sound() -> None:
     assert guess_phones("ship") == "SH IH P"
-    assert guess_phones("42") == "F AO R T UW"
+    assert guess_phones("42") == "F AO R T IY T UW"
+    assert guess_phones("e5") == "IY F AY V"
+    assert guess_phones("1813") == "EY T IY N TH ER T IY N"
+    assert guess_phones("1905") == "N AY N T IY N OW F AY V"
+    assert guess_phones("2026") == "T UW TH AW Z AH N D T W EH N T IY S IH K S"
+    assert guess_phones("007") == "Z IH R OW Z IH R OW S EH V AH N"
     assert guess_phones("大家") is None
+    assert guess_phones("5大") is None
     assert spoken_form("“Don’t!”") == "don't"
+    assert spoken_form("है।") == "है"
 
 
 def test_windows_of_cues_stay_out_of_their_neighbours() -> None:
@@ -242,10 +272,10 @@ def test_a_transcript_that_cannot_fit_is_an_error(tmp_path: Path) -> None:
 def test_stage_uses_the_sidecar(said: tuple[Path, np.ndarray, dict[str, Any]], context: Any, tmp_path: Path) -> None:
     path, _, truth = said
     text = " ".join(w["word"] for w in truth["words"])
-    found = run_stage(context, TranscribeConfig(), row_for(path, {"transcript": text}))
+    found = run_stage(context, TranscribeConfig(recogniser="pocketsphinx"), row_for(path, {"transcript": text}))
     assert (found["engine"], found["text"], found["num_dropped_words"]) == ("align", text, 0)
     with pytest.raises(ItemError, match="no transcript"):
-        run_stage(context, TranscribeConfig(engine="align"), row_for(path))
+        run_stage(context, TranscribeConfig(engine="align", recogniser="pocketsphinx"), row_for(path))
     context.media.close()
 
 
@@ -253,7 +283,11 @@ def test_words_given_for_a_silent_file_are_dropped_and_counted(context: Any, tmp
     import soundfile
 
     soundfile.write(tmp_path / "silent.wav", np.zeros(2 * SPEECH_RATE_HZ), SPEECH_RATE_HZ)
-    found = run_stage(context, TranscribeConfig(), row_for(tmp_path / "silent.wav", {"transcript": "nobody says this"}))
+    found = run_stage(
+        context,
+        TranscribeConfig(recogniser="pocketsphinx"),
+        row_for(tmp_path / "silent.wav", {"transcript": "nobody says this"}),
+    )
     assert (found["words"], found["num_dropped_words"], found["num_on_silence"]) == ([], 3, 3)
     context.media.close()
 
@@ -261,7 +295,7 @@ def test_words_given_for_a_silent_file_are_dropped_and_counted(context: Any, tmp
 @pytest.mark.slow
 def test_a_second_engine_tells_a_right_transcript_from_a_changed_one(media_dir: Path, context: Any) -> None:
     path = media_dir / "speech" / "harvard_spk1_snt4.wav"
-    config = TranscribeConfig(second="pocketsphinx")
+    config = TranscribeConfig(recogniser="pocketsphinx", second="pocketsphinx")
     heard = run_stage(context, TranscribeConfig(engine="pocketsphinx"), row_for(path))
     right, wrong = (
         run_stage(context, config, row_for(path, {"transcript": text}))
@@ -280,7 +314,8 @@ def test_agreement_counts_common_words_in_order() -> None:
 
 
 def test_no_sound_means_no_words(context: Any) -> None:
-    found = run_stage(context, TranscribeConfig(), row_for(Path("none.mp4"), has_audio=False))
+    config = TranscribeConfig(recogniser="pocketsphinx")
+    found = run_stage(context, config, row_for(Path("none.mp4"), has_audio=False))
     assert (found["words"], found["speech"], found["engine"]) == ([], [], None)
 
 
@@ -292,6 +327,7 @@ def test_pocketsphinx_hears_most_of_a_real_sentence(media_dir: Path, context: An
     found = run_stage(context, TranscribeConfig(engine="pocketsphinx"), row_for(path))
     assert {"runs", "down", "the", "middle"} <= set(found["text"].split())
     assert (found["language"], found["language_confidence"]) == ("en", None)
+    assert {passage["language_from"] for passage in found["passages"]} == {"engine"}
     assert all(0 <= w["confidence"] <= 1 for w in found["words"])
     context.media.close()
 
@@ -341,144 +377,3 @@ def test_a_hang_of_the_recogniser_costs_one_job(tmp_path: Path) -> None:
         assert worker.ask("known", words=[]) is None
         assert worker._child is None
         assert time.monotonic() - began < 60
-
-
-# --- whisperx, on a tiny random model made here ----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CTranslate2 Whisper of random weights: real format, real loader, nonsense words."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import (
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperTokenizerFast,
-    )
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
-    folder = tmp_path_factory.mktemp("whisper")
-    symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "", *(f"filler{i}" for i in range(99))]
-    specials = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in list(LANGUAGES)[:99])]
-    specials += [
-        f"<|{n}|>" for n in ("translate", "transcribe", "startoflm", "startofprev", "nocaptions", "notimestamps")
-    ]
-    tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(symbols)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(specials)
-    tokenizer.add_tokens([f"<|{i * 0.02:.2f}|>" for i in range(1501)])
-    end = tokenizer.token_to_id("<|endoftext|>")
-    fast = WhisperTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<|endoftext|>",
-        bos_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
-        additional_special_tokens=specials,
-    )
-    torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(
-        WhisperConfig(
-            vocab_size=tokenizer.get_vocab_size(), d_model=32, encoder_layers=1, decoder_layers=2, num_mel_bins=80,
-            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64,
-            bos_token_id=end, eos_token_id=end, pad_token_id=end, suppress_tokens=None, begin_suppress_tokens=None,
-            decoder_start_token_id=tokenizer.token_to_id("<|startoftranscript|>"),
-        )
-    )  # fmt: skip
-    with torch.no_grad():
-        letters = model.model.decoder.embed_tokens.weight[: len(symbols) - 100]
-        model.model.decoder.layer_norm.bias += 40 * letters[symbols.index("o")]
-    model.generation_config.update(bos_token_id=end, eos_token_id=end, pad_token_id=end)
-    for part in (model, fast, WhisperFeatureExtractor(feature_size=80)):
-        part.save_pretrained(folder / "hf")
-    from ctranslate2.converters import TransformersConverter
-
-    copied = ["tokenizer.json", "preprocessor_config.json"]
-    TransformersConverter(str(folder / "hf"), copy_files=copied).convert(str(folder / "ct2"), quantization="int8")
-    return folder / "ct2"
-
-
-@pytest.fixture(scope="module")
-def tiny_aligner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wav2vec2 CTC model of one random layer over the upper-case alphabet."""
-    import torch
-    from transformers import (
-        Wav2Vec2Config,
-        Wav2Vec2CTCTokenizer,
-        Wav2Vec2FeatureExtractor,
-        Wav2Vec2ForCTC,
-        Wav2Vec2Processor,
-    )
-
-    folder = tmp_path_factory.mktemp("aligner")
-    letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
-    (folder / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
-    tokenizer = Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
-    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=False)
-    torch.manual_seed(0)
-    model = Wav2Vec2ForCTC(
-        Wav2Vec2Config(
-            vocab_size=len(letters), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-            conv_dim=(32,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, pad_token_id=0,
-        )
-    )  # fmt: skip
-    Wav2Vec2Processor(extractor, tokenizer).save_pretrained(folder)
-    model.save_pretrained(folder)
-    return folder
-
-
-def test_whisperx_runs_from_local_weights(
-    said: tuple[Path, np.ndarray, dict[str, Any]], tiny_whisper: Path, context: Any
-) -> None:
-    config = TranscribeConfig(
-        engine="whisperx",
-        whisperx=WhisperxConfig(weights=str(tiny_whisper), beam_size=1, max_new_tokens=16),
-        max_repeats=99,
-    )
-    found = run_stage(context, config, row_for(said[0]))
-    duration_s = len(said[1]) / SPEECH_RATE_HZ
-    assert found["engine"] == "whisperx"
-    assert found["words"]
-    assert 0 < found["language_confidence"] <= 1
-    assert all(0 <= w["start_s"] < w["end_s"] <= duration_s for w in found["words"])
-    context.media.close()
-
-
-def test_whisperx_aligns_with_local_weights(
-    said: tuple[Path, np.ndarray, dict[str, Any]],
-    tiny_whisper: Path,
-    tiny_aligner: Path,
-    voice: VoiceActivity,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    _, samples, truth = said
-    config = WhisperxConfig(
-        weights=str(tiny_whisper),
-        align_weights={"en": str(tiny_aligner)},
-        language="en",
-        beam_size=1,
-        max_new_tokens=16,
-    )
-    engine = WhisperxEngine.load(config, voice, VoiceConfig(), tmp_path)
-    text = " ".join(w["word"] for w in truth["words"][:6])
-    segment = {"text": text, "start": 0.3, "end": 3.0, "avg_logprob": -0.1}
-    short, late = segment | {"end": 0.34}, segment | {"start": 1e4, "end": 1e4 + 1}
-    words, *given_up = engine._align([segment, short, late], samples, "en")
-    assert [w.text for w in words] == text.split()
-    assert all(0.3 <= w.start_s <= w.end_s <= 3.05 for w in words)
-    assert given_up == [[], []], "too much text for the sound, and behind its end"
-    said_of = {"segments": [segment, short, late]}
-    monkeypatch.setattr(engine.pipeline, "transcribe", lambda *_, **__: said_of)
-    assert [w.text for w in engine.hear(samples, [Stretch(0.3, 3.0)]).words] == text.split() * 3
-    monkeypatch.undo()
-    heard = engine.hear(samples, voice.stretches(samples, VoiceConfig()))
-    assert (heard.language, heard.language_confidence) == ("en", None)
-    assert engine.hear(samples * 0, []).words == []
-
-
-def test_missing_weights_are_named(voice: VoiceActivity, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"transcribe\.whisperx\.weights"):
-        WhisperxEngine.load(WhisperxConfig(weights=str(tmp_path)), voice, VoiceConfig(), tmp_path)
