@@ -1,6 +1,6 @@
 """Scores every engine against ground truth: cuts, words, turns, voices and sync, in one table.
 
-    python -m benchmarks.quality --media DIR --json FILE [--parts shots,cuts,words,speech,timbre,sync]
+    python -m benchmarks.quality --media DIR --json FILE [--parts shots,cuts,words,languages,speech,timbre,sync]
 
 DIR holds a manifest.json in the form of the project's test media, which is the truth; without --media the demo set is
 made anew and scored. Writes the JSON, and beside it the same as Markdown with date and versions.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality_cuts import score_cuts
+from benchmarks.quality_languages import score_languages
 from benchmarks.quality_shots import score_shots
 from benchmarks.quality_speech import score_speech
 from benchmarks.quality_sync import score_sync
@@ -29,6 +30,7 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "shots": score_shots,
     "cuts": score_cuts,
     "words": score_words,
+    "languages": score_languages,
     "speech": score_speech,
     "timbre": score_timbre,
     "sync": score_sync,

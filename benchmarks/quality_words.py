@@ -138,7 +138,7 @@ def _cpu_s() -> float:
     return sum(each.ru_utime + each.ru_stime for each in both)
 
 
-def _with_transcript(items: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
+def _with_transcript(items: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
     for item in items:
         truth = item["ground_truth"]
         text = truth.get("transcript")

@@ -136,15 +136,16 @@ class Transcribe(Measure[TranscribeConfig]):
         self, given: list[Transcript], samples: NDArray[np.float32], speech: list[Stretch], start_s: float
     ) -> tuple[str, Heard]:
         """(engine, what it heard): of the transcripts `given` the one that is spoken, or what the recogniser hears."""
-        if given and not isinstance(self.engine, WhisperxEngine):
+        engine = self.engine
+        if given and not isinstance(engine, WhisperxEngine):
             return "align", self.aligner.align(given[0], samples, speech, start_s)
-        if given:
-            spoken = self.engine.listen(samples, speech)
+        if given and isinstance(engine, WhisperxEngine):
+            spoken = engine.listen(samples, speech)
             is_sure = (spoken.language_confidence or 0.0) >= SURE and self.config.engine == "auto"
             chosen = in_language(given, spoken.language if is_sure else None)
             if chosen is not None:
-                return "align", self.engine.align(chosen, samples, speech, start_s, spoken)
-        return self.recogniser, self.engine.hear(samples, speech)
+                return "align", engine.align(chosen, samples, speech, start_s, spoken)
+        return self.recogniser, engine.hear(samples, speech)
 
     def _given(self, row: Row) -> list[Transcript]:
         if self.config.engine not in ("auto", "align"):
