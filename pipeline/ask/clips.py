@@ -107,34 +107,41 @@ class ClipLists:
         """A row per clip, in the order of the facts: its keys, how it counts, and its place `at` in the order of time."""
         import polars as pl
 
-        assets = counted_assets(self.run.facts).select("source_id", above="status", above_reason="reason")
+        place_of = self.assets.select("source_id", pl.int_range(pl.len(), dtype=pl.UInt32).alias("asset_at")).lazy()
+        found = self.rows.select("source_id").join(place_of, on="source_id", how="left", maintain_order="left")
+        at = found.select("asset_at").collect(engine="streaming").to_series()
         start = pl.col(f"{Level.CLIP}.asset_start_s").alias("start_s")
-        clips = self.rows.select("row_id", "source_id", "duration_us", start, "verdict.is_audit", _own_status())
-        clips = clips.with_columns(
-            self.rows.select(reason=pl.col("verdict.reason").cast(pl.String)).collect()["reason"]
-        )
-        names = self.assets.lazy().select(
-            "source_id", pl.int_range(pl.len(), dtype=pl.UInt32).alias("asset_at"), "rank"
-        )
-        spine = (
-            clips.with_row_index("row").join(assets, on="source_id", how="left").join(names, on="source_id", how="left")
-        )
+        texts = (pl.col(f"verdict.{name}").cast(pl.String).alias(name) for name in ("status", "reason"))
+        spine = self.rows.select("row_id", "duration_us", start, "verdict.is_audit", *texts).collect()
+        above = self.assets.select(above="status", above_reason="reason")[at]
         is_lost = (pl.col("status") != "error") & (pl.col("above") != "keep")
-        spine = spine.with_columns(
+        spine = spine.hstack(above).with_columns(
             status=status_below("above").cast(pl.Categorical),
             reason=pl.when(is_lost).then("above_reason").otherwise("reason").cast(pl.Categorical),
-        ).sort("row")
-        place = pl.struct("rank", "start_s", "row_id").rank("ordinal").cast(pl.UInt32).alias("at")
+        )
+        order = np.lexsort((spine["start_s"].to_numpy(), self.assets["rank"].to_numpy()[at.to_numpy()]))
+        place = np.empty(len(order), np.uint32)
+        place[order] = np.arange(len(order), dtype=np.uint32)
         kept = ("row_id", "asset_at", "status", "reason", "duration_us", "start_s", "verdict.is_audit", "at")
-        return spine.collect().with_columns(place).select(kept)
+        return spine.with_columns(at, pl.Series("at", place)).select(kept)
 
     @cached_property
     def assets(self) -> pl.DataFrame:
-        """The facts of sources, and the `rank` of each by its name."""
+        """A row per source, in the order of the facts: keys, how it counts, and its `rank` by its name."""
         import polars as pl
 
-        found = self.run.facts.scan(Level.ASSET).collect()
-        return found.with_columns(pl.struct("source.uri", "source_id").rank("ordinal").cast(pl.UInt32).alias("rank"))
+        own = self.asset_rows.select("source_id", "source.uri", "source.licence")
+        counted = counted_assets(self.run.facts).select("source_id", "status", "reason")
+        found = own.join(counted, on="source_id", how="left", maintain_order="left").collect()
+        rank = pl.struct("source.uri", "source_id").rank("ordinal").cast(pl.UInt32).alias("rank")
+        return found.with_columns(pl.col("status", "reason").cast(pl.String)).with_columns(rank)
+
+    @cached_property
+    def asset_rows(self) -> pl.LazyFrame:
+        """The facts of sources, always in one order."""
+        facts = self.run.facts
+        rows = facts.scan(Level.ASSET)
+        return rows if facts.path(Level.ASSET) is not None else rows.collect().lazy()
 
     @cached_property
     def rows(self) -> pl.LazyFrame:
@@ -149,7 +156,9 @@ class ClipLists:
         import polars as pl
 
         own = {name: kind for name, kind in self.rows.collect_schema().items() if "." in name}
-        above = {name: kind for name, kind in self.assets.schema.items() if "." in name and name not in own}
+        above = {
+            name: kind for name, kind in self.asset_rows.collect_schema().items() if "." in name and name not in own
+        }
         counted = {"status": pl.String(), "reason": pl.String(), "duration_us": pl.Int64(), TEXT: pl.String()}
         return {**own, **above, **counted, "failed_gates": pl.String(), "source": pl.String()}
 
@@ -262,7 +271,8 @@ class ClipLists:
             return self.spine[name].cast(pl.String)
         if name in self.rows.collect_schema():
             return self.rows.select(name).collect().to_series()
-        return self.assets["source.uri" if name == "source" else name].gather(self.spine["asset_at"])
+        name = "source.uri" if name == "source" else name
+        return self.asset_rows.select(name).collect().to_series().gather(self.spine["asset_at"])
 
     def _said(self, condition: Condition) -> NDArray[np.bool_]:
         """Which clips have a condition on what is said in them hold: a look at the ledger."""
@@ -302,12 +312,6 @@ def check_on(plan: Plan, path: str) -> Check:
     if path not in by_path:
         raise LedgerError(f"no gate bounds '{path}'.", remedy=nearest(path, by_path))
     return by_path[path]
-
-
-def _own_status() -> pl.Expr:
-    import polars as pl
-
-    return pl.col("verdict.status").cast(pl.String).alias("status")
 
 
 def _is_behind(keys: Numbers, at: NDArray[np.uint32], row: int) -> NDArray[np.bool_]:

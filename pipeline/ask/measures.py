@@ -190,6 +190,11 @@ class Measures:
     def _gross_us(self) -> list[int]:
         return [int(self.us[mask].sum()) for mask in self._rejects]
 
+    @cached_property
+    def _now(self) -> tuple[int, int]:
+        """(microseconds, clips) kept now."""
+        return int(self.us[self.is_kept].sum()), int(self.is_kept.sum())
+
     def answer(self, bounds: Bounds) -> Moved:
         """What these bounds keep. Raises LedgerError for a gate that is none."""
         asked = self.asked(bounds)
@@ -213,8 +218,8 @@ class Measures:
         low_us, undecided_us = int(self.us[then].sum()), int(self.us[is_undecided].sum())
         low_clips = int(then.sum())
         return Moved(
-            now_us=int(self.us[self.is_kept].sum()),
-            now_clips=int(self.is_kept.sum()),
+            now_us=self._now[0],
+            now_clips=self._now[1],
             low_us=low_us,
             low_clips=low_clips,
             high_us=low_us + undecided_us,
@@ -275,8 +280,8 @@ class Measures:
         scale = len(self.us) / max(len(self.sample.us), 1)
         return replace(
             told,
-            now_us=int(self.us[self.is_kept].sum()),
-            now_clips=int(self.is_kept.sum()),
+            now_us=self._now[0],
+            now_clips=self._now[1],
             low_us=low_us,
             high_us=max(low_us, round(told.high_us * scale)),
             low_clips=round(told.low_clips * scale),

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pipeline.ask.clips import ClipLists
-from pipeline.ask.queries import counted_assets
 from schemas.errors import LedgerError
 from schemas.records import Level
 
@@ -64,10 +63,8 @@ class SourceLists:
         sums = spine.group_by("asset_at").agg(
             kept_us=us.filter(is_kept).sum(), num_clips=pl.len().cast(pl.Int64), num_kept=is_kept.sum().cast(pl.Int64)
         )
-        counted = counted_assets(run.facts).select("source_id", "duration_us", "status", "reason").collect()
-        assets = self.lists.assets.select("source_id", "source.uri", "source.licence", "rank").with_row_index(
-            "asset_at"
-        )
+        counted = run.facts.scan(Level.ASSET).select("source_id", pl.col("duration_us").fill_null(0)).collect()
+        assets = self.lists.assets.with_row_index("asset_at")
         shots = run.facts.scan(Level.SHOT).filter(pl.col("verdict.status") != "keep")
         reasons = (
             shots.group_by("source_id").agg(shot_reasons=pl.col("verdict.reason").cast(pl.String).unique()).collect()

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -37,6 +38,8 @@ HERE = Path(__file__).parent
 PATIENCE_S = 0.3
 """How long a cut is waited for before the answer is that it is being made."""
 POSTER_PATIENCE_S = 30.0
+PAGES_AT_ONCE = 2
+"""Pages whose data are being made: each holds some columns of all clips."""
 MOST_CSV_ROWS = 1_000_000
 LONGEST_BODY = 4_096
 """Bytes of a mark."""
@@ -90,6 +93,7 @@ class Inspector:
 
     def __init__(self, session: Session, access: Access) -> None:
         self.session, self.access = session, access
+        self._turns = threading.Semaphore(PAGES_AT_ONCE)
         self.shelf = MediaShelf(session.folder / "media")
         self.templates = Environment(
             loader=PackageLoader("pipeline.inspector"), autoescape=select_autoescape(default=True), trim_blocks=True,
@@ -130,7 +134,8 @@ class Inspector:
     def _page(self, template: str, make: Maker) -> Callable[[Request], Any]:
         def answer(request: Request) -> Response:
             view = self.session.refresh() if template == "overview" else self.session.view
-            data = make(self.session, view, request)
+            with self._turns:
+                data = make(self.session, view, request)
             if request.query_params.get("format") == "csv":
                 return _as_csv(self.session, view, template, data, _given(request))
             if template == "measures":
@@ -143,7 +148,9 @@ class Inspector:
     def _twin(self, make: Maker) -> Callable[[Request], Any]:
         def answer(request: Request) -> Response:
             view = self.session.refresh() if request.url.path == "/overview.json" else self.session.view
-            text = json.dumps(make(self.session, view, request), allow_nan=False, default=str, separators=(",", ":"))
+            with self._turns:
+                data = make(self.session, view, request)
+            text = json.dumps(data, allow_nan=False, default=str, separators=(",", ":"))
             etag = f'"{digest(text)}"'
             if request.headers.get("if-none-match") == etag:
                 return Response(status_code=304, headers={"etag": etag})

@@ -172,9 +172,10 @@ def coded(
 ) -> NDArray[np.float64]:
     """Codes 0 to 254: on step k a lower bound keeps codes of at least k, an upper one codes of at most k. NaN is never kept."""
     values = np.abs(values) if check.operator == "abs_max" else values
-    place = (values - low) / step
-    nearest = np.rint(place)
-    place = np.where(np.abs(place - nearest) < 1e-9, nearest, place)
+    with np.errstate(over="ignore", invalid="ignore"):
+        place = (values - low) / step
+        nearest = np.rint(place)
+        place = np.where(np.abs(place - nearest) < 1e-9, nearest, place)
     if check.operator == "min":
         codes = np.where(np.isnan(place), 0, np.clip(np.floor(place), 0, STEPS + 1))
         codes = np.where(np.isnan(place) | (place < 0), -1, codes)
