@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FORM = re.compile(r"\s*([\w.\[\]]+)\s*(<=|>=|!=|<|>|=|~)\s*(.*?)\s*", re.DOTALL)
 TEXT = "text"
 """Field of what is said in a clip: in no cache, read from the ledger when it is asked for."""
-EXAMPLES = "sync.confidence<4, audio.kind=music, text~river"
+EXAMPLES = "text~river, sync.confidence<4, audio.kind=music"
 YES = {"true": True, "yes": True, "false": False, "no": False}
 
 

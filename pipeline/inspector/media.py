@@ -194,7 +194,7 @@ class MediaShelf:
 
         path = asset_file(clip)
         with Scratch("inspect") as folder:
-            out = Path(folder, f"cut.{PICTURE}")
+            out = Path(folder, f"made.{PICTURE}")
             report = cut_clip(path, clip.span, out, decoder=self._decoder(view))
             sound = np.zeros((0, 2), np.float32) if report.sound is None else report.sound
             heard = io.BytesIO()

@@ -80,7 +80,7 @@ def _bars(us: Mapping[str, Any], places: Answer) -> list[Answer]:
     """The lines of the balance, each with the address of what it counts."""
     bars = [{"name": "kept", "kind": "keep", "us": us["kept"], "href": "/clips?status=keep"}]
     if us["cut_away"]:
-        bars.append({"name": "cut away", "kind": "cut", "us": us["cut_away"], "href": "/sources?sort=lost"})
+        bars.append({"name": "cut away", "kind": "rest", "us": us["cut_away"], "href": "/sources?sort=lost"})
     for kind, book in (("reject", "rejected"), ("error", "errors")):
         for reason, spent in sorted(us[book].items(), key=lambda item: (-item[1], item[0])):
             page = "clips" if reason in places["reasons"] else "sources"
@@ -115,7 +115,7 @@ def _checks_of_run(view: RunView) -> list[Answer]:
             else "failed",
             "said": "no shards yet"
             if packed is None
-            else f"{plural(packed[0], 'clip')} in {plural(packed[1], 'shard')}",
+            else f"{plural(packed[0], Level.CLIP)} in {plural(packed[1], 'shard')}",
         },
         {
             "name": "checksums and samples",
@@ -316,7 +316,7 @@ def one_shard(session: Session, view: RunView, name: str) -> Answer:
     size = pl.format("{} x {}", "width_px", "height_px")
     spread = {
         title: [list(row) for row in index.group_by(by).agg(pl.len(), seconds).sort("len", descending=True).iter_rows()]
-        for title, by in (("language", pl.col("language")), ("picture", size), ("speakers", pl.col("num_speakers")))
+        for title, by in (("language", pl.col("language")), ("size", size), ("speakers", pl.col("num_speakers")))
     }
     columns = ["clip_id", "duration_s", "width_px", "height_px", "fps", "language", "num_speakers", "sample_bytes"]
     return {
