@@ -179,16 +179,18 @@ def clip_checks(plan: Plan) -> list[Check]:
     return [check for check in plan.checks if check.stage in of_clips]
 
 
-def _shown(plan: Plan, how: Show) -> dict[str, Any]:
-    """Path -> field of everything on clips that is shown in this way."""
-    return {path: field for path, field in plan.fields(Level.CLIP) if roles_of(field).get("show") == how}
+def shown(rows: Scannable, plan: Plan, how: Show) -> dict[str, Any]:
+    """Path -> field of everything on clips that is shown in this way, as far as these rows have it: a stage may have gained it."""
+    known = rows.scan(Level.CLIP).collect_schema()
+    fields = plan.fields(Level.CLIP)
+    return {path: field for path, field in fields if roles_of(field).get("show") == how and path in known}
 
 
 def _spread(rows: Scannable, plan: Plan, sources: pl.DataFrame) -> tuple[list[GateHours], dict[str, dict[str, Hours]]]:
     """Gates and labels over the clips of kept sources, from one group-by over all of them together."""
     import polars as pl
 
-    checks, paths = clip_checks(plan), list(_shown(plan, "label"))
+    checks, paths = clip_checks(plan), list(shown(rows, plan, "label"))
     said = expressions(checks, reached)
     leaves = [*leaves_of(checks), *paths]
     clips = seen(rows, plan, Level.CLIP, leaves)
@@ -235,7 +237,7 @@ def _histograms(rows: Scannable, plan: Plan, sources: pl.DataFrame) -> dict[str,
     """
     import polars as pl
 
-    fields = {path: field for path, field in _shown(plan, "histogram").items() if "[]" not in path}
+    fields = {path: field for path, field in shown(rows, plan, "histogram").items() if "[]" not in path}
     is_kept = (pl.col(STATUS) == "keep").alias("is kept")
     numbers = [pl.col(path).cast(pl.Float64) for path in fields]
     clips = seen(rows, plan, Level.CLIP, fields).select("source_id", "duration_us", is_kept, *numbers)
@@ -243,7 +245,7 @@ def _histograms(rows: Scannable, plan: Plan, sources: pl.DataFrame) -> dict[str,
     found = counted.collect(engine="streaming")
     us, kept = found["duration_us"].to_numpy(), found["is kept"].to_numpy()
     drawn = {path: _histogram(found[path].to_numpy(), us, kept, unit_of(field)) for path, field in fields.items()}
-    return {path: shown for path, shown in drawn.items() if shown is not None}
+    return {path: each for path, each in drawn.items() if each is not None}
 
 
 def _histogram(
