@@ -180,7 +180,7 @@ def clip_checks(plan: Plan) -> list[Check]:
 
 
 def shown(rows: Scannable, plan: Plan, how: Show) -> dict[str, Any]:
-    """Path -> field of everything on clips that is shown in this way, as far as these rows have it: a stage may have gained it."""
+    """Path -> field of everything on clips that is shown in this way, and that these rows have: a stage may have gained it."""
     known = rows.scan(Level.CLIP).collect_schema()
     fields = plan.fields(Level.CLIP)
     return {path: field for path, field in fields if roles_of(field).get("show") == how and path in known}
