@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from pipeline.ask.facts import reached
 from pipeline.ask.queries import STATUS, Run, kept_sources, leaves_of, seen
-from pipeline.ask.stats import NOT_MEASURED, NUM_BINS, OUTERMOST, clip_checks
+from pipeline.ask.stats import NOT_MEASURED, NUM_BINS, OUTERMOST, clip_checks, shown
 from schemas.errors import LedgerError
-from schemas.fields import roles_of, unit_of
+from schemas.fields import unit_of
 from schemas.recipe import nearest
 from schemas.records import Level
 from schemas.verdict import Check, expressions
@@ -343,24 +343,16 @@ def _summed(codes: NDArray[Any], us: NDArray[np.int64], num: int) -> NDArray[np.
     return np.bincount(codes, us, num).astype(np.int64)
 
 
-def measures(run: Run, histograms: Sequence[str] = ()) -> Measures:
+def measures(run: Run) -> Measures:
     """The clips of a run as arrays. Holds 8 bytes for each clip and gate, and 1 for each clip and measure."""
     import polars as pl
 
     facts, plan = run.facts, run.plan
     checks = clip_checks(plan)
-    shown = {
-        path: kept
-        for path, kept in plan.fields(Level.CLIP)
-        if (how := roles_of(kept).get("show")) in ("histogram", "label") and ("[]" not in path or how == "label")
-    }
-    labels = [path for path, kept in shown.items() if roles_of(kept)["show"] == "label"]
+    labels = list(shown(facts, plan, "label"))
+    counted = [path for path in shown(facts, plan, "histogram") if "[]" not in path]
     gated = {check.path for check in checks if check.operator in ORDERED}
-    drawn = {
-        path: unit_of(kept)
-        for path, kept in plan.fields(Level.CLIP)
-        if (path in shown and path not in labels) or path in gated
-    }
+    drawn = {path: unit_of(kept) for path, kept in plan.fields(Level.CLIP) if path in gated or path in counted}
     order = {spec.name: number for number, spec in enumerate(plan.stages)}
     clips = seen(facts, plan, Level.CLIP, [*leaves_of(checks), *drawn, *labels])
     clips = clips.join(kept_sources(facts), on="source_id", how="semi", maintain_order="left")
