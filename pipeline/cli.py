@@ -13,13 +13,24 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.commands import about
+from pipeline.commands import clips as of_clips
+from pipeline.commands.shared import (
+    CacheOption,
+    CpusOption,
+    JsonOption,
+    RecipeArgument,
+    RunArgument,
+    SetOption,
+    said,
+    show,
+)
 from schemas.errors import NavaError
 from schemas.machine import trouble_of
-from schemas.printable import printable
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help=(
         "Curates raw video into audio-visual shards.\n\n"
@@ -27,23 +38,25 @@ app = typer.Typer(
         "`nava-curate why CLIP --run RUN` and `nava-curate stats RUN --set gates.sync.confidence.min=2`."
     ),
 )
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder or URL that `run --out` wrote")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="override one recipe key, e.g. gates.sync.confidence.min=2"),
-]
-CacheOption = Annotated[
-    Path | None,
-    typer.Option(help="folder of the cache that questions go to (default: nava in $XDG_CACHE_HOME or ~/.cache)"),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable answer on stdout")]
+for each in (of_clips.app, about.app):
+    app.add_typer(each)
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended, as shells count it."""
-CpusOption = Annotated[int | None, typer.Option(min=1, help="CPUs of the private Ray runtime (default: all)")]
+CURATE, ASK, CHECK = "Curate", "Look and ask", "Check"
+"""Groups of commands in the help."""
 
 
-@app.command()
+@app.callback()
+def options(
+    is_version: Annotated[
+        bool,
+        typer.Option("--version", callback=about.tell_version, is_eager=True, help="versions of program and files"),
+    ] = False,
+) -> None:
+    """Options before any command."""
+
+
+@app.command(rich_help_panel=CURATE)
 def plan(recipe: RecipeArgument, set_: SetOption = None, cpus: CpusOption = None) -> None:
     """Prints stages, columns with units, workers and gates; refuses what is miswired or cannot be scheduled."""
     from pipeline.config import load_recipe
@@ -51,10 +64,10 @@ def plan(recipe: RecipeArgument, set_: SetOption = None, cpus: CpusOption = None
     from pipeline.plan import make_plan, render
 
     cluster = local_cluster(cpus)
-    _show(render(make_plan(load_recipe(recipe, set_ or ()), cluster), cluster).rstrip("\n"))
+    show(render(make_plan(load_recipe(recipe, set_ or ()), cluster), cluster).rstrip("\n"))
 
 
-@app.command()
+@app.command(rich_help_panel=CURATE)
 def run(
     recipe: RecipeArgument,
     inputs: Annotated[
@@ -97,7 +110,7 @@ def run(
     chosen = load_recipe(recipe, set_ or ())
     listing = list_inputs(inputs)
     for note in listing.notes():
-        _said(note)
+        said(note)
     opener: Opener = here if in_process else partial(on_ray, address=address, num_cpus=cpus)
     try:
         result = execute(
@@ -105,7 +118,7 @@ def run(
             retry_errors=retry_errors, quiet=quiet, is_process=True, skipped=listing.skips.text(),
         )  # fmt: skip
     except KeyboardInterrupt:
-        _said(f"stopped: what {out} holds is whole, sources in flight are not in it; the same command goes on.")
+        said(f"stopped: what {out} holds is whole, sources in flight are not in it; the same command goes on.")
         raise typer.Exit(INTERRUPTED) from None
     _tell_balance(out)
     print(f"{result.num_shards} shards in {out}/shards; next: nava-curate stats {out}")
@@ -116,7 +129,7 @@ def _tell_balance(out: str) -> None:
     from pipeline.show.text import balance_lines
 
     sheet = balance(Run(out).ledger)
-    _show("\n".join(balance_lines(sheet)))
+    show("\n".join(balance_lines(sheet)))
     clips, assets = sheet.clips, sheet.assets
     print(
         f"{clips.get('keep', 0)} clips kept, {clips.get('reject', 0)} rejected, {clips.get('error', 0)} errors; "
@@ -124,7 +137,7 @@ def _tell_balance(out: str) -> None:
     )
 
 
-@app.command()
+@app.command(rich_help_panel=CURATE)
 def status(
     run_uri: RunArgument,
     watch: Annotated[bool, typer.Option("--watch", help="refresh every two seconds until settled")] = False,
@@ -136,33 +149,33 @@ def status(
 
     while True:
         found = ask(Run(run_uri))
-        _show(status_text(found))
+        show(status_text(found))
         if not watch or found.packed is not None:
             return
         time.sleep(2)
 
 
-@app.command()
+@app.command(rich_help_panel=ASK)
 def stats(run_uri: RunArgument, set_: SetOption = None, as_json: JsonOption = False, cache: CacheOption = None) -> None:
     """Hours kept, rejected, in error and cut away, with distributions; with --set, what other gates would do."""
     from pipeline.ask.queries import Run
     from pipeline.show.plain import stats_plain, what_if_plain
     from pipeline.show.text import stats_text, what_if_text
 
-    opened = Run(run_uri, cache, _said)
+    opened = Run(run_uri, cache, said)
     if set_:
         from pipeline.ask.what_if import what_if
 
         then = what_if(opened, set_)
-        _show(json.dumps(what_if_plain(then), indent=1) if as_json else what_if_text(then))
+        show(json.dumps(what_if_plain(then), indent=1) if as_json else what_if_text(then))
     else:
         from pipeline.ask.stats import stats as ask
 
         answer = ask(opened)
-        _show(json.dumps(stats_plain(answer), indent=1) if as_json else stats_text(answer))
+        show(json.dumps(stats_plain(answer), indent=1) if as_json else stats_text(answer))
 
 
-@app.command()
+@app.command(rich_help_panel=ASK)
 def why(
     key: Annotated[
         str, typer.Argument(metavar="CLIP", help="clip, shot or asset id (or its beginning), or a file name")
@@ -180,19 +193,19 @@ def why(
     from pipeline.show.plain import chain_plain
     from pipeline.show.text import why_text
 
-    opened = Run(run_uri, cache, _said)
+    opened = Run(run_uri, cache, said)
     chain = find(opened, key)
     if figure is not None:
         from pipeline.show.figure import draw
 
         draw(chain, opened.plan, figure)
     if as_json:
-        _show(json.dumps(chain_plain(chain, opened.plan), indent=1))
+        show(json.dumps(chain_plain(chain, opened.plan), indent=1))
     else:
-        _show(why_text(chain, opened.plan))
+        show(why_text(chain, opened.plan))
 
 
-@app.command()
+@app.command(rich_help_panel=CHECK)
 def replay(
     run_uri: RunArgument,
     stage: Annotated[str, typer.Option("--stage", help="stage to measure again with")],
@@ -204,12 +217,12 @@ def replay(
     from pipeline.show.text import replay_text
 
     found = measure_again(Run(run_uri), stage, clip)
-    _show(replay_text(stage, found))
+    show(replay_text(stage, found))
     if found.differences:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=CURATE)
 def export(
     run_uri: RunArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="folder to write")],
@@ -229,7 +242,7 @@ def export(
     print(f"{done.num_records} records, {done.duration_s / 3600:.4f} hours in {out}")
 
 
-@app.command()
+@app.command(rich_help_panel=CHECK)
 def verify(
     run_uri: RunArgument,
     deep: Annotated[bool, typer.Option("--deep", help="decode every sample, not the first of each shard")] = False,
@@ -241,13 +254,13 @@ def verify(
     found = False
     for problem in problems(Run(run_uri), is_deep=deep):
         found = True
-        _show(f"problem: {problem}")
+        show(f"problem: {problem}")
     if found:
         raise typer.Exit(1)
     print("sound: hours add up, every kept clip is packed once, checksums agree, samples decode")
 
 
-@app.command()
+@app.command(rich_help_panel=CHECK)
 def calibrate(
     source: Annotated[str, typer.Argument(metavar="RUN", help="folder or URL of a run, or a folder of videos")],
     clips: Annotated[int, typer.Option(min=1, help="measure at most N clips, drawn at random")] = 40,
@@ -270,13 +283,13 @@ def calibrate(
     from stages.sync.thresholds import text_of
 
     options = Options(clips, seed, max_false_keep, include_rejected)
-    answer = measure(source, options, recipe, set_ or (), report=_said)
+    answer = measure(source, options, recipe, set_ or (), report=said)
     if json_file is not None:
         json_file.write_text(json.dumps(asdict(answer), indent=1) + "\n")
     print(text_of(answer))
 
 
-@app.command()
+@app.command(rich_help_panel=CURATE)
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="folder to write")],
     seed: Annotated[int, typer.Option(help="another seed gives other clips")] = 0,
@@ -287,7 +300,7 @@ def demo(
     print(write_demo(out, seed=seed))
 
 
-@app.command()
+@app.command(rich_help_panel=ASK)
 def inspect(
     run_uri: RunArgument,
     others: Annotated[
@@ -310,10 +323,10 @@ def inspect(
     from pipeline.inspector.serve import serve
     from pipeline.inspector.session import Session
 
-    serve(Session(run_uri, tuple(others or ()), cache, marks_file, training, _said), host, port, _show)
+    serve(Session(run_uri, tuple(others or ()), cache, marks_file, training, said), host, port, show)
 
 
-@app.command()
+@app.command(rich_help_panel=ASK)
 def report(
     run_uri: RunArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write")] = Path("report.html"),
@@ -327,11 +340,11 @@ def report(
     from pipeline.inspector.report import write_report
     from pipeline.inspector.session import Session
 
-    written = write_report(Session(run_uri, cache=cache, report=_said), out, media)
-    _show(f"{out}: {out.stat().st_size / 1e6:.1f} MB" + (f", {len(written) - 1} files beside it" if media else ""))
+    written = write_report(Session(run_uri, cache=cache, report=said), out, media)
+    show(f"{out}: {out.stat().st_size / 1e6:.1f} MB" + (f", {len(written) - 1} files beside it" if media else ""))
 
 
-@app.command()
+@app.command(rich_help_panel=ASK)
 def marks(
     action: Annotated[str, typer.Argument(metavar="ACTION", help="export, check, gates or suggest")],
     run_uri: RunArgument,
@@ -345,22 +358,13 @@ def marks(
     from pipeline.ask.queries import Run
     from pipeline.show.marks import marks_text
 
-    opened = Run(run_uri, cache, _said)
+    opened = Run(run_uri, cache, said)
     text, is_sound = marks_text(
         action, opened, MarkFile(marks_file or marks_file_of(opened.dir.uri, opened.cache)).all()
     )
-    _show(text)
+    show(text)
     if not is_sound:
         raise typer.Exit(1)
-
-
-def _said(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
-
-
-def _show(text: str) -> None:
-    """Prints an answer. Names and words in it come from outside: what a terminal would act on stands there as its escape."""
-    print(printable(text), flush=True)
 
 
 def main() -> Any:
@@ -377,7 +381,7 @@ def main() -> Any:
         told = error if isinstance(error, NavaError) else trouble_of(error)
         if told is None:
             raise
-        _said(f"error: {told}")
+        said(f"error: {told}")
         sys.exit(2)
     finally:
         gc.freeze()

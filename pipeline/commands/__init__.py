@@ -1,0 +1,1 @@
+"""The commands of `nava-curate` that ask and tell, beside those in `pipeline.cli`."""

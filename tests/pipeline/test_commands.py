@@ -1,0 +1,121 @@
+"""Commands as a person meets them: what they print at 80 columns, in an ASCII locale, and for other programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.ask.queries import Run
+from pipeline.cli import app
+from pipeline.config import parse_recipe
+from pipeline.show.screen import drawable, hms, plural, table
+from schemas.errors import NavaError
+from tests.pipeline.toy_run import make_run, toy_source
+
+SOURCES = [toy_source("good.mp4"), toy_source("other.mp4", shot=250)]
+REASON = "audio.value.min"
+WIDE = 10_000
+"""Columns of no terminal: what is for programs is not cut."""
+
+
+@pytest.fixture
+def run(tmp_path: Path, toy_recipe: dict[str, Any]) -> Run:
+    """Two sources of 20 s in 5 and in 2 shots; every second clip of a shot has a score of 0 and is rejected."""
+    return make_run(toy_recipe, SOURCES, tmp_path / "run")
+
+
+def told(*words: str, columns: int = 80) -> str:
+    """What a command prints, no line longer than the terminal."""
+    done = CliRunner().invoke(app, list(words), env={"COLUMNS": str(columns)}, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.stdout.splitlines()), default=0) <= columns
+    return done.stdout
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_clips_of_a_reason_are_those_that_the_balance_counts(run: Run) -> None:
+    listed = rows(told("clips", run.dir.uri, "--reason", REASON, "--csv", columns=WIDE))
+    stats = json.loads(told("stats", run.dir.uri, "--json", columns=WIDE))
+    assert {row["reason"] for row in listed} == {REASON}
+    assert sum(int(row["duration_us"]) for row in listed) == stats["hours"]["exact_us"]["rejected"][REASON]
+    assert len(listed) == stats["clips"]["rejected"]
+
+
+def test_clips_are_sorted_cut_off_and_listed_as_ids(run: Run) -> None:
+    uri = run.dir.uri
+    found = json.loads(told("clips", uri, "--where", "audio.value<0.5", "--json", columns=WIDE))
+    ids = told("clips", uri, "--where", "audio.value<0.5", "--ids").split()
+    assert [clip["clip_id"] for clip in found["clips"]] == ids
+    assert found["num_found"] == len(ids) < found["num_all"]
+    by_gate = told("clips", uri, "--sort", f"margin:{REASON}", "--limit", "3")
+    assert len([line for line in by_gate.splitlines() if line.startswith("c")]) == 3 + 1
+    assert "the first 3 are shown" in by_gate.replace("\n", " ")
+    assert {row["source"] for row in rows(told("clips", uri, "--source", "other", "--csv", columns=WIDE))} == {
+        "other.mp4"
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--reason", "audio.valu.min"), "Did you mean 'audio.value.min'?"),
+        (("--status", "maybe"), "Known: keep, reject, error."),
+        (("--sort", "audio.valeu"), "Did you mean 'audio.value'?"),
+    ],
+)
+def test_a_question_about_nothing_says_what_there_is(run: Run, words: tuple[str, ...], says: str) -> None:
+    with pytest.raises(NavaError, match=says.replace("?", r"\?")):
+        CliRunner().invoke(app, ["clips", run.dir.uri, *words], catch_exceptions=False)
+
+
+def test_two_runs_are_compared_by_reasons_and_recipes(run: Run, toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    gates = {name: gate for name, gate in toy_recipe["gates"].items() if name != "audio"}
+    other = make_run({**toy_recipe, "gates": gates}, SOURCES, tmp_path / "other")
+    text = told("compare", run.dir.uri, other.dir.uri)
+    rejected = rows(told("clips", run.dir.uri, "--reason", REASON, "--csv", columns=WIDE))
+    us = sum(int(row["duration_us"]) for row in rejected)
+    assert hms(us, millis=True, is_signed=True) in text
+    assert f"{len(rejected)} changed verdicts" in text
+    assert "gates.audio.value.min" in text
+
+
+def test_the_program_tells_what_it_is() -> None:
+    assert metadata.version("nava-engine") in told("--version")
+    assert told("-h") == told("--help")
+
+
+def test_recipes_and_stages_are_told_and_a_recipe_fits_its_schema() -> None:
+    import jsonschema
+    import yaml
+
+    assert {"quickstart", "talking_heads"} <= {line.split(" ")[0] for line in told("recipes").splitlines()}
+    recipe = yaml.safe_load(told("recipes", "quickstart", columns=WIDE))
+    parse_recipe(recipe)
+    schema = json.loads(told("schema", "recipe", columns=WIDE))
+    jsonschema.validate(recipe, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**recipe, "stages": {"clip": {"min_seconds": 2}}}, schema)
+    assert "duplicates" in told("stages")
+    assert "audio.snr_db.min" in told("stages", "audio")
+
+
+def test_an_ascii_terminal_gets_ascii_bars() -> None:
+    assert drawable("█▃ – ±2 ü", "ascii") == "#- - +-2 ü"
+    assert drawable("█▃", "utf-8") == "█▃"
+
+
+def test_counts_times_and_tables() -> None:
+    assert (plural(1, "shard"), plural(1200, "shard")) == ("1 shard", "1,200 shards")
+    assert (hms(3_600_000_000), hms(-61_500_000, millis=True)) == ("1:00:00", "-0:01:01.500")
+    lines = table(("id", "what"), [("c123456789012345", "word " * 60)], uncut={0}, is_whole=True)
+    assert "".join(lines[1:]).split() == ["c123456789012345", *["word"] * 60]
