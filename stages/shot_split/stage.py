@@ -26,8 +26,8 @@ class ShotSplitConfig(StageConfig):
     """Which engine finds the boundaries, and where it runs."""
 
     engine: Literal["hybrid", "content", "transnetv2", "scenedetect_adaptive", "scenedetect_content"] = "hybrid"
-    """`hybrid`: content proposes, TransNetV2 judges doubtful places. `content`: no network. `transnetv2`: the network
-    on every frame. `scenedetect_*`: PySceneDetect with its defaults, hard cuts only."""
+    """`hybrid`: content, and where it is in doubt what TransNetV2 says is added. `content`: no network. `transnetv2`: the
+    network on every frame. `scenedetect_*`: PySceneDetect with its defaults, hard cuts only."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the network of `hybrid` and `transnetv2` runs."""
 
