@@ -2,8 +2,8 @@
 
 All of it works on thumbnails of 48 x 27 pixels; shapes as in `thumbs`.
 
-Own constants come from reasoning about what the quantity means, checked on synthetic montages (cuts, dissolves,
-fades, flashes, captions, shake, noise, 5 to 60 fps; see `benchmarks/quality_shots_montage.py`).
+Own constants come from reasoning about what the quantity means, checked on generated films (cuts, dissolves,
+fades, flashes, captions, shake, noise, 5 to 60 fps; see `benchmarks/quality_shots_kinds.py`).
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Boundary:
 class ContentDetector:
     """Finds cuts, dissolves and fades by content alone; no weights.
 
-    Costs about 0.03 ms per frame and 7 ms per possible cut on one core. Light changes, flashes, captions and steady
-    motion are told from cuts; cuts between alike pictures at a few frames per second, and wipes, are its weak spots.
+    Costs about 0.05 ms per frame and 5 ms per possible cut on one core. Light changes, flashes, captions and steady
+    motion are told from cuts; jump cuts in which little moves, titles over plain pictures and wipes are its weak spots.
     """
 
     frame_size = (WIDTH, HEIGHT)
