@@ -181,17 +181,20 @@ def why(
         str, typer.Argument(metavar="CLIP", help="clip, shot or asset id (or its beginning), or a file name")
     ],
     run_uri: Annotated[str, typer.Option("--run", "-r", help="folder or URL of the run")] = ".",
+    is_all: Annotated[bool, typer.Option("--all", help="everything that every stage measured")] = False,
     as_json: JsonOption = False,
     figure: Annotated[
-        Path | None, typer.Option(help="also draw frames, waveform, words, turns and sync curve to this PNG")
+        Path | None,
+        typer.Option(metavar="PNG", help="also draw frames, waveform, words, turns and sync curve to this PNG"),
     ] = None,
     cache: CacheOption = None,
 ) -> None:
-    """The chain from source to verdict, with what every stage measured."""
+    """Why a clip was kept or not: every gate with value, bound and margin; with --all, everything that was measured."""
     from pipeline.ask.find import find
     from pipeline.ask.queries import Run
     from pipeline.show.plain import chain_plain
     from pipeline.show.text import why_text
+    from pipeline.show.why import answer_text
 
     opened = Run(run_uri, cache, said)
     chain = find(opened, key)
@@ -202,7 +205,7 @@ def why(
     if as_json:
         show(json.dumps(chain_plain(chain, opened.plan), indent=1))
     else:
-        show(why_text(chain, opened.plan))
+        show(why_text(chain, opened.plan) if is_all else answer_text(chain, opened.plan))
 
 
 @app.command(rich_help_panel=CHECK)

@@ -55,7 +55,9 @@ def value(given: Any) -> str:
         return "yes" if given else "no"
     if isinstance(given, list | tuple):
         return ", ".join(map(value, given))
-    return f"{given:.4g}" if isinstance(given, float) else str(given)
+    if isinstance(given, float):
+        return f"{given:,.0f}" if 1000 <= abs(given) < 1e15 else f"{given:.4g}"
+    return str(given)
 
 
 def bar(share: float, width: int) -> str:

@@ -119,3 +119,26 @@ def test_counts_times_and_tables() -> None:
     assert (hms(3_600_000_000), hms(-61_500_000, millis=True)) == ("1:00:00", "-0:01:01.500")
     lines = table(("id", "what"), [("c123456789012345", "word " * 60)], uncut={0}, is_whole=True)
     assert "".join(lines[1:]).split() == ["c123456789012345", *["word"] * 60]
+
+
+def test_why_holds_a_clip_against_every_gate(run: Run) -> None:
+    (good, bad) = (
+        told("clips", run.dir.uri, "--status", status, "--ids", "--limit", "1").strip() for status in ("keep", "reject")
+    )
+    kept, rejected = (told("why", clip, "--run", run.dir.uri) for clip in (good, bad))
+    assert f"clip {good}  kept" in kept
+    assert [line.split() for line in kept.splitlines() if line.startswith(("audio.", "sync."))] == [
+        ["audio.value", "1", "≥", "0.5", "+0.5"],
+        ["sync.offset_ms", "10", "ms", "≤", "±80", "+70"],
+    ]
+    assert "audio.value 0 < 0.5" in " ".join(rejected.split())
+    assert "FAILS" in rejected
+    assert "not reached: sync.offset_ms.abs_max" in rejected
+    assert "start_pts=" in told("why", bad, "--run", run.dir.uri, "--all", columns=WIDE)
+
+
+def test_why_of_a_source_is_an_outline_in_the_order_of_time(run: Run) -> None:
+    lines = told("why", "good.mp4", "--run", run.dir.uri).splitlines()
+    starts = [line.split()[2].split("–")[0] for line in lines if line.strip().startswith(("shot", "clip"))]
+    assert len(starts) == 5 + 10
+    assert starts == sorted(starts)
