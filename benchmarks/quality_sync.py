@@ -23,14 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.fit_sync import Example, Reader, fit_model, is_in_sync_talk, moves_of, people_of
-from benchmarks.quality_sync_conditions import (
-    DRIFTS_S_PER_S,
-    SHORT_S,
-    changes,
-    drifting,
-    parts,
-    small_and_mirrored,
-)
+from benchmarks.quality_sync_conditions import DRIFTS_S_PER_S, drifting, made_harder, small_and_mirrored
 from benchmarks.quality_sync_figures import auc, errors, mean, roc, row_of, shown, sure
 from pipeline.config import Packing
 from schemas.spans import SpeechSpan
@@ -185,11 +178,7 @@ def _talk_figures(rows: Sequence[Item]) -> Item:
 
 def score_harder(judge: Judge, films: Sequence[Staged], small: Sequence[Staged]) -> Item:
     """Errors, AUC and what a confidence of 4 is worth where it is harder, by what was done to the clips."""
-    made = {name: [change(film) for film in films] for name, change in changes().items()}
-    made |= {
-        "small faces, mirrored": list(small),
-        "stretches of 2 s": [part for film in films for part in parts(film, SHORT_S)],
-    }
+    made = made_harder(films) | {"small faces, mirrored": list(small)}
     out: Item = {}
     for name, changed in made.items():
         rows: list[Item] = []

@@ -6,7 +6,7 @@ of a clip's sync stays true. `benchmarks.quality_sync` runs this on the clips it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -28,18 +28,20 @@ REPEATED_HZ = 30.0
 DRIFTS_S_PER_S = (-0.008, -0.003, 0.0, 0.003, 0.008)
 
 AnyFilm = TypeVar("AnyFilm", bound=Film)
-Change = Callable[[AnyFilm], AnyFilm]
 
 
-def changes() -> Mapping[str, Callable[[Film], Film]]:
-    """Name -> change of a film that leaves its sync as it is and needs no decoding."""
+def made_harder(films: Sequence[AnyFilm]) -> dict[str, list[AnyFilm]]:
+    """What was done -> the films after it, their sync as it was; for what needs no decoding."""
     return {
-        "white noise": lambda film: _heard(film, through_noise(film.heard.sound, TEST_NOISE_DB, tilt=0.0, seed=2)),
-        "quiet": lambda film: _heard(film, quiet(film.heard.sound)),
-        "every second picture": lambda film: replace(
-            film, seen=_pictures(film.seen, np.arange(0, len(film.seen.times_s), 2))
-        ),
-        "pictures repeated": lambda film: replace(film, seen=repeated(film.seen, REPEATED_HZ)),
+        "white noise": [
+            _heard(film, through_noise(film.heard.sound, TEST_NOISE_DB, tilt=0.0, seed=2)) for film in films
+        ],
+        "quiet": [_heard(film, quiet(film.heard.sound)) for film in films],
+        "every second picture": [
+            replace(film, seen=_pictures(film.seen, np.arange(0, len(film.seen.times_s), 2))) for film in films
+        ],
+        "pictures repeated": [replace(film, seen=repeated(film.seen, REPEATED_HZ)) for film in films],
+        "stretches of 2 s": [part for film in films for part in parts(film, SHORT_S)],
     }
 
 

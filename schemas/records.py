@@ -179,7 +179,7 @@ SYNC_WINDOW = struct(
     f("start_s", pa.float64(), unit="s", doc="window start on the clip clock"),
     f("end_s", pa.float64(), unit="s", doc="window end on the clip clock"),
     f("offset_ms", pa.float64(), unit="ms", doc="offset in this window; positive = sound late"),
-    f("confidence", pa.float64(), doc="peak height in this window, in standard deviations of the curve"),
+    f("confidence", pa.float64(), doc="confidence of this window alone"),
 )
 
 TIMBRE = struct(

@@ -16,7 +16,7 @@ class SyncRepair(StageConfig):
     """Off: clips are cut as they were found."""
     min_offset_ms: float = 20.0
     """Smaller offsets are left alone: they lie within half an audio latent (40 ms)."""
-    min_confidence: float = 6.0
+    min_confidence: float = 7.0
     """Only measurements at least this sure are acted on."""
 
 

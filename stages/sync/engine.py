@@ -43,6 +43,6 @@ class SyncEngine(Protocol):
         """What face and sound have to do with each other; None if too little of the face is seen."""
         ...
 
-    def peak(self, curve: Array, lags: Array) -> Peak:
-        """Where a curve [lags] stands out, and how far."""
+    def peak(self, curve: Array, lags: Array, seen_s: float) -> Peak:
+        """Where a curve [lags] over so many seconds of a face stands out, and how far."""
         ...

@@ -55,18 +55,20 @@ def judge_lips(
     if not moving:
         return SyncResult(status="still_mouth", kind="speech", active=assign(spans, mouths, clip.start_s, 0.0, seen_s))
     lags = moving[0].evidence.lags_s
-    peaks = [engine.peak(mouth.evidence.curve(clip.start_s, clip.end_s), lags) for mouth in moving]
+    peaks = [
+        engine.peak(mouth.evidence.curve(clip.start_s, clip.end_s), lags, mouth.evidence.seen_s) for mouth in moving
+    ]
     best = int(np.argmax([peak.height for peak in peaks]))
     sure_offset_s = peaks[best].offset_s if peaks[best].height > SURE else 0.0
     active = assign(spans, mouths, clip.start_s, sure_offset_s, seen_s)
     parts = _speaking(active, spans, mouths, moving[best], clip)
     curve = _joined(parts)
-    found = engine.peak(curve, lags)
+    heard_s = _heard_s(parts)
+    found = engine.peak(curve, lags, heard_s)
     if found.height <= 0:
         return SyncResult(status="no_face", kind="speech", active=active)
     windows = _windows(parts, engine, lags, window_s, clip)
     drift = _drift(windows, lags, found, clip)
-    heard_s = sum(min(part.mouth.evidence.seen_s, part.end_s - part.start_s) for part in parts)
     return SyncResult(
         status="measured",
         kind="speech",
@@ -96,6 +98,11 @@ def _speaking(
     return parts
 
 
+def _heard_s(parts: Sequence[MouthPart]) -> float:
+    """How long speaking faces are seen in all."""
+    return sum(min(part.mouth.evidence.seen_s, part.end_s - part.start_s) for part in parts)
+
+
 def _joined(parts: Sequence[MouthPart]) -> Array:
     """Mean curve [lags] of the parts, each by its length."""
     lengths = np.array([part.end_s - part.start_s for part in parts])
@@ -118,7 +125,7 @@ def _windows(
         if not inside:
             continue
         curve = _joined(inside)
-        found = engine.peak(curve, lags)
+        found = engine.peak(curve, lags, _heard_s(inside))
         if found.height > 0:
             window = SyncWindow(float(low - start_s), float(high - start_s), 1000 * found.offset_s, found.height)
             out.append((window, curve))

@@ -114,7 +114,7 @@ class SyncNetEngine:
         windows = np.stack([rows[:, i : i + ROWS_PER_FRAME * FRAMES] for i in starts])[:, None]
         return self.network.sound(torch.from_numpy(windows.astype(np.float32)).to(self.device))
 
-    def peak(self, curve: Array, lags: Array) -> Peak:
+    def peak(self, curve: Array, lags: Array, seen_s: float) -> Peak:
         """Offset and SyncNet's own confidence: median distance minus least distance."""
         top = int(np.argmax(curve))
         height = float(curve[top] - np.median(curve))

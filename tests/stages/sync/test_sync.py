@@ -359,7 +359,7 @@ def test_syncnet_engine_runs_the_published_recipe(tmp_path: Path) -> None:
             seen = engine.network.lips(torch.from_numpy(lips))
         expected = float(torch.linalg.vector_norm(seen - heard))
         assert evidence.distances[window, REACH + late] == pytest.approx(expected, rel=1e-3)
-    peak = engine.peak(np.eye(31)[REACH + 3] * 4, evidence.lags_s)
+    peak = engine.peak(np.eye(31)[REACH + 3] * 4, evidence.lags_s, 1.0)
     assert peak.offset_s == pytest.approx(3 / 25)
     assert peak.height == pytest.approx(4.0)
     assert engine.evidence(replace(track, crop_times_s=track.crop_times_s + 9), features, sound) is None
