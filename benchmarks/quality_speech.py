@@ -139,7 +139,7 @@ def score_diarization(items: list[dict[str, Any]], sounds: Sounds, context: Cont
 
 
 SEED = 11
-NUM_MEETINGS = 24
+NUM_MEETINGS = 16
 
 
 def published_meetings(media_dir: Path, voice: VoiceActivity) -> list[Meeting]:

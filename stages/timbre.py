@@ -44,7 +44,7 @@ class TimbreConfig(StageConfig):
     enough_s: float = Field(default=4.0, gt=0)
     """Length beyond which longer is no better; between shorter ones length counts as much as cleanliness."""
     guard_s: float = Field(default=0.5, ge=0)
-    """Distance kept from the span and from other speakers; at 0.25 s, a third more references hold somebody else."""
+    """Distance kept from the span and from other speakers; docs/quality.md says what chose it."""
     max_pause_s: float = Field(default=0.6, ge=0)
     """Shorter pauses may lie inside a reference."""
     min_known_s: float = Field(default=0.8, ge=MIN_SPEECH_S)
@@ -257,10 +257,11 @@ def choices(own: SpeechSpan, clip: Stretch, heard: Dialogue, sound: Waveform, co
     ]
     away = Stretch(own.start_s - config.guard_s, own.end_s + config.guard_s)
     elsewhere = [rest for piece in voiced for rest in outside(piece, [away])]
+    itself = [part for piece in voiced for part in inside(own, [piece])]
     places: tuple[tuple[Origin, Timed, list[Stretch]], ...] = (
         ("same_clip", clip, elsewhere),
         ("same_asset", whole, elsewhere),
-        ("same_span", own, [part for piece in alone(own, own.speaker, heard.turns) for part in inside(piece, single)]),
+        ("same_span", own, itself),
     )
     found: list[Choice] = []
     for origin, where, pieces in places:

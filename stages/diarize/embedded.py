@@ -58,7 +58,7 @@ class EmbeddedConfig(StageConfig):
     """Longest stretch that is taken for one voice without looking inside."""
     min_voice_s: float = 0.6
     """A voice is known from clean stretches of this length."""
-    threshold: float = 0.70
+    threshold: float = 0.74
     """Likeness from which two clusters are one person; benchmarks/fit_diarize.py."""
     apart: float = 0.1
     """Weight of the network having seen two units as different people."""

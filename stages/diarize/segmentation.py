@@ -96,7 +96,7 @@ class Segmentation:
         `_Unread` and nothing else than tensors and plain containers is built. Raises RecipeError where the weights are
         missing or others.
         """
-        weights = packaged("segmentation" if kind == "near" else "segmentation_far")
+        weights = packaged("segmentation") if kind == "near" else packaged("segmentation_far")
         import torch
 
         names = torch.serialization.get_unsafe_globals_in_checkpoint(weights)

@@ -62,7 +62,7 @@ def test_then_another_utterance_of_the_asset() -> None:
 
 def test_then_the_span_itself_and_says_so() -> None:
     found = choose(span("A", 1.0, 3.0), [Turn("A", 11, 13), Turn("B", 12.5, 16)])
-    assert (found.where, found.origin) == (Stretch(11, 12.5), "same_span")
+    assert (found.where, found.origin) == (Stretch(11, 12.0), "same_span")
 
 
 def test_no_reference_where_the_speaker_is_unknown_or_never_alone() -> None:
