@@ -103,7 +103,7 @@ def step(setting: Setting, model: Nava, clips: list[Sample]) -> tuple[float, Ten
     loss = objective.total(objective.loss(model(packed, noised.timesteps.to(setting.device)), noised))
     loss.backward()
     setting.wait()
-    return float(loss), torch.cat([p.grad.float().flatten() for p in model.parameters() if p.grad is not None])
+    return float(loss.detach()), torch.cat([p.grad.float().flatten() for p in model.parameters() if p.grad is not None])
 
 
 def attempts(setting: Setting, part: str, run: Callable[[str], Row]) -> Iterator[Row]:

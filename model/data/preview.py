@@ -200,7 +200,6 @@ def preview_text(facts: PreviewFacts) -> str:
         f"efficiency  {balance['efficiency']:.2%}",
         f"epoch       {facts['epoch_samples']:,} samples, {facts['steps_per_epoch']:,.1f} steps, "
         f"{facts['epoch_flops'] / 1e18:,.4g} EFLOP",
-        "",
         "hours       "
         + ", ".join(f"{hours:,.2f} on {n} GPUs" for n, hours in facts["epoch_hours"].items())
         + " an epoch, "

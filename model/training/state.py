@@ -124,11 +124,12 @@ class Checkpoints:
         if not self._world.is_first:
             return
         proven = max((path for path in complete(self._folder) if step_of(path) < step), default=None)
-        if proven is not None and proven.name != self._good():
-            fresh = self._folder / f".{GOOD}"
+        link, fresh = self._folder / GOOD, self._folder / f".{GOOD}"
+        is_copy = link.exists() and not link.is_symlink()  # of the link's target, by a tool that follows links
+        if proven is not None and proven.name != self._good() and not is_copy:
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(proven.name)
-            fresh.replace(self._folder / GOOD)
+            fresh.replace(link)
 
     def _good(self) -> str:
         link = self._folder / GOOD

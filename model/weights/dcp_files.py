@@ -153,7 +153,10 @@ class SummedWriter(dcp.FileSystemWriter):  # type: ignore[misc]
 
     def write_data(self, plan: Any, planner: Any) -> Any:
         """The library's, with the sums of the files as further results."""
-        results = super().write_data(plan, planner).value()
+        try:
+            results = super().write_data(plan, planner).value()
+        except RuntimeError as error:
+            raise _as_the_system_says(error) from error
         names = sorted({result.storage_data.relative_path for result in results})
         sums = [WriteResult(MetadataIndex(name), 0, sum_of(self._directory / name)) for name in names]
         done: torch.futures.Future[Any] = torch.futures.Future()
@@ -169,6 +172,16 @@ class SummedWriter(dcp.FileSystemWriter):  # type: ignore[misc]
         files[METADATA] = sum_of(self._directory / METADATA)
         content = json.loads(json.dumps({**(self._notes or {}), FILES: files}))
         write_whole(self._directory / NOTES, json.dumps({**content, OWN_SUM: _own_sum(content)}).encode())
+
+
+def _as_the_system_says(error: RuntimeError) -> Exception:
+    """The refusal of the system behind an error of torch's archive writer, which tells of positions in a file instead."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError):
+            return behind
+        behind = behind.__cause__ or behind.__context__
+    return error
 
 
 def sum_of(path: Path) -> FileSum:
