@@ -36,7 +36,7 @@ from stages.transcribe.words import Heard, keep_spoken
 
 ENGINES = ("whisperx", "whisperx:tiny.en", "pocketsphinx", "align")
 """whisperx:WEIGHTS for others than the default."""
-LONG_S, SHORT_S = 60.0, 4.0
+LONG_S, SHORT_S = 45.0, 4.0
 """Speech in a file from which, and up to which, its cost is told."""
 Hears = Callable[[F32, list[Stretch], str], Heard]
 
