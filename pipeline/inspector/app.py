@@ -7,9 +7,8 @@ import csv
 import io
 import json
 import re
-import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ class Inspector:
 
     def __init__(self, session: Session, access: Access) -> None:
         self.session, self.access = session, access
-        self._turns = threading.Semaphore(PAGES_AT_ONCE)
+        self._pages = ThreadPoolExecutor(PAGES_AT_ONCE, thread_name_prefix="pages")
         self.shelf = MediaShelf(session.folder / "media")
         self.templates = Environment(
             loader=PackageLoader("pipeline.inspector"), autoescape=select_autoescape(default=True), trim_blocks=True,
@@ -109,6 +108,7 @@ class Inspector:
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
             yield
             self.shelf.close()
+            self._pages.shutdown(wait=False, cancel_futures=True)
 
         middleware = [Middleware(Guard, access=self.access)]
         handlers = {404: self._lost, NavaError: self._failed}
@@ -134,29 +134,34 @@ class Inspector:
     def _page(self, template: str, make: Maker) -> Callable[[Request], Any]:
         def answer(request: Request) -> Response:
             view = self.session.refresh() if template == "overview" else self.session.view
-            with self._turns:
-                data = make(self.session, view, request)
+            data = make(self.session, view, request)
             if request.query_params.get("format") == "csv":
-                return _as_csv(self.session, view, template, data, _given(request))
+                return _as_csv(view, template, data, _given(request))
             if template == "measures":
                 data["spec"] = histogram_spec()
             text = self.templates.get_template(f"{template}.html").render(page=template, **data)
             return HTMLResponse(text)
 
-        return answer
+        return self._in_turn(answer)
 
     def _twin(self, make: Maker) -> Callable[[Request], Any]:
         def answer(request: Request) -> Response:
             view = self.session.refresh() if request.url.path == "/overview.json" else self.session.view
-            with self._turns:
-                data = make(self.session, view, request)
-            text = json.dumps(data, allow_nan=False, default=str, separators=(",", ":"))
+            text = json.dumps(make(self.session, view, request), allow_nan=False, default=str, separators=(",", ":"))
             etag = f'"{digest(text)}"'
             if request.headers.get("if-none-match") == etag:
                 return Response(status_code=304, headers={"etag": etag})
             return Response(text, media_type="application/json", headers={"etag": etag, "cache-control": "no-cache"})
 
-        return answer
+        return self._in_turn(answer)
+
+    def _in_turn(self, answer: Callable[[Request], Response]) -> Callable[[Request], Any]:
+        """The same on one of a few threads: each that ever held columns of all clips keeps some of their memory."""
+
+        async def answered(request: Request) -> Response:
+            return await asyncio.get_running_loop().run_in_executor(self._pages, answer, request)
+
+        return answered
 
     def _recipe(self, request: Request) -> Response:
         """The recipe with the bounds asked about, to be saved and run."""
@@ -316,7 +321,7 @@ def _vtt(seconds: float) -> str:
     return f"{ms // 3_600_000:02d}:{ms // 60_000 % 60:02d}:{ms // 1000 % 60:02d}.{ms % 1000:03d}"
 
 
-def _as_csv(session: Session, view: RunView, template: str, data: dict[str, Any], given: Mapping[str, str]) -> Response:
+def _as_csv(view: RunView, template: str, data: dict[str, Any], given: Mapping[str, str]) -> Response:
     """A list as CSV: all pages of clips, what a page holds of anything else."""
     if template == "clips":
         rows = pages.all_clips(view, given, MOST_CSV_ROWS)
