@@ -155,6 +155,7 @@ def test_other_languages_are_told_and_written_as_themselves(
     assert all(a.start_s <= b.start_s for a, b in zip(heard.words, heard.words[1:], strict=False))
 
 
+@pytest.mark.slow
 def test_languages_that_change_are_parted_where_they_do(engine: WhisperxEngine, voice: VoiceActivity) -> None:
     sound = spoken("mixed", [(code, SENTENCES[code][number]) for code in ("en", "es") for number in (0, 1)], 0)
     change_s = sound.passages[2][0].start_s
@@ -170,6 +171,7 @@ def test_what_it_cannot_tell_it_is_not_sure_of(engine: WhisperxEngine, voice: Vo
     assert all(passage.hearing.language_confidence < 0.5 for passage in heard.passages)
 
 
+@pytest.mark.slow
 def test_the_answer_does_not_depend_on_the_batch(engine: WhisperxEngine, voice: VoiceActivity) -> None:
     sound = said("es", 1)
     samples = np.concatenate([sound.samples, np.zeros(3 * SPEECH_RATE_HZ, np.float32), sound.samples])
@@ -201,6 +203,7 @@ def test_given_words_of_another_language_are_timed_by_attention(engine: Whisperx
     assert far.num_failed == 1
 
 
+@pytest.mark.slow
 def test_a_subtitle_in_another_language_than_is_spoken_is_not_believed(
     engine: WhisperxEngine, context: Any, tmp_path: Path
 ) -> None:
@@ -218,6 +221,7 @@ def test_a_subtitle_in_another_language_than_is_spoken_is_not_believed(
     context.media.close()
 
 
+@pytest.mark.slow
 def test_two_engines_agree_on_what_both_hear(context: Any, media_dir: Path) -> None:
     path = media_dir / "speech" / "harvard_spk1_snt5.wav"
     found = run_stage(context, TranscribeConfig(second="pocketsphinx"), row_for(path))
