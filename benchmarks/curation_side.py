@@ -5,7 +5,7 @@
 It is run by its path and knows checkouts of before and after `pipeline.execute`. All stages are set up first, which `setup_s`
 tells with the start of the process; what is loaded later comes with the first file, which no figure holds. CPU seconds are
 those of this process and all its children. Every `TICK_S` it looks where the process is: what it spends while any thread is
-inside a network counts as the networks', what children that transcribe spend as the recogniser's.
+inside a network counts as the networks', what Whisper and children that transcribe spend as the recogniser's.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ IN_NETWORK = re.compile(r"\.(forward|run|compute_face_descriptor)\(")
 """The line of Python that a compiled network is called from."""
 NETWORK_PACKAGES = ("/torch/", "/onnxruntime/", "/ai_edge_litert/")
 RECOGNISER = "stages.transcribe"
+HEARING = "/stages/transcribe/whisper.py"
+"""The file that the recogniser of this process is called from."""
 NOT_HERE = ("cut", "duplicates")
 """Stages that come after a look at the whole run."""
 Measured = dict[str, Any]
@@ -57,6 +59,8 @@ class Sampler:
 
     look: ModuleType
     networks_s: float = 0.0
+    heard_s: float = 0.0
+    """What the recogniser in this process spent."""
     _recognisers: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def start(self) -> None:
@@ -65,16 +69,18 @@ class Sampler:
 
     @property
     def recogniser_s(self) -> float:
-        """CPU seconds of the children that transcribe, by the last look at each."""
-        return sum(self._recognisers.values())
+        """CPU seconds of what transcribes, in this process or in children, by the last look at each of those."""
+        return self.heard_s + sum(self._recognisers.values())
 
     def _keep_looking(self) -> None:
         own, ticks, before_s = threading.get_ident(), 0, time.process_time()
         while True:
             time.sleep(TICK_S)
             now_s = time.process_time()
-            frames = (frame for ident, frame in sys._current_frames().items() if ident != own)
-            if any(map(is_in_network, frames)):
+            frames = [frame for ident, frame in sys._current_frames().items() if ident != own]
+            if any(map(is_hearing, frames)):
+                self.heard_s += now_s - before_s
+            elif any(map(is_in_network, frames)):
                 self.networks_s += now_s - before_s
             before_s, ticks = now_s, ticks + 1
             if ticks % CHILDREN_EVERY == 0:
@@ -85,6 +91,15 @@ class Sampler:
             key = child.pid, child.began
             if key in self._recognisers or RECOGNISER in self.look.command(child.pid):
                 self._recognisers[key] = child.own_s + child.ended_s
+
+
+def is_hearing(frame: FrameType | None) -> bool:
+    """Whether a thread that is there recognises speech."""
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(HEARING):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def is_in_network(frame: FrameType | None) -> bool:
