@@ -129,7 +129,7 @@ class Maker:
             heard = sound_prints(sound.cut(span.start, min(span.end, sound.end)).reshape(-1), SPEECH_RATE_HZ)
         except ItemError:
             heard = np.zeros(0, np.uint32)
-        return ClipPrints(np.array(at_s), np.array(pictures, np.uint64).reshape(-1, 6), heard)
+        return ClipPrints(np.array(at_s), np.array(pictures, np.int64).view(np.uint64).reshape(-1, 6), heard)
 
     def copies(self, path: Path, start_s: float, end_s: float) -> Iterator[tuple[str, ClipPrints]]:
         """(kind, prints) of a piece, written in every way."""
@@ -201,10 +201,10 @@ def rows_of(prints: list[ClipPrints]) -> pl.LazyFrame:
         {
             "clip": range(len(prints)),
             "source_id": [str(number) for number in range(len(prints))],
-            "pictures": [each.pictures.ravel().tolist() for each in prints],
-            "sound": [each.sound.tolist() for each in prints],
+            "pictures": [each.pictures.ravel().view(np.int64).tolist() for each in prints],
+            "sound": [each.sound.view(np.int32).tolist() for each in prints],
         },
-        schema={"clip": pl.UInt32, "source_id": pl.String, "pictures": pl.List(pl.UInt64), "sound": pl.List(pl.UInt32)},
+        schema={"clip": pl.UInt32, "source_id": pl.String, "pictures": pl.List(pl.Int64), "sound": pl.List(pl.Int32)},
     )
 
 

@@ -334,7 +334,9 @@ class Ledger:
         for kind, own_key, its_key in above:
             parents = self.scan(kind).select(pl.col(its_key).alias("key"), *paths)
             joined = found.join(parents, left_on=own_key, right_on="key", how="left", suffix=" above")
-            found = joined.with_columns(pl.coalesce(path, f"{path} above").alias(path) for path in paths)
+            above_them = {path: f"{path} above" for path in paths}
+            found = joined.with_columns(pl.coalesce(*pair).alias(pair[0]) for pair in above_them.items())
+            found = found.drop(above_them.values())
         return found.select("row_id", "source_id", *paths).sort("row_id")
 
     def commits(self, most: int = 20) -> list[tuple[float, int]]:

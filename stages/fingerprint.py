@@ -42,7 +42,9 @@ class PrintWatch:
         """Times from the beginning of a clip, and the hashes, six for each time."""
         start_s, end_s = float(span.start), float(span.end)
         inside = [(time_s - start_s, hashes) for time_s, hashes in self._found if start_s <= time_s < end_s]
-        return [time_s for time_s, _ in inside], [int(each) for _, hashes in inside for each in hashes]
+        return [time_s for time_s, _ in inside], [
+            each for _, hashes in inside for each in hashes.view(np.int64).tolist()
+        ]
 
 
 class Fingerprint(Measure[FingerprintConfig]):
@@ -56,10 +58,10 @@ class Fingerprint(Measure[FingerprintConfig]):
         f("at_s", pa.list_(pa.float32()), unit="s", doc="when pictures that are not flat begin, on the clip clock"),
         f(
             "pictures",
-            pa.list_(pa.uint64()),
+            pa.list_(pa.int64()),
             doc="hashes of each of them: of all of it, and of its middle with 4, 8, 12, 16 and 20 % of both sides left out",
         ),
-        f("sound", pa.list_(pa.uint32()), doc=f"hashes of the sound, one every {1000 * HOP_S:g} ms; 0 for silence"),
+        f("sound", pa.list_(pa.int32()), doc=f"hashes of the sound, one every {1000 * HOP_S:g} ms; 0 for silence"),
         in_shard=False,
         private=True,
     )
@@ -80,4 +82,4 @@ class Fingerprint(Measure[FingerprintConfig]):
         if row["probe"]["has_audio"]:
             heard = self.ctx.media.audio(path, rate_hz=SPEECH_RATE_HZ)
             sound = sound_prints(heard.cut(span.start, span.end).reshape(-1), heard.rate_hz)
-        return {"at_s": at_s, "pictures": pictures, "sound": sound.tolist()}
+        return {"at_s": at_s, "pictures": pictures, "sound": sound.view(np.int32).tolist()}

@@ -98,7 +98,7 @@ def _by_pictures(rows: pl.LazyFrame, is_due: pl.Expr) -> pl.LazyFrame:
         rows.select("clip", "source_id", key=pl.col("pictures"), view=number)
         .explode("key", "view")
         .drop_nulls("key")
-        .with_columns(pl.col("view") % len(CROPS), pl.col("key") % (1 << KEY_BITS))
+        .with_columns(pl.col("view") % len(CROPS), pl.col("key") & ((1 << KEY_BITS) - 1))
         .filter(is_due)
     )
     whole = each.filter(pl.col("view") == 0).drop("view").unique()
@@ -113,6 +113,7 @@ def _by_sound(rows: pl.LazyFrame, is_due: pl.Expr) -> pl.LazyFrame:
     each = (
         rows.select("clip", "source_id", key=pl.col("sound"), at=at)
         .explode("key", "at")
+        .with_columns(pl.col("key").cast(pl.Int64) & 0xFFFFFFFF)
         .filter((pl.col("key") > 0) & is_due)
         .unique(["clip", "key"], keep="first", maintain_order=True)
     )

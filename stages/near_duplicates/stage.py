@@ -29,7 +29,8 @@ class NearDuplicates(Collect[NearDuplicatesConfig]):
     """Groups of clips that are copies of one another: recoded, scaled, cropped around the middle, mirrored, trimmed, letterboxed.
 
     Copies at another speed are found where something moves. The largest picture stands for a group, of equals the longest clip.
-    Clips of one source are not held against each other, and what is dubbed is no copy.
+    Clips of one source are not held against each other, and what is dubbed is no copy. A clip that a gate has turned away before
+    it had a fingerprint stands for none.
     """
 
     name = "near_duplicates"
@@ -90,8 +91,8 @@ class NearDuplicates(Collect[NearDuplicatesConfig]):
             known = {
                 row["clip"]: ClipPrints(
                     np.array(row["at_s"], np.float64),
-                    np.array(row["pictures"], np.uint64).reshape(-1, len(CROPS)),
-                    np.array(row["sound"], np.uint32),
+                    np.array(row["pictures"], np.int64).view(np.uint64).reshape(-1, len(CROPS)),
+                    np.array(row["sound"], np.int32).view(np.uint32),
                 )
                 for row in table.iter_rows(named=True)
             }

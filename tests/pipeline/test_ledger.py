@@ -313,3 +313,22 @@ def test_what_a_kill_leaves_is_completed(toy_recipe: Recipe, tmp_path: Path, mon
         assert rows_of(ledger) == expected
         assert ledger.scan(Level.ASSET).select(pl.len()).collect().item() == len(sources)
     assert json.loads(json.dumps(len(expected[Level.CLIP]))) == 70
+
+
+def test_a_collect_of_clips_sees_what_was_measured_of_them_and_of_all_above(toy_recipe: Recipe, tmp_path: Path) -> None:
+    paths = ("clip.start_pts", "shot.end_pts", "probe.duration_us")
+    with settled(toy_recipe, [unit("a"), unit("b", x=1)], tmp_path) as ledger:
+        found = ledger.collectable(Level.CLIP, paths).collect()
+        shots = {row["row_id"]: row for row in ledger.rows(Level.SHOT)}
+        assets = {row["source_id"]: row for row in ledger.rows(Level.ASSET)}
+        assert found.rows() == [
+            (
+                row["row_id"],
+                row["source_id"],
+                row["clip.start_pts"],
+                shots[row["parent_id"]]["shot.end_pts"],
+                assets[row["source_id"]]["probe.duration_us"],
+            )
+            for row in sorted(ledger.rows(Level.CLIP), key=lambda row: str(row["row_id"]))
+        ]
+        assert not any(found.null_count().row(0))

@@ -27,8 +27,8 @@ def test_a_file_and_its_copy_have_one_fingerprint(tmp_path: Path, context: Conte
         span = span_of_file(context.media.probe(tmp_path / name))
         (row,) = stage.process([clip_row(tmp_path / name, span)])
         assert isinstance(row, dict)
-        pictures = np.array(row["pictures"], np.uint64).reshape(-1, 6)
-        found.append(ClipPrints(np.array(row["at_s"]), pictures, np.array(row["sound"], np.uint32)))
+        pictures = np.array(row["pictures"], np.int64).view(np.uint64).reshape(-1, 6)
+        found.append(ClipPrints(np.array(row["at_s"]), pictures, np.array(row["sound"], np.int32).view(np.uint32)))
     assert len(found[0].at_s) == 12
     assert likeness(*found) == likeness(*reversed(found))
     assert (likeness(*found).picture, likeness(*found).sound) == (True, True)

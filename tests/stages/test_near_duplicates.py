@@ -129,8 +129,8 @@ def table(clips: dict[str, tuple[str, ClipPrints, int, int]]) -> pl.LazyFrame:
         "row_id": list(clips),
         "source_id": [each[0] for each in clips.values()],
         PRINTS[0]: [each[1].at_s.tolist() for each in clips.values()],
-        PRINTS[1]: [each[1].pictures.ravel().tolist() for each in clips.values()],
-        PRINTS[2]: [each[1].sound.tolist() for each in clips.values()],
+        PRINTS[1]: [each[1].pictures.ravel().view(np.int64).tolist() for each in clips.values()],
+        PRINTS[2]: [each[1].sound.view(np.int32).tolist() for each in clips.values()],
         "probe.width_px": [each[2] for each in clips.values()],
         "probe.height_px": [144 for _ in clips],
         "clip.start_pts": [0 for _ in clips],
@@ -138,7 +138,7 @@ def table(clips: dict[str, tuple[str, ClipPrints, int, int]]) -> pl.LazyFrame:
         "clip.tb_num": [1 for _ in clips],
         "clip.tb_den": [25 for _ in clips],
     }
-    types = {PRINTS[0]: pl.List(pl.Float32), PRINTS[1]: pl.List(pl.UInt64), PRINTS[2]: pl.List(pl.UInt32)}
+    types = {PRINTS[0]: pl.List(pl.Float32), PRINTS[1]: pl.List(pl.Int64), PRINTS[2]: pl.List(pl.Int32)}
     return pl.LazyFrame(columns, schema_overrides=types)
 
 
@@ -190,7 +190,7 @@ def test_the_search_finds_what_all_pairs_would(clips: list[tuple[str, list[int]]
             "pictures": [[key for key in keys for _ in range(6)] for _, keys in clips],
             "sound": [[] for _ in clips],
         },
-        schema={"clip": pl.UInt32, "source_id": pl.String, "pictures": pl.List(pl.UInt64), "sound": pl.List(pl.UInt32)},
+        schema={"clip": pl.UInt32, "source_id": pl.String, "pictures": pl.List(pl.Int64), "sound": pl.List(pl.Int32)},
     )
     expected = [
         (a, b)
