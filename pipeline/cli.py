@@ -18,6 +18,7 @@ from pipeline.commands import clips as of_clips
 from pipeline.commands.shared import (
     CacheOption,
     CpusOption,
+    DropOption,
     JsonOption,
     RecipeArgument,
     RunArgument,
@@ -42,6 +43,7 @@ for each in (of_clips.app, about.app):
     app.add_typer(each)
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended, as shells count it."""
+SHOWN_GROUPS = 20
 CURATE, ASK, CHECK = "Curate", "Look and ask", "Check"
 """Groups of commands in the help."""
 
@@ -156,23 +158,40 @@ def status(
 
 
 @app.command(rich_help_panel=ASK)
-def stats(run_uri: RunArgument, set_: SetOption = None, as_json: JsonOption = False, cache: CacheOption = None) -> None:
-    """Hours kept, rejected, in error and cut away, with distributions; with --set, what other gates would do."""
+def stats(
+    run_uri: RunArgument,
+    set_: SetOption = None,
+    drop: DropOption = None,
+    by: Annotated[
+        str, typer.Option(metavar="FIELD", help="clips and hours by a field's values, e.g. language or source")
+    ] = "",
+    is_full: Annotated[bool, typer.Option("--full", help="also labels, histograms, all gates, cost per stage")] = False,
+    as_json: JsonOption = False,
+    cache: CacheOption = None,
+) -> None:
+    """Hours kept, rejected, in error and cut away; with --set or --drop, what other gates would do."""
     from pipeline.ask.queries import Run
-    from pipeline.show.plain import stats_plain, what_if_plain
-    from pipeline.show.text import stats_text, what_if_text
+    from pipeline.show import plain, text
 
     opened = Run(run_uri, cache, said)
-    if set_:
+    if set_ or drop:
         from pipeline.ask.what_if import what_if
 
-        then = what_if(opened, set_)
-        show(json.dumps(what_if_plain(then), indent=1) if as_json else what_if_text(then))
+        then = what_if(opened, set_ or (), drop or ())
+        show(json.dumps(plain.what_if_plain(then), indent=1) if as_json else text.what_if_text(then))
+    elif by:
+        from pipeline.ask.clips import ClipLists
+        from pipeline.ask.grouped import grouped
+
+        found = grouped(ClipLists(opened), by)
+        most = None if is_full else SHOWN_GROUPS
+        show(json.dumps(plain.grouped_plain(found), indent=1) if as_json else text.grouped_text(found, most))
     else:
         from pipeline.ask.stats import stats as ask
 
         answer = ask(opened)
-        show(json.dumps(stats_plain(answer), indent=1) if as_json else stats_text(answer))
+        told = text.stats_text if is_full else text.stats_screen
+        show(json.dumps(plain.stats_plain(answer), indent=1) if as_json else told(answer))
 
 
 @app.command(rich_help_panel=ASK)

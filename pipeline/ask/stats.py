@@ -144,7 +144,7 @@ def stats(run: Run) -> Stats:
     """The answer, from four looks at the facts that it needs."""
     facts = run.facts
     sources = kept_sources(facts).collect(engine="streaming")
-    gates, labels = _spread(facts, run.plan, sources)
+    gates, labels = spread(facts, run.plan, sources)
     costs, sheet, recorded = cost(run.ledger, run.plan), balance(facts), invocations(run.dir)
     return Stats(
         run=run.dir.uri,
@@ -186,7 +186,7 @@ def shown(rows: Scannable, plan: Plan, how: Show) -> dict[str, Any]:
     return {path: field for path, field in fields if roles_of(field).get("show") == how and path in known}
 
 
-def _spread(rows: Scannable, plan: Plan, sources: pl.DataFrame) -> tuple[list[GateHours], dict[str, dict[str, Hours]]]:
+def spread(rows: Scannable, plan: Plan, sources: pl.DataFrame) -> tuple[list[GateHours], dict[str, dict[str, Hours]]]:
     """Gates and labels over the clips of kept sources, from one group-by over all of them together."""
     import polars as pl
 

@@ -17,6 +17,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override one recipe key, e.g. gates.sync.confidence.min=2"),
 ]
+DropOption = Annotated[
+    list[str] | None, typer.Option("--drop", metavar="GATE", help="leave one gate away, e.g. sync.confidence.min")
+]
 CacheOption = Annotated[
     Path | None,
     typer.Option(help="folder of the cache that questions go to (default: nava in $XDG_CACHE_HOME or ~/.cache)"),

@@ -14,6 +14,7 @@ from schemas.records import Asset, Clip, Level, Shot, Struct
 
 if TYPE_CHECKING:
     from pipeline.ask.find import Chain
+    from pipeline.ask.grouped import Grouped
     from pipeline.ask.stats import Stats
     from pipeline.ask.what_if import WhatIf
 
@@ -90,7 +91,28 @@ def what_if_plain(answer: WhatIf) -> dict[str, Any]:
         "is_exact": answer.is_exact,
         "estimate": None if answer.estimate_us is None else answer.estimate_us / US_PER_HOUR,
         "delta": {"low": (low - now) / US_PER_HOUR, "high": (high - now) / US_PER_HOUR},
+        "clips": {"now": answer.now_clips, "low": answer.low_clips, "high": answer.high_clips},
+        "gates": [asdict(gate) for gate in answer.gates],
+        "labels": {
+            path: {name: {"now": was / US_PER_HOUR, "then": then / US_PER_HOUR} for name, (was, then) in by.items()}
+            for path, by in answer.labels.items()
+        },
+        "lost": list(answer.lost),
+        "gained": list(answer.gained),
     }
+
+
+def grouped_plain(found: Grouped) -> dict[str, Any]:
+    """What `stats --by FIELD --json` prints."""
+    groups = [
+        {
+            "value": group.value,
+            "clips": {"total": group.num_clips, "kept": group.num_kept},
+            "hours": {"total": group.us / US_PER_HOUR, "kept": group.kept_us / US_PER_HOUR},
+        }
+        for group in found.groups
+    ]
+    return {"by": found.path, "groups": groups}
 
 
 def chain_plain(chain: Chain, plan: Plan) -> list[dict[str, Any]]:

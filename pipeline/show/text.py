@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.ask.queries import US_PER_HOUR, Balance
 from pipeline.plan import Plan
 from pipeline.show.plain import name_of, told_of
+from pipeline.show.screen import bar, columns, cut, hms, plural, table, wrapped
 from schemas.records import Asset, Clip, Struct
 from schemas.spans import SpeechSpan
 
 if TYPE_CHECKING:
     from pipeline.ask.find import Chain
-    from pipeline.ask.stats import Histogram, Stats
+    from pipeline.ask.grouped import Grouped
+    from pipeline.ask.stats import GateHours, Histogram, Stats
     from pipeline.ask.status import RunStatus
     from pipeline.ask.what_if import WhatIf
     from pipeline.replay import Replayed
 
 BARS = " ▁▂▃▄▅▆▇█"
 BAR_WIDTH = 36
+FIGURES_WIDTH = 23
+"""Characters of a length, a share and the space before a bar."""
+MOST_REASONS = 5
 LONGEST_VALUE = 60
 NOT_A_STAGE = {
     "packing": "cut media into shards",
@@ -34,41 +40,77 @@ STALL_S = 120.0
 """A run that committed nothing for this long is called out; most sources take seconds to minutes."""
 
 
+def stats_screen(answer: Stats) -> str:
+    """One screen: balance sheet with the largest reasons, counts, and the gates whose loss would win most."""
+    lines = [*balance_lines(answer.sheet, MOST_REASONS), *_count_lines(answer)]
+    turning = sorted(
+        (gate for gate in answer.gates if gate.gross_hours), key=lambda gate: (-gate.marginal_hours, -gate.gross_hours)
+    )
+    lines += _gate_lines(turning[:MOST_REASONS])
+    if len(turning) > MOST_REASONS:
+        lines.append(f"and {plural(len(turning) - MOST_REASONS, 'more gate')}")
+    lines += ["", *wrapped("more: --full for labels, histograms and cost, --by FIELD as --by language")]
+    lines += wrapped(f"next: nava-curate clips {answer.run} --reason REASON")
+    return "\n".join(lines)
+
+
+def _gate_lines(gates: Sequence[GateHours]) -> list[str]:
+    if not gates:
+        return []
+    head = ("clip gate", "bound", "fails", "only this")
+    rows = [(gate.gate, _plain(gate.bound), _hms(gate.gross_hours), _hms(gate.marginal_hours)) for gate in gates]
+    note = "(hours; 'only this' = what dropping the gate would win)"
+    return ["", *table(head, rows, {1, 2, 3}, uncut={1, 2, 3}), note]
+
+
 def stats_text(answer: Stats) -> str:
-    """One screen: balance sheet, counts, gates, small histograms, cost per stage."""
-    sheet = answer.sheet
-    lines = [*balance_lines(sheet), *_count_lines(answer)]
-    if answer.gates:
-        lines += [
-            "",
-            f"{'clip gate':<34}{'fails':>10}{'only this':>11}   (hours; 'only this' = what dropping the gate wins)",
-        ]
-        for gate in answer.gates:
-            label = f"{gate.gate} {_plain(gate.bound)}"
-            lines.append(f"{label:<34}{_hms(gate.gross_hours):>10}{_hms(gate.marginal_hours):>11}")
+    """Balance sheet, counts, gates, labels, small histograms, cost per stage."""
+    lines = [*balance_lines(answer.sheet), *_count_lines(answer), *_gate_lines(answer.gates)]
     for path, shares in answer.labels.items():
-        parts = [
-            f"{name} {_hms(hours.kept)} kept of {_hms(hours.kept + hours.other)}" for name, hours in shares.items()
-        ]
-        lines += ["", f"{path}: " + "; ".join(parts)]
+        rows = [(name, _hms(hours.kept), _hms(hours.kept + hours.other)) for name, hours in shares.items()]
+        lines += ["", *table((path, "kept", "of"), rows, {1, 2}, uncut={1, 2})]
     if answer.histograms:
         names = {path: _measure(path, shown.unit) for path, shown in answer.histograms.items()}
         width = max(map(len, names.values()))
-        lines += ["", f"{'measure':<{width}}{'low':>11}  hours kept (above) and not{'high':>5}"]
+        lines += ["", f"{'measure':<{width}}{'low':>10}  {'distribution':<20}{'high':>10}"]
+        gated: dict[str, list[str]] = {}
+        for gate in answer.gates:
+            path, _, operator = gate.gate.rpartition(".")
+            gated.setdefault(path, []).append(f"{operator} {_plain(gate.bound)}")
         for path, shown in answer.histograms.items():
-            lines += _histogram_lines(names[path], width, _scale(path), shown)
-    return "\n".join([*lines, *_cost_lines(answer)])
+            lines += _histogram_lines(names[path], width, _scale(path), shown, ", ".join(gated.get(path, ())))
+    return "\n".join(cut(line, columns()) for line in [*lines, *_cost_lines(answer)])
+
+
+def grouped_text(found: Grouped, most: int | None) -> str:
+    """Clips and hours by the values of a field."""
+    groups = found.groups[:most]
+    rows = [
+        (
+            PurePosixPath(group.value).name if found.path == "source" else group.value,
+            f"{group.num_kept:,}",
+            f"{group.num_clips:,}",
+            hms(group.kept_us),
+            hms(group.us),
+            f"{group.kept_us / group.us:.0%}" if group.us else "–",
+        )
+        for group in groups
+    ]
+    lines = table((found.path, "clips kept", "of", "time kept", "of", "share"), rows, range(1, 6), uncut=range(1, 6))
+    if len(groups) < len(found.groups):
+        lines.append(f"{plural(len(found.groups) - len(groups), 'more value')}: --full shows all")
+    return "\n".join(lines)
 
 
 def _cost_lines(answer: Stats) -> list[str]:
     """Stages, then what else was spent, then the sum: all CPU seconds there were, as far as invocations were recorded."""
     if not answer.cost:
         return []
-    head = f"{'stage':<12}{'rows':>7}{'wall s':>9}{'cpu s':>9}{'wall s/min':>12}{'cpu s/min':>11}   (per minute of video in)"
+    head = f"{'stage':<15}{'rows':>7}{'wall s':>9}{'cpu s':>9}{'wall s/min':>12}{'cpu s/min':>11}  of video"
     lines = ["", head]
     for stage, total in answer.cost.items():
         lines.append(
-            f"{stage:<12}{total.rows:>7}{total.wall_s:>9.1f}{total.cpu_s:>9.1f}"
+            f"{stage:<15}{total.rows:>7}{total.wall_s:>9.1f}{total.cpu_s:>9.1f}"
             f"{total.wall_s_per_minute:>12.2f}{total.cpu_s_per_minute:>11.2f}"
         )
     known, minutes = answer.overhead, answer.minutes
@@ -77,7 +119,7 @@ def _cost_lines(answer: Stats) -> list[str]:
     for name, cpu_s in amounts.items() if answer.invocations else ():
         if cpu_s is not None and (cpu_s or name != "again"):
             per_minute = cpu_s / minutes if minutes else 0.0
-            lines.append(f"{name:<12}{'':>16}{cpu_s:>9.1f}{'':>12}{per_minute:>11.2f}   {NOT_A_STAGE[name]}".rstrip())
+            lines.append(f"{name:<15}{'':>16}{cpu_s:>9.1f}{'':>12}{per_minute:>11.2f}  {NOT_A_STAGE[name]}".rstrip())
     return [*lines, *_use_lines(answer)]
 
 
@@ -103,13 +145,13 @@ def _count_lines(answer: Stats) -> list[str]:
     sheet, lines = answer.sheet, []
     for kind, counts in (("assets", sheet.assets), ("shots", sheet.shots), ("clips", sheet.clips)):
         number = sum(counts.values())
-        of = f" of {answer.num_sources}" if kind == "assets" and number != answer.num_sources else ""
+        of = f" of {answer.num_sources:,}" if kind == "assets" and number != answer.num_sources else ""
         lines.append(
-            f"{kind:<7}{number:>7}{of} settled: {counts.get('keep', 0)} kept, {counts.get('reject', 0)} rejected, "
-            f"{counts.get('error', 0)} errors"
+            f"{kind:<7}{number:>9,}{of} settled: {counts.get('keep', 0):,} kept, {counts.get('reject', 0):,} rejected, "
+            f"{plural(counts.get('error', 0), 'error')}"
         )
     if answer.num_provisional:
-        lines.append(provisional_line(answer.num_provisional))
+        lines += wrapped(provisional_line(answer.num_provisional))
     return lines
 
 
@@ -118,18 +160,24 @@ def provisional_line(number: int) -> str:
     return f"{number} of them for now: the run is not through with them; the same command goes on"
 
 
-def balance_lines(sheet: Balance) -> list[str]:
-    """The balance sheet of hours as bars that sum to what went in."""
+def balance_lines(sheet: Balance, most: int | None = None) -> list[str]:
+    """The balance sheet of hours as bars that sum to what went in; at `most` so many reasons, the rest in one line."""
     total = sheet.in_us
     rows = [("in", total), ("kept", sheet.kept_us), ("cut away", sheet.cut_away_us)]
-    rows += [(f"rejected  {reason}", amount) for reason, amount in _largest(sheet.rejected_us)]
-    rows += [(f"error     {reason}", amount) for reason, amount in _largest(sheet.errors_us)]
-    width = max(len(name) for name, _ in rows)
+    for kind, amounts in (("rejected", sheet.rejected_us), ("error", sheet.errors_us)):
+        reasons = _largest(amounts)
+        shown = reasons if most is None or len(reasons) <= most + 1 else reasons[:most]
+        rows += [(f"{kind:<10}{reason}", amount) for reason, amount in shown]
+        rest = reasons[len(shown) :]
+        if rest:
+            rows.append((f"{kind:<10}by {len(rest)} more reasons", sum(amount for _, amount in rest)))
+    width = min(max(len(name) for name, _ in rows), columns() - FIGURES_WIDTH)
+    bar_width = min(BAR_WIDTH, columns() - width - FIGURES_WIDTH)
     lines = [f"{'hours':<{width}}{'h:mm:ss.mmm':>13}{'share':>8}"]
     for name, amount in rows:
         share = amount / total if total else 0.0
-        shown, bar = _hms(amount / US_PER_HOUR, millis=True), "█" * round(share * BAR_WIDTH)
-        lines.append(f"{name:<{width}}{shown:>13}{share:>8.1%}  {bar}".rstrip())
+        drawn = bar(share, bar_width)
+        lines.append(f"{cut(name, width):<{width}}{hms(amount, millis=True):>13}{share:>8.1%}  {drawn}".rstrip())
     difference = sheet.difference_us
     lines.append("adds up exactly" if difference == 0 else f"DOES NOT ADD UP: {difference / 1e6:.6f} s unaccounted for")
     return [*lines, ""]
@@ -150,7 +198,7 @@ def status_text(found: RunStatus) -> str:
         )
     if found.packed is not None:
         lines.append(f"packed: {found.packed[0]} clips in {found.packed[1]} shards")
-    kept, given = (_hms(us / US_PER_HOUR, millis=True) for us in (found.kept_us, found.in_us))
+    kept, given = (hms(us, millis=True) for us in (found.kept_us, found.in_us))
     clips = ", ".join(f"{number} {name}" for name, number in found.clips.items()) or "none"
     return "\n".join([*lines, f"kept {kept} of {given} h so far; clips: {clips}"])
 
@@ -170,18 +218,33 @@ def _short(value: Any) -> str:
 
 
 def what_if_text(answer: WhatIf) -> str:
-    """Kept hours now and under other gates."""
-    low, high = (_hms(us / US_PER_HOUR, millis=True) for us in (answer.low_us, answer.high_us))
-    now = _hms(answer.now_us / US_PER_HOUR, millis=True)
-    lines = ["what if " + ", ".join(answer.overrides), f"kept now   {now}"]
+    """Kept hours and clips now and under other gates; which gates turn clips away then, and who changes sides."""
+    now, low, high = answer.now_us, answer.low_us, answer.high_us
+    lines = wrapped("what if " + ", ".join(answer.overrides), " " * 8)
+    lines.append(f"kept now   {hms(now, millis=True)}  {plural(answer.now_clips, 'clip')}")
     if answer.is_exact:
-        lines.append(f"kept then  {low} (exact: every clip concerned was measured)")
+        lines.append(f"kept then  {hms(low, millis=True)}  {plural(answer.low_clips, 'clip')}")
+        lines.append(
+            f"change     {hms(low - now, millis=True, is_signed=True)} (exact: every clip concerned was measured)"
+        )
     else:
-        lines.append(f"kept then  between {low} and {high}")
+        clips = f"{answer.low_clips:,} to {plural(answer.high_clips, 'clip')}"
+        lines.append(f"kept then  between {hms(low, millis=True)} and {hms(high, millis=True)}  {clips}")
         lines.append("           (clips settled early were not measured to the end)")
         if answer.estimate_us is not None:
-            lines.append(f"estimate   {_hms(answer.estimate_us / US_PER_HOUR, millis=True)} from the audit lane")
-    return "\n".join(lines)
+            lines.append(f"estimate   {hms(answer.estimate_us, millis=True)} from the audit lane")
+    moved = [
+        (path, name, hms(was), hms(then), hms(then - was, is_signed=True))
+        for path, values in answer.labels.items()
+        for name, (was, then) in values.items()
+    ]
+    if moved:
+        lines += ["", *table(("by", "value", "now", "then", "change"), moved, {2, 3, 4}, uncut={2, 3, 4})]
+    for title, ids in (("go", answer.lost), ("come", answer.gained)):
+        if ids:
+            lines += ["", *wrapped(f"clips that {title}, the longest: {' '.join(ids)}", "  ")]
+    turning = [gate for gate in answer.gates if gate.gross_hours]
+    return "\n".join([*lines, *_gate_lines(turning)])
 
 
 def why_text(chain: Chain, plan: Plan) -> str:
@@ -228,12 +291,12 @@ def _measure(path: str, unit: str) -> str:
     return path.removesuffix("_us") + (f" [{unit}]" if unit else "")
 
 
-def _histogram_lines(name: str, width: int, scale: float, shown: Histogram) -> list[str]:
+def _histogram_lines(name: str, width: int, scale: float, shown: Histogram, gate: str) -> list[str]:
     top = max([*shown.kept, *shown.other]) or 1.0
     low, high = shown.edges[0] * scale, shown.edges[-1] * scale
     return [
-        f"{name:<{width}}{low:>11.4g}  {_bars(shown.kept, top)}{high:>11.4g}",
-        f"{'':<{width}}{'':>11}  {_bars(shown.other, top)}".rstrip(),
+        f"{name:<{width}}{low:>10.4g}  {_bars(shown.kept, top)}{high:>10.4g} kept",
+        f"{f'  gate: {gate}' if gate else '':<{width}}{'':>10}  {_bars(shown.other, top)}{'':>10} not",
     ]
 
 
@@ -249,9 +312,5 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _hms(hours: float, *, millis: bool = False) -> str:
-    total_ms = round(hours * 3_600_000)
-    seconds, ms = divmod(total_ms, 1000)
-    minutes, seconds = divmod(seconds, 60)
-    whole, minutes = divmod(minutes, 60)
-    return f"{whole}:{minutes:02d}:{seconds:02d}" + (f".{ms:03d}" if millis else "")
+def _hms(hours: float) -> str:
+    return hms(hours * US_PER_HOUR)

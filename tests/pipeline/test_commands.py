@@ -142,3 +142,44 @@ def test_why_of_a_source_is_an_outline_in_the_order_of_time(run: Run) -> None:
     starts = [line.split()[2].split("–")[0] for line in lines if line.strip().startswith(("shot", "clip"))]
     assert len(starts) == 5 + 10
     assert starts == sorted(starts)
+
+
+def test_stats_fit_a_screen_and_full_tells_more(run: Run) -> None:
+    screen, full = told("stats", run.dir.uri), told("stats", run.dir.uri, "--full")
+    assert len(screen.splitlines()) <= 24
+    assert "adds up exactly" in screen
+    assert REASON in screen
+    assert "cpu s/min" in full
+    assert "cpu s/min" not in screen
+
+
+def test_hours_are_told_by_the_values_of_a_field(run: Run) -> None:
+    found = json.loads(told("stats", run.dir.uri, "--by", "source", "--json", columns=WIDE))
+    clips = json.loads(told("stats", run.dir.uri, "--json", columns=WIDE))["clips"]
+    assert {group["value"] for group in found["groups"]} == {"good.mp4", "other.mp4"}
+    assert sum(group["clips"]["total"] for group in found["groups"]) == clips["total"]
+    assert sum(group["clips"]["kept"] for group in found["groups"]) == clips["kept"]
+    assert "good.mp4" in told("stats", run.dir.uri, "--by", "source")
+    with pytest.raises(NavaError, match="histogram"):
+        CliRunner().invoke(app, ["stats", run.dir.uri, "--by", "audio.value"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("words", [("--drop", "audio.value"), ("--drop", REASON), ("--set", "gates.audio.value=null")])
+def test_a_gate_can_be_left_away(run: Run, words: tuple[str, str]) -> None:
+    """What it turned away was never measured further: an interval, up to all there is."""
+    now = json.loads(told("stats", run.dir.uri, "--json", columns=WIDE))["clips"]
+    then = json.loads(told("stats", run.dir.uri, *words, "--json", columns=WIDE))
+    assert then["clips"] == {"now": now["kept"], "low": now["kept"], "high": now["total"]}
+    assert [gate["gate"] for gate in then["gates"]] == ["sync.offset_ms.abs_max"]
+
+
+def test_what_if_names_the_clips_that_go_and_what_gates_then_turn_away(run: Run) -> None:
+    kept = told("clips", run.dir.uri, "--status", "keep", "--ids").split()
+    then = json.loads(told("stats", run.dir.uri, "--set", "gates.sync.offset_ms.abs_max=5", "--json", columns=WIDE))
+    assert then["clips"] == {"now": len(kept), "low": 0, "high": 0}
+    assert set(then["lost"]) <= set(kept)
+    assert then["lost"]
+    assert not then["gained"]
+    (gate,) = (each for each in then["gates"] if each["gate"] == "sync.offset_ms.abs_max")
+    assert gate["marginal_hours"] == pytest.approx(-then["delta"]["low"])
+    assert kept[0] in told("stats", run.dir.uri, "--set", "gates.sync.offset_ms.abs_max=5")

@@ -155,7 +155,7 @@ def test_rows_of_the_cost_table_add_up_to_all_that_was_spent(toy_recipe: dict[st
     assert plain["cpu_s"] == pytest.approx(21 + in_ledger)
     assert plain["invocations"][0]["utilisation"] == pytest.approx(11 / 220)
     assert plain["invocations"][1]["utilisation_started"] == pytest.approx((5 + in_ledger) / 220)
-    assert f"all{21 + in_ledger:34.1f}" in stats_text(answer)
+    assert f"all{21 + in_ledger:37.1f}" in stats_text(answer)
 
 
 class Assets:
