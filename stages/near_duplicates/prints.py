@@ -64,7 +64,7 @@ def keys(hashes: Hashes) -> Hashes:
 
 def apart(a: Hashes, b: Hashes) -> NDArray[np.uint8]:
     """Bits of 64 in which hashes differ; broadcasts."""
-    return np.bitwise_count(a ^ b)
+    return np.asarray(np.bitwise_count(a ^ b))
 
 
 def sound_prints(samples: NDArray[np.float32], rate_hz: int) -> NDArray[np.uint32]:

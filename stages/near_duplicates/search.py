@@ -55,7 +55,7 @@ class ClipPrints:
     @property
     def is_heard(self) -> bool:
         """Whether there is enough sound to tell it by."""
-        return np.count_nonzero(self.sound) * HOP_S >= SOUND_S
+        return bool(np.count_nonzero(self.sound) * HOP_S >= SOUND_S)
 
 
 @dataclass(frozen=True)
