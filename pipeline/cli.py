@@ -44,6 +44,7 @@ for each in (of_clips.app, about.app):
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended, as shells count it."""
 SHOWN_GROUPS = 20
+
 CURATE, ASK, CHECK = "Curate", "Look and ask", "Check"
 """Groups of commands in the help."""
 
@@ -142,13 +143,18 @@ def _tell_balance(out: str) -> None:
 @app.command(rich_help_panel=CURATE)
 def status(
     run_uri: RunArgument,
-    watch: Annotated[bool, typer.Option("--watch", help="refresh every two seconds until settled")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="refresh every two seconds until packed")] = False,
 ) -> None:
     """Settled sources, verdicts so far, rate and time left, read from the ledger from any terminal."""
     from pipeline.ask.queries import Run
     from pipeline.ask.status import status as ask
     from pipeline.show.text import status_text
 
+    if watch and sys.stdout.isatty():
+        from pipeline.show.watch import watched
+
+        watched(lambda: ask(Run(run_uri)))
+        return
     while True:
         found = ask(Run(run_uri))
         show(status_text(found))

@@ -21,6 +21,7 @@ import pyarrow as pa
 from pipeline import pack
 from pipeline.config import Recipe
 from pipeline.execute.collect import collect
+from pipeline.execute.heartbeat import beating
 from pipeline.execute.lease import Lease, Settled
 from pipeline.execute.monitor import Snapshot
 from pipeline.execute.spent import Bill, Book
@@ -109,17 +110,21 @@ def run(
             directory.write(SKIPPED, skipped.encode())
         num_done = len(sources) - len(_todo(plan, 0, sources, writer.ledger, retry_errors))
         with opener(plan, directory) as executor, Progress(len(sources), num_done, quiet) as progress:
-            with book.of(executor) as note, executor.watched(_both(progress.show, note)):
+            with (
+                book.of(executor) as note,
+                beating(directory, progress.headline) as beat,
+                executor.watched(_all(progress.show, beat, lambda _: note())),
+            ):
                 measure(plan, sources, executor, writer, progress, retry_errors=retry_errors)
                 num_shards = _pack(plan, sources, executor, writer, progress)
             nodes = executor.nodes()
     return RunResult(len(sources), num_done, num_shards, nodes)
 
 
-def _both(show: Callable[[Snapshot], None], note: Callable[[], None]) -> Callable[[Snapshot], None]:
+def _all(*told: Callable[[Snapshot], None]) -> Callable[[Snapshot], None]:
     def seen(snapshot: Snapshot) -> None:
-        show(snapshot)
-        note()
+        for each in told:
+            each(snapshot)
 
     return seen
 

@@ -1,6 +1,7 @@
 """A run's directory, local or on an object store, in which files appear whole or not at all.
 
 run/  lock  recipe.yaml  plan.txt  sources.arrow  ledger/ (Delta)  assets/  cuts/ (until packed)  shards/  index/  spent/
+      at_work.json (while it works)
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.ask.queries import STATUS, Run, counted_assets, status_below
+from pipeline.execute.heartbeat import Heartbeat, heartbeat
 from pipeline.pack import MANIFEST, read_manifest
 from schemas.records import Level
 
@@ -32,6 +33,8 @@ class RunStatus:
     """Sources that go through a pass in a second, by the newest commits; None before the second one."""
     quiet_s: float | None
     """Time since the last commit; None before the first one."""
+    now: Heartbeat | None
+    """What the run itself says it is at; None where it says nothing, as when it does not run."""
     packed: tuple[int, int] | None
     """(clips, shards) of a run that is through with every source; None before."""
 
@@ -79,6 +82,7 @@ def status(run: Run) -> RunStatus:
         num_left=num_left,
         units_per_s=units_per_s,
         quiet_s=quiet_s,
+        now=heartbeat(run.dir),
         packed=packed,
     )
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import stages
 from pipeline.config import RECIPES, Recipe, load_recipe
-from pipeline.plan import StageSpec, describe
+from pipeline.plan import StageSpec
 from pipeline.show.screen import columns, cut, plural, table, wrapped
 from schemas.errors import RecipeError
+from schemas.fields import describe
 from schemas.recipe import nearest, packaged
 
 if TYPE_CHECKING:

@@ -133,8 +133,8 @@ def comparison_text(found: RunComparison) -> str:
         ]
         lines += ["", *table(("clip", "before", "after", "h:mm:ss"), rows, {3})]
     if found.recipe:
-        rows = [(key, value(was), value(now)) for key, was, now in found.recipe]
-        lines += ["", *table(("recipe", "before", "after"), rows)]
+        changes = [(key, value(was), value(now)) for key, was, now in found.recipe]
+        lines += ["", *table(("recipe", "before", "after"), changes)]
     else:
         lines += ["", "their recipes are the same"]
     return "\n".join(lines)

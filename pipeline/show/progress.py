@@ -186,7 +186,7 @@ class Progress:
 
     def _at_work(self) -> list[str]:
         longest = sorted(self._snapshot.at_work, key=lambda at: -at.for_s)[:AT_WORK_SHOWN]
-        return [_line(at) for at in longest]
+        return [at_work_line(at) for at in longest]
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
@@ -206,7 +206,8 @@ class Progress:
         self._console.print(Text(printable(line), style=style or ""), soft_wrap=True)
 
 
-def _line(at: AtWork) -> str:
+def at_work_line(at: AtWork) -> str:
+    """What one worker is at."""
     part = "" if at.part is None else f", part {at.part.number + 1} of {at.part.count}"
     return f"{at.stage} {at.for_s:.0f} s on {at.unit}{part}"
 

@@ -184,23 +184,45 @@ def balance_lines(sheet: Balance, most: int | None = None) -> list[str]:
 
 
 def status_text(found: RunStatus) -> str:
-    """How far a run is: sources, rate, time left, and what is kept so far."""
-    counts = ", ".join(f"{number} {name}" for name, number in found.assets.items())
-    lines = [f"{found.uri}: {found.num_settled} of {found.num_sources} sources settled ({counts})"]
+    """How far a run is: sources, rate, time left, what is being worked on, and what is kept so far."""
+    counts = ", ".join(f"{number:,} {name}" for name, number in found.assets.items())
+    settled = f"{found.num_settled:,} of {plural(found.num_sources, 'source')} settled"
+    lines = [f"{found.uri}: {settled}" + (f" ({counts})" if counts else "")]
     if found.num_provisional:
         lines.append(provisional_line(found.num_provisional))
-    if found.num_left and found.units_per_s:
-        minutes = found.num_left / found.units_per_s / 60
-        lines.append(f"{found.units_per_s * 60:.1f} units a minute, about {minutes:.1f} minutes left")
+    if found.now is not None and found.packed is None:
+        lines.append(f"running: {found.now.headline}")
+    elif found.num_left and found.units_per_s:
+        left = found.num_left / found.units_per_s
+        lines.append(f"{found.units_per_s * 60:.1f} sources a minute, about {hms(left * 1e6)} left")
     if found.num_left and found.quiet_s is not None and found.quiet_s > STALL_S:
-        lines.append(
-            f"nothing was committed for {found.quiet_s:.0f} s: the run has stopped, or is busy with a long source"
-        )
+        why = "is busy with a long source" if found.now else "has stopped, or is busy with a long source"
+        lines.append(f"nothing was committed for {hms(found.quiet_s * 1e6)}: the run {why}")
     if found.packed is not None:
-        lines.append(f"packed: {found.packed[0]} clips in {found.packed[1]} shards")
-    kept, given = (hms(us, millis=True) for us in (found.kept_us, found.in_us))
-    clips = ", ".join(f"{number} {name}" for name, number in found.clips.items()) or "none"
-    return "\n".join([*lines, f"kept {kept} of {given} h so far; clips: {clips}"])
+        lines.append(f"packed: {plural(found.packed[0], 'clip')} in {plural(found.packed[1], 'shard')}")
+    if found.num_settled:
+        clips = ", ".join(f"{number:,} {name}" for name, number in found.clips.items()) or "none"
+        lines.append(
+            f"kept {hms(found.kept_us, millis=True)} of {hms(found.in_us, millis=True)} so far; clips: {clips}"
+        )
+    elif found.now is None:
+        lines.append("nothing is settled yet; the first source takes as long as models take to load")
+    return "\n".join([line for each in lines for line in wrapped(each, "  ")] + _work_lines(found))
+
+
+def _work_lines(found: RunStatus) -> list[str]:
+    """What workers are at, and what stages have done since the run began; nothing where it does not run."""
+    if found.now is None or found.packed is not None:
+        return []
+    from pipeline.show.progress import AT_WORK_SHOWN, at_work_line
+
+    longest = sorted(found.now.snapshot.at_work, key=lambda at: -at.for_s)[:AT_WORK_SHOWN]
+    lines = [cut(f"  {at_work_line(at)}", columns()) for at in longest]
+    rows = [
+        (name, f"{tally.rows:,}", f"{tally.rejects:,}", f"{tally.errors:,}", f"{tally.wall_s / max(tally.rows, 1):.2f}")
+        for name, tally in found.now.snapshot.stages.items()
+    ]
+    return lines + (["", *table(("stage", "rows", "rejected", "errors", "s/row"), rows, range(1, 5))] if rows else [])
 
 
 def replay_text(stage: str, found: Replayed) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.ask.queries import Balance, Run
-from pipeline.ask.what_if import WhatIf
 from pipeline.config import parse_recipe
 from pipeline.ledger import hash_column, structs_of
 from pipeline.plan import Plan, make_plan
@@ -139,8 +138,8 @@ def plain_gates(run: Run) -> dict[str, tuple[int, int]]:
     return found
 
 
-def plain_what_if(run: Run, overrides: Sequence[str]) -> WhatIf:
-    """See `what_if`."""
+def plain_what_if(run: Run, overrides: Sequence[str]) -> dict[str, int | None]:
+    """Fields of `WhatIf`: time and clips kept."""
     rows = PlainRows(run)
     plan = make_plan(parse_recipe(apply_overrides(run.raw_recipe, overrides)))
     assets = list(rows.assets.values())
@@ -155,16 +154,21 @@ def plain_what_if(run: Run, overrides: Sequence[str]) -> WhatIf:
         if above[row["source_id"]] in ALIVE and after in ALIVE and row[hash_column("clip")] is None:
             unmeasured += row["duration_us"]
     now = low = undecided = audited = passed = 0
+    now_clips = low_clips = undecided_clips = 0
     outcome = outcome_of(plan, Level.CLIP, rows.clips)
     order = [spec.name for spec in plan.stages]
     for at, (row, after) in enumerate(zip(rows.clips, _after(plan, Level.CLIP, rows.clips), strict=True)):
         us, status = row["duration_us"], row["verdict.status"]
-        now += us if status == "keep" and rows.status[row["source_id"]] == "keep" else 0
+        is_now = status == "keep" and rows.status[row["source_id"]] == "keep"
+        now += us if is_now else 0
+        now_clips += is_now
         if above[row["source_id"]] not in ALIVE:
             continue
         is_kept = after == "keep" and above[row["source_id"]] == "keep"
         low += us if is_kept else 0
         undecided += us if after in ALIVE and not is_kept else 0
+        low_clips += is_kept
+        undecided_clips += after in ALIVE and not is_kept
         if row["verdict.is_audit"] and status == "reject":
             last = order.index(row["verdict.stage"])
             earlier = [n for n, check in enumerate(outcome.checks) if order.index(check.stage) <= last]
@@ -175,7 +179,15 @@ def plain_what_if(run: Run, overrides: Sequence[str]) -> WhatIf:
     estimate = low if low == high else None
     if low != high and audited and not unmeasured:
         estimate = low + round(undecided * passed / audited)
-    return WhatIf(tuple(overrides), now, low, high, estimate)
+    return {
+        "now_us": now,
+        "low_us": low,
+        "high_us": high,
+        "estimate_us": estimate,
+        "now_clips": now_clips,
+        "low_clips": low_clips,
+        "high_clips": low_clips + undecided_clips,
+    }
 
 
 def _after(plan: Plan, level: Level, rows: Sequence[Row]) -> list[str]:

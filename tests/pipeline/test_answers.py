@@ -118,7 +118,8 @@ def test_what_if_equals_plain_loops(
     folder = tmp_path_factory.mktemp("run")
     run = first_pass(recipe, sources, folder) if is_interrupted else make_run(recipe, sources, folder)
     answer = what_if(run, overrides)
-    assert answer == plain_what_if(run, overrides)
+    expected = plain_what_if(run, overrides)
+    assert {name: getattr(answer, name) for name in expected} == expected
     assert answer.now_us == balance(run.ledger).kept_us
 
 
