@@ -44,7 +44,7 @@ def checked(sql: str) -> str:
     """The question without comments. Raises LedgerError if it is not one SELECT over `facts`."""
     text = COMMENT.sub(" ", sql).strip().rstrip(";").strip()
     bare = TEXT.sub("''", text)
-    remedy = f'Write one SELECT over {TABLE}, such as: SELECT "verdict.reason", count(*) FROM {TABLE} GROUP BY 1.'
+    remedy = f"Write one SELECT over {TABLE}, such as: SELECT source_id, count(*) FROM {TABLE} GROUP BY 1."
     if len(text) > LONGEST:
         raise LedgerError(f"the question has {len(text)} characters; at most {LONGEST} are read.", remedy=remedy)
     if not re.match(r"(?:select|with)\b", bare, re.IGNORECASE) or ";" in bare or WRITES.search(bare):

@@ -183,7 +183,7 @@ def _json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise LedgerError(f"{path} is not JSON: {error}.", remedy="Let nava-train write it anew.") from error
+        raise LedgerError(f"{path} is not JSON: {error}.", remedy="Run the training again.") from error
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

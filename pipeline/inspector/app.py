@@ -121,7 +121,7 @@ class Inspector:
             twin = "/overview.json" if path == "/" else f"{path}.json"
             yield Route(twin, self._twin(make), methods=["GET"])
             yield Route(path, self._page(template, make), methods=["GET"])
-        yield Route("/measures.yaml", self._recipe, methods=["GET"])
+        yield Route("/measures/recipe", self._recipe, methods=["GET"])
         yield Route("/marks", self._mark, methods=["POST"])
         yield Route("/media/{id}.{member}", self._media, methods=["GET"])
         yield Route("/posters/{id}.jpg", self._poster, methods=["GET"])

@@ -155,7 +155,7 @@ def test_moved_gates_agree_with_stats_and_come_as_a_recipe_that_runs(client: Tes
     assert told["kept"]["high_us"] == then.high_us
     assert told["kept_now"]["us"] == then.now_us
     assert yaml.safe_load(told["yaml"])["gates"]["clip"]["duration_us"]["max"] == 4_500_000
-    recipe = client.get(f"/measures.yaml?{query}")
+    recipe = client.get(f"/measures/recipe?{query}")
     assert parse_recipe(parsed(recipe.text)).gates["picture"]["brightness"].min == 0.9
     assert "--set gates.picture.brightness.min=0.9" in told["command"]
 

@@ -136,7 +136,7 @@ function moved(gate, isFinal) {
   if (isFinal) {
     const address = query.size ? `?${query}` : location.pathname;
     history.replaceState(null, "", address);
-    document.getElementById("save-recipe").href = `/measures.yaml${query.size ? `?${query}` : ""}`;
+    document.getElementById("save-recipe").href = `/measures/recipe${query.size ? `?${query}` : ""}`;
   } else {
     query.set("dragged", gate.dataset.gate);
   }
