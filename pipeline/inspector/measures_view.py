@@ -14,7 +14,7 @@ from pipeline.ask.measures import Bounds, Measures, Moved
 from pipeline.ask.queries import Run
 from pipeline.inspector.pages import Answer, head
 from pipeline.inspector.session import RunView, Session
-from pipeline.inspector.shown import address
+from pipeline.show.screen import address
 from schemas.errors import LedgerError
 from schemas.fields import doc_of, unit_of
 from schemas.records import Level

@@ -14,10 +14,11 @@ from pipeline.ask.marks import LEAST, gate_marks
 from pipeline.ask.sources import SourceLists
 from pipeline.ask.stats import clip_checks
 from pipeline.ask.training import trained
-from pipeline.inspector.clip_view import clip_view
 from pipeline.inspector.session import RunView, Session
-from pipeline.inspector.shown import address, plural
+from pipeline.inspector.shown import plural
+from pipeline.show.clip_view import clip_view
 from pipeline.show.plain import stats_plain
+from pipeline.show.screen import address
 from schemas.errors import LedgerError
 from schemas.fields import doc_of
 from schemas.recipe import nearest

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import urlencode, urlsplit, urlunsplit
+from urllib.parse import urlencode
 
 from markupsafe import Markup, escape
 
 from pipeline.ask.queries import US_PER_HOUR
+from pipeline.show.screen import address
 
 
 def hms(us: float, millis: bool = False) -> str:
@@ -85,17 +86,6 @@ def ago(seconds: float) -> str:
 def plural(count: int, noun: str) -> str:
     """A count with its noun."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def address(uri: str) -> str:
-    """An address without user, password and query, which may be secrets."""
-    if "://" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    host = parts.hostname or ""
-    if parts.port:
-        host += f":{parts.port}"
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def last_part(uri: str) -> str:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from textwrap import wrap
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 COLUMNS_ELSEWHERE = 108
 """Width where there is no terminal: bars have room."""
@@ -107,3 +108,14 @@ def table(
 def wrapped(text: str, indent: str = "") -> list[str]:
     """Lines of a sentence; all but the first begin with `indent`."""
     return wrap(text, columns(), subsequent_indent=indent, break_on_hyphens=False) or [""]
+
+
+def address(uri: str) -> str:
+    """An address without user, password and query, which may be secrets."""
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    host = parts.hostname or ""
+    if parts.port:
+        host += f":{parts.port}"
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))

@@ -17,7 +17,7 @@ from pipeline.inspector.guard import POLICY, Access
 from pipeline.inspector.media import packed_blob
 from pipeline.inspector.serve import bound
 from pipeline.inspector.session import Session
-from pipeline.inspector.shown import address
+from pipeline.show.screen import address
 from schemas.errors import RecipeError
 from tests.inspector.conftest import BASE, HOSTILE, PORT
 

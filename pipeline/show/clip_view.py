@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from pipeline.ask.find import Chain
 from pipeline.ask.gates_of import ORDERED, GateOf, gates_of
-from pipeline.inspector.shown import address
 from pipeline.plan import Plan, StageSpec
 from pipeline.show.plain import told_of
+from pipeline.show.screen import address
 from schemas.fields import children_of, doc_of, is_private, resolve, roles_of, unit_of
 from schemas.records import Clip, Level, Struct
 
