@@ -65,7 +65,7 @@ def clip_view(chain: Chain, plan: Plan) -> dict[str, Any]:
     clip = chain.rows[-1]
     assert isinstance(clip, Clip)
     gates = gates_of(clip, plan)
-    curves = [_curve(spec, field, clip, gates) for spec, field in _shown(plan, "curve")]
+    curves = curves_of(clip, plan, gates)
     return {
         "clip_id": clip.clip_id,
         "shot_id": clip.shot_id,
@@ -102,6 +102,11 @@ def clip_view(chain: Chain, plan: Plan) -> dict[str, Any]:
         "offset": _offset(curves),
         "repaired_ms": _repaired(clip, plan),
     }
+
+
+def curves_of(clip: Clip, plan: Plan, gates: Sequence[GateOf]) -> list[Curve]:
+    """Every curve there may be of a clip, with what was found on it and what gates allow; why not, where there is none."""
+    return [_curve(spec, field, clip, gates) for spec, field in _shown(plan, "curve")]
 
 
 def _repaired(clip: Clip, plan: Plan) -> float | None:

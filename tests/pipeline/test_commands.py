@@ -183,3 +183,11 @@ def test_what_if_names_the_clips_that_go_and_what_gates_then_turn_away(run: Run)
     (gate,) = (each for each in then["gates"] if each["gate"] == "sync.offset_ms.abs_max")
     assert gate["marginal_hours"] == pytest.approx(-then["delta"]["low"])
     assert kept[0] in told("stats", run.dir.uri, "--set", "gates.sync.offset_ms.abs_max=5")
+
+
+def test_a_figure_of_a_source_names_its_clips_instead(run: Run, tmp_path: Path) -> None:
+    words = ["why", "good.mp4", "--run", run.dir.uri, "--figure", str(tmp_path / "f.png")]
+    clip = told("clips", run.dir.uri, "--source", "good", "--ids").split()[0]
+    with pytest.raises(NavaError, match=clip):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    assert not (tmp_path / "f.png").exists()
