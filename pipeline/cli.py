@@ -26,6 +26,7 @@ from pipeline.commands.shared import (
     said,
     show,
 )
+from pipeline.show.screen import hms, plural, wrapped
 from schemas.errors import NavaError
 from schemas.machine import trouble_of
 
@@ -60,14 +61,22 @@ def options(
 
 
 @app.command(rich_help_panel=CURATE)
-def plan(recipe: RecipeArgument, set_: SetOption = None, cpus: CpusOption = None) -> None:
-    """Prints stages, columns with units, workers and gates; refuses what is miswired or cannot be scheduled."""
+def plan(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    cpus: CpusOption = None,
+    has_columns: Annotated[
+        bool, typer.Option("--columns", help="also every column with type, unit and meaning")
+    ] = False,
+) -> None:
+    """Prints workers, stages and gates; refuses what is miswired or cannot be scheduled."""
     from pipeline.config import load_recipe
     from pipeline.execute.cluster import local_cluster
     from pipeline.plan import make_plan, render
 
     cluster = local_cluster(cpus)
-    show(render(make_plan(load_recipe(recipe, set_ or ()), cluster), cluster).rstrip("\n"))
+    text = render(make_plan(load_recipe(recipe, set_ or ()), cluster), cluster, has_columns=has_columns)
+    show("\n".join(each for line in text.rstrip("\n").splitlines() for each in wrapped(line, " " * 6)))
 
 
 @app.command(rich_help_panel=CURATE)
@@ -124,19 +133,20 @@ def run(
         said(f"stopped: what {out} holds is whole, sources in flight are not in it; the same command goes on.")
         raise typer.Exit(INTERRUPTED) from None
     _tell_balance(out)
-    print(f"{result.num_shards} shards in {out}/shards; next: nava-curate stats {out}")
+    print(f"{plural(result.num_shards, 'shard')} in {out}/shards; next: nava-curate stats {out}")
 
 
 def _tell_balance(out: str) -> None:
     from pipeline.ask.queries import Run, balance
     from pipeline.show.text import balance_lines
+    from schemas.records import Level
 
     sheet = balance(Run(out).ledger)
     show("\n".join(balance_lines(sheet)))
     clips, assets = sheet.clips, sheet.assets
     print(
-        f"{clips.get('keep', 0)} clips kept, {clips.get('reject', 0)} rejected, {clips.get('error', 0)} errors; "
-        f"{assets.get('error', 0)} sources with errors"
+        f"{plural(clips.get('keep', 0), Level.CLIP)} kept, {clips.get('reject', 0):,} rejected, "
+        f"{plural(clips.get('error', 0), 'error')}; {plural(assets.get('error', 0), 'source')} with errors"
     )
 
 
@@ -267,7 +277,7 @@ def export(
     if form != "nava":
         raise RecipeError(f"--format {form} is not known.", remedy="Known: nava.")
     done = export_nava(Run(run_uri), out, split)
-    print(f"{done.num_records} records, {done.duration_s / 3600:.4f} hours in {out}")
+    print(f"{plural(done.num_records, 'record')}, {hms(done.duration_s * 1e6, millis=True)} in {out}")
 
 
 @app.command(rich_help_panel=CHECK)

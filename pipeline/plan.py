@@ -362,8 +362,8 @@ def _kind_of(kind: pa.DataType) -> type[bool | float | str] | None:
     return str if pa.types.is_string(kind) else None
 
 
-def render(plan: Plan, cluster: Cluster | None = None) -> str:
-    """The plan as text: workers, then each stage with its columns, units and gates."""
+def render(plan: Plan, cluster: Cluster | None = None, *, has_columns: bool = True) -> str:
+    """The plan as text: workers, then each stage with its gates, and with its columns and units where it `has_columns`."""
     lines = [f"recipe {plan.recipe.name}  measure hash {plan.recipe.measure_hash()}", ""]
     if cluster is not None:
         lines += [f"cluster: {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs, {cluster.memory_gb:.0f} GB", ""]
@@ -385,8 +385,9 @@ def render(plan: Plan, cluster: Cluster | None = None) -> str:
         elif spec.is_collect:
             made = f"over all {spec.cls.level}s"
         lines += ["", f"{spec.name}  {made}, {version}: {_first_line(spec.cls)}"]
-        lines.append(f"  reads {', '.join(spec.reads)}")
-        for path, kind, unit, doc in describe(list(spec.cls.adds), f"{spec.column}."):
+        if has_columns:
+            lines.append(f"  reads {', '.join(spec.reads)}")
+        for path, kind, unit, doc in describe(list(spec.cls.adds), f"{spec.column}.") if has_columns else ():
             lines.append(f"  {path:<38} {kind:<8} {unit:<10} {doc}")
         for check in plan.checks:
             if check.stage == spec.name:

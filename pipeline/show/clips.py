@@ -13,6 +13,7 @@ from pipeline.ask.clips import ClipLists, ClipPage, ClipQuestion, ClipRow
 from pipeline.show.screen import hms, plural, table, value, wrapped
 from schemas.errors import LedgerError
 from schemas.recipe import nearest
+from schemas.records import Level
 
 if TYPE_CHECKING:
     from pipeline.ask.compare import FallStep, RunComparison
@@ -47,13 +48,13 @@ def checked(asked: ClipQuestion, lists: ClipLists) -> ClipQuestion:
 
 def clips_text(page: ClipPage, uri: str) -> str:
     """A table, and how many more there are."""
-    total = f"{plural(page.num_found, 'clip')} of {page.num_all:,}, {hms(page.found_us)}"
+    total = f"{plural(page.num_found, Level.CLIP)} of {page.num_all:,}, {hms(page.found_us)}"
     if not page.rows:
         return f"{total}\nno clip fits: `nava-curate stats {uri}` has the reasons, `--where FIELD!=` what was measured"
     fields = list(page.rows[0].values)
     reasons = {row.reason or row.status for row in page.rows}
     told = ["verdict"] if len(reasons) > 1 else []
-    head = ("clip", *told, "length", "at", *fields, "source")
+    head = (Level.CLIP, *told, "length", "at", *fields, "source")
     rows = [
         (
             row.clip_id[:SHORT_ID],
@@ -117,7 +118,7 @@ def comparison_text(found: RunComparison) -> str:
     lines = [
         f"kept before {hms(found.before_us, millis=True)}",
         f"kept after  {hms(found.after_us, millis=True)}  ({hms(change, millis=True, is_signed=True)})",
-        f"{plural(found.num_both, 'clip')} in both runs, {plural(found.num_flips, 'changed verdict')}",
+        f"{plural(found.num_both, Level.CLIP)} in both runs, {plural(found.num_flips, 'changed verdict')}",
     ]
     lines += _step_lines("kept no more, by what turns them away now", found.lost)
     lines += _step_lines("kept now, by what turned them away before", found.gained)
@@ -131,7 +132,7 @@ def comparison_text(found: RunComparison) -> str:
             )
             for flip in found.flips[:MOST_CHANGES]
         ]
-        lines += ["", *table(("clip", "before", "after", "h:mm:ss"), rows, {3})]
+        lines += ["", *table((Level.CLIP, "before", "after", "h:mm:ss"), rows, {3})]
     if found.recipe:
         changes = [(key, value(was), value(now)) for key, was, now in found.recipe]
         lines += ["", *table(("recipe", "before", "after"), changes)]
@@ -143,5 +144,5 @@ def comparison_text(found: RunComparison) -> str:
 def _step_lines(title: str, steps: Sequence[FallStep]) -> list[str]:
     if not steps:
         return []
-    rows = [(step.reason, plural(step.num_clips, "clip"), hms(step.us, is_signed=True)) for step in steps]
+    rows = [(step.reason, plural(step.num_clips, Level.CLIP), hms(step.us, is_signed=True)) for step in steps]
     return ["", *table((title, "clips", "h:mm:ss"), rows, {1, 2})]

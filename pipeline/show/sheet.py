@@ -65,7 +65,7 @@ def draw_sheet(run: Run, rows: Sequence[ClipRow], out: Path) -> str:
     sheet.save(out, "PNG")
     rest = f"; {len(rows) - len(shown)} more are not drawn" if len(rows) > len(shown) else ""
     lost = f"; of {num_absent} the source cannot be read any more" if num_absent else ""
-    return f"{out}: {plural(len(shown), 'picture')}{rest}{lost}"
+    return f"{out}: {plural(len(shown), 'image')}{rest}{lost}"
 
 
 def _lines(row: ClipRow) -> list[str]:

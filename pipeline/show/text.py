@@ -10,7 +10,7 @@ from pipeline.ask.queries import US_PER_HOUR, Balance
 from pipeline.plan import Plan
 from pipeline.show.plain import name_of, told_of
 from pipeline.show.screen import bar, columns, cut, hms, plural, table, wrapped
-from schemas.records import Asset, Clip, Struct
+from schemas.records import Asset, Clip, Level, Struct
 from schemas.spans import SpeechSpan
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def status_text(found: RunStatus) -> str:
         why = "is busy with a long source" if found.now else "has stopped, or is busy with a long source"
         lines.append(f"nothing was committed for {hms(found.quiet_s * 1e6)}: the run {why}")
     if found.packed is not None:
-        lines.append(f"packed: {plural(found.packed[0], 'clip')} in {plural(found.packed[1], 'shard')}")
+        lines.append(f"packed: {plural(found.packed[0], Level.CLIP)} in {plural(found.packed[1], 'shard')}")
     if found.num_settled:
         clips = ", ".join(f"{number:,} {name}" for name, number in found.clips.items()) or "none"
         lines.append(
@@ -243,14 +243,14 @@ def what_if_text(answer: WhatIf) -> str:
     """Kept hours and clips now and under other gates; which gates turn clips away then, and who changes sides."""
     now, low, high = answer.now_us, answer.low_us, answer.high_us
     lines = wrapped("what if " + ", ".join(answer.overrides), " " * 8)
-    lines.append(f"kept now   {hms(now, millis=True)}  {plural(answer.now_clips, 'clip')}")
+    lines.append(f"kept now   {hms(now, millis=True)}  {plural(answer.now_clips, Level.CLIP)}")
     if answer.is_exact:
-        lines.append(f"kept then  {hms(low, millis=True)}  {plural(answer.low_clips, 'clip')}")
+        lines.append(f"kept then  {hms(low, millis=True)}  {plural(answer.low_clips, Level.CLIP)}")
         lines.append(
             f"change     {hms(low - now, millis=True, is_signed=True)} (exact: every clip concerned was measured)"
         )
     else:
-        clips = f"{answer.low_clips:,} to {plural(answer.high_clips, 'clip')}"
+        clips = f"{answer.low_clips:,} to {plural(answer.high_clips, Level.CLIP)}"
         lines.append(f"kept then  between {hms(low, millis=True)} and {hms(high, millis=True)}  {clips}")
         lines.append("           (clips settled early were not measured to the end)")
         if answer.estimate_us is not None:
