@@ -12,6 +12,7 @@ from pipeline.ask.gates_of import GateOf, gates_of
 from pipeline.show.plain import name_of
 from pipeline.show.screen import columns, cut, hms, plural, table, value, wrapped
 from schemas.fields import is_private, roles_of
+from schemas.plain_arrow import without_pandas
 from schemas.records import Asset, Clip, Level, Shot
 from schemas.spans import SpeechSpan
 
@@ -35,6 +36,7 @@ def answer_text(chain: Chain, plan: Plan) -> str:
     clip = chain.rows[-1]
     if not isinstance(clip, Clip) or len(chain.rows) > len(Level):
         return "\n".join(_outline(chain))
+    without_pandas()
     lines = [*wrapped(f"clip {clip.clip_id}  {_outcome(clip.verdict)}", " " * LABEL), *_origin(chain, clip)]
     lines += _gate_lines(gates_of(clip, plan))
     lines += _spoken(clip)
