@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,23 @@ def active_runs(activity: F32, onset: float, offset: float) -> Runs:
     found = runs(activity >= offset)
     is_reaching = [bool(activity[low:high].max() >= onset) for low, high in found]
     return np.asarray(found[np.array(is_reaching, bool)])
+
+
+def held(drawn: Sequence[Runs], most: float) -> list[Runs]:
+    """Runs of each speaker, joined over pauses of less than `most` frames in which none of the others speaks.
+
+    Of two who pause at once the first holds the turn.
+    """
+    kept = list(drawn)
+    for k, own in enumerate(drawn):
+        if len(own) < 2:
+            continue
+        others = np.concatenate([own[:0], *kept[:k], *kept[k + 1 :]])
+        low, high = own[:-1, 1], own[1:, 0]
+        is_taken = ((others[:, 0] < high[:, None]) & (others[:, 1] > low[:, None])).any(axis=1)
+        is_end = is_taken | (high - low >= most)
+        kept[k] = np.column_stack([own[np.r_[True, is_end], 0], own[np.r_[is_end, True], 1]])
+    return kept
 
 
 def regroup(windows: Windows, activity_TK: F32) -> F32:

@@ -25,7 +25,7 @@ from pydantic import Field
 from schemas.spans import SPEECH_RATE_HZ, Turn, overlaps
 from schemas.stretches import Stretch, bridged, merge
 from stages.base import Context, StageConfig
-from stages.diarize.activity import active_runs, raised, regroup, spoken, stitch
+from stages.diarize.activity import active_runs, held, raised, regroup, spoken, stitch
 from stages.diarize.cluster import Bonds, VoiceCluster, VoicePiece, cluster_of, join, place
 from stages.diarize.diarized import Diarized
 from stages.diarize.segmentation import FRAME_S, Segmentation, Windows
@@ -49,11 +49,13 @@ class EmbeddedConfig(StageConfig):
     offset: float = 0.35
     """Activity below which a turn ends: onset - 0.15, as in stages/engines/voice.py."""
     overlap: float = 0.35
-    """Probability, mean of both networks, from which two speak at once."""
+    """Probability from which two speak at once, by the network of 10 s; docs/quality.md."""
     min_turn_s: float = 0.2
     """Shorter turns are dropped."""
     min_pause_s: float = 0.5
     """A shorter pause does not end a turn."""
+    hold_s: float = Field(default=1.0, ge=0)
+    """Nor does one in which nobody else speaks: silences within talk last up to a second (Jefferson 1989)."""
     max_unit_s: float = 3.0
     """Longest stretch that is taken for one voice without looking inside."""
     min_voice_s: float = 0.6
@@ -185,19 +187,22 @@ def group(voices: Voices, config: EmbeddedConfig) -> tuple[F32, list[VoiceCluste
         own[u.low : u.high, k] = np.maximum(own[u.low : u.high, k], voices.tracks[u.low : u.high, u.track])
     laid = (regroup(voices.near, own) + regroup(voices.far, own)) * voices.is_speech[:, None]
     mean = np.asarray((laid + own) / 3, np.float32)
-    return raised(mean, voices.speech > config.onset, voices.overlap > config.overlap), clusters
+    return raised(mean, voices.speech > config.onset, voices.far.overlap > config.overlap), clusters
 
 
 def draw_turns(activity_TK: F32, config: EmbeddedConfig) -> list[Turn]:
     """Turns of every column, pauses bridged and crumbs dropped; speakers are named by column number."""
     turns: list[Turn] = []
-    for k, column in enumerate(activity_TK.T):
-        active = active_runs(column, config.onset, config.offset)
-        for low, high in bridged(active, config.min_pause_s / FRAME_S).tolist():
-            if (high - low) * FRAME_S >= config.min_turn_s:
-                said = column[low:high]
-                confidence = float(said[said >= config.onset].mean())
-                turns.append(Turn(str(k), low * FRAME_S, high * FRAME_S, confidence))
+    drawn = [
+        bridged(active_runs(column, config.onset, config.offset), config.min_pause_s / FRAME_S)
+        for column in activity_TK.T
+    ]
+    lasting = [own[(own[:, 1] - own[:, 0]) * FRAME_S >= config.min_turn_s] for own in drawn]
+    for k, own in enumerate(held(lasting, config.hold_s / FRAME_S)):
+        for low, high in own.tolist():
+            said = activity_TK[low:high, k]
+            confidence = float(said[said >= config.onset].mean())
+            turns.append(Turn(str(k), low * FRAME_S, high * FRAME_S, confidence))
     return sorted(turns, key=lambda t: (t.start_s, t.end_s))
 
 
@@ -242,7 +247,8 @@ class EmbeddedDiarizer:
             inside = [stretch.moved(-start_s) for stretch in pauses]
             voices = self.listen(samples[low:high], inside)
             parts.append((start_s, *group(voices, self.config)))
-            alone |= {where.moved(start_s): told for where, told in heard_alone(voices.units, high - low).items()}
+            single = heard_alone(voices, high - low, self.config)
+            alone |= {where.moved(start_s): told for where, told in single.items()}
         if not any(clusters for _, _, clusters in parts):
             return Diarized([])
         names = name_across([clusters for _, _, clusters in parts], self.config.threshold)
@@ -252,8 +258,8 @@ class EmbeddedDiarizer:
                 turns.append(replace(turn.moved(start_s), speaker=str(labels[int(turn.speaker)])))
         turns.sort(key=lambda t: (t.start_s, t.end_s))
         shared = overlaps(turns)
-        single = {where: told for where, told in alone.items() if not any(where.overlap_s(each) for each in shared)}
-        return Diarized(turns, single)
+        alone = {where: told for where, told in alone.items() if not any(where.overlap_s(each) for each in shared)}
+        return Diarized(turns, alone)
 
     def listen(self, samples: F32, speech: list[Stretch]) -> Voices:
         """What the networks hear in one block, before anybody is told from anybody. `speech` is from `PAUSES`."""
@@ -268,11 +274,12 @@ class EmbeddedDiarizer:
         return voices
 
 
-def heard_alone(units: list[VoicePiece], num_samples: int) -> dict[Stretch, F32]:
-    """The embeddings of the units in which nobody else is heard, by where they lie in the sound, to the sample."""
+def heard_alone(voices: Voices, num_samples: int, config: EmbeddedConfig) -> dict[Stretch, F32]:
+    """The embeddings of the units in which neither network hears anybody else, by where they lie in the sound, to the sample."""
     found = {}
-    for u in units:
-        if u.is_alone and u.embedding is not None:
+    most = np.maximum(voices.near.overlap, voices.far.overlap) * voices.is_speech
+    for u in voices.units:
+        if u.is_alone and u.embedding is not None and most[u.low : u.high].max() <= config.overlap:
             edges = [min(round(at * FRAME_S * SPEECH_RATE_HZ), num_samples) for at in (u.low, u.high)]
             found[Stretch(*(edge / SPEECH_RATE_HZ for edge in edges))] = u.embedding
     return found

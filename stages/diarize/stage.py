@@ -55,7 +55,7 @@ class Diarize(Measure[DiarizeConfig]):
     """Speaker turns of the whole asset, so that a speaker keeps one label across its clips."""
 
     name = "diarize"
-    version = "4"
+    version = "5"
     level = "asset"
     reads = ("download.path", "probe.has_audio")
     adds = struct(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,10 +20,20 @@ from schemas.errors import RecipeError
 from schemas.spans import SPEECH_RATE_HZ, Turn, overlaps
 from schemas.stretches import Stretch, covered_s
 from stages.base import Context
-from stages.diarize.activity import active_runs, raised, regroup, stitch
+from stages.diarize.activity import active_runs, held, raised, regroup, stitch
 from stages.diarize.activity import spoken as spoken_frames
 from stages.diarize.cluster import Bonds, VoicePiece, cluster_of, join, likeness, place
-from stages.diarize.embedded import PAUSES, EmbeddedConfig, EmbeddedDiarizer, blocks, cut_units, draw_turns, name_across
+from stages.diarize.embedded import (
+    PAUSES,
+    EmbeddedConfig,
+    EmbeddedDiarizer,
+    Voices,
+    blocks,
+    cut_units,
+    draw_turns,
+    heard_alone,
+    name_across,
+)
 from stages.diarize.pyannote import PyannoteDiarizer
 from stages.diarize.segmentation import FRAME_S, HOP, Kind, Segmentation, Windows
 from stages.diarize.stage import Diarize, DiarizeConfig, name_by_appearance, pieces_of
@@ -240,7 +251,7 @@ def voice_like(centre: np.ndarray, scatter: float) -> np.ndarray:
     return unit(centre + scatter * RANDOM.normal(size=256).astype(np.float32) / 16)
 
 
-@pytest.mark.parametrize(("level", "pause_s", "num_turns"), [(0.4, 0.8, 1), (0.1, 0.4, 1), (0.1, 0.8, 2)])
+@pytest.mark.parametrize(("level", "pause_s", "num_turns"), [(0.4, 1.2, 1), (0.1, 0.8, 1), (0.1, 1.2, 2)])
 def test_a_turn_ends_where_activity_falls_below_the_offset_for_longer_than_a_pause(
     level: float, pause_s: float, num_turns: int
 ) -> None:
@@ -250,6 +261,34 @@ def test_a_turn_ends_where_activity_falls_below_the_offset_for_longer_than_a_pau
     turns = draw_turns(activity, EmbeddedConfig())
     assert len(turns) == num_turns
     assert max(turn.confidence or 0 for turn in turns) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(("pause_s", "speaks", "turns_of_first"), [(0.9, False, 1), (0.9, True, 2), (1.1, False, 2)])
+def test_a_turn_is_held_over_a_pause_of_a_second_unless_somebody_speaks_in_it(
+    pause_s: float, speaks: bool, turns_of_first: int
+) -> None:
+    activity = np.zeros((round(4 / FRAME_S), 2), np.float32)
+    low, high = (round((2 + side * pause_s / 2) / FRAME_S) for side in (-1, 1))
+    activity[:low, 0] = activity[high:, 0] = 0.9
+    activity[low + 10 : high - 10, 1] = 0.9 * speaks
+    turns = draw_turns(activity, EmbeddedConfig())
+    assert Counter(turn.speaker for turn in turns) == Counter({"0": turns_of_first, "1": int(speaks)})
+
+
+def test_of_two_who_pause_at_once_one_holds_the_turn() -> None:
+    assert [own.tolist() for own in held([np.array([[0, 40], [60, 90]])] * 2, 30)] == [[[0, 90]], [[0, 40], [60, 90]]]
+
+
+@pytest.mark.parametrize("hears_two", ["near", "far"])
+def test_where_one_network_hears_two_nobody_is_alone(hears_two: str) -> None:
+    voice = unit(np.ones(256, np.float32))
+    units = [VoicePiece(0, low, low + 50, 50 * FRAME_S, 50 * FRAME_S, voice, is_alone=True) for low in (60, 120)]
+    heard = dict.fromkeys(("near", "far"), windows_of(0 * two_people(), [(0, 1, 2)] * 4))
+    heard[hears_two] = windows_of(two_people(), [(0, 1, 2)] * 4)
+    everywhere = np.ones(383, np.float32)
+    voices = Voices(heard["near"], heard["far"], everywhere, everywhere[:, None], units)
+    (alone,) = heard_alone(voices, 383 * HOP, EmbeddedConfig())
+    assert (alone.start_s, alone.end_s) == pytest.approx((60 * FRAME_S, 110 * FRAME_S))
 
 
 def test_what_never_reaches_the_onset_is_no_turn() -> None:
