@@ -81,7 +81,7 @@ def ask_sql(lists: ClipLists, sql: str, folder: Path) -> SqlAnswer:
         msg = f"the question took more than {LIMIT_S:.0f} s or {MEMORY_MB} MB."
         raise LedgerError(msg, remedy="Ask for fewer columns, or add a WHERE or a LIMIT.") from None
     if "error" in told:
-        remedy = 'Names with dots stand in double quotes: "sync.offset_ms".' if "." in sql else ""
+        remedy = "Put names that have dots in them in double quotes." if "." in sql else ""
         raise LedgerError(f"{told['error'].rstrip('.')}.", remedy=remedy)
     return SqlAnswer(tuple(told["columns"]), tuple(map(tuple, told["rows"])), told["is_cut"])
 

@@ -108,7 +108,7 @@ def describe(spans: Sequence[SpeechSpan], scene: Mapping[str, str], faces: Seque
 
 
 def _tongue(language: str | None) -> str:
-    """" in Spanish", of a language that the caption itself is not in."""
+    """ " in Spanish", of a language that the caption itself is not in."""
     from whisperx.utils import LANGUAGES
 
     return "" if language in (None, "en") or language not in LANGUAGES else f" in {LANGUAGES[language].title()}"

@@ -32,9 +32,9 @@ LIGHT: dict[str, Any] = {
         "picture": {"brightness": {"min": 0}},
         "duplicates": {"is_representative": {"equals": True}},
     },
-    "pack": {"target_shard_mb": 0.5},
+    "pack": {"target_shard_mb": 0.01},
 }
-"""No lips to read: on media without speech this is all about the machinery. Four clips make four or eight shards."""
+"""Media without speech: this is all about the machinery. Shards are so small that hardly two clips share one"""
 
 
 def curate(media: Path | str, out: Path | str, *overrides: str, retry_errors: bool = False) -> RunResult:

@@ -38,7 +38,11 @@ def test_fields_are_those_declared(probe: Any, tmp_path: Path) -> None:
     flash_and_click(path, 1.0, SMALL)
     found = probe(path)
     assert set(found) == {field.name for field in ADDS}
-    assert {name for name, value in found.items() if value is None} == {"color_transfer", "audio_language", "audio_title"}
+    assert {name for name, value in found.items() if value is None} == {
+        "color_transfer",
+        "audio_language",
+        "audio_title",
+    }
 
 
 @pytest.mark.parametrize("decode", [True, False])
