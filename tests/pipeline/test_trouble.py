@@ -73,6 +73,20 @@ def test_the_command_says_it_in_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_an_out_that_cannot_be_written_is_said_in_one_line(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for out in (str(tmp_path / "file"), "/proc/run"):
+        monkeypatch.setattr(sys, "argv", ["nava-curate", "run", "quickstart", "--here", "-i", str(clip), "-o", out])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 2
+        said = capsys.readouterr().err
+        assert f"{out} cannot be written to" in said
+        assert said.count("\n") == 1
+
+
 def test_ctrl_c_says_what_is_safe(clip: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
