@@ -76,7 +76,7 @@ class LocalShards:
         """
         buffer: memoryview = torch.empty(num_bytes, dtype=torch.uint8).numpy().data
         try:
-            return buffer[: os.preadv(self._open(shard).descriptor, [buffer], offset)]
+            return self._filled(shard, offset, buffer)
         except OSError as refused:
             if refused.errno != errno.EIO:
                 return patiently(lambda: self._read_anew(shard, offset, buffer), f"shard {self._folder / shard}")
@@ -89,7 +89,11 @@ class LocalShards:
 
     def _read_anew(self, shard: str, offset: int, buffer: memoryview) -> memoryview:
         self._open.cache_clear()  # of a mount that was away, open files are stale
-        return buffer[: os.preadv(self._open(shard).descriptor, [buffer], offset)]
+        return self._filled(shard, offset, buffer)
+
+    def _filled(self, shard: str, offset: int, buffer: memoryview) -> memoryview:
+        file = self._open(shard)  # held: closed as soon as neither the cache nor a reader has it
+        return buffer[: os.preadv(file.descriptor, [buffer], offset)]
 
     def expect(self, shard: str, offset: int, num_bytes: int) -> None:
         """See `Shards.expect`: the disk starts on several ranges at once, a third faster than one after the other."""

@@ -69,7 +69,7 @@ def test_status_tells_how_far_a_run_is(run: Run) -> None:
     assert (found.num_sources, found.assets, found.num_left, found.packed) == (2, {"error": 1, "keep": 1}, 0, None)
     assert (found.in_us, found.kept_us) == (40_000_000, 8_000_000)
     text = status_text(found)
-    assert "2 of 2 sources settled (1 error, 1 keep)" in text
+    assert "2 of 2 sources settled (1 error, 1 keep)" in " ".join(text.split())
     assert "kept 0:00:08.000 of 0:00:40.000 so far" in text
 
 
