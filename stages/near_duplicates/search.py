@@ -2,7 +2,9 @@
 
 Two clips become candidates where hashes of theirs are equal: keys of two pictures, or four hashes of sound at one distance in
 time. A hash that many clips share (a title, a test card) leads nowhere and is left out. Only candidates are compared in full.
-Time grows with the clips, and memory with a pass of `CLIPS_PER_PASS` of them: each pass looks at its own part of all hashes.
+Memory is that of one pass, which holds its own part of all hashes; there is a pass for every `CLIPS_PER_PASS` clips and each
+reads them all, so beyond one pass time grows with their square. Pairs are counted in memory. No more than 900 clips have been
+tried.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 CLIPS_PER_PASS = 200_000
-"""For so many clips hashes take about 1 GB."""
+"""By reckoning, not measured: their hashes take some gigabytes."""
 MOST_SHARED = 100
 """Clips that may share a hash before it is left out."""
 LEAST_PICTURES, LEAST_SOUNDS = 2, 4
@@ -63,7 +65,9 @@ class Resemblance:
     """What two clips have in common."""
 
     picture: bool
+    """Whether one is a copy of the other."""
     sound: bool
+    """Whether they have one sound, whatever they show."""
     share: float
     """Of the pictures in common where they fit best, those that are one."""
 

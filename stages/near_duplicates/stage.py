@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PRINTS = ("fingerprint.at_s", "fingerprint.pictures", "fingerprint.sound")
 CHOSEN_BY = ("probe.width_px", "probe.height_px", "clip.start_pts", "clip.end_pts", "clip.tb_num", "clip.tb_den")
 AT_ONCE = 20_000
-"""Pairs whose fingerprints are held at a time: about 100 MB."""
+"""Pairs whose fingerprints are held at a time."""
 
 
 class NearDuplicatesConfig(StageConfig):
@@ -52,7 +52,7 @@ class NearDuplicates(Collect[NearDuplicatesConfig]):
     resources = Resources(memory_gb=1.0)
 
     def collect(self, rows: pl.LazyFrame) -> pl.LazyFrame:
-        """See `stages.near_duplicates.search` for what it costs; beside that it holds the ids of all clips."""
+        """See `stages.near_duplicates.search` for what it costs. It holds the ids of all clips, and reads all once per `AT_ONCE` candidates."""
         import polars as pl
 
         num, den = pl.col("clip.tb_num"), pl.col("clip.tb_den")
