@@ -52,7 +52,7 @@ class NearDuplicates(Collect[NearDuplicatesConfig]):
     resources = Resources(memory_gb=1.0)
 
     def collect(self, rows: pl.LazyFrame) -> pl.LazyFrame:
-        """See `stages.near_duplicates.search` for what it costs. It holds the ids of all clips, and reads all once per `AT_ONCE` candidates."""
+        """See `stages.near_duplicates.search`. Holds the ids of all clips, and reads all once per `AT_ONCE` candidates."""
         import polars as pl
 
         num, den = pl.col("clip.tb_num"), pl.col("clip.tb_den")
