@@ -38,8 +38,8 @@ def moto() -> Iterator[FlakyStore]:
 def s3(moto: FlakyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name, value in moto.environment.items():
         monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
     fs = fsspec.filesystem("s3")
-    fs.clear_instance_cache()
     if not fs.exists(BUCKET):
         fs.mkdir(BUCKET)
         for name, content in OBJECTS.items():
@@ -52,8 +52,8 @@ def s3(moto: FlakyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def gs(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with loopback_gcs(OBJECTS) as url:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        fsspec.get_filesystem_class("gs").clear_instance_cache()
         fs = fsspec.filesystem("gs")
-        fs.clear_instance_cache()
         yield "gs://bucket"
         fs.clear_instance_cache()
 
