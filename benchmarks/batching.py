@@ -42,8 +42,8 @@ from benchmarks.strategies import (
     official_as_configured,
     our_plan,
 )
-from model.data.batching import PlanConfig
 from model.data.index import ShardIndex
+from model.data.plan_config import PlanConfig
 from model.data.preview import intra_class_correlation
 from model.training.config import load_recipe
 from schemas.budget import NAVA_6B, forward_flops, training_flops

@@ -42,8 +42,9 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.intervals import bootstrap_interval
-from model.data.batching import EpochPlan, PlanConfig
+from model.data.batching import EpochPlan
 from model.data.index import ShardIndex
+from model.data.plan_config import PlanConfig
 from model.data.reader import LocalShards, PackLoader, SampleReader
 from schemas.arrow_file import table_bytes
 from schemas.budget import NAVA_6B

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.batching import EpochPlan, PlanConfig
+from model.data.batching import EpochPlan
 from model.data.index import ShardIndex
+from model.data.plan_config import PlanConfig
 from schemas.budget import NAVA_6B, length_bucket
 
 Ints = NDArray[np.int64]

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from model.data.batching import PlanConfig
+from model.data.plan_config import PlanConfig
 from model.data.preview import Hardware
 from model.encoding.config import DataConfig
 from model.network.config import NavaConfig

@@ -21,7 +21,7 @@ from benchmarks.strategies import (
     official_as_configured,
     our_plan,
 )
-from model.data.batching import PlanConfig
+from model.data.plan_config import PlanConfig
 
 
 def test_metrics_of_a_step_that_can_be_counted_by_hand() -> None:

@@ -14,10 +14,11 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from benchmarks.corpus import index_of, synthetic_index
-from model.data.batching import EpochPlan, MixPart, PlanConfig
+from model.data.batching import EpochPlan
 from model.data.index import ShardIndex
 from model.data.order import permuted, split_runs
 from model.data.packing import Item, Limits, Pack, Room, best_close
+from model.data.plan_config import MixPart, PlanConfig
 from model.data.position import merge_positions
 from model.data.preview import measure_balance, preview, preview_text
 from model.data.substitutes import substitute

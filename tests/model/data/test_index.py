@@ -16,9 +16,10 @@ import pytest
 from fsspec.asyn import AsyncFileSystem
 from numpy.typing import NDArray
 
-from model.data.batching import EpochPlan, MixPart, PlanConfig
+from model.data.batching import EpochPlan
 from model.data.index import ShardIndex
 from model.data.index_files import KEPT_BATCHES
+from model.data.plan_config import MixPart, PlanConfig
 from schemas.arrow_file import table_bytes, with_facts
 from schemas.budget import NAVA_6B
 from schemas.errors import ShardError

@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from model.data.batching import EpochPlan, PlanConfig
+from model.data.batching import EpochPlan
 from model.data.index import ShardIndex
+from model.data.plan_config import PlanConfig
 from model.data.reader import (
     LocalShards,
     PackLoader,

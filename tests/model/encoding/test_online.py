@@ -10,8 +10,9 @@ import pyarrow as pa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from model.data.batching import EpochPlan, PlanConfig
+from model.data.batching import EpochPlan
 from model.data.index import ShardIndex
+from model.data.plan_config import PlanConfig
 from model.encoding.config import EncodeConfig
 from model.encoding.encode import bucket_of, windows_of
 from model.encoding.online import planned_index
