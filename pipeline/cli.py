@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands import about
+from pipeline.commands import about, rights
 from pipeline.commands import clips as of_clips
 from pipeline.commands.shared import (
     CacheOption,
@@ -40,7 +40,7 @@ app = typer.Typer(
         "`nava-curate why CLIP --run RUN` and `nava-curate stats RUN --set gates.sync.confidence.min=2`."
     ),
 )
-for each in (of_clips.app, about.app):
+for each in (of_clips.app.app, rights.app, about.app):
     app.add_typer(each)
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended, as shells count it."""
@@ -133,6 +133,8 @@ def run(
         said(f"stopped: what {out} holds is whole, sources in flight are not in it; the same command goes on.")
         raise typer.Exit(INTERRUPTED) from None
     _tell_balance(out)
+    if result.num_refused:
+        said(f"{plural(result.num_refused, 'source')} refused: taken down, or on an opt-out list")
     print(f"{plural(result.num_shards, 'shard')} in {out}/shards; next: nava-curate stats {out}")
 
 

@@ -52,6 +52,8 @@ class Recipe(RecipePart):
     """Stage -> what one worker of it needs, instead of the stage's own figures."""
     audit_fraction: float = Field(default=0.02, ge=0, le=1)
     """Share of clips measured to the end whatever the gates say, for unbiased what-if estimates."""
+    opt_out: tuple[str, ...] = ()
+    """Lists of addresses that are refused at listing, in any form that `--input` reads; `*` in one stands for anything."""
     decoder: DecoderConfig = DecoderConfig()
     pack: Packing = Packing()
 
@@ -72,7 +74,7 @@ class Recipe(RecipePart):
     def measure_hash(self) -> str:
         """Hash of all that may change a measurement or a settled row: stages, versions, gates, audit, limits."""
         versions = {name: stages.load(name).version for name in self.stages}
-        measured = self.model_dump(mode="json", exclude={"name", "description", "resources", "pack"})
+        measured = self.model_dump(mode="json", exclude={"name", "description", "resources", "pack", "opt_out"})
         measured["stages"] = {name: cfg.model_dump(mode="json") for name, cfg in self.stage_configs().items()}
         text = json.dumps([measured, versions], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -27,6 +27,9 @@ COMPACTED_BYTES = 256_000_000
 """Size at which a file is left as it is when small ones are joined."""
 ROW_GROUP = 8192
 """Rows that are read together at least: whoever looks at one row reads some 20 MB, whatever the size of the file."""
+LOG_KEPT = "delta.logRetentionDuration"
+USUALLY, NO_LONGER = "interval 30 days", "interval 0 days"
+"""How long commits are kept beside the checkpoints that sum them up: Delta's default, and not at all."""
 SKIPPING = {"delta.dataSkippingStatsColumns": "row_id,source_id", "delta.checkpointInterval": "20"}
 """Statistics of all columns would outweigh the rows; a checkpoint every 20 commits keeps opening the log cheap."""
 
@@ -98,21 +101,61 @@ class LedgerWriter:
 
     def _write(self, data: pa.Table) -> None:
         from deltalake import write_deltalake
-        from deltalake.exceptions import DeltaError
 
-        commit = uuid.uuid4().hex
-        properties = self._properties(commit)
         how: dict[str, Any] = {"mode": "append"}
         if self._replaces:
             told = {"source_id": self._units, "row_id": self._rows}
             places = [f"{key} IN ({', '.join(map(repr, ids))})" for key, ids in told.items() if ids]
             how = {"mode": "overwrite", "predicate": " OR ".join(places)}
 
+        def act(properties: Any) -> None:
+            write_deltalake(
+                self.ledger.table, data, commit_properties=properties, writer_properties=_row_groups(), **how
+            )
+
+        self._committed(act)
+
+    def forget(self, source_ids: Sequence[str]) -> None:
+        """Removes the rows of these sources. Older files still hold them, until `drop_past`."""
+        self.flush()
+        if source_ids:
+            places = f"source_id IN ({', '.join(map(repr, source_ids))})"
+            self._committed(
+                lambda properties: self.ledger.table.delete(
+                    places, commit_properties=properties, writer_properties=_row_groups()
+                )
+            )
+
+    def drop_past(self) -> None:
+        """Removes every file and commit that the newest version of the table does not need.
+
+        What is asked of the past, such as when units were committed, begins anew. A reader that has an older version open
+        has to open the table again.
+        """
+        self.flush()
+        self._tried(self._without_past)
+        self.ledger.refresh()
+
+    def _without_past(self) -> None:
+        self.ledger.refresh()
+        table = self.ledger.table
+        table.alter.set_table_properties({LOG_KEPT: NO_LONGER})
+        table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True)
+        table.update_incremental()
+        table.create_checkpoint()
+        table.cleanup_metadata()
+        table.alter.set_table_properties({LOG_KEPT: USUALLY})
+
+    def _committed(self, act: Callable[[Any], object]) -> None:
+        """Does what changes the table in one transaction, once, whatever becomes of its answer."""
+        from deltalake.exceptions import DeltaError
+
+        commit = uuid.uuid4().hex
+        properties = self._properties(commit)
+
         def once() -> None:
             try:
-                write_deltalake(
-                    self.ledger.table, data, commit_properties=properties, writer_properties=_row_groups(), **how
-                )
+                act(properties)
             except (DeltaError, OSError) as error:
                 if self._is_committed(commit):
                     return

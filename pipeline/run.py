@@ -19,6 +19,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline import pack
+from pipeline.addresses import willing
 from pipeline.config import Recipe
 from pipeline.execute.collect import collect
 from pipeline.execute.heartbeat import beating
@@ -78,6 +79,8 @@ class RunResult:
     num_done_before: int
     num_shards: int
     nodes: dict[str, int]
+    num_refused: int = 0
+    """Sources given that were taken down or have opted out."""
 
 
 def run(
@@ -103,6 +106,8 @@ def run(
         raise RecipeError("no input files were found.", remedy="Give files, folders, globs, URLs or a manifest.")
     plan = make_plan(recipe)
     directory = RunDir(out)
+    admitted = willing(sources, read_sources(directory), recipe.opt_out, directory)
+    num_refused, sources = len(sources) - len(admitted), admitted
     book = Book(directory, is_process=is_process)
     with directory.claimed(), LedgerWriter(directory.url("ledger"), plan) as writer:
         sources = write_facts(directory, plan, sources)
@@ -116,9 +121,9 @@ def run(
                 executor.watched(_all(progress.show, beat, lambda _: note())),
             ):
                 measure(plan, sources, executor, writer, progress, retry_errors=retry_errors)
-                num_shards = _pack(plan, sources, executor, writer, progress)
+                num_shards = pack_kept(plan, sources, executor, writer, progress)
             nodes = executor.nodes()
-    return RunResult(len(sources), num_done, num_shards, nodes)
+    return RunResult(len(sources), num_done, num_shards, nodes, num_refused)
 
 
 def _all(*told: Callable[[Snapshot], None]) -> Callable[[Snapshot], None]:
@@ -184,7 +189,9 @@ def _with_errors(ledger: Ledger) -> set[str]:
     return found
 
 
-def _pack(plan: Plan, sources: Sequence[Source], executor: Executor, writer: LedgerWriter, progress: Progress) -> int:
+def pack_kept(
+    plan: Plan, sources: Sequence[Source], executor: Executor, writer: LedgerWriter, progress: Progress
+) -> int:
     """Makes the shards of a settled run what they should be, and publishes them; returns how many there are.
 
     Media that are gone or damaged are cut again first. Raises ShardError if they never come out whole.

@@ -42,14 +42,14 @@ def likenesses(plan: Plan, scan: Callable[[Level], pl.LazyFrame]) -> Iterator[Li
         "face": pack.same_face,
     }
     for whose, reach in reaches.items():
-        found = [_embeddings(scan(level), path) for level, path in plan.meaning(whose)]
+        found = [embeddings_at(scan(level), path) for level, path in plan.meaning(whose)]
         if reach is not None and found:
             owners = [owner for names, _ in found for owner in names]
             known = [table for _, table in found if len(table)]
             yield Likeness(owners, np.concatenate(known) if known else np.zeros((0, 0), np.float32), reach)
 
 
-def _embeddings(rows: pl.LazyFrame, path: str) -> tuple[list[str], F32]:
+def embeddings_at(rows: pl.LazyFrame, path: str) -> tuple[list[str], F32]:
     """Asset ids and embeddings [n, d] at a path such as `speakers.items[].embedding`, where there is one."""
     import polars as pl
 

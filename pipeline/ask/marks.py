@@ -104,6 +104,11 @@ def marks_file_of(run_uri: str, cache: Path) -> Path:
     return cache / "marks" / f"{digest('marks', run_uri)}.jsonl"
 
 
+def pictures_of(run_uri: str, cache: Path) -> Path:
+    """The folder in which media and pictures of a run are kept that a page has shown."""
+    return cache / "inspector" / digest("inspector", run_uri)
+
+
 class MarkFile:
     """The marks in one file; a file that is not there holds none."""
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.ask.queries import Run, balance
 from pipeline.ask.verify_ledger import ledger_problems
 from pipeline.ask.verify_sample import opening_problems, sample_problems
+from pipeline.ask.verify_takedown import takedown_problems
 from pipeline.pack import MANIFEST, read_index, read_manifest
 from pipeline.pack.index import CUTS, has_columns
 from pipeline.pack.plan import drawn, wanted
@@ -49,6 +50,7 @@ def problems(run: Run, *, is_deep: bool = False) -> Iterator[str]:
     yield from found
     expected = None
     if not found:
+        yield from takedown_problems(run)
         yield from _hours_problems(run)
         frame = wanted(run.ledger, run.plan)
         rows = frame.select("clip_id", "cut_hash", "sha256").iter_rows()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pipeline.ask.clips import ClipLists
 from pipeline.ask.find import Chain, find
-from pipeline.ask.marks import MarkFile, marks_file_of
+from pipeline.ask.marks import MarkFile, marks_file_of, pictures_of
 from pipeline.ask.measures import Measures, measures
 from pipeline.ask.one_clip import chain_of_clip
 from pipeline.ask.queries import Run
@@ -21,7 +21,6 @@ from pipeline.ask.status import RunStatus, status
 from pipeline.pack.index import MANIFEST, read_manifest
 from pipeline.pack.where import PackedClips
 from schemas.errors import LedgerError
-from schemas.ids import digest
 from schemas.records import Clip, Level
 
 T = TypeVar("T")
@@ -157,7 +156,7 @@ class Session:
         self._open: Callable[[], Run] = lambda: Run(uri, cache, report)
         run = self._open()
         self.cache = run.cache
-        self.folder = run.cache / "inspector" / digest("inspector", run.dir.uri)
+        self.folder = pictures_of(run.dir.uri, run.cache)
         """Where cut media and posters are kept."""
         self.marks = MarkFile(marks or marks_file_of(run.dir.uri, run.cache))
         self.training = training
