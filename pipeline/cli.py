@@ -40,7 +40,7 @@ app = typer.Typer(
         "`nava-curate why CLIP --run RUN` and `nava-curate stats RUN --set gates.sync.confidence.min=2`."
     ),
 )
-for each in (of_clips.app.app, rights.app, about.app):
+for each in (of_clips.app, rights.app, about.app):
     app.add_typer(each)
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended, as shells count it."""
