@@ -237,7 +237,12 @@ class Renderer:
         That costs less than half as much as from 720p, and no colour of a 96 x 54 picture moves by more than 4 levels.
         """
         is_smaller = all(2 * small <= side for side, small in zip(self._inner, smaller._inner, strict=True))
-        return is_smaller and (self._format, smaller._format) == ("yuv420p", "rgb24")
+        return is_smaller and self.is_planar and smaller._format == "rgb24"
+
+    @property
+    def is_planar(self) -> bool:
+        """Whether it keeps planes, from which others may be drawn."""
+        return self._format == "yuv420p"
 
     def _place(self, image: np.ndarray, out: np.ndarray) -> None:
         if self.geometry.is_mirrored:
@@ -411,7 +416,8 @@ def drawn_runs(
             yield FrameRun(base, pts, picture.pts, damaged, [drawing.drawn() for drawing in drawings])
             pts, damaged = [], []
             _begin(drawings, room)
-        largest = max(wanting, key=lambda drawing: drawing.num_bytes, default=None)
+        planar = (drawing for drawing in wanting if drawing.renderer.is_planar)
+        largest = max(planar, key=lambda drawing: drawing.num_bytes, default=None)
         for drawing in sorted(wanting, key=lambda drawing: drawing is not largest):
             drawing.draw(picture, len(pts), largest if drawing is not largest else None)
         if picture.is_damaged:

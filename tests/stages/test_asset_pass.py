@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.demo.clips import flash_and_click, frame_number, variable_rate
+from pipeline.demo.clips import ball_clip, flash_and_click, frame_number, variable_rate
 from pipeline.demo.write import Encoding
 from schemas.errors import MediaError
 from stages.base import Context
@@ -69,6 +69,19 @@ def test_all_that_is_expected_looks_on_at_one_decode(film: Path, context: Contex
     number = [large.pts.index(pts) for pts in rare.pts]
     assert [frame_number(image) for image in rare.images] == number, "each is drawn from its own frame"
     assert set(context.asset_pass.spent) == {(Eye, 192), (Eye, 96), (Eye, 192, 10.0)}
+    context.media.close()
+
+
+def test_whoever_else_looks_on_nobody_sees_other_pictures(tmp_path: Path, context: Context) -> None:
+    """Small pictures are drawn from planes twice their size if there are some, whatever larger ones are drawn besides."""
+    path = tmp_path / "ball.mp4"
+    ball_clip(path, duration_s=0.4, encoding=Encoding(width_px=640, height_px=360), seed=1)
+    planes, thumbs = Look(long_side_px=320, format="yuv420p"), Look(long_side_px=96)
+    shown = []
+    for others in ([], [Look(max_fps=10.0, format="gray")]):
+        pairs = list(context.media.watch(path, [thumbs, planes, *others]))
+        shown.append(np.concatenate([drawn[0].images for _, drawn in pairs]))
+    assert np.array_equal(*shown)
     context.media.close()
 
 
