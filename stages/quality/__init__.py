@@ -1,0 +1,1 @@
+"""Picture quality without a reference: the stage, BRISQUE and single faults."""
