@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from model.data.index_files import BatchPlace, HeldFile, IndexFile, MappedRows, grouped, index_files, open_index_file
 from schemas.arrow_file import facts_of, table_bytes
 from schemas.errors import ShardError
+from schemas.pool import CLIP_ID, OF_CLIP
 from schemas.shard_file import SampleLocation, check_contract
 
 TOKENS = ("video_tokens", "audio_tokens", "text_tokens")
@@ -136,6 +137,12 @@ class ShardIndex:
         wanted = pa.array(names, pa.string())
         found = (pc.index_in(table["source"], value_set=wanted) for table in self._rows.tables(["source"]))
         return np.concatenate([pc.fill_null(positions, -1).to_numpy() for positions in found])
+
+    def are_of_clips(self, clip_ids: pa.ChunkedArray) -> NDArray[np.bool_]:
+        """[num_rows] whether each row is one of these clips, or a window of one. Cost: one pass over the files."""
+        name = OF_CLIP if OF_CLIP in next(self._rows.tables()).column_names else CLIP_ID
+        found = (pc.is_in(table[name], value_set=clip_ids.combine_chunks()) for table in self._rows.tables([name]))
+        return np.concatenate([each.to_numpy() for each in found])
 
     def source_names(self, most: int) -> list[str]:
         """The first distinct source names, at most so many. Cost: a pass over the files until they are found."""

@@ -38,7 +38,7 @@ def grouped(lists: ClipLists, name: str) -> Grouped:
     """
     import polars as pl
 
-    path = _path(lists, name)
+    path = path_of_field(lists, name)
     if lists.known[path].is_float():
         raise LedgerError(f"{path} is a measure, which has no groups.", remedy="`stats --full` draws its histogram.")
     us, is_kept = pl.col("us"), pl.col("status") == "keep"
@@ -52,7 +52,8 @@ def grouped(lists: ClipLists, name: str) -> Grouped:
     return Grouped(path, tuple(Group(*row) for row in ordered.iter_rows()))
 
 
-def _path(lists: ClipLists, name: str) -> str:
+def path_of_field(lists: ClipLists, name: str) -> str:
+    """The field that `name` stands for, its last part being enough where no other ends so. Raises LedgerError."""
     if name in lists.known:
         return name
     near = [path for path in lists.known if path.rpartition(".")[2] == name]

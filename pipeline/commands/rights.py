@@ -43,6 +43,9 @@ def takedown(
     latents: Annotated[
         list[Path] | None, typer.Option("--latents", metavar="DIR", help="latents made of the run; repeatable")
     ] = None,
+    pool: Annotated[
+        list[str] | None, typer.Option("--pool", metavar="DIR", help="pool of the run, to be selected anew; repeatable")
+    ] = None,
     is_dry: Annotated[bool, typer.Option("--dry-run", help="only say which sources are meant")] = False,
 ) -> None:
     """Takes sources out of RUN and what was made of it, and leaves a tombstone; without any, goes on with what was begun."""
@@ -62,7 +65,7 @@ def takedown(
     show("\n".join(uris_of(found)) or "nothing of the run is meant")
     if is_dry:
         return
-    done = take_down(run, found, reason, latents or ())
+    done = take_down(run, found, reason, latents or (), pool or ())
     print(
         f"{plural(done.num_sources, 'source')} with {plural(done.num_clips, Level.CLIP)}, {done.num_kept_clips:,} of them "
         f"kept, taken down; {plural(len(done.packed_anew), 'shard')} packed anew, {done.num_shards_left_alone:,} left alone"

@@ -27,6 +27,7 @@ from pipeline.execute.heartbeat import AT_WORK
 from pipeline.execute.here import here
 from pipeline.ledger_writer import LedgerWriter
 from pipeline.pack.index import CUTS
+from pipeline.pools import select
 from pipeline.run import SKIPPED, SOURCES, Opener, measure, pack_kept, read_sources
 from pipeline.show.progress import Progress
 from pipeline.store import RunDir
@@ -62,6 +63,7 @@ def takedown(
     found: Sequence[Meant],
     reason: str,
     latents: Sequence[Path] = (),
+    pools: Sequence[str] = (),
     opener: Opener = here,
 ) -> Removed:
     """Takes `found` down, and goes on with whatever earlier takedowns did not come to. Nothing chosen: only that.
@@ -84,6 +86,8 @@ def takedown(
     run.ledger.refresh()
     _forget_caches(run, stones)
     gone = {str(folder): purge_latents(folder, stones).num_samples for folder in latents}
+    for pool in pools:
+        select(Run(run.dir.uri, run.cache), pool)
     after = set(run.dir.names("shards"))
     return Removed(
         num_sources=stone.num_sources,
