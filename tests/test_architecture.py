@@ -202,7 +202,7 @@ def test_the_pipeline_names_no_stage() -> None:
         ):
             found[place.as_posix()] = names
     assert found == {
-        "pipeline/export.py": ["caption"],  # a text type of NAVA's own data contract
+        "pipeline/export/nava.py": ["caption"],  # a text type of NAVA's own data contract
     }
 
 

@@ -1,4 +1,4 @@
-"""Shards in the forms other programs read: what `nava-curate export` writes."""
+"""Shards in the form that the official NAVA trainer reads."""
 
 from __future__ import annotations
 
