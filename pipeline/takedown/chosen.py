@@ -64,7 +64,7 @@ class Meant:
 
 
 def chosen(run: Run, request: TakedownRequest) -> list[Meant]:
-    """The sources that a request means, in the order of their ids.
+    """The sources that a request means, in the order of their addresses.
 
     Raises LedgerError for a key that names nothing, RecipeError for lists and embeddings that cannot be read or compared.
     """
@@ -82,13 +82,15 @@ def chosen(run: Run, request: TakedownRequest) -> list[Meant]:
     for person in request.people:
         met = dict(_met(run, person, request))
         why |= {each: met[asset] for each, asset in asset_of.items() if asset in met and each not in why}
-    of_bytes = {asset_of[each]: each for each in sorted(why) if asset_of.get(each) is not None}
+    of_bytes = {asset_of[each]: sources[each].uri for each in sorted(why) if asset_of.get(each) and each in sources}
     for each, asset in asset_of.items():
         if asset in of_bytes:
             why.setdefault(each, f"same bytes as {of_bytes[asset]}")
-    return [
-        Meant(each, asset_of.get(each), sources[each].uri if each in sources else "", why[each]) for each in sorted(why)
+    meant = [
+        Meant(each, asset_of.get(each), sources[each].uri if each in sources else "", told)
+        for each, told in why.items()
     ]
+    return sorted(meant, key=lambda each: (each.uri, each.source_id))
 
 
 def _met(run: Run, person: Somebody, request: TakedownRequest) -> Iterator[tuple[str, str]]:
