@@ -1,6 +1,7 @@
 """What a run is worth that things happen to: processes killed at random instants, and media damaged at random.
 
-    python -m benchmarks.chaos --json FILE [--kills 50] [--mutants 10000] [--seed 0] [--minutes 60] [--kinds driver worker]
+    python -m benchmarks.chaos --json FILE [--kills 50] [--mutants 10000] [--through-runs 1000] [--seed 0] [--minutes 60]
+                               [--kinds driver worker]
 
 **Kills.** A small real run is made undisturbed, on a private Ray runtime of two CPUs and without Ray. Then it is made again and
 again into a new folder, and each time one process is killed with SIGKILL: the kinds in turn, instant and process drawn by the
@@ -9,8 +10,8 @@ are compared, and what is left of processes, shared memory and temporary folders
 hit the one process of a run without Ray, at any instant or in the middle of one of the two; all other kinds are on Ray. A kill
 that was meant for such a moment and fell beside it counts as `here`, and one that came too late as missed.
 
-**Mutants.** So many damaged files are probed, watched and listened to, as stages do, and a tenth as many others go through whole
-runs. See `benchmarks.chaos_mutants`, which also makes each of them again by its number.
+**Mutants.** So many damaged files are probed, watched and listened to, as stages do, and others, a tenth as many unless said
+otherwise, go through whole runs. See `benchmarks.chaos_mutants`, which also makes each of them again by its number.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from benchmarks.chaos_kills import KINDS, Campaign, Trial, dumped
 from benchmarks.chaos_mutants import Tried, mutants, through_decoder, through_runs, write_seeds
 
 IN_RUNS = 10
-"""Of so many mutants for the decoder one more goes through a whole run."""
+"""Unless said otherwise, for so many mutants through the decoder one more goes through a whole run."""
 
 
 def tally(trials: list[Trial]) -> dict[str, float]:
@@ -86,18 +87,17 @@ def machine() -> dict[str, Any]:
     return {"cpus": os.cpu_count(), "python": platform.python_version(), "when": time.strftime("%Y-%m-%d")}
 
 
-def mutate(path: Path, num_mutants: int, seed: int, minutes: float) -> dict[str, Any]:
-    """The mutants, first those for the decoder."""
+def mutate(path: Path, num_mutants: int, num_runs: int, seed: int, minutes: float) -> dict[str, Any]:
+    """`num_mutants` through the decoder, then `num_runs` others through whole runs."""
     until = time.monotonic() + 60 * minutes
     found: dict[str, Any] = {
         "machine": machine(),
-        "setting": {"mutants": num_mutants, "seed": seed, "minutes": minutes},
+        "setting": {"mutants": num_mutants, "through_runs": num_runs, "seed": seed, "minutes": minutes},
     }
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / "seeds").mkdir()
         seeds = write_seeds(folder / "seeds")
-        num_runs = num_mutants // IN_RUNS
         parts: dict[str, tuple[Callable[..., Tried], int, int]] = {
             "decoder": (through_decoder, num_mutants, 0),
             "runs": (through_runs, num_runs, num_mutants),
@@ -118,16 +118,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--mutants", type=int, default=0, help="damaged files for the decoder; a tenth as many go through runs"
     )
+    parser.add_argument("--through-runs", type=int, help="damaged files for whole runs, if not a tenth of --mutants")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other instants and other damage")
     parser.add_argument(
         "--minutes", type=float, default=60.0, help="nothing begins later than this, for kills and mutants each"
     )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="what is killed, in turn")
     given = parser.parse_args(arguments)
-    if not given.kills and not given.mutants:
-        parser.error("give --kills, --mutants or both")
-    if given.mutants:
-        found = mutate(_beside(given.json, given.kills), given.mutants, given.seed, given.minutes)
+    num_runs = given.mutants // IN_RUNS if given.through_runs is None else given.through_runs
+    if not given.kills and not given.mutants and not num_runs:
+        parser.error("give --kills, --mutants, --through-runs or several of them")
+    if given.mutants or num_runs:
+        found = mutate(_beside(given.json, given.kills), given.mutants, num_runs, given.seed, given.minutes)
         for part in ("decoder", "runs"):
             told = {key: value for key, value in found[part].items() if key not in ("bad", "outcomes")}
             print(f"{part:<12}", "  ".join(f"{key} {value}" for key, value in told.items()))
