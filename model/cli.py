@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from model.evaluate.commands import app as evaluation
 from schemas.errors import NavaError
 from schemas.machine import trouble_of
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Trains NAVA on curated shards, samples from it and converts its checkpoints.",
 )
+app.add_typer(evaluation)
 
 
 class CheckpointLayout(StrEnum):

@@ -1,0 +1,1 @@
+"""Evaluation: sets, metrics with their protocols, intervals, comparisons and user studies."""

@@ -1,0 +1,221 @@
+"""Scores the samples of a set: every item by every metric, each figure with its interval and with how it came about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from model.evaluate.intervals import weighted_interval
+from model.evaluate.measuring import measure_files
+from model.evaluate.metric import Metric, SeenFile, SetMetric
+from model.evaluate.protocols import Rules
+from model.evaluate.records import (
+    EvalCase,
+    EvalItem,
+    EvalSet,
+    Figure,
+    Protocol,
+    Provenance,
+    Reading,
+    Report,
+    Score,
+)
+from model.evaluate.sets import find_samples
+from schemas.files import sha256_of
+from schemas.ids import digest
+from schemas.measured import MeasuredFile
+
+READINGS = "readings.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class EvalOptions:
+    """How to evaluate."""
+
+    protocol: Protocol
+    rules: Rules
+    """The protocol's, and what local networks add to them."""
+    workers: int = 1
+    settings: tuple[str, ...] = ()
+    """KEY=VALUE of the recipe that measures, such as stages.transcribe.whisperx.weights=FOLDER."""
+
+
+def evaluate(
+    given: EvalSet, generated: Path, out: Path, options: EvalOptions, say: Callable[[str], None] = print
+) -> tuple[Report, list[Score]]:
+    """The report on the samples in `generated` and all scores. Measurements are kept in `out` and taken up again from there.
+
+    Raises RecipeError for inputs that are none, and ModelError where measuring breaks off.
+    """
+    rules = options.rules
+    samples, ambiguous = find_samples(given, generated)
+    say(f"{given.name} ({given.form}): {len(given.items)} items, {len(samples)} samples in {generated}")
+    cases = _cases(given.items, samples, rules, out, options)
+    memory = _Memory(out / READINGS)
+    scores: list[Score] = []
+    figures: list[Figure] = []
+    for metric in rules.metrics:
+        of_metric = [_score(metric, case, memory) for case in cases if metric.applies(case.item)]
+        if of_metric:
+            scores += of_metric
+            figures.append(_figure(metric, of_metric, _provenance(metric, cases, options.protocol)))
+    figures += [_set_figure(each, cases, _provenance(each, cases, options.protocol)) for each in rules.sets]
+    return (
+        Report(
+            set_name=given.name,
+            set_form=given.form,
+            protocol=options.protocol,
+            generated=str(generated),
+            num_items=len(given.items),
+            missing=tuple(_name(case.item) for case in cases if case.sample is None),
+            failed={_name(case.item): case.failure for case in cases if case.failure},
+            ambiguous=ambiguous,
+            figures=tuple(figures),
+            notes=tuple(_notes(cases, rules)),
+        ),
+        scores,
+    )
+
+
+def _cases(
+    items: Sequence[EvalItem], samples: Mapping[EvalItem, Path], rules: Rules, out: Path, options: EvalOptions
+) -> list[EvalCase]:
+    brought = {path for item in items for path in (item.voice, item.reference) if path is not None and path.is_file()}
+    measured = partial(measure_files, workers=options.workers, settings=options.settings)
+    made = measured(samples.values(), rules.stages, out / "samples")
+    known = measured(brought, rules.recording_stages, out / "recordings")
+
+    def of(found: Mapping[Path, MeasuredFile], path: Path | None) -> MeasuredFile | None:
+        return None if path is None else found.get(path.absolute())
+
+    cases = []
+    for item in items:
+        path = samples.get(item)
+        told, failure = of(made, path), ""
+        if path is not None and rules.stages:
+            failure = "no media of a kind that is known" if told is None else told.error or ""
+        cases.append(EvalCase(item, path, told, of(known, item.reference), of(known, item.voice), failure))
+    return cases
+
+
+class _Memory:
+    """Readings that were taken here, by what they are of: the bytes of sample and recording, metric, model and crop."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, Reading] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                if line.endswith("}"):
+                    told = json.loads(line)
+                    key = told.pop("key")
+                    self._known[key] = Reading(**told)
+
+    def read(self, metric: Metric, case: EvalCase) -> Reading:
+        """What `metric` reads of `case`, or read of the same before."""
+        if metric.stage:
+            return metric.read(case)
+        parts = [
+            sha256_of(path)[0] for path in (case.sample, case.item.reference) if path is not None and path.is_file()
+        ]
+        key = digest(metric.name, metric.model, metric.sha256, metric.crop, case.item.text, *parts)
+        if key not in self._known:
+            found = self._known[key] = metric.read(case)
+            told = {"key": key, "value": found.value, "weight": found.weight, "why": found.why}
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(told) + "\n")
+        return self._known[key]
+
+
+def _score(metric: Metric, case: EvalCase, memory: _Memory) -> Score:
+    named = partial(Score, item_id=case.item.item_id, subset=case.item.subset, metric=metric.name)
+    if case.sample is None:
+        return named(state="missing", why="there is no sample")
+    if case.failure:
+        return named(state="failed", why=case.failure)
+    found = memory.read(metric, case)
+    if found.value is None:
+        return named(state="unmeasured", why=found.why)
+    return named(state="measured", value=found.value, weight=found.weight)
+
+
+def _figure(metric: Metric, scores: Sequence[Score], provenance: Provenance) -> Figure:
+    measured = [(each.value, each.weight) for each in scores if each.value is not None]
+    values, weights = np.array(measured, float).reshape(-1, 2).T
+    interval = weighted_interval(values, weights) if weights.sum() > 0 else None
+    count = {state: sum(each.state == state for each in scores) for state in ("missing", "failed", "unmeasured")}
+    return Figure(
+        metric=metric.name, unit=metric.unit, better=metric.better,
+        value=float(np.average(values, weights=weights)) if weights.sum() > 0 else None,
+        low=interval[0] if interval else None, high=interval[1] if interval else None, num_items=len(measured),
+        num_missing=count["missing"], num_failed=count["failed"], num_unmeasured=count["unmeasured"], provenance=provenance,
+    )  # fmt: skip
+
+
+def _set_figure(metric: SetMetric, cases: Sequence[EvalCase], provenance: Provenance) -> Figure:
+    """Of the items of which both sides have a vector. Without interval: drawing items twice is no other set of samples."""
+    pairs = [
+        (one, other)
+        for case in cases
+        if case.sample is not None and not case.failure
+        if (recording := _recording(case)) is not None
+        if (one := metric.describe(SeenFile(case.sample, case.made))) is not None
+        if (other := metric.describe(recording)) is not None
+    ]
+    value = None
+    if len(pairs) > 1:
+        made, real_vectors = (np.stack(side) for side in zip(*pairs, strict=True))
+        value = metric.distance(made, real_vectors)
+    num_missing, num_failed = sum(case.sample is None for case in cases), sum(bool(case.failure) for case in cases)
+    return Figure(
+        metric=metric.name, unit=metric.unit, better=metric.better, value=value, low=None, high=None, num_items=len(pairs),
+        num_missing=num_missing, num_failed=num_failed, num_unmeasured=len(cases) - len(pairs) - num_missing - num_failed,
+        provenance=provenance,
+    )  # fmt: skip
+
+
+def _recording(case: EvalCase) -> SeenFile | None:
+    """The real recording of an item, or that of its voice."""
+    for path, measured in ((case.item.reference, case.reference), (case.item.voice, case.voice)):
+        if path is not None and path.is_file():
+            return SeenFile(path, measured)
+    return None
+
+
+def _provenance(metric: Metric | SetMetric, cases: Iterable[EvalCase], protocol: Protocol) -> Provenance:
+    hashes = {case.made.stages[metric.stage] for case in cases if case.made and metric.stage in case.made.stages}
+    return Provenance(
+        protocol=protocol,
+        model=metric.model,
+        sha256=metric.sha256 or ",".join(sorted(hashes)),
+        decoder=metric.decoder,
+        crop=metric.crop,
+        is_as_published=metric.is_as_published,
+    )
+
+
+def _name(item: EvalItem) -> str:
+    return f"{item.subset}/{item.item_id}" if item.subset else item.item_id
+
+
+def _notes(cases: Sequence[EvalCase], rules: Rules) -> list[str]:
+    notes = [f"not measured of this protocol: {rules.absent}"] if rules.absent else []
+    leaks = [case for case in cases if case.voice is not None and case.item.voice == case.item.reference]
+    if leaks:
+        notes.append(
+            f"in {len(leaks)} items the voice that is given is the recording of the very words: its similarity also holds "
+            "how the words were said"
+        )
+    copies = sum(
+        case.made is not None and case.reference is not None and case.made.sha256 == case.reference.sha256
+        for case in cases
+    )
+    if copies:
+        notes.append(f"{copies} samples are the bytes of the real recording")
+    return notes

@@ -1,0 +1,60 @@
+"""Samples and their references as arrays: frames with their times, and mono sound. Decoded by PyAV in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import MediaError
+
+MOST_FRAMES = 3_000
+"""Two minutes at 25 per second; longer samples are looked at up to there."""
+
+
+def read_pictures(
+    path: Path, side_px: int, form: Literal["gray", "rgb24"] = "gray"
+) -> tuple[list[NDArray[np.uint8]], NDArray[np.float64]]:
+    """(frames [H, W] or [H, W, 3] whose shorter side is at most `side_px`, their times in seconds). Raises MediaError.
+
+    A picture file is one frame at 0.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            frames: list[NDArray[np.uint8]] = []
+            times: list[float] = []
+            for frame in container.decode(stream):
+                scale = min(1.0, side_px / min(frame.width, frame.height))
+                size = (round(frame.width * scale), round(frame.height * scale))
+                frames.append(frame.reformat(*size, form).to_ndarray())
+                times.append(float(frame.time or 0.0))
+                if len(frames) == MOST_FRAMES:
+                    break
+    except (av.FFmpegError, IndexError) as error:
+        raise MediaError(f"{path.name} holds no picture that can be decoded: {error}.") from error
+    return frames, np.array(times)
+
+
+def mono_sound(path: Path, rate_hz: int) -> tuple[NDArray[np.float32], float]:
+    """(mono samples at `rate_hz`, time in seconds of the first on the clock of the picture). Raises MediaError."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.audio[0]
+            resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate_hz)
+            blocks, start_s = [], None
+            for frame in container.decode(stream):
+                start_s = float(frame.time or 0.0) if start_s is None else start_s
+                blocks += [block.to_ndarray() for block in resampler.resample(frame)]
+            blocks += [block.to_ndarray() for block in resampler.resample(None)]
+    except (av.FFmpegError, IndexError) as error:
+        raise MediaError(f"{path.name} holds no sound that can be decoded: {error}.") from error
+    if not blocks:
+        raise MediaError(f"{path.name} holds no sound.")
+    return np.concatenate(blocks, axis=1)[0].astype(np.float32), start_s or 0.0

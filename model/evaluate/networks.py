@@ -1,0 +1,285 @@
+"""Metrics by published networks that lie in local folders, as transformers saves them: config.json and model.safetensors.
+
+    clap                           sound against a text, and Frechet distance of sounds (laion/clap-htsat-fused)
+    wavlm (WavLMForXVector)        voice against the given voice (microsoft/wavlm-base-plus-sv)
+    dinov2, dinov3_vit             every frame against the first frame that was given
+    audio-spectrogram-transformer  divergence of what is heard from what is heard in the real recording
+
+Nothing is downloaded, and only safetensors are read. None of them counts as published: protocols have checkpoints and front ends
+of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.evaluate.distances import divergence, frechet
+from model.evaluate.media import mono_sound, read_pictures
+from model.evaluate.metric import Metric, SeenFile, SetMetric, Vector, has_reference, has_voice
+from model.evaluate.records import EvalCase, EvalItem, Reading
+from schemas.errors import MediaError, ModelError
+from schemas.files import sha256_of
+
+VOICE_HZ = 16_000
+CLAP_PEAK = 10 ** (-1 / 20)
+"""Verse-Bench scales sound to a peak of -1 dB before it is heard."""
+CLAP_CROP = "mono 48 kHz, first 10 s, peak -1 dB"
+EVERY = 5
+"""Frames from one that is looked at to the next."""
+SIDE_PX = 256
+WEIGHTS = "model.safetensors"
+DECODER = "PyAV"
+
+
+class LocalNetwork:
+    """A folder with a network, loaded when it is first asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / WEIGHTS).is_file():
+            raise ModelError(
+                f"{folder} has no {WEIGHTS}.", remedy="Save the network with transformers' save_pretrained."
+            )
+        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+    @property
+    def kind(self) -> str:
+        """What transformers calls the network."""
+        return str(self.config.get("model_type", ""))
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its weights."""
+        return sha256_of(self.folder / WEIGHTS)[0]
+
+    def load(self, name: str) -> Any:
+        """The network as transformers' class `name`, for inference."""
+        import transformers
+
+        given = {"local_files_only": True, "use_safetensors": True}
+        return getattr(transformers, name).from_pretrained(self.folder, **given).eval()
+
+    def front_end(self, name: str) -> Any:
+        """What prepares its input, transformers' class `name`."""
+        import transformers
+
+        return getattr(transformers, name).from_pretrained(self.folder, local_files_only=True)
+
+
+def cosine(one: Vector, other: Vector) -> float:
+    """Of two vectors."""
+    return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
+
+
+class Clap(LocalNetwork):
+    """Sound and text in one space."""
+
+    @cached_property
+    def _parts(self) -> tuple[Any, Any, Any]:
+        return self.load("ClapModel"), self.front_end("ClapFeatureExtractor"), self.front_end("AutoTokenizer")
+
+    @lru_cache(maxsize=4096)  # noqa: B019 - as long as the metric, which is as long as the command
+    def of_sound(self, path: Path) -> Vector:
+        """The vector of the beginning of a file's sound, as long as the network hears; its peak at -1 dB. Raises MediaError.
+
+        The published front end takes a random part of longer sound instead, another one each time.
+        """
+        import torch
+
+        network, extractor, _ = self._parts
+        sound = mono_sound(path, extractor.sampling_rate)[0][: extractor.nb_max_samples]
+        sound = sound * (CLAP_PEAK / max(float(np.abs(sound).max()), 1e-9))
+        with torch.inference_mode():
+            given = extractor(sound, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+            return np.asarray(network.get_audio_features(**given)[0].double().numpy())
+
+    def of_text(self, text: str) -> Vector:
+        """The vector of a text."""
+        import torch
+
+        network, _, tokenizer = self._parts
+        with torch.inference_mode():
+            return np.asarray(
+                network.get_text_features(**tokenizer([text], return_tensors="pt", return_token_type_ids=False))[0]
+                .double()
+                .numpy()
+            )
+
+    def metrics(self) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:
+        """Agreement with the text, and distance of sets."""
+        about = f"CLAP in {self.folder.name}"
+        return (
+            Metric(
+                name="clap", doc="cosine of the sound and what is to be heard", unit="cosine", better="higher",
+                read=_guarded(lambda case, path: cosine(self.of_sound(path), self.of_text(case.item.sounds[0]))),
+                applies=_has_sounds, crop=CLAP_CROP, model=about, sha256=self.sha256, decoder=DECODER,
+            ),
+        ), (
+            SetMetric(
+                name="fd_clap", doc="Frechet distance of all sounds and all real ones", better="lower",
+                describe=_vector(self.of_sound), distance=frechet, crop=CLAP_CROP, model=about, sha256=self.sha256, decoder=DECODER,
+            ),
+        )  # fmt: skip
+
+
+class WavlmVoice(LocalNetwork):
+    """Whose voice it is."""
+
+    @cached_property
+    def _network(self) -> Any:
+        return self.load("WavLMForXVector")
+
+    @lru_cache(maxsize=4096)  # noqa: B019
+    def of_voice(self, path: Path) -> Vector:
+        """The vector of the voice in a file, whole, at 16 kHz. Raises MediaError."""
+        import torch
+
+        sound, _ = mono_sound(path, VOICE_HZ)
+        sound = (sound - sound.mean()) / np.sqrt(sound.var() + 1e-7)
+        with torch.inference_mode():
+            return np.asarray(self._network(torch.from_numpy(sound)[None]).embeddings[0].double().numpy())
+
+    def metrics(self) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:
+        """Similarity of voices."""
+
+        def similarity(case: EvalCase, path: Path) -> float:
+            assert case.item.voice is not None
+            return cosine(self.of_voice(path), self.of_voice(case.item.voice))
+
+        return (
+            Metric(
+                name="sim_wavlm", doc="cosine of the voice heard and the voice given", unit="cosine", better="higher",
+                read=_guarded(similarity), applies=has_voice, model=f"WavLM speaker network in {self.folder.name}",
+                sha256=self.sha256, decoder=DECODER, crop="the whole sound, mono 16 kHz",
+            ),
+        ), ()  # fmt: skip
+
+
+class Dino(LocalNetwork):
+    """What a picture shows."""
+
+    @cached_property
+    def _parts(self) -> tuple[Any, Any]:
+        return self.load("AutoModel"), self.front_end("AutoImageProcessor")
+
+    def of_pictures(self, path: Path) -> Vector:
+        """The class tokens [n, d] of every 5th frame. Raises MediaError."""
+        import torch
+
+        network, processor = self._parts
+        frames, _ = read_pictures(path, SIDE_PX, "rgb24")
+        with torch.inference_mode():
+            given = processor(frames[::EVERY], return_tensors="pt")
+            return np.asarray(network(**given).last_hidden_state[:, 0].double().numpy())
+
+    def metrics(self) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:
+        """Whether the picture stays what it was told to be."""
+
+        def likeness(case: EvalCase, path: Path) -> float:
+            assert case.item.first_frame is not None
+            first = self.of_pictures(case.item.first_frame)[0]
+            return float(np.mean([cosine(each, first) for each in self.of_pictures(path)]))
+
+        return (
+            Metric(
+                name="dino_identity", doc="cosine of the frames and the first frame given, mean", unit="cosine", better="higher",
+                read=_guarded(likeness), applies=_has_first_frame, model=f"{self.kind} in {self.folder.name}",
+                sha256=self.sha256, decoder=DECODER, crop=f"class token of every {EVERY}th frame, shorter side {SIDE_PX} px",
+            ),
+        ), ()  # fmt: skip
+
+
+class SoundTagger(LocalNetwork):
+    """What is heard, as chances of classes."""
+
+    @cached_property
+    def _parts(self) -> tuple[Any, Any]:
+        return self.load("ASTForAudioClassification"), self.front_end("ASTFeatureExtractor")
+
+    @lru_cache(maxsize=4096)  # noqa: B019
+    def of_sound(self, path: Path) -> Vector:
+        """The distribution over classes of what is heard in a file at 16 kHz. Raises MediaError."""
+        import torch
+
+        network, extractor = self._parts
+        sound, _ = mono_sound(path, extractor.sampling_rate)
+        with torch.inference_mode():
+            given = extractor(sound, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+            return np.asarray(network(**given).logits[0].double().softmax(0).numpy())
+
+    def metrics(self) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:
+        """Divergence from the real recording."""
+
+        def apart(case: EvalCase, path: Path) -> float:
+            assert case.item.reference is not None
+            return divergence(self.of_sound(path), self.of_sound(case.item.reference))
+
+        return (
+            Metric(
+                name="kl_ast", doc="divergence of what is heard from what is really heard", unit="nats", better="lower",
+                read=_guarded(apart), applies=has_reference, model=f"sound tagger in {self.folder.name}", sha256=self.sha256,
+                decoder=DECODER, crop="mono, as long as the network hears",
+            ),
+        ), ()  # fmt: skip
+
+
+KINDS: dict[str, type[Clap | WavlmVoice | Dino | SoundTagger]] = {
+    "clap": Clap,
+    "wavlm": WavlmVoice,
+    "dinov2": Dino,
+    "dinov3_vit": Dino,
+    "audio-spectrogram-transformer": SoundTagger,
+}
+"""What transformers calls a network -> what it measures."""
+
+
+def network_metrics(models: Path) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:
+    """The metrics of all networks in the folders below `models`. Raises ModelError for a folder that holds none, or another."""
+    metrics: list[Metric] = []
+    sets: list[SetMetric] = []
+    folders = sorted(path.parent for path in models.glob("*/config.json"))
+    if not folders:
+        raise ModelError(f"no folder below {models} has a config.json.", remedy="Save networks with save_pretrained.")
+    for folder in folders:
+        kind = LocalNetwork(folder).kind
+        if kind not in KINDS:
+            raise ModelError(f"{folder} is a '{kind}', which measures nothing.", remedy=f"Known: {', '.join(KINDS)}.")
+        some, of_sets = KINDS[kind](folder).metrics()
+        metrics += some
+        sets += of_sets
+    return tuple(metrics), tuple(sets)
+
+
+def _guarded(value_of: Callable[[EvalCase, Path], float]) -> Callable[[EvalCase], Reading]:
+    def read(case: EvalCase) -> Reading:
+        assert case.sample is not None
+        try:
+            return Reading(value_of(case, case.sample))
+        except MediaError as error:
+            return Reading(None, why=str(error))
+
+    return read
+
+
+def _vector(describe: Callable[[Path], Vector]) -> Callable[[SeenFile], Vector | None]:
+    def vector(seen: SeenFile) -> Vector | None:
+        try:
+            return describe(seen.path)
+        except MediaError:
+            return None
+
+    return vector
+
+
+def _has_sounds(item: EvalItem) -> bool:
+    return bool(item.sounds)
+
+
+def _has_first_frame(item: EvalItem) -> bool:
+    return item.first_frame is not None

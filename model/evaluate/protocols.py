@@ -1,0 +1,75 @@
+"""Which metrics a protocol has. A metric of one protocol stands in no report of another, even under the same name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from model.evaluate.alignment import AV_ALIGN, OWN_ALIGNMENT, VERSEBENCH_ALIGNMENT
+from model.evaluate.likeness import OWN_LIKENESS, OWN_SETS
+from model.evaluate.metric import Metric, SetMetric
+from model.evaluate.qualities import OWN_QUALITIES
+from model.evaluate.records import Protocol
+from model.evaluate.words import OWN_WORDS, SEEDTTS_WORDS, VERSEBENCH_WORDS
+from schemas.errors import RecipeError
+from schemas.recipe import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What one protocol measures."""
+
+    about: str
+    metrics: tuple[Metric, ...]
+    sets: tuple[SetMetric, ...] = ()
+    absent: str = ""
+    """What of the owner's protocol is not measured, and why."""
+
+    @property
+    def all(self) -> list[Metric | SetMetric]:
+        """All that it measures."""
+        return [*self.metrics, *self.sets]
+
+    @property
+    def stages(self) -> list[str]:
+        """Stages of the curation half that have to measure samples."""
+        return sorted({each.stage for each in self.all if each.stage})
+
+    @property
+    def recording_stages(self) -> list[str]:
+        """Stages that have to measure what items bring along."""
+        return sorted({each.stage for each in self.all if each.reads_recording and each.stage})
+
+
+SIMILARITY, *_ = OWN_LIKENESS
+LOUDNESS = next(each for each in OWN_QUALITIES if each.name == "sound_loudness_lufs")
+PROTOCOLS: Mapping[Protocol, Rules] = {
+    "own": Rules(
+        "everything that is measured without weights from elsewhere, with defects of published protocols mended",
+        (*OWN_WORDS, *OWN_LIKENESS, *OWN_ALIGNMENT, *OWN_QUALITIES),
+        OWN_SETS,
+    ),
+    "seedtts": Rules(
+        "Seed-TTS-eval: word error by utterance, similarity to the prompt's voice",
+        (*SEEDTTS_WORDS, replace(SIMILARITY, name="sim")),
+        absent="Whisper-large-v3 and Paraformer where stages.transcribe names no other weights; zhconv; its own WavLM checkpoint",
+    ),
+    "versebench": Rules(
+        "Verse-Bench as its owner computes it, as far as that needs no weights from elsewhere",
+        (*VERSEBENCH_WORDS, *VERSEBENCH_ALIGNMENT),
+        absent="AS, ID, FD, KL, CS, CE, CU, PC, PQ, LSE-C and AV-A need weights that no package carries",
+    ),
+    "mova": Rules(
+        "MOVA's toolkit, as far as that needs no weights from elsewhere",
+        (AV_ALIGN, LOUDNESS),
+        absent="DeSync, IB, IS, CLAP, LSE-C/D, DNSMOS, cpCER: their weights are in no package here; its frame size is unknown",
+    ),
+}  # fmt: skip
+
+
+def protocol_named(name: str) -> Protocol:
+    """The protocol of that name. Raises RecipeError for one that is not known."""
+    for known in PROTOCOLS:
+        if known == name:
+            return known
+    raise RecipeError(f"there is no protocol '{name}'.", remedy=nearest(name, PROTOCOLS))
