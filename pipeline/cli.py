@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands import about, pools, rights
+from pipeline.commands import about, pools, rights, scores
 from pipeline.commands import clips as of_clips
 from pipeline.commands.shared import (
     CacheOption,
@@ -40,7 +40,7 @@ app = typer.Typer(
         "`nava-curate why CLIP --run RUN` and `nava-curate stats RUN --set gates.sync.confidence.min=2`."
     ),
 )
-for each in (of_clips.app, pools.app, rights.app, about.app):
+for each in (of_clips.app, scores.app, pools.app, rights.app, about.app):
     app.add_typer(each)
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended, as shells count it."""
@@ -267,18 +267,16 @@ def export(
     run_uri: RunArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="folder to write")],
     form: Annotated[
-        str, typer.Option("--format", help="nava: JSONL, .list and .weight of the official trainer")
+        str, typer.Option("--format", help="nava, ltx2, musubi, diffusion-pipe, lhotse, hf, parquet or csv")
     ] = "nava",
     split: Annotated[str, typer.Option(help="train or validation")] = "train",
+    pool: Annotated[str | None, typer.Option(metavar="POOL", help="only the clips of a pool that `select` made")] = None,
 ) -> None:
     """Writes the kept clips in the form of another program."""
     from pipeline.ask.queries import Run
-    from pipeline.export import export_nava
-    from schemas.errors import RecipeError
+    from pipeline.export import export as write
 
-    if form != "nava":
-        raise RecipeError(f"--format {form} is not known.", remedy="Known: nava.")
-    done = export_nava(Run(run_uri), out, split)
+    done = write(Run(run_uri), out, form, split, pool)
     print(f"{plural(done.num_records, 'record')}, {hms(done.duration_s * 1e6, millis=True)} in {out}")
 
 

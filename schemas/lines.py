@@ -49,3 +49,9 @@ def with_lines(caption: str, lines: Sequence[str | None]) -> str:
 def caption_or_lines(caption: str | None, texts: Iterable[str]) -> str:
     """`caption`, or where none was written the `texts` of the speech spans as a caption of nothing but lines."""
     return caption or " ".join(marked(plain_line(text)) for text in texts)
+
+
+def plain_caption(caption: str | None, texts: Iterable[str]) -> str:
+    """What `caption_or_lines` gives for readers who know no marks: each line stands in quotes."""
+    text = _LINE.sub(lambda found: f'"{found[1].strip()}"', caption_or_lines(caption, texts))
+    return " ".join(text.split())

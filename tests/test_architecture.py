@@ -204,6 +204,9 @@ def test_the_pipeline_names_no_stage() -> None:
             found[place.as_posix()] = names
     assert found == {
         "pipeline/export/nava.py": ["caption"],  # a text type of NAVA's own data contract
+        "pipeline/export/cuts.py": ["caption"],  # and columns of other programs
+        "pipeline/export/tables.py": ["caption", "audio", "caption", "audio", "audio"],
+        "pipeline/export/trainers.py": ["caption", "caption"],
     }
 
 

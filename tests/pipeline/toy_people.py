@@ -18,8 +18,11 @@ from schemas.cut_file import CUT, CutMedia, cut_file, payload_of
 from schemas.fields import f, struct
 from schemas.files import write_whole
 from schemas.ids import digest, source_id
+from schemas.lines import marked, plain_line
 from schemas.records import Row, Source
+from schemas.spans import Hearing, SpeechSpan, Word
 from stages.base import Collect, Measure, StageConfig
+from stages.cut import flac_of
 from tests.pipeline import toy_stages
 
 NUM = 16
@@ -107,6 +110,33 @@ class Faces(Measure[StageConfig]):
         }
 
 
+class TalkClip(toy_stages.Clip):
+    """Equal clips in which somebody says two words, where the source says so."""
+
+    def split(self, row: Row) -> list[dict[str, Any]]:
+        """The clips of one shot."""
+        said = json.loads(row["metadata"]).get("says")
+        words = (Word("good", 0.1, 0.3, 0.9), Word(str(said), 0.4, 0.8, 0.5))
+        span = SpeechSpan(
+            start_s=0.1, end_s=0.8, text=f"good {said}", speaker="A", hearing=Hearing(language="en"), words=words
+        )
+        spoken = {"spans": [span.row()], "has_speech": True, "num_speakers": 1, "language": "en"} if said else {}
+        return [clip | spoken for clip in super().split(row)]
+
+
+class Written(Measure[StageConfig]):
+    """What the clip is trained with."""
+
+    name, version, level, reads = "written", "1", "clip", ("clip",)
+    adds = struct(f("text", pa.string(), doc="caption", means="text"))
+    Config = StageConfig
+
+    def measure(self, row: Row) -> dict[str, Any]:
+        """The struct of one clip."""
+        lines = [marked(plain_line(span["text"])) for span in row["clip"]["spans"]]
+        return {"text": " ".join(["Somebody says:", *lines]) if lines else None}
+
+
 class Alike(Collect[StageConfig]):
     """Clips of sources that say they are alike: the smallest id stands for all, and others name it."""
 
@@ -133,7 +163,9 @@ class Cutting(Measure[StageConfig]):
         """The struct of one clip."""
         name = row["clip"]["clip_id"]
         noise = np.random.default_rng(int(name[1:9], 16))
-        members = {member: noise.bytes(size) for member, size in (("mp4", 900), ("flac", 700), ("refs.flac", 40))}
+        sound = np.zeros((48_000, 2), np.float32)
+        sound[int(name[1:5], 16) % 48_000] = 0.5
+        members = {"mp4": noise.bytes(900), "flac": flac_of(sound), "refs.flac": noise.bytes(40)}
         cuts = Path(self.ctx.cuts_dir)
         write_whole(cuts / cut_file(name, self.ctx.hashes[self.name]), payload_of(members))
         facts = {"mode": "copy", "width_px": 64, "height_px": 64, "num_frames": 25, "references": []}
@@ -141,17 +173,21 @@ class Cutting(Measure[StageConfig]):
 
 
 CATALOG = {
-    **{name: toy_stages.CATALOG[name] for name in ("download", "shot_split", "clip")},
+    **{name: toy_stages.CATALOG[name] for name in ("download", "shot_split")},
+    "clip": "tests.pipeline.toy_people:TalkClip",
     "probe": "tests.pipeline.toy_people:PeopleProbe",
     "voices": "tests.pipeline.toy_people:Voices",
     "faces": "tests.pipeline.toy_people:Faces",
     "alike": "tests.pipeline.toy_people:Alike",
+    "written": "tests.pipeline.toy_people:Written",
     "cut": "tests.pipeline.toy_people:Cutting",
 }
 RECIPE: dict[str, Any] = {
     "name": "people",
     "audit_fraction": 0.0,
-    "stages": {name: {} for name in ("download", "probe", "shot_split", "clip", "voices", "faces", "alike", "cut")},
+    "stages": {
+        name: {} for name in ("download", "probe", "shot_split", "clip", "voices", "faces", "written", "alike", "cut")
+    },
     "gates": {"faces": {"score": {"min": 0.1}}},
     "pack": {"target_shard_mb": 0.004},
 }
