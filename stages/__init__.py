@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 CATALOG: dict[str, str] = {
+    "rights": "stages.rights:Rights",
     "download": "stages.download.stage:Download",
     "probe": "stages.probe:Probe",
     "shot_split": "stages.shot_split.stage:ShotSplit",
