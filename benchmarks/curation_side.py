@@ -1,6 +1,6 @@
 """One side of `benchmarks.curation`: all stages before cutting, without Ray, in whatever checkout PYTHONPATH leads to.
 
-    PYTHONPATH=CHECKOUT python benchmarks/curation_side.py WARM_UP MEDIA ...
+    PYTHONPATH=CHECKOUT python benchmarks/curation_side.py [--recipe NAME_OR_FILE] WARM_UP MEDIA ...
 
 It is run by its path and knows checkouts of before and after `pipeline.execute`. All stages are set up first, which `setup_s`
 tells with the start of the process; what is loaded later comes with the first file, which no figure holds. CPU seconds are
@@ -113,15 +113,15 @@ def is_in_network(frame: FrameType | None) -> bool:
     return False
 
 
-def carrier(folder: str) -> Callable[[str], Measured]:
+def carrier(folder: str, recipe: str) -> Callable[[str], Measured]:
     """What carries one file through the stages: stage -> CPU seconds, and frames decoded where that is counted."""
     import pipeline
 
     is_now = Path(str(pipeline.__file__)).with_name("execute").is_dir()
-    return _carrier_now(folder) if is_now else _carrier_before(folder)
+    return _carrier_now(folder, recipe) if is_now else _carrier_before(folder, recipe)
 
 
-def _carrier_now(folder: str) -> Callable[[str], Measured]:
+def _carrier_now(folder: str, recipe: str) -> Callable[[str], Measured]:
     from pipeline.config import load_recipe
     from pipeline.execute.here import Here
     from pipeline.execute.lease import Lease
@@ -129,7 +129,7 @@ def _carrier_now(folder: str) -> Callable[[str], Measured]:
     from pipeline.store import RunDir
     from stages.download.sources import expand_sources
 
-    here = Here(make_plan(_shortened(load_recipe("quickstart"))), RunDir(folder))
+    here = Here(make_plan(_shortened(load_recipe(recipe))), RunDir(folder))
     for worker in here.workers(0):
         _set_up(worker)
 
@@ -146,7 +146,7 @@ def _carrier_now(folder: str) -> Callable[[str], Measured]:
     return carry
 
 
-def _carrier_before(folder: str) -> Callable[[str], Measured]:
+def _carrier_before(folder: str, name: str) -> Callable[[str], Measured]:
     import pyarrow as pa
 
     from pipeline.config import load_recipe
@@ -155,7 +155,7 @@ def _carrier_before(folder: str) -> Callable[[str], Measured]:
         module, _, attribute = name.partition(":")
         return getattr(importlib.import_module(module), attribute)
 
-    recipe, monitor = _shortened(load_recipe("quickstart")), of_then("pipeline.monitor:Monitor")()
+    recipe, monitor = _shortened(load_recipe(name)), of_then("pipeline.monitor:Monitor")()
     worker = of_then("pipeline.adapter:Worker")(recipe.model_dump(mode="json"), 0, folder, monitor)
     expand_sources = of_then("stages.sources:expand_sources")
     _set_up(worker)
@@ -189,11 +189,11 @@ def _shortened(recipe: Any) -> Any:
     return recipe.model_copy(update=parts)
 
 
-def measured(media: list[str]) -> Iterator[Measured]:
+def measured(media: list[str], recipe: str) -> Iterator[Measured]:
     """What every file but the first costs; the first loads the models."""
     look = processes()
     with tempfile.TemporaryDirectory(prefix="nava-side-") as folder:
-        carry, setup_s = carrier(folder), look.cpu_s()
+        carry, setup_s = carrier(folder, recipe), look.cpu_s()
         sampler = Sampler(look)
         sampler.start()
         carry(media[0])
@@ -211,7 +211,9 @@ def main() -> None:
     """Prints a line of JSON per file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("media", nargs="+", metavar="MEDIA", help="the first one is not measured")
-    for told in measured(parser.parse_args().media):
+    parser.add_argument("--recipe", default="quickstart", help="name of a shipped recipe, or a file")
+    given = parser.parse_args()
+    for told in measured(given.media, given.recipe):
         print(json.dumps(told), flush=True)
 
 

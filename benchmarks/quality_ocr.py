@@ -38,7 +38,7 @@ BACKGROUNDS: dict[Half, tuple[str, ...]] = {
         "talking/portrait_hevc_man_kitchen.mp4",
         "talking/grid_lay_blue_at_x_four_now__man_glasses.mpg",
         "nonspeech/dog_barks_720p.mp4",
-        "nonspeech/ukulele_duet_60fps.mp4",
+        "talking/portrait_hevc_man_curtain_30fps.mp4",
         "talking/talking_man_world_map.mp4",
         "coffee.png",
         "brick.png",
@@ -201,7 +201,7 @@ def _covering(picture: Pictures, down: float) -> Pictures:
     import cv2
 
     high = min(picture.shape[0], round(picture.shape[1] * HEIGHT_PX / WIDTH_PX))
-    wide = round(high * WIDTH_PX / HEIGHT_PX)
+    wide = min(picture.shape[1], round(high * WIDTH_PX / HEIGHT_PX))
     top, left = round((picture.shape[0] - high) * down), (picture.shape[1] - wide) // 2
     return np.asarray(cv2.resize(picture[top : top + high, left : left + wide], (WIDTH_PX, HEIGHT_PX)), np.uint8)
 

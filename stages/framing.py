@@ -65,7 +65,7 @@ class Framing(Measure[FramingConfig]):
     )  # fmt: skip
     Config = FramingConfig
     is_watching = True
-    resources = Resources(cpus=1.0, memory_gb=0.7, timeout_s=900.0)
+    resources = Resources(cpus=1.0, memory_gb=0.1, timeout_s=900.0)
 
     @classmethod
     def watches(cls, config: FramingConfig, ctx: Context) -> Wish:

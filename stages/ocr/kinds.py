@@ -5,7 +5,7 @@ S samples of a clip, about one a second; all places are shares of the picture's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,7 +25,9 @@ SAME_LOOK = 0.6
 """Correlation of two lines' thumbnails from which they say the same, where they lie in one place."""
 SAME_ELSEWHERE, SAME_SIZE = 0.8, 0.25
 """The same where they do not, and by how much of itself the larger may be higher: text that moves with the scene."""
-THUMB = (48, 8)
+SAME_TEXT = 0.8
+"""Share of letters, as `difflib` counts, in which two readings of one line agree."""
+THUMB = (96, 8)
 FIXED = 0.012
 """How far edges of a line that was laid over the picture wander, in picture sides: coding moves them by a pixel or two."""
 LASTING = 0.8
@@ -34,16 +36,20 @@ CORNER = 0.3
 """Share of each side that is a corner; marks begin or end in one."""
 LOWER, UPPER = 0.62, 0.2
 """Middles of subtitles lie below the former; of some above the latter."""
-CENTRED = 0.15
-"""How far the middle of a subtitle lies from the picture's."""
+CENTRED, CENTRED_ONCE = 0.1, 0.05
+"""How far the middle of a subtitle lies from the picture's; of one that a single sample shows, which might be moving."""
 LINE_HEIGHT = (0.02, 0.16)
 """Heights of one line or two of subtitles, picture heights."""
 LEAST_SUBTITLE_WIDTH = 0.1
+SAME_WIDTH, MOVED = 0.15, 0.03
+"""One line has moved where one about as wide lies so much further, picture widths: subtitles stay in the middle."""
 BAND_WIDTH = 0.5
 """Least width of a ticker, picture widths; it runs out at a side."""
 AT_SIDE = 0.04
-TURNOVERS = 2
-"""Changes from sample to sample without a pause from which text in a band is a ticker: nobody reads subtitles that fast."""
+RUN = 3
+"""Samples in a row that show other text in one band from which it is a ticker: nobody reads subtitles that fast."""
+AT_BORDER = 0.15
+"""Share of the height at the top and the bottom in which text that moves sideways is a ticker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,7 @@ class FoundText:
 
     line: TextLine
     thumb: NDArray[np.float16]
-    """[384]: the line shrunken, without its mean, of length 1."""
+    """[768]: the line shrunken, without the mean of each row, of length 1: a band behind letters is no letter."""
     strip: Picture | None
     """For the reader: of the first sample that shows the line; None where nobody will read."""
 
@@ -86,10 +92,19 @@ class SeenText:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether its vertical edges and middle stay where they are."""
+        """Whether its top, bottom and middle stay where they are in most samples."""
         edges = np.array([found.line[:4] for found in self.seen])
         moving = np.stack([edges[:, 1], edges[:, 3], (edges[:, 0] + edges[:, 2]) / 2])
-        return bool(np.ptp(moving, axis=1).max() <= FIXED)
+        apart = np.abs(moving - np.median(moving, axis=1, keepdims=True))
+        return bool(np.median(apart, axis=1).max() <= FIXED / 2)
+
+    @property
+    def runs_sideways(self) -> bool:
+        """Whether it moves to one side and at no time up or down."""
+        edges = np.array([found.line[:4] for found in self.seen])
+        steps = np.diff((edges[:, 0] + edges[:, 2]) / 2)
+        is_level = np.ptp(edges[:, 1]) <= FIXED and np.ptp(edges[:, 3]) <= FIXED
+        return bool(is_level and (np.all(steps > FIXED) or np.all(steps < -FIXED)))
 
 
 def thumb_of(strip: Picture) -> NDArray[np.float16]:
@@ -97,7 +112,7 @@ def thumb_of(strip: Picture) -> NDArray[np.float16]:
     import cv2
 
     small = cv2.resize(cv2.cvtColor(strip, cv2.COLOR_RGB2GRAY), THUMB, interpolation=cv2.INTER_AREA)
-    values = small.astype(np.float32).ravel() - small.mean()
+    values = (small - small.mean(1, keepdims=True, dtype=np.float32)).ravel()
     return np.asarray(values / max(float(np.linalg.norm(values)), 1e-6), np.float16)
 
 
@@ -132,6 +147,36 @@ def followed(samples: Sequence[TextSample]) -> list[SeenText]:
     return items
 
 
+def joined(items: Sequence[SeenText], texts: Mapping[int, str]) -> list[tuple[SeenText, int]]:
+    """`items` with the number of each, where they are read alike (number -> text), lie in one place and follow one another
+    as one.
+
+    Over a picture that moves, thumbnails of one line differ.
+    """
+    found: list[tuple[SeenText, int]] = []
+    for number, item in enumerate(items):
+        text = texts.get(number)
+        for at, (before, first) in enumerate(found):
+            if (
+                before.end == item.first
+                and text is not None
+                and first in texts
+                and _reads_as(before, item, texts[first], text)
+            ):
+                found[at] = SeenText(before.first, [*before.seen, *item.seen]), first
+                break
+        else:
+            found.append((item, number))
+    return found
+
+
+def _reads_as(before: SeenText, after: SeenText, first: str, second: str) -> bool:
+    from difflib import SequenceMatcher
+
+    is_one_place = before.seen[-1].line.overlap(after.seen[0].line) >= SAME_PLACE
+    return is_one_place and SequenceMatcher(None, first, second, autojunk=False).ratio() >= SAME_TEXT
+
+
 def named(items: Sequence[SeenText], num_samples: int) -> None:
     """Gives every item of a clip with so many samples its kind."""
     for item in items:
@@ -139,13 +184,17 @@ def named(items: Sequence[SeenText], num_samples: int) -> None:
     for item in items:
         if _turns_over(item, items):
             item.kind = "ticker"
+        elif len(item.seen) == 1 and any(_moves_on(item, other) for other in items):
+            item.kind = "scene"
 
 
 def _kind_of(item: SeenText, num_samples: int) -> Kind:
     place, share = item.place, len(item.seen) / max(num_samples, 1)
     middle_x, middle_y = (place.left + place.right) / 2, (place.top + place.bottom) / 2
     if len(item.seen) > 1 and not item.is_fixed:
-        return "scene"
+        return "ticker" if item.runs_sideways and min(middle_y, 1 - middle_y) <= AT_BORDER else "scene"
+    if place.left <= AT_SIDE and place.right >= 1 - AT_SIDE and min(middle_y, 1 - middle_y) <= AT_BORDER:
+        return "ticker"
     is_cornered = (place.right < CORNER or place.left > 1 - CORNER) and (
         place.bottom < CORNER or place.top > 1 - CORNER
     )
@@ -154,29 +203,36 @@ def _kind_of(item: SeenText, num_samples: int) -> Kind:
     height, width = place.bottom - place.top, place.right - place.left
     is_line = LINE_HEIGHT[0] <= height <= LINE_HEIGHT[1] and width >= LEAST_SUBTITLE_WIDTH
     is_apart = middle_y >= LOWER or middle_y <= UPPER
-    if is_line and is_apart and abs(middle_x - 0.5) <= CENTRED:
+    if is_line and is_apart and abs(middle_x - 0.5) <= (CENTRED if len(item.seen) > 1 else CENTRED_ONCE):
         return "subtitle"
     return "title" if len(item.seen) > 1 else "scene"
 
 
 def _turns_over(item: SeenText, items: Sequence[SeenText]) -> bool:
-    """Whether what stands in the item's band is another text in sample after sample, and runs out at a side."""
-    place = item.place
-    if len(item.seen) > 1 or place.right - place.left < BAND_WIDTH:
+    """Whether the item's band is full of other text in `RUN` samples in a row, and the text runs out at a side."""
+    band = [other for other in items if len(other.seen) == 1 and _shares_band(other.place, item.place)]
+    if item not in band:
         return False
-    if place.left > AT_SIDE and place.right < 1 - AT_SIDE:
-        return False
-    band = [other for other in items if len(other.seen) == 1 and _shares_band(other.place, place)]
-    times = {other.first for other in band}
-    run = sum(
-        1 for step in range(-TURNOVERS, TURNOVERS + 1) if step and all(item.first + s in times for s in _between(step))
+    full: list[int] = []
+    for sample in sorted({other.first for other in band}):
+        lines = [other.place for other in band if other.first == sample]
+        left, right = min(line.left for line in lines), max(line.right for line in lines)
+        if right - left >= BAND_WIDTH and (left <= AT_SIDE or right >= 1 - AT_SIDE):
+            full.append(sample)
+    starts = [first for first in full if all(first + step in full for step in range(RUN))]
+    return any(first <= item.first < first + RUN for first in starts)
+
+
+def _moves_on(item: SeenText, other: SeenText) -> bool:
+    """Whether a line of the same size lies further to the side in the sample before or behind."""
+    here, there = item.place, other.place
+    is_neighbour = other.first == item.end or other.end == item.first
+    is_level = abs(here.top - there.top) <= FIXED and abs(here.bottom - there.bottom) <= FIXED
+    width, other_width = here.right - here.left, there.right - there.left
+    is_as_wide = abs(width - other_width) <= SAME_WIDTH * width
+    return (
+        is_neighbour and is_level and is_as_wide and abs(here.left + here.right - there.left - there.right) / 2 > MOVED
     )
-    return run >= TURNOVERS
-
-
-def _between(step: int) -> range:
-    """The steps from the next one to `step`."""
-    return range(1, step + 1) if step > 0 else range(step, 0)
 
 
 def _shares_band(one: TextLine, other: TextLine) -> bool:

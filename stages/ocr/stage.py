@@ -27,6 +27,7 @@ from stages.ocr.kinds import (
     followed,
     freed,
     is_same,
+    joined,
     named,
     thumb_of,
 )
@@ -147,10 +148,15 @@ class Ocr(Measure[OcrConfig]):
         items = followed(samples)
         named(items, len(samples))
         read = self._read(items)
-        for number, (text, confidence) in read.items():
-            if sum(map(str.isalnum, text)) < FEWEST_LETTERS or confidence < LEAST_CONFIDENCE:
-                items[number].kind = "scene"
-        shown = [(item, *read.get(number, (None, None))) for number, item in enumerate(items)]
+        known = {number: text for number, (text, confidence) in read.items() if is_text(text, confidence)}
+        told = joined(items, known)
+        items = [item for item, _ in told]
+        named(items, len(samples))
+        for item, number in told:
+            if number in read and number not in known:
+                item.kind = "scene"
+        told.sort(key=lambda each: (each[0].first, each[0].place.top, each[0].place.left))
+        shown = [(item, *read.get(number, (None, None))) for item, number in told]
         said = " ".join(span["text"] for span in row["clip"]["spans"] or () if span["text"])
         subtitles = " ".join(text for item, text, _ in shown if item.kind == "subtitle" and text)
         left, top, right, bottom = freed([item.place for item in items if item.kind in OVERLAID])
@@ -178,6 +184,11 @@ class Ocr(Measure[OcrConfig]):
         wanted = sorted(wanted, key=lambda number: -len(items[number].seen))[:MOST_READ]
         strips = {number: items[number].seen[0].strip for number in wanted}
         return {number: self.reader.read(strip) for number, strip in strips.items() if strip is not None}
+
+
+def is_text(text: str, confidence: float) -> bool:
+    """Whether what was read is there at all."""
+    return sum(map(str.isalnum, text)) >= FEWEST_LETTERS and confidence >= LEAST_CONFIDENCE
 
 
 def shares(samples: Sequence[TextSample], items: Sequence[SeenText]) -> dict[str, Any]:

@@ -23,8 +23,10 @@ BAR_LEVELS = 6
 """Grey levels by which the pixels of a bar differ, coding noise included."""
 BAR_SHARE = 0.98
 """Share of a row that is of the bar's level; a logo or subtitle in it may be of another."""
-BAR_JUMP = 8.0
-"""Grey levels by which the row behind a bar has to differ: else a soft vignette would be one."""
+BAR_MEAN = 3.0
+"""Mean grey levels by which its row differs at most otherwise."""
+BAR_JUMP, BAR_DEPTH = 8.0, 8
+"""Mean grey levels by which one of so many rows behind a bar has to differ: else a soft vignette would be one."""
 
 
 def blur(picture: Grey) -> float | None:
@@ -111,12 +113,16 @@ def _edge(picture: Grey) -> int:
     if is_flat.all():
         return len(picture)
     length = int(np.argmin(is_flat))
-    jump = float(np.abs(picture[length].astype(np.float32) - level).mean())
-    later = float(np.abs(picture[min(length + 1, len(picture) - 1)].astype(np.float32) - level).mean())
-    return length if max(jump, later) >= BAR_JUMP else 0
+    behind = _apart(picture[length : length + BAR_DEPTH], level)
+    return length if behind.max() >= BAR_JUMP else 0
 
 
 def _is_level(picture: Grey, level: int) -> NDArray[np.bool_]:
-    """Which rows of [h, w] are of `level`."""
+    """Which rows of [h, w] are of `level`, but for a logo or what coding carried over from the row behind."""
     near = np.abs(picture.astype(np.int16) - level) <= BAR_LEVELS
-    return np.asarray(near.mean(1) >= BAR_SHARE)
+    return np.asarray((near.mean(1) >= BAR_SHARE) | (_apart(picture, level) <= BAR_MEAN))
+
+
+def _apart(picture: Grey, level: int) -> F32:
+    """Mean distance in grey levels of each row of [h, w] from `level`."""
+    return np.asarray(np.abs(picture.astype(np.float32) - level).mean(1))

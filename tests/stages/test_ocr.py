@@ -12,7 +12,7 @@ import pytest
 from pipeline.demo.face import photograph
 from pipeline.demo.write import Encoding, encode
 from stages.base import Context
-from stages.ocr.kinds import FoundText, Kind, TextSample, agreement, followed, freed, named
+from stages.ocr.kinds import FoundText, Kind, TextSample, agreement, followed, freed, joined, named
 from stages.ocr.networks import TextLine, lines_of, spelled
 from stages.ocr.stage import OCR, Ocr, OcrConfig, shares
 from tests.rows import clip_row, span_of_file, speech_span
@@ -24,7 +24,7 @@ MARK = (0.85, 0.04, 0.96, 0.09)
 
 def found(edges: Edges, says: int) -> FoundText:
     """A line at (left, top, right, bottom) that looks as nothing else that `says` another number."""
-    thumb = np.random.default_rng(says).normal(size=384)
+    thumb = np.random.default_rng(says).normal(size=768)
     return FoundText(TextLine(*edges, 0.9), (thumb / np.linalg.norm(thumb)).astype(np.float16), None)
 
 
@@ -45,7 +45,8 @@ def test_one_text_after_another_in_the_lower_middle_are_subtitles_and_one_that_s
 
 
 def test_what_moves_with_the_picture_is_of_the_scene() -> None:
-    assert kinds([[found(moved(SUBTITLE, 0.04 * at), 1)] for at in range(4)]) == ["scene"]
+    assert kinds([[found(moved(SUBTITLE, 0.04 * at, -0.2), 1)] for at in range(4)]) == ["scene"]
+    assert kinds([[found(moved(SUBTITLE, 0.04 * at), 1)] for at in range(4)]) == ["ticker"], "where tickers run"
     assert kinds([[found(moved(SUBTITLE, 0, -0.03 * at), 1)] for at in range(3)]) == ["scene"]
 
 
@@ -53,6 +54,22 @@ def test_a_band_that_says_something_else_every_second_is_a_ticker_and_quick_subt
     band = (0.0, 0.92, 1.0, 0.98)
     assert kinds([[found(band, at)] for at in range(4)]) == ["ticker"] * 4
     assert kinds([[found(SUBTITLE, at)] for at in range(4)]) == ["subtitle"] * 4
+
+
+def test_what_fills_the_width_at_the_border_is_a_ticker_and_what_moves_on_is_of_the_scene() -> None:
+    assert kinds([[found((0.0, 0.9, 1.0, 0.97), 1)]] * 3) == ["ticker"]
+    sign = (0.43, 0.75, 0.57, 0.82)
+    assert kinds([[found(moved(sign, 0.06 * at), at)] for at in range(3)]) == ["scene"] * 3
+
+
+def test_a_line_that_reads_the_same_is_one_whatever_moves_behind_it() -> None:
+    samples = [TextSample(float(at), (found(MARK, at),)) for at in range(4)]
+    items = followed(samples)
+    (mark, number), *others = joined(items, {0: "NEWS24", 1: "NEWS24", 2: "NEWS2A", 3: "NEWS24"})
+    assert (mark.first, mark.end, number, others) == (0, 4, 0, [])
+    named([mark], 4)
+    assert mark.kind == "mark"
+    assert len(joined(items, {0: "NEWS24", 1: "TODAY", 3: "NEWS24"})) == 4
 
 
 def test_large_letters_in_the_middle_are_a_title() -> None:

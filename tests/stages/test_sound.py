@@ -25,7 +25,7 @@ SPOKEN = synthesise("The children walked home from school in the rain.", "ben").
 
 def test_events_are_bridged_and_short_ones_dropped() -> None:
     probabilities = np.zeros((1000, 3), np.float32)
-    probabilities[100:300, 0], probabilities[330:500, 0] = 0.9, 0.9
+    probabilities[100:300, 0], probabilities[320:500, 0] = 0.9, 0.9
     probabilities[700:715, 2] = 1.0
     found = events_of(probabilities)
     (speech,) = found["speech"]
@@ -33,8 +33,17 @@ def test_events_are_bridged_and_short_ones_dropped() -> None:
     assert found["music"] == found["singing"] == []
 
 
+def test_a_voice_that_sings_does_not_speak_between_two_notes() -> None:
+    probabilities = np.zeros((900, 3), np.float32)
+    probabilities[100:400, 1], probabilities[200:230] = 0.9, (0.9, 0.1, 0.0)
+    probabilities[600:800, 0] = 0.9
+    found = events_of(probabilities)
+    assert [len(found[event]) for event in ("speech", "singing", "music")] == [1, 1, 0]
+    assert found["speech"][0].start_s > 5.9
+
+
 def test_speech_that_voice_activity_does_not_know_is_none() -> None:
-    probabilities = np.ones((300, 3), np.float32)
+    probabilities = np.ones((300, 3), np.float32) * np.float32([1, 0, 1])
     assert heard_in(probabilities, [])["speech"] == []
     assert heard_in(probabilities, [Stretch(1, 2)])["speech"] == [Stretch(0, 3)]
     assert heard_in(probabilities, [])["music"] == [Stretch(0, 3)]
