@@ -1,4 +1,4 @@
-"""Batching compared: padding, balance over ranks, randomness, waiting and planning speed of five strategies.
+"""Batching compared: padding, balance over ranks, randomness, waiting and planning speed of the published strategies and ours.
 
     python -m benchmarks.batching --ranks 8 64 512 4096 --json FILE [--corpus S1 S2] [--index RUN/index [--copies N]]
                                   [--only ours]
@@ -10,7 +10,11 @@ Costs are modelled FLOPs (`schemas.budget`), not step times: the table says how 
     eff    useful FLOPs / (ranks x dearest rank, summed over steps): the share of the fleet that does useful work
     ICC    intra-class correlation of log tokens by step: 0 random batches, 1 one length per step
     age    packs a sample waits in the planner's buffer, 99th percentile
+    ahead  packs that a rank must have encoded ahead so that encoders working at the mean rate do not keep it waiting within 32
+           steps, with video tokens as the cost of encoding; mean over ranks
     k/s    thousand samples planned per CPU second, one thread (only for planners that are real code here)
+
+Rows named plan.strategy=... are what `nava-train train` trains with under that key: packed, so without padding.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from benchmarks.corpus import Regime, synthetic_index
 from benchmarks.strategies import (
@@ -43,7 +48,7 @@ from benchmarks.strategies import (
     our_plan,
 )
 from model.data.index import ShardIndex
-from model.data.plan_config import PlanConfig
+from model.data.plan_config import PlanConfig, SupplyConfig
 from model.data.preview import intra_class_correlation
 from model.training.config import load_recipe
 from schemas.budget import NAVA_6B, forward_flops, training_flops
@@ -58,7 +63,14 @@ LHOTSE = {
     "lhotse, 30 buckets + quadratic, padded": LhotseSetting(30, is_quadratic=True, is_padded=True),
     "lhotse, 30 buckets + quadratic, packed": LhotseSetting(30, is_quadratic=True, is_padded=False),
 }
-OURS = "ours: FLOP target, packed"
+OURS = "ours: plan.strategy=flop_packs"
+TRAINABLE = {
+    "release: plan.strategy=length_buckets": {"strategy": "length_buckets"},
+    "release: plan.strategy=synced_buckets": {"strategy": "synced_buckets"},
+    "fixed batch: plan.strategy=padded": {"strategy": "padded"},
+    OURS: {},
+    "ours, supply-aware: plan.supply": {"supply": SupplyConfig()},
+}
 CLIPS_PER_BATCH = {"S1": (2.05, 2.3), "S2": (1.3, 1.25)}
 """Of the longest clip's tokens per batch for the peers, of the dearest clip's FLOPs per pack for us."""
 
@@ -78,12 +90,13 @@ class Score:
     efficiency: float = float("nan")
     correlation: float = float("nan")
     age_p99: float = float("nan")
+    encoded_ahead: float = float("nan")
     samples_per_cpu_s: float = float("nan")
 
 
 def score(corpus: str, strategy: str, num_ranks: int, steps: Iterator[Step], clock: Clock) -> Score:
     """Metrics over the given steps."""
-    ratios, lengths = [], []
+    ratios, lengths, encoding = [], [], []
     useful = dearest = 0.0
     real_rows = computed_rows = 0
     for step in steps:
@@ -95,6 +108,7 @@ def score(corpus: str, strategy: str, num_ranks: int, steps: Iterator[Step], clo
         real_rows += int((step.video + step.audio).sum())
         computed_rows += int(step.rows.sum())
         lengths.append(np.log(step.video + step.audio))
+        encoding.append(np.bincount(step.rank, step.video, minlength=num_ranks))
     return Score(
         corpus,
         strategy,
@@ -106,8 +120,22 @@ def score(corpus: str, strategy: str, num_ranks: int, steps: Iterator[Step], clo
         efficiency=useful / dearest,
         correlation=intra_class_correlation(lengths),
         age_p99=clock.age_packs,
+        encoded_ahead=packs_ahead(np.array(encoding)),
         samples_per_cpu_s=clock.num_samples / clock.seconds if clock.seconds else float("nan"),
     )
+
+
+def packs_ahead(cost_SR: NDArray[np.float64], longest: int = 32) -> float:
+    """Most by which a rank's encoding of any run of at most `longest` steps exceeds the mean rate, in packs, over ranks.
+
+    cost_SR: [steps, ranks].
+    """
+    mean = cost_SR.mean()
+    running_SR = np.cumsum(np.vstack([np.zeros(cost_SR.shape[1]), cost_SR - mean]), axis=0) / mean
+    most_R = np.zeros(cost_SR.shape[1])
+    for length in range(1, min(longest, len(cost_SR)) + 1):
+        most_R = np.maximum(most_R, (running_SR[length:] - running_SR[:-length]).max(axis=0))
+    return float(most_R.mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +165,15 @@ def compare(index: ShardIndex, corpus: str, num_ranks: int, only: str = "") -> I
     num_steps = NUM_STEPS.get(num_ranks, 50)
     per_batch = budgets.peer_tokens / float((index.video_tokens + index.audio_tokens).mean())
     lhotse_steps = min(num_steps, max(MIN_LHOTSE_STEPS, int(MAX_LHOTSE_SAMPLES / (per_batch * num_ranks))))
-    config = PlanConfig(num_packs=num_ranks, token_budget=budgets.token_budget, flop_target=budgets.flop_target)
+    limits = {"num_packs": num_ranks, "token_budget": budgets.token_budget, "flop_target": budgets.flop_target}
+    trainable = {name: PlanConfig.model_validate({**limits, **keys}) for name, keys in TRAINABLE.items()}
     strategies: dict[str, Callable[[Clock], Iterator[Step]]] = {
         "fixed batch of 4, padded": lambda _: fixed_batch(index, num_ranks),
         "official, as configured (batch 1)": lambda _: official_as_configured(index, num_ranks),
         "official, 5 length buckets, batch 4": lambda _: OfficialBuckets(index, num_ranks, 5).steps(),
         "official, 10 length buckets, batch 4": lambda _: OfficialBuckets(index, num_ranks, 10).steps(),
         **{name: partial(lhotse_buckets, index, num_ranks, budgets.peer_tokens, LHOTSE[name]) for name in LHOTSE},
-        OURS: partial(our_plan, index, config),
+        **{name: partial(our_plan, index, config) for name, config in trainable.items()},
     }
     for name, steps in strategies.items():
         if only not in name:
@@ -158,8 +187,8 @@ def compare(index: ShardIndex, corpus: str, num_ranks: int, only: str = "") -> I
 
 
 HEADER = (
-    "| corpus | strategy | ranks | steps | pad % | imb mean | imb p99 | eff % | ICC | age p99 | k samples/CPU-s |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|"
+    "| corpus | strategy | ranks | steps | pad % | imb mean | imb p99 | eff % | ICC | age p99 | ahead | k samples/CPU-s |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -167,12 +196,13 @@ def table_row(result: Score) -> str:
     """One line of the Markdown table."""
     start = f"| {result.corpus} | {result.strategy} | {result.num_ranks} |"
     if result.skipped:
-        return f"{start} skipped: {result.skipped} |||||||||"
+        return f"{start} skipped: {result.skipped} ||||||||||"
     age = "-" if np.isnan(result.age_p99) else f"{result.age_p99:.0f}"
     speed = "-" if np.isnan(result.samples_per_cpu_s) else f"{result.samples_per_cpu_s / 1e3:.1f}"
     return (
         f"{start} {result.num_steps} | {100 * result.padding:.1f} | {result.imbalance_mean:.4f} | "
-        f"{result.imbalance_p99:.4f} | {100 * result.efficiency:.2f} | {result.correlation:.3f} | {age} | {speed} |"
+        f"{result.imbalance_p99:.4f} | {100 * result.efficiency:.2f} | {result.correlation:.3f} | {age} | "
+        f"{result.encoded_ahead:.2f} | {speed} |"
     )
 
 

@@ -12,20 +12,23 @@ a position in it is a few hundred integers per pack stream. 10,000 to 50,000 sam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.data.ahead import PacksAhead
 from model.data.bucket_packing import BucketPacker, open_buckets
 from model.data.index import ShardIndex
-from model.data.order import DrawPart, EpochShare, EpochStream, epoch_share, key_of, split_runs
+from model.data.order import DrawPart, EpochShare, EpochStream, draws_by_weight, epoch_share, key_of, split_runs
 from model.data.packing import Item, Limits, Pack, Packer
 from model.data.plan_config import PlanConfig
+from model.data.pools import pools_digest, rows_of_pool
 from model.data.position import PlanPosition, TeamPosition
-from model.data.target import TargetTrial, derived_target
+from model.data.target import HEADROOM, TargetTrial, derived_target
 from schemas.budget import Modality, ModelShape, training_flops
 from schemas.errors import PlanError
 
@@ -73,24 +76,26 @@ class EpochPlan:
 
     def __init__(self, index: ShardIndex, config: PlanConfig, shape: ModelShape) -> None:
         self.index, self.config, self.shape = index, config, shape
-        identity = f"{index.digest} {config.identity} {shape}"
+        identity = f"{index.digest} {config.identity} {shape}{pools_digest(config.mixture)}"
         self.digest = hashlib.sha256(identity.encode()).hexdigest()
         self.key = key_of(index.digest, config.seed)
         self.num_teams = config.num_packs // config.context_parallel
         self._uses: list[Modality | None] = [part.use for part in config.mixture] or [None]
+        self._supply = 0.0
         self._rows = self._select_rows()
         self.run_starts = split_runs(index.shards[1], self._run_length())
         self.parts: list[DrawPart] = []
         self.summaries: list[PartSummary] = []
-        draws = _draws([self._num_rows(i) for i in range(len(self._rows))], [p.weight for p in config.mixture])
+        num_rows = [self._num_rows(i) for i in range(len(self._rows))]
+        draws, *later = [draws_by_weight(num_rows, weights) for weights in config.weights_by_phase]
         for i, num_draws in enumerate(draws):
             self._add_part(i, num_draws)
-        if config.strategy != "flop_packs":
-            mean = config.batch_size * self.epoch_flops / self.epoch_samples
-            target = max(mean, *(part.dearest_flops for part in self.summaries))
-        else:
-            target = config.flop_target or self._derived_target()
-        self.limits = Limits(target, config.token_budget, config.context_parallel)
+        self.phases = [
+            [replace(part, num_draws=n) for part, n in zip(self.parts, counts, strict=True)]
+            for counts in (draws, *later)
+        ]
+        """Parts of the mixture at the beginning and in each phase."""
+        self.limits = Limits(self._flop_target(), config.token_budget, config.context_parallel)
         self._refuse_too_few()
         self._refuse_oversized()
         self.buckets = None if config.strategy == "flop_packs" else open_buckets(self)
@@ -106,7 +111,7 @@ class EpochPlan:
         source_of_row = self.index.source_positions(wanted) if wanted else np.zeros(0, np.int32)
         has_video, has_audio = self.index.has_video, self.index.has_audio
         for part in self.config.mixture:
-            mask = np.ones(len(self.index), dtype=np.bool_)
+            mask = rows_of_pool(self.index, part.pool)
             if part.modality:
                 mask &= (has_video == ("video" in part.modality)) & (has_audio == (part.modality != "video"))
             if part.sources is not None:
@@ -116,7 +121,7 @@ class EpochPlan:
             if not mask.any():
                 raise PlanError(
                     f"mixture part {part.name!r} matches none of the {len(self.index)} rows "
-                    f"(modality={part.modality}, sources={part.sources}, use={part.use}).",
+                    f"(modality={part.modality}, sources={part.sources}, pool={part.pool}, use={part.use}).",
                     remedy=f"Change or remove it. Sources in the index: {', '.join(self.index.source_names(20))}.",
                 )
             selected.append(None if mask.all() else np.flatnonzero(mask))
@@ -131,20 +136,36 @@ class EpochPlan:
         per_stream = len(self.index) // (self.num_teams * self.config.window_runs * 4)
         return int(np.clip(per_stream, 1, self.config.run_length))
 
+    def _tokens(self, rows: NDArray[np.int64], use: Modality | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        nothing = np.zeros(len(rows), np.int64)
+        video = nothing if use == "audio" else self.index.video_tokens[rows].astype(np.int64)
+        audio = nothing if use == "video" else self.index.audio_tokens[rows].astype(np.int64)
+        return video, audio
+
     def cost(self, rows: NDArray[np.int64], use: Modality | None) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """(training FLOPs, video + audio tokens) of rows when trained on as `use` (None: everything they have)."""
-        video = np.zeros(len(rows), np.int64) if use == "audio" else self.index.video_tokens[rows].astype(np.int64)
-        audio = np.zeros(len(rows), np.int64) if use == "video" else self.index.audio_tokens[rows].astype(np.int64)
+        video, audio = self._tokens(rows, use)
         text = None if self.config.pad_text else self.index.text_tokens[rows]
         return training_flops(self.shape, video, audio, text), video + audio
+
+    def _supply_cost(self, rows: NDArray[np.int64], use: Modality | None) -> float:
+        """What rows cost to make ready in all; 0 where the plan does not ask."""
+        return 0.0 if self.config.supply is None else float(self.config.supply.cost(*self._tokens(rows, use)).sum())
+
+    def supply_excess(self, pack: Pack) -> float:
+        """What a pack costs to make ready beyond what FLOPs like its do on average."""
+        cost = sum(self._supply_cost(np.array([item.row]), self._uses[item.part]) for item in pack.items)
+        return cost - pack.flops * self._supply / self.epoch_flops
 
     def _add_part(self, number: int, num_draws: int) -> None:
         rows, use, num_rows = self._rows[number], self._uses[number], self._num_rows(number)
         edges = self.run_starts if rows is None else np.unique(np.searchsorted(rows, self.run_starts))
-        before, flops, dearest, longest, tokens = [np.zeros(1)], 0.0, 0.0, 0, 0
+        before, flops, supply, dearest, longest, tokens = [np.zeros(1)], 0.0, 0.0, 0.0, 0, 0
         for start in range(0, num_rows, CHUNK_ROWS):
             span = np.arange(start, min(start + CHUNK_ROWS, num_rows))
-            row_flops, row_tokens = self.cost(span if rows is None else rows[span], use)
+            chosen = span if rows is None else rows[span]
+            row_flops, row_tokens = self.cost(chosen, use)
+            supply += self._supply_cost(chosen, use)
             inside = edges[(edges > span[0]) & (edges <= span[-1] + 1)] - span[0]
             running = np.cumsum(row_flops)
             before.append(flops + running[inside - 1])
@@ -154,6 +175,7 @@ class EpochPlan:
         run_flops = np.diff(np.concatenate(before))
         part = DrawPart(name, num_rows, num_draws, rows, edges, run_flops, lambda wanted: self.cost(wanted, use))
         share = num_draws / num_rows
+        self._supply += supply * share
         self.parts.append(part)
         self.summaries.append(
             PartSummary(name, num_rows, num_draws, flops * share, round(tokens * share), dearest, longest)
@@ -176,12 +198,47 @@ class EpochPlan:
         """Steps in which one epoch's FLOPs fill every pack: what an endless plan needs, but for its fill error."""
         return self.epoch_flops / (self.config.num_packs * self.limits.flop_target)
 
-    def _derived_target(self) -> float:
+    def _flop_target(self) -> float:
         config = self.config
-        full = config.token_budget * self.epoch_flops / sum(part.tokens for part in self.summaries)
+        if config.strategy != "flop_packs":
+            mean = config.batch_size * self.epoch_flops / self.epoch_samples
+            return max(mean, *(part.dearest_flops for part in self.summaries))
         least = max(part.dearest_flops for part in self.summaries) / config.context_parallel
+        if config.batch_samples is not None:
+            return self._target_of(config.batch_samples, least)
+        return config.flop_target or min(self._derived_target(phase, least) for phase in range(len(self.phases)))
+
+    def _full_flops(self, phase: int = 0) -> float:
+        """What a pack of a phase costs whose mean samples fill the token budget."""
+        pairs = list(zip(self.summaries, self.phases[phase], strict=True))
+        flops, tokens = (
+            sum(getattr(part, name) * drawn.num_draws / part.num_draws for part, drawn in pairs)
+            for name in ("flops", "tokens")
+        )
+        return self.config.token_budget * flops / tokens
+
+    def _derived_target(self, phase: int, least: float) -> float:
+        config, parts = self.config, [part for part in self.phases[phase] if part.num_draws]
         members, size = config.context_parallel, config.buffer_samples
-        return derived_target(TargetTrial(self.parts, config.token_budget, members, size, self.key), full, least)
+        trial = TargetTrial(parts, config.token_budget, members, size, self.key)
+        return derived_target(trial, self._full_flops(phase), least)
+
+    def _target_of(self, batch_samples: int, least: float) -> float:
+        """FLOPs of a pack so that a step has that many samples. Raises PlanError where packs would be too full or too small."""
+        all_packs = batch_samples * self.epoch_flops / self.epoch_samples
+        target, most = all_packs / self.config.num_packs, self._full_flops() / HEADROOM
+        if target > most or target < least:
+            fewest, most_packs = int(np.ceil(all_packs / most)), int(all_packs / least)
+            too = "hold more than token_budget allows" if target > most else "be smaller than the dearest sample"
+            possible = (
+                f"Set num_packs to {fewest} ... {most_packs}" if fewest <= most_packs else "Give more batch_samples"
+            )
+            raise PlanError(
+                f"batch_samples {batch_samples} in {self.config.num_packs} packs are "
+                f"{batch_samples / self.config.num_packs:.4g} a pack, which would {too} ({self.config.token_budget} tokens).",
+                remedy=f"{possible}, or change batch_samples or token_budget.",
+            )
+        return target
 
     def _refuse_too_few(self) -> None:
         if self.epoch_samples < self.num_teams:
@@ -212,13 +269,17 @@ class EpochPlan:
 
     # ---------------------------------------------------------------------------------------------- the streams
 
-    def _compute_shares(self, epoch: int) -> list[EpochShare]:
-        return [epoch_share(part, epoch, self.num_teams, self.key) for part in self.parts]
+    def phase_at(self, step: int) -> int:
+        """Which of `phases` a step, counted from 1, belongs to."""
+        return bisect_right([phase.from_step for phase in self.config.phases], step)
 
-    def epoch_stream(self, team: int, epoch: int) -> EpochStream:
-        """The private supply of one team in one epoch."""
+    def _compute_shares(self, epoch: int, phase: int) -> list[EpochShare]:
+        return [epoch_share(part, epoch, self.num_teams, self.key) for part in self.phases[phase]]
+
+    def epoch_stream(self, team: int, epoch: int, phase: int = 0) -> EpochStream:
+        """The private supply of one team in one epoch of a phase."""
         key = key_of(self.key, "stream", team, epoch)
-        return EpochStream(self.parts, self._shares(epoch), team, self.config.window_runs, key)
+        return EpochStream(self.phases[phase], self._shares(epoch, phase), team, self.config.window_runs, key)
 
     def sample(self, item: Item, *, is_shared: bool = False) -> SampleRef:
         """What to read and train on for an item of a pack."""
@@ -285,8 +346,9 @@ class PlanStream:
             )
         self.plan, self.teams, self.member = plan, teams, member
         self.step = 0 if state is None else int(state["step"])
+        phase = plan.phase_at(max(1, self.step))
         self._supplies = [
-            TeamSupply(plan, team, None if state is None else state["teams"][str(team)]) for team in teams
+            TeamSupply(plan, team, phase, None if state is None else state["teams"][str(team)]) for team in teams
         ]
 
     def __iter__(self) -> PlanStream:
@@ -294,7 +356,7 @@ class PlanStream:
 
     def __next__(self) -> list[Pack]:
         self.step += 1
-        packs = [supply.packer.team_step() for supply in self._supplies]
+        packs = [supply.team_step(self.step) for supply in self._supplies]
         if self.member is None:
             return [pack for team in packs for pack in team]
         return [team[self.member] for team in packs]
@@ -302,7 +364,7 @@ class PlanStream:
     @property
     def is_drained(self) -> bool:
         """True when a finite plan has nothing left for these teams."""
-        return all(supply.packer.is_empty for supply in self._supplies)
+        return all(supply.is_drained for supply in self._supplies)
 
     def state(self) -> PlanPosition:
         """Position after the last step as plain numbers for JSON: about 5 kB per team. Cost: microseconds per team."""
@@ -313,12 +375,12 @@ class PlanStream:
 class TeamSupply:
     """One team's samples, epoch after epoch, and the packer they feed."""
 
-    def __init__(self, plan: EpochPlan, team: int, state: TeamPosition | None) -> None:
-        self._plan, self._team = plan, team
+    def __init__(self, plan: EpochPlan, team: int, phase: int, state: TeamPosition | None) -> None:
+        self._plan, self._team, self._phase = plan, team, phase
         zeros = [0] * len(plan.parts)
         state = state or {"epoch": 0, "drawn": zeros, "serial": 0, "random": 0, "buffer": []}
         self._epoch, self._drawn, self._serial = state["epoch"], list(state["drawn"]), state["serial"]
-        self._stream = plan.epoch_stream(team, self._epoch)
+        self._stream = plan.epoch_stream(team, self._epoch, phase)
         size = plan.config.buffer_samples * plan.config.context_parallel
         share = max(1, plan.epoch_samples // plan.num_teams)
         kind: type[Packer] = Packer if plan.buckets is None else BucketPacker
@@ -332,6 +394,28 @@ class TeamSupply:
         )
         if isinstance(self.packer, BucketPacker) and plan.buckets is not None:
             self.packer.buckets = plan.buckets
+        self._ahead: PacksAhead | None = None
+        if plan.config.supply is not None:
+            packs = [self._restored_pack(flat) for flat in state.get("ahead", ())]
+            num_ahead = plan.config.supply.packs_ahead
+            self._ahead = PacksAhead(self.packer, plan.supply_excess, num_ahead, packs, state.get("debt", 0.0))
+
+    def team_step(self, step: int) -> tuple[Pack, ...]:
+        """The packs of a step, one for each member."""
+        phase = self._plan.phase_at(step)
+        if phase != self._phase:
+            self._phase = phase
+            self._begin_epoch()
+        return self.packer.team_step() if self._ahead is None else (self._ahead.next_pack(step),)
+
+    @property
+    def is_drained(self) -> bool:
+        """True when a finite plan has nothing left for this team."""
+        return self.packer.is_empty if self._ahead is None else self._ahead.is_empty
+
+    def _begin_epoch(self) -> None:
+        self._epoch, self._drawn = self._epoch + 1, [0] * len(self._drawn)
+        self._stream = self._plan.epoch_stream(self._team, self._epoch, self._phase)
 
     def _next_item(self) -> Item | None:
         part = self._stream.next_part(self._drawn)
@@ -347,8 +431,7 @@ class TeamSupply:
                     remedy="Use fewer num_packs for so small a set.",
                 )
             num_skipped += 1
-            self._epoch, self._drawn = self._epoch + 1, [0] * len(self._drawn)
-            self._stream = self._plan.epoch_stream(self._team, self._epoch)
+            self._begin_epoch()
             part = self._stream.next_part(self._drawn)
         row, flops, tokens = self._stream.draw(part, self._drawn[part])
         self._drawn[part] += 1
@@ -362,22 +445,24 @@ class TeamSupply:
             items.append(Item(serial, part, epoch, row, float(flops[0]), int(tokens[0])))
         return items
 
+    def _restored_pack(self, flat: list[int]) -> Pack:
+        items = self._restored(flat)
+        return Pack(tuple(items), (), sum(item.flops for item in items), sum(item.tokens for item in items))
+
     def state(self) -> TeamPosition:
         """Position of this team: epoch, draws of each part, and the buffer as (serial, part, epoch, row) in a row."""
         buffer, num_draws = self.packer.state
-        flat = [number for item in buffer for number in (item.serial, item.part, item.epoch, item.row)]
-        return {
+        position: TeamPosition = {
             "epoch": self._epoch,
             "drawn": list(self._drawn),
             "serial": self._serial,
             "random": num_draws,
-            "buffer": flat,
+            "buffer": _flat(buffer),
         }
+        if self._ahead is not None:
+            position |= {"ahead": [_flat(pack.items) for pack in self._ahead.packs], "debt": self._ahead.debt}
+        return position
 
 
-def _draws(num_rows: list[int], weights: list[float]) -> list[int]:
-    """Draws of each part per epoch: in proportion to the weights, and each row of each part at least once."""
-    if not weights:
-        return num_rows
-    total = max(n / w for n, w in zip(num_rows, weights, strict=True))
-    return [max(n, round(total * w)) for n, w in zip(num_rows, weights, strict=True)]
+def _flat(items: Iterable[Item]) -> list[int]:
+    return [number for item in items for number in (item.serial, item.part, item.epoch, item.row)]

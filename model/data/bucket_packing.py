@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +28,8 @@ from schemas.budget import Modality, length_bucket
 class Buckets:
     """How the samples of a plan are sorted and drawn."""
 
-    of: Callable[[Item], int]
+    of: Callable[[int, int], int]
+    """Bucket of a row of the index in a part of the mixture."""
     shares: NDArray[np.float64]
     """[num_buckets] of all draws."""
     batch_size: int
@@ -73,9 +75,10 @@ def open_buckets(plan: Planned) -> Buckets:
         counts = np.bincount(bucket(rows, has_picture), minlength=2 * num)
         shares += counts * part.num_draws / part.num_rows
 
-    def of(item: Item) -> int:
-        has_picture = plan.use_of(item.row, item.part) != "audio"
-        return int(bucket(np.array([item.row]), np.array([has_picture]))[0])
+    @lru_cache(maxsize=1 << 16)
+    def of(row: int, part: int) -> int:
+        has_picture = plan.use_of(row, part) != "audio"
+        return int(bucket(np.array([row]), np.array([has_picture]))[0])
 
     common = key_of(plan.key, "bucket") if config.strategy == "synced_buckets" else None
     return Buckets(of, shares / shares.sum(), config.batch_size, common)
@@ -90,7 +93,7 @@ class BucketPacker(Packer):
         self._num_draws += 1
         filled: dict[int, list[Item]] = {}
         for item in self._items.values():
-            filled.setdefault(self.buckets.of(item), []).append(item)
+            filled.setdefault(self.buckets.of(item.row, item.part), []).append(item)
         if not filled:
             return Pack((), shared, flops, tokens)
         own: list[Item] = []

@@ -73,6 +73,14 @@ def split_runs(shard_of_row: NDArray[np.int32], run_length: int) -> NDArray[np.i
     return np.concatenate([*starts, edges[-1:]])
 
 
+def draws_by_weight(num_rows: list[int], weights: list[float]) -> list[int]:
+    """Draws of each part per epoch: in proportion to the weights, and each row of each part at least once, if it has any."""
+    if not weights:
+        return num_rows
+    total = max(n / w for n, w in zip(num_rows, weights, strict=True) if w)
+    return [max(n, round(total * w)) if w else 0 for n, w in zip(num_rows, weights, strict=True)]
+
+
 @dataclass(frozen=True)
 class DrawPart:
     """One ingredient: its rows in index order, cut into runs, and how many draws an epoch makes.
@@ -123,6 +131,9 @@ def epoch_share(part: DrawPart, epoch: int, num_streams: int, key: int) -> Epoch
 
     Cost: O(runs). Every row is drawn floor or ceil of num_draws / num_rows times.
     """
+    if not part.num_draws:
+        nothing = np.zeros(0, dtype=np.int64)
+        return EpochShare(nothing, nothing, np.zeros(1, dtype=np.int64), np.zeros(num_streams + 1, dtype=np.int64))
     num_rows, edges = part.num_rows, part.run_edges
     begins, ends, flops, left, turn = [], [], [], part.num_draws, 0
     while left > 0:

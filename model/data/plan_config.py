@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from schemas.budget import Modality
@@ -17,8 +19,32 @@ class MixPart(RecipePart):
     weight: float = Field(gt=0)
     modality: Modality | None = None
     sources: tuple[str, ...] | None = None
+    pool: str | None = None
+    """Folder or URL of a pool that `nava-curate select` wrote: only its clips."""
     use: Modality | None = None
     """Train on less than the row has: "audio" turns audio-visual rows into audio-only samples."""
+
+
+class MixPhase(RecipePart):
+    """Other weights of the mixture from a step on."""
+
+    from_step: int = Field(ge=2)
+    weights: dict[str, float]
+    """By name of the part; 0 draws nothing of it. Parts that are not named keep the weight they had."""
+
+
+class SupplyConfig(RecipePart):
+    """What it costs to make a sample ready, in any unit: what encoding ahead of the trainer has to keep up with."""
+
+    packs_ahead: int = Field(default=16, ge=2)
+    """Packs of each stream that are planned ahead, to choose the next one from (`model/data/ahead.py`)."""
+    per_video_token: float = Field(default=1.0, ge=0)
+    per_audio_token: float = Field(default=0.0, ge=0)
+    per_sample: float = Field(default=0.0, ge=0)
+
+    def cost(self, video_tokens: NDArray[np.int64], audio_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of each sample."""
+        return self.per_sample + self.per_video_token * video_tokens + self.per_audio_token * audio_tokens
 
 
 class PlanConfig(RecipePart):
@@ -37,6 +63,12 @@ class PlanConfig(RecipePart):
     """None never ends: epochs follow each other without a ragged tail. A number ends with partly filled packs."""
     mixture: tuple[MixPart, ...] = ()
     """Empty: every row once per epoch."""
+    phases: tuple[MixPhase, ...] = ()
+    """The mixture over the steps: each begins an epoch of its own, the first ones of which still hold what was buffered."""
+    batch_samples: int | None = Field(default=None, ge=1)
+    """Mean samples of a step, over which `num_packs` packs are made alike; instead of `flop_target`."""
+    supply: SupplyConfig | None = None
+    """Give packs out in such an order that what they cost to make ready stays near its mean."""
     strategy: Literal["flop_packs", "length_buckets", "synced_buckets", "padded"] = "flop_packs"
     """Packs of equal FLOPs, or batches as the release and others make them (`model/data/bucket_packing.py`)."""
     batch_size: int = Field(default=4, ge=1)
@@ -59,13 +91,55 @@ class PlanConfig(RecipePart):
             raise ValueError(
                 f"strategy {self.strategy} makes batches for one rank each; context_parallel needs flop_packs"
             )
+        if self.supply is not None and self.context_parallel > 1:
+            raise ValueError("supply orders the packs of single ranks; it needs context_parallel 1")
+        if self.batch_samples is not None:
+            self._check_batch_samples(self.batch_samples)
         names = [part.name for part in self.mixture]
         if len(set(names)) != len(names):
             raise ValueError(f"mixture parts need distinct names, got {names}")
+        self._check_phases(names)
         return self
+
+    def _check_batch_samples(self, batch_samples: int) -> None:
+        if self.flop_target is not None:
+            raise ValueError("batch_samples and flop_target both say how large packs are; give one of them")
+        if self.strategy != "flop_packs" and batch_samples != self.num_packs * self.batch_size:
+            raise ValueError(
+                f"strategy {self.strategy} makes steps of num_packs {self.num_packs} x batch_size {self.batch_size} "
+                f"samples, not of batch_samples {batch_samples}"
+            )
+
+    def _check_phases(self, names: list[str]) -> None:
+        if not self.phases:
+            return
+        if self.num_epochs is not None:
+            raise ValueError("phases begin at steps and num_epochs ends after passes; leave num_epochs out")
+        steps = [phase.from_step for phase in self.phases]
+        if steps != sorted(set(steps)):
+            raise ValueError(f"phases must begin one after the other, got from_step {steps}")
+        if unknown := sorted({name for phase in self.phases for name in phase.weights} - set(names)):
+            raise ValueError(f"phases name {', '.join(unknown)}, the mixture has {', '.join(names) or 'no parts'}")
+        for phase, weights in zip(self.phases, self.weights_by_phase[1:], strict=True):
+            if min(weights) < 0 or not any(weights):
+                raise ValueError(f"from step {phase.from_step} the weights are {weights}: at least one must be above 0")
+
+    @property
+    def weights_by_phase(self) -> list[list[float]]:
+        """Weights of the parts, at the beginning and in each phase."""
+        weights = {part.name: part.weight for part in self.mixture}
+        every = [list(weights.values())]
+        for phase in self.phases:
+            weights |= phase.weights
+            every.append(list(weights.values()))
+        return every
 
     @property
     def identity(self) -> str:
         """What the digest of a plan is made of; keys that came later are left out while they change nothing."""
-        later = {"strategy", "batch_size", "num_buckets"}
-        return self.model_dump_json(exclude=later if self.strategy == "flop_packs" else None)
+        later = {"phases": not self.phases, "batch_samples": self.batch_samples is None, "supply": self.supply is None}
+        later |= dict.fromkeys(("strategy", "batch_size", "num_buckets"), self.strategy == "flop_packs")
+        idle: dict[str, Any] = {key: True for key, is_idle in later.items() if is_idle}
+        if not any(part.pool for part in self.mixture):
+            idle["mixture"] = {"__all__": {"pool"}}
+        return self.model_dump_json(exclude=idle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from schemas.errors import PlanError
 
@@ -19,6 +19,10 @@ class TeamPosition(TypedDict):
     """Random numbers that its packer has used."""
     buffer: list[int]
     """(serial, part, epoch, row) of every sample drawn and not yet packed, one after the other."""
+    ahead: NotRequired[list[list[int]]]
+    """Packs planned ahead, each like `buffer`; only where the plan evens out what packs cost to make ready."""
+    debt: NotRequired[float]
+    """What its packs cost to make ready so far beyond the mean; likewise."""
 
 
 class PlanPosition(TypedDict):

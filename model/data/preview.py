@@ -53,6 +53,14 @@ class BucketRow(TypedDict):
     flops_share: float
 
 
+class PhaseRow(TypedDict):
+    """A later phase of the mixture."""
+
+    from_step: int
+    shares: dict[str, float]
+    """Of the drawn samples, by part."""
+
+
 class PreviewFacts(TypedDict):
     """Everything `nava-train plan` shows, ready for JSON and for the inspector."""
 
@@ -67,7 +75,8 @@ class PreviewFacts(TypedDict):
     flop_target: float
     token_budget: int
     parts: list[dict[str, Any]]
-    """`PartSummary` and its `repeats`."""
+    """`PartSummary` and its `repeats`, at the beginning."""
+    phases: list[PhaseRow]
     buckets: list[BucketRow]
     balance: dict[str, Any]
     """`StepBalance`."""
@@ -140,6 +149,15 @@ def buckets(plan: EpochPlan) -> list[BucketRow]:
     return sorted(rows, key=lambda row: -row["flops_share"])
 
 
+def phases(plan: EpochPlan) -> list[PhaseRow]:
+    """The mixture in each later phase."""
+    rows: list[PhaseRow] = []
+    for phase, parts in zip(plan.config.phases, plan.phases[1:], strict=True):
+        num_draws = sum(part.num_draws for part in parts)
+        rows.append({"from_step": phase.from_step, "shares": {p.name: p.num_draws / num_draws for p in parts}})
+    return rows
+
+
 def preview(
     plan: EpochPlan,
     *,
@@ -167,6 +185,7 @@ def preview(
         "flop_target": plan.limits.flop_target,
         "token_budget": plan.limits.token_budget,
         "parts": [{**asdict(part), "repeats": part.repeats} for part in plan.summaries],
+        "phases": phases(plan),
         "buckets": buckets(plan),
         "balance": asdict(measure_balance(steps, plan.config.context_parallel)),
         "hardware": asdict(hardware),
@@ -186,6 +205,9 @@ def preview_text(facts: PreviewFacts) -> str:
         share = part["flops"] / facts["epoch_flops"]
         numbers = f"{part['num_rows']:>12,}{part['num_draws']:>14,}{part['repeats']:>10.2f}{share:>16.1%}"
         lines.append(f"{part['name']:<20}{numbers}{part['longest_tokens']:>16,}")
+    for row in facts["phases"]:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in row["shares"].items())
+        lines.append(f"from step {row['from_step']:,} of the samples: {shares}")
     lines += ["", f"{'bucket':<12}{'length':<12}{'samples':>12}{'tokens':>18}{'share of FLOPs':>16}"]
     for row in facts["buckets"]:
         numbers = f"{row['samples']:>12,}{row['tokens']:>18,}{row['flops_share']:>16.1%}"

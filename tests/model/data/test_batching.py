@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from benchmarks.batching import packs_ahead
 from benchmarks.corpus import index_of, synthetic_index
 from model.data.batching import EpochPlan
 from model.data.index import ShardIndex
 from model.data.order import permuted, split_runs
 from model.data.packing import Item, Limits, Pack, Room, best_close
-from model.data.plan_config import MixPart, PlanConfig
+from model.data.plan_config import MixPart, MixPhase, PlanConfig, SupplyConfig
 from model.data.position import merge_positions
 from model.data.preview import measure_balance, preview, preview_text
 from model.data.substitutes import substitute
@@ -367,10 +368,10 @@ def test_a_position_stays_small_and_opening_one_does_not_replay() -> None:
     windows_opened = 0
     original = plan.epoch_stream
 
-    def counting(team: int, epoch: int) -> Any:
+    def counting(*which: int) -> Any:
         nonlocal windows_opened
         windows_opened += 1
-        return original(team, epoch)
+        return original(*which)
 
     plan.epoch_stream = counting  # type: ignore[method-assign]
     plan.stream(state=stream.state())
@@ -463,7 +464,7 @@ def test_published_strategies_make_batches_of_one_bucket_lose_nothing_and_resume
     assert plan.buckets is not None
     full = [pack for pack in packs if len(pack.items) == 4]
     assert len(full) > 0.8 * len(packs)
-    assert all(len({plan.buckets.of(item) for item in pack.items}) == 1 for pack in packs if pack.items)
+    assert all(len({plan.buckets.of(item.row, item.part) for item in pack.items}) == 1 for pack in packs if pack.items)
     straight, half = plan.stream(), plan.stream()
     expected = [rows_of(next(straight)) for _ in range(40)]
     for _ in range(15):
@@ -481,6 +482,81 @@ def test_synced_buckets_are_more_even_than_buckets_that_ranks_draw_alone() -> No
         stream = plan.all_packs()
         imbalance[strategy] = measure_balance([next(stream) for _ in range(60)]).imbalance_mean
     assert imbalance["flop_packs"] < 1.01 < imbalance["synced_buckets"] < imbalance["length_buckets"]
+
+
+def resumed(plan: EpochPlan, at_step: int, num_steps: int) -> list[list[tuple[int, int]]]:
+    """Rows of `num_steps` steps of the plan opened anew at a position saved after `at_step`."""
+    half = plan.stream()
+    for _ in range(at_step):
+        next(half)
+    stream = EpochPlan(plan.index, plan.config, plan.shape).stream(state=json.loads(json.dumps(half.state())))
+    return [rows_of(next(stream)) for _ in range(num_steps)]
+
+
+def test_the_mixture_changes_over_steps_within_one_plan() -> None:
+    index, _ = synthetic_index(3000, "S1")
+    parts = (MixPart(name="sound", weight=3, modality="audio"), MixPart(name="joint", weight=1, modality="audio_video"))
+    phases = (MixPhase(from_step=31, weights={"sound": 1}), MixPhase(from_step=61, weights={"sound": 0}))
+    config = PlanConfig(num_packs=4, token_budget=200_000, mixture=parts, phases=phases, buffer_samples=16)
+    plan = EpochPlan(index, config, NAVA_6B)
+    straight = plan.stream()
+    steps = [next(straight) for _ in range(90)]
+
+    def sound(first: int, last: int) -> float:
+        return float(np.mean([item.part == 0 for packs in steps[first:last] for p in packs for item in p.items]))
+
+    assert sound(0, 30) == pytest.approx(0.75, abs=0.05)
+    assert sound(45, 60) == pytest.approx(0.5, abs=0.1)
+    assert sound(75, 90) == 0
+    assert measure_balance(steps).imbalance_mean < 1.01
+    expected = [rows_of(packs) for packs in steps]
+    for at_step in (29, 30, 31, 60):
+        assert resumed(plan, at_step, 20) == expected[at_step : at_step + 20]
+    assert "from step 61 of the samples: sound 0.0%, joint 100.0%" in preview_text(preview(plan, num_steps=5))
+    for wrong, said in (
+        ({"from_step": 9, "weights": {"noise": 1}}, "phases name noise, the mixture has sound, joint"),
+        ({"from_step": 9, "weights": {"sound": 0, "joint": 0}}, "at least one must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            PlanConfig.model_validate({**config.model_dump(), "phases": [wrong]})
+
+
+def test_a_step_can_be_given_in_samples() -> None:
+    index, _ = synthetic_index(3000, "S1")
+    config = PlanConfig(num_packs=16, token_budget=200_000, batch_samples=96)
+    plan = EpochPlan(index, config, NAVA_6B)
+    stream = plan.all_packs()
+    balance = measure_balance([next(stream) for _ in range(40)])
+    assert balance.num_samples / 40 == pytest.approx(96, rel=0.04)
+    assert balance.imbalance_mean < 1.005
+    with pytest.raises(PlanError, match=r"32 a pack, which would hold more than .* Set num_packs to \d+"):
+        EpochPlan(index, config.model_copy(update={"batch_samples": 512}), NAVA_6B)
+    with pytest.raises(ValueError, match="steps of num_packs 2 x batch_size 4"):
+        PlanConfig(num_packs=2, token_budget=9, strategy="padded", batch_samples=512)
+
+
+def test_a_plan_can_even_out_what_its_packs_cost_to_make_ready() -> None:
+    index, _ = synthetic_index(6000, "S2")
+    supply = SupplyConfig(per_sample=8000.0)
+    ahead, steps = {}, []
+    for is_on in (False, True):
+        config = PlanConfig(num_packs=4, token_budget=135_000, supply=supply if is_on else None)
+        plan = EpochPlan(index, config, NAVA_6B)
+        stream = plan.all_packs()
+        steps = [next(stream) for _ in range(150)]
+        rows = [[[item.row for item in pack.items] for pack in packs] for packs in steps]
+        cost = [[supply.cost(index.video_tokens[r], index.audio_tokens[r]).sum() for r in packs] for packs in rows]
+        ahead[is_on] = packs_ahead(np.array(cost))
+        assert measure_balance(steps).imbalance_mean < 1.002
+    assert ahead[True] < 0.6 * ahead[False]
+    assert resumed(plan, 27, 20) == [rows_of(packs) for packs in steps[27:47]]
+
+
+def test_a_finite_plan_that_looks_ahead_loses_nothing() -> None:
+    index, _ = synthetic_index(300, "S2")
+    plan = EpochPlan(index, PlanConfig(num_packs=2, token_budget=135_000, num_epochs=2, supply=SupplyConfig()), NAVA_6B)
+    seen = Counter(entry for packs in plan.all_packs() for entry in rows_of(packs))
+    assert seen == Counter({(epoch, row): 1 for epoch in range(2) for row in range(len(index))})
 
 
 def test_a_plan_keeps_its_identity_while_new_keys_change_nothing() -> None:
