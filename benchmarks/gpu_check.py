@@ -2,6 +2,7 @@
 
     empty       packs in which a stream, or nearly everything, is empty: every backend, forward and backward
     attention   backends against the first one at real lengths: error, TFLOP/s, time to prepare a pack
+    kernels     what `network.attention_backend: measured` finds, FlashAttention-3 too where torch has it registered
     parity      loss and gradients in bfloat16 against float32: cosine and ratio of norms
     repeat      whether two equal steps give equal bits
     pack        a training step of the network: peak memory against `model/training/memory.py`, share of the peak FLOPs
@@ -31,6 +32,7 @@ from model.network.flow import FlowObjective, clip_generators
 from model.network.flow_config import FlowConfig
 from model.network.nava import Nava, pack
 from model.network.tokens import Sample
+from model.training.kernels import kernels_here, time_kernels
 from model.training.memory import count_activations
 from model.training.recompute import set_recompute
 from schemas.budget import ModelShape, Recompute, paired_audio_tokens, training_flops
@@ -169,6 +171,16 @@ def check_attention(setting: Setting) -> Iterator[Row]:
         yield from attempts(setting, "attention", run)
 
 
+def check_kernels(setting: Setting) -> Iterator[Row]:
+    """Seconds of every kernel that runs here, forward and backward, on 27,407 tokens."""
+    device, dtype = torch.device(setting.device), torch.bfloat16 if setting.is_cuda else torch.float32
+    times = time_kernels(
+        kernels_here(setting.device), setting.network, dtype, 27_407 if setting.is_cuda else 96, device
+    )
+    for kernel, seconds in times.items():
+        yield {"part": "kernels", "backend": kernel.backend, "flash": kernel.flash, "seconds": seconds}
+
+
 def check_parity(setting: Setting) -> Iterator[Row]:
     """bfloat16 of every backend against float32 of the first."""
     clips = [clip(setting, 0, 17, 8, 12), clip(setting, 1, 33, 4, 6, "audio"), clip(setting, 2, 9, 6, 8, "video")]
@@ -227,6 +239,7 @@ def check_pack(setting: Setting) -> Iterator[Row]:
 PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "empty": check_empty,
     "attention": check_attention,
+    "kernels": check_kernels,
     "parity": check_parity,
     "repeat": check_repeat,
     "pack": check_pack,

@@ -111,8 +111,12 @@ def check(
 def sample(
     weights: Annotated[Path, typer.Argument(exists=True, help="a checkpoint in any container")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help=".mp4, .safetensors, or without suffix: what can be written")
+        Path, typer.Option("--out", "-o", help=".mp4, .wav, .safetensors, or without suffix; a folder with --prompts")
     ],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="JSON lines, or a Seed-TTS .lst; shared out under torchrun"),
+    ] = None,
     caption: Annotated[str | None, typer.Option(help="prompt; spoken lines as <S>line<E>")] = None,
     voice: Annotated[
         list[str] | None, typer.Option(help="reference sound, one per spoken line; none: no voice")
@@ -125,7 +129,7 @@ def sample(
     recipe: Annotated[str, typer.Option(help="a packaged sample recipe by name, or a .yaml file")] = "release",
     settings: SettingOption = None,
 ) -> None:
-    """Generates one clip: an mp4 with sound where the codecs allow it, latents otherwise."""
+    """Generates a clip, or one for every prompt of a file: mp4 with sound where the codecs allow it, latents otherwise."""
     from model.sampling.config import load_recipe
 
     config = load_recipe(recipe, settings or [])
@@ -134,6 +138,11 @@ def sample(
     config = config.with_prompt(**{key: value for key, value in prompt.items() if value is not None})
     direct = {"codecs": codecs, "seed": seed}
     config = config.model_copy(update={key: value for key, value in direct.items() if value is not None})
+    if prompts is not None:
+        from model.sampling.batch import generate_all
+
+        generate_all(weights, config, prompts, out)
+        return
     from model.sampling.sample import generate
 
     print(generate(weights, config, out, _show_step))
@@ -175,14 +184,18 @@ def plan(
     settings: SettingOption = None,
     gpus: Annotated[list[int] | None, typer.Option(help="numbers of GPUs to reckon with (default 8, 64, 128)")] = None,
     memory_only: Annotated[bool, typer.Option("--memory-only", help="without an index: memory alone")] = False,
+    cards: Annotated[bool, typer.Option("--cards", help="what fits 1 to 64 GPUs of 24 to 141 GB, and how")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for plan.json and plan.txt")] = None,
 ) -> None:
     """Shows buckets, balance, steps, hours and memory of a stage; fails when it fits none of the numbers of GPUs."""
     from model.training.config import load_recipe
 
     config = load_recipe(recipe, settings or [])
-    from model.training.plan_stage import plan_stage
+    from model.training.plan_stage import cards_text, plan_stage
 
+    if cards:
+        print(cards_text(config))
+        return
     text = plan_stage(config, tuple(gpus or (8, 64, 128)), out, memory_only=memory_only)
     print(text)
 
@@ -214,6 +227,30 @@ def train(
         from model.training.train import train as train_here
 
         train_here(config, out, allow_changes=allow_changes)
+
+
+@app.command()
+def stages(
+    chain: Annotated[str, typer.Argument(help="packaged stages by name, or a .yaml file")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder with a training folder for each stage")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value of every stage's recipe")
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="print the stages and train nothing")] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="go on although a recipe makes it another experiment")
+    ] = False,
+) -> None:
+    """Trains stages one after the other, each from the weights of the one before; the same command goes on."""
+    from model.training.config import load_stages
+
+    loaded = load_stages(chain, settings or [])
+    from model.training.stages import run_stages, stages_text
+
+    if show:
+        print(stages_text(loaded, out))
+    else:
+        run_stages(loaded, out, allow_changes=allow_changes)
 
 
 @app.command("tiny-codecs")

@@ -31,8 +31,8 @@ from model.encoding.config import EncodeConfig, read_encode_config
 from model.network.config import NavaConfig
 from model.sampling.config import SampleConfig
 from model.sampling.config import load_recipe as load_sample_recipe
+from model.training.config import CHAINS, TrainConfig, load_stages
 from model.training.config import RECIPES as TRAIN_RECIPES
-from model.training.config import TrainConfig
 from model.training.config import load_recipe as load_train_recipe
 from pipeline.ask.queries import Balance
 from pipeline.config import RECIPES, Recipe, load_recipe, parse_recipe
@@ -126,6 +126,8 @@ def check_settings(program: str, name: str, given: Mapping[str, Any]) -> None:
         read_encode_config(Path("codecs"), settings)
     elif name == "sample":
         load_sample_recipe("release", settings)
+    elif name == "stages":
+        load_stages(given["chain"] if given.get("chain") in packaged(CHAINS) else "tiny", settings)
     else:
         load_train_recipe(named if named in packaged(TRAIN_RECIPES) else "stage2_joint", settings)
 
@@ -400,7 +402,7 @@ def test_every_recipe_and_page_is_spoken_of() -> None:
     written = [page.read_text() for page in PAGES]
     said = {span for text in written for span in spans(text)}
     said |= {word for text in written for line, _ in command_lines(text) for word in line.split()}
-    names = {name for folder in (RECIPES, TRAIN_RECIPES, TRAIN_RECIPES / "sample") for name in packaged(folder)}
+    names = {name for folder in (RECIPES, TRAIN_RECIPES, CHAINS, TRAIN_RECIPES / "sample") for name in packaged(folder)}
     assert names <= said, f"say in docs/ what these recipes are for: {sorted(names - said)}"
     linked = set(re.findall(r"\]\(([\w./]+)\)", (ROOT / "README.md").read_text()))
     pages = {str(page.relative_to(ROOT)) for page in PAGES if page.name != "README.md"}

@@ -18,17 +18,22 @@ from model.network.config import NavaConfig
 
 
 class Linear(nn.Linear):
-    """A matrix product in the dtype of the weights, with what an adapter adds to it, if there is one (lora.py)."""
+    """A matrix product in the dtype of the weights (of the bias, where they are held in eight bits: float8.py), with what an
+    adapter adds to it, if there is one (lora.py)."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
         self.register_parameter("lora_a", None)
         self.register_parameter("lora_b", None)
+        self.register_parameter("weight_scale", None)
         self.lora_scale = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.weight.dtype)
-        y = F.linear(x, self.weight, self.bias)
+        x = x.to(self.bias.dtype)
+        if self.weight_scale is None:
+            y = F.linear(x, self.weight, self.bias)
+        else:
+            y = F.linear(x, self.weight.to(x.dtype)) * self.weight_scale.to(x.dtype) + self.bias
         if self.lora_a is None:
             return y
         return y + self.lora_scale * F.linear(F.linear(x, self.lora_a), self.lora_b)

@@ -55,6 +55,35 @@ class Guidance(RecipePart):
     direction then also contains the timbre."""
 
 
+class MemoryConfig(RecipePart):
+    """What to do without on small cards."""
+
+    is_float8: bool = False
+    """Hold the blocks' matrices in eight bits (`model/network/float8.py`)."""
+    offloads_text: bool = False
+    """Keep the text encoder in host memory but while it reads."""
+    offloads_blocks: bool = False
+    """Keep the network's blocks in host memory, and fetch each as it computes."""
+    has_tiles: bool = False
+    """Encode and decode pictures in overlapping tiles."""
+
+
+class RewriteConfig(RecipePart):
+    """A language model that makes long captions of short prompts."""
+
+    url: str
+    """OpenAI-compatible, up to /v1."""
+    model: str
+    api_key_variable: str | None = None
+    """Name of the environment variable that holds the key."""
+    language: str = "Chinese"
+    """Of the captions; the release was trained on Chinese ones."""
+    instructions: str | None = None
+    """Null: `model.sampling.rewrite.INSTRUCTIONS`."""
+    temperature: float = Field(default=0.7, ge=0)
+    timeout_s: float = Field(default=120.0, gt=0)
+
+
 class SampleConfig(RecipePart):
     """What to generate and how."""
 
@@ -73,6 +102,9 @@ class SampleConfig(RecipePart):
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Numbers of the weights and the frozen codecs."""
+    memory: MemoryConfig = MemoryConfig()
+    rewrite: RewriteConfig | None = None
+    """Null: captions are taken as they are."""
 
     def with_prompt(self, **changes: Any) -> SampleConfig:
         """The same with these fields of the prompt changed."""

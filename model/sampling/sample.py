@@ -6,8 +6,10 @@ C channels, T frames, H and W pixels, S sound samples.
 
 from __future__ import annotations
 
+import wave
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cached_property
 from math import ceil
 from pathlib import Path
 
@@ -17,8 +19,11 @@ from torch import Tensor
 from model.encoding.clip_media import read_sound
 from model.encoding.codec import Codecs, EncodedText, open_codecs
 from model.network.config import NavaConfig, network_of
+from model.network.float8 import hold_in_float8
 from model.network.nava import Nava
 from model.sampling.config import Mode, Prompt, SampleConfig
+from model.sampling.offload import fetch_blocks
+from model.sampling.rewrite import rewrite
 from model.sampling.sampler import Latents, SampleRequest, sample
 from model.weights.convert import load_weights
 from schemas.budget import PX_PER_LATENT
@@ -38,31 +43,91 @@ PEAK = 0.95
 """Sound is scaled to this peak, as in the release."""
 
 
-def load_model(weights: Path, config: NavaConfig, device: str, dtype: torch.dtype) -> Nava:
+def load_model(weights: Path, config: NavaConfig, device: str, dtype: torch.dtype, *, is_float8: bool = False) -> Nava:
     """The network with the weights of a checkpoint, on `device`; needs its own size in memory and little more."""
     with torch.device("meta"):
         model = Nava(config)
-    model.to(dtype).to_empty(device=device)
+    model.to(dtype).requires_grad_(False)
+    if is_float8:
+        hold_in_float8(model)
+    model.to_empty(device=device)
     load_weights(model, weights, config)
-    model.eval().requires_grad_(False)
-    return model
+    return model.eval()
+
+
+class Generator:
+    """The network and the frozen codecs of a recipe, opened once for as many clips as wanted.
+
+    Everything that can be refused is refused before the network is read, which the first clip does. Raises ModelError for
+    prompts, codecs or weights that do not fit each other, MediaError for a voice without sound.
+    """
+
+    def __init__(self, weights: Path, config: SampleConfig) -> None:
+        self.config = config
+        self.network, dtype = network_of(weights, config.network), getattr(torch, config.dtype)
+        self._device = torch.device(config.device)
+        self.codecs = Codecs()
+        if config.codecs:
+            self.codecs = open_codecs(config.codecs, self.network, self._device, dtype)
+        if config.memory.has_tiles and self.codecs.video is not None:
+            self.codecs.video.vae.enable_tiling()
+        self._weights, self._dtype = weights, dtype
+
+    @cached_property
+    def model(self) -> Nava:
+        """The network."""
+        memory = self.config.memory
+        device = "cpu" if memory.offloads_blocks else self.config.device
+        model = load_model(self._weights, self.network, device, self._dtype, is_float8=memory.is_float8)
+        if memory.offloads_blocks:
+            fetch_blocks(model, self._device)
+        return model
+
+    def request(self, prompt: Prompt, seed: int) -> SampleRequest:
+        """What the network is asked: sizes, and text, voices and first frame encoded."""
+        if self.codecs.text is not None:
+            self.codecs.text.model.to(self._device)
+        with torch.no_grad():
+            config = self.config.model_copy(update={"prompt": prompt, "seed": seed})
+            return make_request(config, self.network, self.codecs)
+
+    def rest_encoder(self) -> None:
+        """No text is read for a while: leave the device to the network, where memory is short."""
+        if self.codecs.text is not None and self.config.memory.offloads_text:
+            self.codecs.text.model.to("cpu")
+
+    def make(self, request: SampleRequest, target: Path, on_step: Callable[[int, int], None] | None = None) -> None:
+        """Generate a clip and write it to `target`, which `target_of` named."""
+        latents = sample(self.model, request, on_step)
+        if target.suffix == ".safetensors":
+            write_sampled(target, latents, request.seed)
+        elif target.suffix == ".wav":
+            write_wav(target, *self._decoded_sound(latents))
+        else:
+            pixels = (
+                None if latents.video is None or self.codecs.video is None else self.codecs.video.decode(latents.video)
+            )
+            sound, rate_hz = self._decoded_sound(latents)
+            fps = Fraction(self.network.video_fps).limit_denominator(1001)
+            write_mp4(target, None if pixels is None else pixels.cpu(), fps, sound, rate_hz)
+
+    def _decoded_sound(self, latents: Latents) -> tuple[Tensor | None, int]:
+        if latents.audio is None or self.codecs.audio is None:
+            return None, 0
+        sound, rate_hz = self.codecs.audio.decode(latents.audio)
+        return sound.cpu(), rate_hz
 
 
 def generate(weights: Path, config: SampleConfig, out: Path, on_step: Callable[[int, int], None] | None = None) -> Path:
-    """The file written: `out` with .mp4 or .safetensors. Everything that can be refused is refused before the network runs.
-
-    Raises ModelError for a prompt, codecs or weights that do not fit each other, MediaError for a voice without sound.
-    """
-    network, dtype = network_of(weights, config.network), getattr(torch, config.dtype)
-    codecs = open_codecs(config.codecs, network, torch.device(config.device), dtype) if config.codecs else Codecs()
-    target = _target(out, config.prompt.mode, codecs)
-    with torch.no_grad():
-        request = make_request(config, network, codecs)
-    latents = sample(load_model(weights, network, config.device, dtype), request, on_step)
-    if target.suffix == ".safetensors":
-        write_sampled(target, latents, config.seed)
-    else:
-        _decode(target, latents, codecs, network)
+    """The file written: `out` with .mp4, .wav or .safetensors."""
+    generator = Generator(weights, config)
+    target = target_of(out, config.prompt.mode, generator.codecs)
+    prompt = config.prompt
+    if config.rewrite is not None:
+        prompt = prompt.model_copy(update={"caption": rewrite(prompt.caption, config.rewrite)})
+    request = generator.request(prompt, config.seed)
+    generator.rest_encoder()
+    generator.make(request, target, on_step)
     return target
 
 
@@ -188,18 +253,20 @@ def read_picture(path: Path, height_px: int, width_px: int) -> Tensor:
     return pixels_HWC.permute(2, 0, 1)[:, None]
 
 
-def _target(out: Path, mode: Mode, codecs: Codecs) -> Path:
+def target_of(out: Path, mode: Mode, codecs: Codecs) -> Path:
     """`out` with the suffix of what will be written; a suffix that is asked for and cannot be had is refused."""
     lacking = []
     if mode != "audio" and codecs.video is None:
         lacking.append("video_vae/")
     if mode != "video" and (codecs.audio is None or codecs.audio.vocoder is None):
         lacking.append("audio_vae/ and vocoder/")
-    if out.suffix == ".mp4" and lacking:
+    if out.suffix == ".wav" and mode != "audio":
+        raise ModelError(f"{out} can hold sound alone.", remedy="Set prompt.mode to audio, or name it .mp4.")
+    if out.suffix in (".mp4", ".wav") and lacking:
         raise ModelError(
             f"{out} needs {' and '.join(lacking)} in --codecs.", remedy="Add them, or name the output .safetensors."
         )
-    if out.suffix in (".mp4", ".safetensors"):
+    if out.suffix in (".mp4", ".wav", ".safetensors"):
         return out
     return out.with_name(out.name + (".safetensors" if lacking else ".mp4"))
 
@@ -214,15 +281,16 @@ def write_sampled(path: Path, latents: Latents, seed: int) -> None:
         save_file(tensors, partial, {"seed": str(seed), "layout": "video [C, T, H, W], audio [L, C], normalised"})
 
 
-def _decode(path: Path, latents: Latents, codecs: Codecs, config: NavaConfig) -> None:
-    pixels = wave = None
-    rate_hz = 0
-    if latents.video is not None and codecs.video is not None:
-        pixels = codecs.video.decode(latents.video).cpu()
-    if latents.audio is not None and codecs.audio is not None:
-        wave, rate_hz = codecs.audio.decode(latents.audio)
-        wave = wave.cpu()
-    write_mp4(path, pixels, Fraction(config.video_fps).limit_denominator(1001), wave, rate_hz)
+def write_wav(path: Path, wave_CS: Tensor | None, rate_hz: int) -> None:
+    """Write 16-bit PCM of a wave, scaled to a peak of 0.95."""
+    if wave_CS is None:
+        raise ModelError(f"{path}: there is no sound to write.")
+    levels = (wave_CS * (PEAK / wave_CS.abs().max().clamp(min=1e-12)) * 32767).round().to(torch.int16)
+    with whole_path(path) as partial, wave.open(str(partial), "wb") as file:
+        file.setnchannels(levels.shape[0])
+        file.setsampwidth(2)
+        file.setframerate(rate_hz)
+        file.writeframes(levels.T.contiguous().numpy().tobytes())
 
 
 def write_mp4(path: Path, pixels_CTHW: Tensor | None, fps: Fraction, wave_CS: Tensor | None, rate_hz: int) -> None:

@@ -1,15 +1,17 @@
 """One training stage as a recipe: YAML -> `TrainConfig`. Every key is read somewhere, unknown keys are refused.
 
-nava-train plan  stage2_joint                     a packaged recipe by name, or a path
-nava-train train my.yaml --set optim.learning_rate=5e-5
+nava-train plan   stage2_joint                     a packaged recipe by name, or a path
+nava-train train  my.yaml --set optim.learning_rate=5e-5
+nava-train stages three_stages                     several of them, one after the other
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,9 +21,11 @@ from model.encoding.config import DataConfig
 from model.network.config import NavaConfig
 from model.network.flow_config import FlowConfig
 from schemas.budget import ModelShape, Recompute
+from schemas.errors import RecipeError
 from schemas.recipe import RecipePart, nearest, read_recipe, validated
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+CHAINS = RECIPES / "stages"
 Precision = Literal["bfloat16", "float32", "float64"]
 
 
@@ -41,13 +45,17 @@ class NetworkConfig(RecipePart):
     preset: str = "nava_6b"
     changes: dict[str, Any] = Field(default_factory=dict)
     """Fields of `NavaConfig` that differ from the preset."""
-    attention_backend: str = "auto"
+    attention_backend: Literal["auto", "measured", "sdpa", "varlen", "flex"] = "auto"
+    """`measured` times those that the device has and takes the fastest (`model/training/kernels.py`)."""
     weights: Path | None = None
     """A checkpoint in any container (`nava-train convert`): the start of this stage. None initialises."""
     lora: LoraConfig | None = None
     """Train adapters, and nothing else but `train_only`."""
     train_only: tuple[str, ...] = ()
     """Names of the parameters to train, with * for anything; the rest is frozen, and in no checkpoint. Empty: all."""
+
+    frozen: Literal["master", "bfloat16", "float8"] = "master"
+    """How what is frozen is held: like trained weights, in bfloat16, or its matrices in eight bits (`network/float8.py`)."""
 
     @property
     def is_partial(self) -> bool:
@@ -91,6 +99,8 @@ class ParallelConfig(RecipePart):
     compile_backend: str = "inductor"
     num_replicas: int = Field(default=1, ge=1)
     """Copies of the sharded states: ranks / num_replicas share one copy (hybrid sharding); 1 shards over all ranks."""
+    offload: bool = False
+    """Keep weights, gradients and optimiser states in host memory, from where blocks are fetched as they are used."""
     precision: Precision = "bfloat16"
     """Numbers of the matrix products. Master weights, gradients and their sums are float32, or float64 throughout."""
     sync_every_micro_step: bool = False
@@ -166,6 +176,10 @@ class TrainConfig(RecipePart):
     def _check(self) -> Self:
         if self.network.is_partial and self.network.weights is None:
             raise ValueError("network.lora and network.train_only keep the rest of network.weights, which is not given")
+        if self.network.frozen != "master" and not self.network.is_partial:
+            raise ValueError(
+                f"network.frozen={self.network.frozen} is for what network.lora or network.train_only freezes"
+            )
         members, num_heads = self.plan.context_parallel, self.network.network().num_heads
         if num_heads % members:
             raise ValueError(
@@ -195,6 +209,8 @@ class TrainConfig(RecipePart):
         content = self.model_dump(mode="json")
         content["data"]["shards"] = absolute(content["data"]["shards"])
         content["data"]["index"] = absolute(content["data"]["index"])
+        for part in content["plan"]["mixture"]:
+            part["pool"] = absolute(part["pool"])
         content["network"]["weights"] = absolute(content["network"]["weights"])
         if content["data"]["online"] is not None:
             content["data"]["online"]["codecs"] = absolute(content["data"]["online"]["codecs"])
@@ -211,3 +227,70 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig
     Relative paths in a recipe are relative to the working directory. Raises RecipeError naming file, key and remedy.
     """
     return validated(TrainConfig, read_recipe(name_or_path, RECIPES, overrides), name_or_path)
+
+
+class Bound(RecipePart):
+    """What a number must be; null is never within."""
+
+    min: float | None = None
+    max: float | None = None
+
+    def holds(self, value: float | None) -> bool:
+        """Whether a number is within."""
+        if value is None:
+            return False
+        return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
+
+
+class ChainStage(RecipePart):
+    """One stage of several."""
+
+    recipe: str
+    """A packaged recipe by name, or a YAML file."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Keys of it that differ, such as `data.shards: pools/film/shards`."""
+    gates: dict[str, Bound] = Field(default_factory=dict)
+    """What the last line of metrics.jsonl or validation.jsonl must say before the next stage begins, for example
+    `validation.loss: {max: 0.8}`."""
+
+    @field_validator("gates")
+    @classmethod
+    def _check(cls, gates: dict[str, Bound]) -> dict[str, Bound]:
+        for key in gates:
+            if key.partition(".")[0] not in ("metrics", "validation"):
+                raise ValueError(f"gate '{key}' must begin with metrics. or validation., where its number is written")
+        return gates
+
+
+class ChainConfig(RecipePart):
+    """Stages, each of which begins from the weights of the one before."""
+
+    name: str
+    stages: tuple[ChainStage, ...] = Field(min_length=1)
+
+
+class LoadedStage(NamedTuple):
+    """A stage with its recipe read."""
+
+    train: TrainConfig
+    gates: dict[str, Bound]
+
+
+def load_stages(name_or_path: str, overrides: Sequence[str] = ()) -> list[LoadedStage]:
+    """The stages in a YAML file, or those shipped under that name; `overrides` are applied to each stage's recipe.
+
+    All but the first begin from the weights before them, whatever their recipes say. Raises RecipeError naming file, key and
+    remedy.
+    """
+    chain = validated(ChainConfig, read_recipe(name_or_path, CHAINS), name_or_path)
+    stages = []
+    for number, stage in enumerate(chain.stages, start=1):
+        settings = [f"{key}={json.dumps(value)}" for key, value in stage.settings.items()]
+        train = load_recipe(stage.recipe, [*settings, *overrides])
+        if any(key.startswith("validation.") for key in stage.gates) and train.validation.every_steps is None:
+            raise RecipeError(
+                f"{name_or_path}: stage {number} has a gate on the held-out loss and validates nothing.",
+                remedy="Add validation.every_steps to its settings.",
+            )
+        stages.append(LoadedStage(train, stage.gates))
+    return stages

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from model.network.config import NavaConfig
 from model.network.context_parallel import Team, keep_share, keep_targets
 from model.network.flow import FlowObjective, Noised, clip_generators
 from model.network.tokens import Packed, Sample, pack
+from model.training.transfer import DeviceCopies, Event
 
 
 @dataclass(slots=True)
@@ -32,6 +33,8 @@ class MicroStep:
     """Samples shared with the team; they come first."""
     first_counted: int
     """Samples before it are counted and reported by another rank of the team."""
+    arrived: Event | None = None
+    """When it is on the device; `StepFeed.receive` before kernels read it."""
 
 
 @dataclass(slots=True)
@@ -74,7 +77,8 @@ class StepFeed:
         team: Team | None = None,
     ) -> None:
         self.loader, self.num_micro_steps, self.objective = loader, num_micro_steps, objective
-        self._network, self._seed, self._device, self._team = network, seed, device, team
+        self._network, self._seed, self._team = network, seed, team
+        self._copies = DeviceCopies(device)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="step-feed")
         self._next: Future[Step] = self._worker.submit(self._prepare)
 
@@ -87,6 +91,10 @@ class StepFeed:
         share = min(1.0, waited_s / max(step.seconds.pop("prepare"), 1e-9))
         step.seconds = {"wait": waited_s, **{cause: share * s for cause, s in step.seconds.items()}}
         return step
+
+    def receive(self, micro: MicroStep) -> tuple[Packed, Noised]:
+        """What the network is given, for kernels queued from now on."""
+        return self._copies.receive((micro.packed, micro.noised), micro.arrived)
 
     def close(self) -> None:
         """Stop all threads; what is ahead is dropped."""
@@ -123,7 +131,8 @@ class StepFeed:
             packed = keep_share(packed, num_shared, self._team)
             noised = keep_targets(noised, packed)
             first_counted = 0 if self._team.is_first else num_shared
-        return self._moved(MicroStep(packed, noised, loaded.refs, is_idle, num_shared, first_counted))
+        (packed, noised), arrived = self._copies.send((packed, noised))
+        return MicroStep(packed, noised, loaded.refs, is_idle, num_shared, first_counted, arrived)
 
     def _discord(self, micro_steps: list[MicroStep]) -> int:
         """A digest of the shared samples, with such a sign and factor that it cancels out over a team that agrees."""
@@ -136,16 +145,6 @@ class StepFeed:
     def _stalls(self) -> dict[str, float]:
         stalls = self.loader.stalls
         return {"queue": stalls.queue_s, "read": stalls.read_s, "decode": stalls.decode_s}
-
-    def _moved(self, micro: MicroStep) -> MicroStep:
-        if self._device.type == "cpu":
-            return micro
-        noised, device = micro.noised, self._device
-        targets = [
-            [None if t is None else t.to(device) for t in ts] for ts in (noised.video_targets, noised.audio_targets)
-        ]
-        moved = Noised(noised.samples, noised.timesteps.to(device), noised.weights.to(device), *targets)
-        return replace(micro, packed=micro.packed.to(device), noised=moved)
 
 
 def idle_sample(config: NavaConfig) -> Sample:

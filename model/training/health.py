@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from typing import Any, TypedDict
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +22,24 @@ MIN_SEEN = 20
 """Steps before a spike can be told: until then there is nothing to compare with."""
 DEVIATION_OF_MEDIAN = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
+
+
+NOTABLE_WAIT = 0.05
+"""Share of the time above which waiting is worth a name."""
+Bottleneck = Literal["read", "encode", "compute", "sync"]
+
+
+def bottleneck(stall: float, causes_s: Mapping[str, float], sync: float, *, is_encoding: bool) -> Bottleneck:
+    """What holds training up: getting samples (`read`, `encode`), waiting for other ranks (`sync`), else `compute`.
+
+    stall, sync: shares of the time that ranks wait for their own next step and for each other. Of what samples were waited
+    for the longer is named; turning bytes into samples counts as reading unless clips are encoded on the way.
+    """
+    if max(stall, sync) < NOTABLE_WAIT:
+        return "compute"
+    if sync > stall:
+        return "sync"
+    return "encode" if is_encoding and causes_s["decode"] + causes_s["queue"] >= causes_s["read"] else "read"
 
 
 class SlowestRank(TypedDict):

@@ -1,7 +1,7 @@
 """What training holds on one GPU, counted on the real blocks: run with tensors that have shapes and no numbers.
 
-    states        this rank's shards: master weights, and of what is trained gradients, two moments, and the average if
-                  one is kept
+    states        this rank's shards: weights in the numbers they are held in, and of what is trained gradients, two
+                  moments, and the average if one is kept; in host memory with parallel.offload
     gathered      what sharding holds whole: the root's parameters, the block in use and the one fetched ahead
     gradients     whole gradients of a block while they are reduced, and of everything while micro-steps are added up
     activations   kept for the backward pass, and the temporaries of forward and backward, at their peak
@@ -30,11 +30,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from model.network.config import NavaConfig
-from model.network.lora import add_adapters, train_only
 from model.network.nava import Nava, pack
 from model.network.tokens import Packed, Sample
-from model.training.config import NetworkConfig, TrainConfig
-from model.training.parallel import compute_dtype, master_dtype
+from model.training.config import TrainConfig
+from model.training.parallel import compute_dtype, empty_model, master_dtype
 from model.training.recompute import set_recompute
 from schemas.budget import Recompute
 
@@ -64,6 +63,8 @@ class MemoryEstimate:
     gradients_bytes: int
     activations: Activations
     workspace_bytes: int
+    host_bytes: int = 0
+    """States of this rank in host memory; not part of the total."""
 
     @property
     def total_bytes(self) -> int:
@@ -114,20 +115,23 @@ def memory_per_gpu(config: TrainConfig, num_gpus: int) -> MemoryEstimate:
     """Estimated bytes per GPU of a stage on `num_gpus` GPUs; seconds of work, kept for the next question alike."""
     parallel, plan = config.parallel, config.plan
     network = config.network.network()
-    trained, blocks, root = _parameter_counts(config.network)
-    total = sum(blocks) + root
+    counts = _count_parameters(config)
     master, compute = BYTES[master_dtype(parallel)], BYTES[compute_dtype(parallel)]
     num_shards = max(1, num_gpus // parallel.num_replicas)
-    states = master * (total + (4 if config.optim.ema_decay else 3) * trained)
-    block = max(blocks)
+    states = math.ceil(
+        (counts.frozen_bytes + master * (5 if config.optim.ema_decay else 4) * counts.trained) / num_shards
+    )
+    fetched = master * counts.block if parallel.offload else 0  # on its way from the host, before it is cast
     has_micro_steps = plan.num_packs > num_gpus and not parallel.sync_every_micro_step
     activations = count_activations(network, parallel.recompute, compute_dtype(parallel), plan.token_budget)
     return MemoryEstimate(
-        states_bytes=math.ceil(states / num_shards),
-        gathered_bytes=(root + 2 * block) * compute,
-        gradients_bytes=(root + 2 * block) * (master + compute) + (master * trained if has_micro_steps else 0),
+        states_bytes=0 if parallel.offload else states,
+        gathered_bytes=(counts.root + 2 * counts.block) * compute + fetched,
+        gradients_bytes=(counts.trained_root + 2 * counts.trained_block) * (master + compute)
+        + (master * counts.trained if has_micro_steps else 0),
         activations=activations,
         workspace_bytes=WORKSPACE_BYTES,
+        host_bytes=states if parallel.offload else 0,
     )
 
 
@@ -217,14 +221,28 @@ def _clip_lengths(num_tokens: int) -> Iterator[int]:
     yield from [num_tokens // whole] * whole
 
 
-def _parameter_counts(network: NetworkConfig) -> tuple[int, list[int], int]:
-    """(trained, of each block, outside blocks) parameters, adapters among them, counted on the meta device."""
-    with torch.device("meta"):
-        model = Nava(network.network())
-        if network.lora is not None:
-            add_adapters(model, network.lora.rank, network.lora.alpha, network.lora.targets)
-    if network.is_partial:
-        train_only(model, network.train_only)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    blocks = [sum(p.numel() for p in block.parameters()) for block in [*model.double_blocks, *model.single_blocks]]
-    return trained, blocks, sum(p.numel() for p in model.parameters()) - sum(blocks)
+class ParameterCounts(NamedTuple):
+    """Parameters of the network outside its blocks, and of its largest block, all and trained ones."""
+
+    trained: int
+    frozen_bytes: int
+    root: int
+    trained_root: int
+    block: int
+    trained_block: int
+
+
+def _count_parameters(config: TrainConfig) -> ParameterCounts:
+    """Counted on the meta device."""
+    model = empty_model(config.network, config.parallel)
+    trained = [(name, p.numel() if p.requires_grad else 0) for name, p in model.named_parameters()]
+    blocks = [*model.double_blocks, *model.single_blocks]
+    of_root = {name: "_blocks." not in name for name, _ in trained}
+    return ParameterCounts(
+        trained=sum(count for _, count in trained),
+        frozen_bytes=sum(p.nbytes for p in model.parameters() if not p.requires_grad),
+        root=sum(p.numel() for name, p in model.named_parameters() if of_root[name]),
+        trained_root=sum(count for name, count in trained if of_root[name]),
+        block=max(sum(p.numel() for p in block.parameters()) for block in blocks),
+        trained_block=max(sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks),
+    )

@@ -25,10 +25,11 @@ from torch import Tensor
 from model.network.flow import LossTerms
 from model.training.config import TrainConfig
 from model.training.feed import MicroStep, Step
-from model.training.health import Ranks, SlowestRank, Spikes, longest_run
+from model.training.health import Bottleneck, Ranks, SlowestRank, Spikes, bottleneck, longest_run
 from model.training.losses import Losses, add_losses, losses, no_sums
 from model.training.parallel import World
 from model.training.trackers import open_trackers
+from model.training.transfer import IdleTime
 from schemas.budget import Modality
 from schemas.errors import ModelError
 from schemas.fields import f
@@ -99,9 +100,12 @@ class MetricsLine(Losses):
     padding: float
     imbalance: float
     stall: float
-    """Share of the time that ranks waited for a step."""
+    """Share of the time that ranks waited for a step; on GPUs no more than the device was idle between steps."""
     stall_slowest_rank: float
     stall_causes_s: dict[str, float]
+    sync: float
+    """Share of the time that ranks waited for each other."""
+    bottleneck: Bottleneck
 
 
 @dataclass(slots=True)
@@ -140,7 +144,17 @@ class Interval:
 class Metrics:
     """Collects every step; says and writes something every `log_every_steps` (the only device synchronisation here)."""
 
-    def __init__(self, folder: Path, config: TrainConfig, world: World, *, num_steps: int, resumed_step: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainConfig,
+        world: World,
+        *,
+        num_steps: int,
+        resumed_step: int,
+        idle: IdleTime | None = None,
+    ) -> None:
+        self._idle = idle or IdleTime(world.device)
         self._folder, self._config, self._world, self._num_steps = folder, config, world, num_steps
         self._interval = Interval()
         self._unwritten: list[TrainedPack] = []
@@ -207,7 +221,11 @@ class Metrics:
                 add_losses(by_step[seen.step - first_step], seen.timesteps, seen.terms)
         work = np.array(interval.work, dtype=np.float64)
         stalls = np.array([sum(seconds[cause] for seconds in interval.seconds) for cause in CAUSES])
-        counts = np.array([float(interval.num_substituted)])
+        if (idle_s := self._idle.take_s()) is not None:
+            stalls *= min(
+                1.0, idle_s / max(stalls[0], 1e-9)
+            )  # the host runs ahead: its waiting is the device's in part
+        counts = np.array([float(interval.num_substituted), interval.others_s])
         parts = (by_step.shape, work.shape, stalls.shape, counts.shape)
         flat = np.concatenate([by_step.ravel(), work.ravel(), stalls, counts])
         by_step, total_work, total_stalls, counts = _split(_reduced(self._world, flat, dist.ReduceOp.SUM), parts)
@@ -216,6 +234,8 @@ class Metrics:
         slowest_work, slowest_wait, memory = slowest[: len(work)], slowest[len(work)], slowest[len(work) + 1 :]
         spikes = self._spikes_of(first_step, by_step, norms)
         tokens, flops, surplus = total_work.sum(0)
+        stall, sync = total_stalls[0] / (elapsed_s * size), counts[1] / (elapsed_s * size)
+        causes_s = dict(zip(CAUSES[1:], total_stalls[1:].tolist(), strict=True))
         line: MetricsLine = {
             "step": step,
             **losses(by_step.sum(0), flow.video_weight, flow.audio_weight),
@@ -232,9 +252,11 @@ class Metrics:
             "mfu": self._mfu(flops, elapsed_s),
             "padding": surplus / max(1.0, tokens + surplus),
             "imbalance": float((slowest_work * size / np.maximum(total_work[:, 1], 1)).mean()),
-            "stall": total_stalls[0] / (elapsed_s * size),
+            "stall": stall,
             "stall_slowest_rank": slowest_wait / elapsed_s,
-            "stall_causes_s": dict(zip(CAUSES[1:], total_stalls[1:].tolist(), strict=True)),
+            "stall_causes_s": causes_s,
+            "sync": sync,
+            "bottleneck": bottleneck(stall, causes_s, sync, is_encoding=self._config.data.online is not None),
         }
         self._interval = Interval()
         if self._world.is_first:
@@ -284,11 +306,12 @@ def terminal_line(line: MetricsLine, num_steps: int) -> str:
     left_s = int((num_steps - line["step"]) * line["seconds_per_step"])
     mfu = "" if line["mfu"] is None else f"  MFU {line['mfu']:.1%}"
     loss = "-" if line["loss"] is None else f"{line['loss']:.4f} ({by_kind})"
+    held_up = "" if line["bottleneck"] == "compute" else f"  held up by {line['bottleneck']}"
     norm = "-" if line["grad_norm"] is None else f"{line['grad_norm']:.3g}"
     return (
         f"step {line['step']}/{num_steps}  loss {loss}  lr {line['learning_rate']:.2e}  "
         f"norm {norm}  {line['tokens_per_s']:,.0f} tokens/s{mfu}  imbalance {line['imbalance']:.3f}  "
-        f"stall {line['stall']:.1%}  {left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d} left"
+        f"stall {line['stall']:.1%}{held_up}  {left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d} left"
     )
 
 

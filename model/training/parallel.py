@@ -21,10 +21,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.network.context_parallel import Team
+from model.network.float8 import hold_in_float8, with_scales
 from model.network.lora import add_adapters, initial_adapter, is_adapter, train_only
 from model.network.nava import Nava
 from model.training.config import NetworkConfig, ParallelConfig
@@ -132,9 +133,12 @@ def parallelize(model: Nava, mesh: DeviceMesh, config: ParallelConfig) -> None:
     compute, reduce = compute_dtype(config), master_dtype(config)
     # Inputs keep their dtype: positions and timesteps are float32, and every layer casts what it multiplies.
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce, cast_forward_inputs=False)
+    offload = OffloadPolicy()
+    if config.offload:
+        offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload)
+    fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The divisors of the loss are global already, so ranks add up; a plain sum also needs no special reduction
@@ -161,22 +165,33 @@ def compute_dtype(config: ParallelConfig) -> torch.dtype:
     return dtype
 
 
+def empty_model(network: NetworkConfig, config: ParallelConfig) -> Nava:
+    """The network on the meta device, with adapters and frozen parts, every weight in the numbers it is held in."""
+    with torch.device("meta"):
+        model = Nava(network.network(), network.attention_backend)
+        if network.lora is not None:
+            add_adapters(model, network.lora.rank, network.lora.alpha, network.lora.targets)
+    model.to(master_dtype(config))
+    if network.is_partial:
+        train_only(model, network.train_only)
+    if network.frozen != "master":
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    if network.frozen == "float8":
+        hold_in_float8(model)
+    return model
+
+
 def build_model(network: NetworkConfig, config: ParallelConfig, mesh: DeviceMesh, world: World, seed: int) -> Nava:
     """The sharded network with its weights: from a checkpoint, or initialised alike at every number of ranks.
 
     A checkpoint is read by every rank, tensor by tensor, each keeping its shard; nothing is held whole. Initialisation
     builds the whole network in rank 0's memory (25 GB for 6.3B) and hands out shards.
     """
-    shape = network.network()
-    with torch.device("meta"):
-        model = Nava(shape, network.attention_backend)
-        if network.lora is not None:
-            add_adapters(model, network.lora.rank, network.lora.alpha, network.lora.targets)
-    if network.is_partial:
-        train_only(model, network.train_only)
-    model.to(master_dtype(config))
+    model = empty_model(network, config)
     parallelize(model, mesh, config)
-    model.to_empty(device=world.device)
+    model.to_empty(device="cpu" if config.offload else world.device)
     parameters = {name: p for name, p in model.named_parameters() if not is_adapter(name)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -185,10 +200,12 @@ def build_model(network: NetworkConfig, config: ParallelConfig, mesh: DeviceMesh
                 parameter.copy_(_shard_like(parameter, value, world.device, source_rank=None))
         if network.weights is not None:
             refuse_damage(network.weights, partial(damage_seen_by_all, world=world))
-            for name, value in open_weights(network.weights, shape).read(parameters):
+            source = open_weights(network.weights, network.network())
+            stored = source.read(name for name in parameters if name in source.specs)
+            for name, value in with_scales(stored, parameters):
                 parameters[name].copy_(_shard_like(parameters[name], value, world.device, source_rank=None))
         else:
-            whole = Nava(shape) if world.is_first else None
+            whole = Nava(network.network()) if world.is_first else None
             if whole is not None:
                 whole.init_weights(torch.Generator().manual_seed(seed))
             for name, parameter in parameters.items():

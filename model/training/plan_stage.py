@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 
@@ -13,11 +15,12 @@ from model.data.index import ShardIndex
 from model.data.preview import PreviewFacts, preview, preview_text
 from model.encoding.online import open_index
 from model.network.nava import Nava
-from model.training.config import TrainConfig
+from model.training.config import LoraConfig, TrainConfig
 from model.training.memory import memory_per_gpu, most_tokens
 from schemas.budget import num_parameters
 from schemas.errors import PlanError
 from schemas.files import write_whole
+from schemas.recipe import RecipePart
 
 MAX_PREVIEWED_PACKS = 4096
 """The preview plans this many packs at most, seconds of work at any number of GPUs."""
@@ -139,36 +142,103 @@ def refuse_what_cannot_fit(config: TrainConfig, num_gpus: int) -> None:
     )
 
 
-def what_would_fit(config: TrainConfig, num_gpus: int) -> str:
-    """A sentence about the changes of the recipe, or the numbers of GPUs, with which the stage would fit.
+class Way(NamedTuple):
+    """Changes of a recipe with which it fits."""
 
-    Least change first: less kept, gradients scattered every micro-step, then smaller packs as well.
+    what: str
+    settings: tuple[str, ...]
+    num_tokens: int
+    """Of a pack."""
+
+
+def ways_to_fit(config: TrainConfig, num_gpus: int) -> list[Way]:
+    """Changes with which the stage fits, least change first: less kept and gradients scattered, then smaller packs.
+
+    Where the states do not fit, what still trains: all weights from host memory, or adapters beside frozen weights in 16 or
+    8 bits. Empty when nothing does.
     """
-    parallel, memory = config.parallel, config.hardware.memory_bytes
-    scattered = parallel.model_copy(update={"sync_every_micro_step": True})
-    full = scattered.model_copy(update={"recompute": "full"})
-    longest = 0
-    for changed in (scattered, full):
-        other = config.model_copy(update={"parallel": changed})
-        tokens = most_tokens(other, num_gpus, memory)
-        settings = [
-            f"--set parallel.{key}={str(getattr(changed, key)).lower()}"
-            for key in ("recompute", "sync_every_micro_step")
-            if getattr(changed, key) != getattr(parallel, key)
-        ]
-        if tokens >= config.plan.token_budget:
-            return f"It fits with {' '.join(settings)}."
-        longest = max(longest, tokens)
-    if longest:
-        settings.append(f"--set plan.token_budget={longest}")
+    parallel = config.parallel.model_copy(update={"sync_every_micro_step": True})
+    full = parallel.model_copy(update={"recompute": "full"})
+    here = [_way("all weights", config, num_gpus, parallel=changed) for changed in (parallel, full)]
+    for way in here:
+        if way.num_tokens >= config.plan.token_budget:
+            return [way]
+    if here[-1].num_tokens:
+        return here[-1:]
+    offloaded = full.model_copy(update={"offload": True})
+    elsewhere = [_way("all weights, from {host:.0f} GB of host memory a GPU", config, num_gpus, parallel=offloaded)]
+    for frozen in ("bfloat16", "float8"):
+        network = config.network
+        lora = network.lora if network.is_partial else LoraConfig()
+        weights = network.weights or Path("WEIGHTS")
+        changed = network.model_copy(update={"lora": lora, "frozen": frozen, "weights": weights})
+        elsewhere.append(_way("adapters", config, num_gpus, parallel=full, network=changed))
+    possible = [way for way in elsewhere if way.num_tokens]
+    enough = [way for way in possible if way.num_tokens >= config.plan.token_budget]
+    return [*possible[:1], *enough[1:2]] if possible and possible[0] in enough else possible
+
+
+def _way(what: str, config: TrainConfig, num_gpus: int, **sections: RecipePart) -> Way:
+    changed = config.model_copy(update=sections)
+    tokens = min(config.plan.token_budget, most_tokens(changed, num_gpus, config.hardware.memory_bytes))
+    settings = [
+        f"--set {section}.{key}={_as_text(value)}"
+        for section, part in sections.items()
+        for key, value in part.model_dump(mode="json").items()
+        if value != getattr(config, section).model_dump(mode="json")[key]
+    ]
+    if 0 < tokens < config.plan.token_budget:
+        settings.append(f"--set plan.token_budget={tokens}")
+    return Way(what.format(host=memory_per_gpu(changed, num_gpus).host_bytes / 1e9), tuple(settings), tokens)
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, dict):
+        return f"'{{rank: {value['rank']}}}'"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def what_would_fit(config: TrainConfig, num_gpus: int) -> str:
+    """A sentence about the changes of the recipe, or the numbers of GPUs, with which the stage would fit."""
+    ways, memory = ways_to_fit(config, num_gpus), config.hardware.memory_bytes
+    if ways:
+        said = "; or ".join(
+            f"with {' '.join(way.settings)}{'' if way.what == 'all weights' else f' ({way.what})'}" for way in ways
+        )
+        if all(way.num_tokens >= config.plan.token_budget for way in ways):
+            return f"It fits {said}."
         return (
-            f"It fits with {' '.join(settings)}, if no clip is longer; a longer one needs plan.context_parallel, which "
+            f"It fits {said}, if no clip is longer; a longer one needs plan.context_parallel, which "
             "shares it out over several GPUs."
         )
+    full = config.parallel.model_copy(update={"sync_every_micro_step": True, "recompute": "full"})
     for more in (2, 4, 8, 16, 32, 64, 128, 256):
         if more > num_gpus and most_tokens(config.model_copy(update={"parallel": full}), more, memory):
             return f"The states alone do not fit: they are shared out over all GPUs, use {more} of this kind or larger ones."
     return "The states alone do not fit, at any number of GPUs of this kind: use larger ones or a smaller network."
+
+
+CARDS = ((1, 24), (1, 48), (1, 80), (8, 80), (64, 80), (8, 141))
+"""(GPUs, GB each) that `plan --cards` goes through."""
+
+
+def cards_text(config: TrainConfig, cards: Sequence[tuple[int, int]] = CARDS) -> str:
+    """For GPUs of several sizes, what the stage needs as it is, and with what changes it fits where it does not."""
+    check_parameters(config)
+    lines = [f"{'cards':<14}{'needs GB':>9}  as it is"]
+    for num_gpus, num_gb in cards:
+        hardware = replace(config.hardware, name=f"{num_gb} GB card", memory_bytes=num_gb * 10**9)
+        stage = config.model_copy(update={"hardware": hardware})
+        need = memory_per_gpu(stage, num_gpus)
+        fits = need.total_bytes <= hardware.memory_bytes
+        refused = f"refused: states of {need.states_bytes / 1e9:.0f} GB"
+        if need.fixed_bytes <= hardware.memory_bytes:
+            refused = f"refused: activations of {need.activations.peak / 1e9:.0f} GB"
+        answer = "fits" if fits else refused
+        lines.append(f"{f'{num_gpus} x {num_gb} GB':<14}{need.total_bytes / 1e9:>9.1f}  {answer}")
+        for way in () if fits else ways_to_fit(stage, num_gpus):
+            lines += [f"{'':<14}{way.what}, packs of {way.num_tokens:,} tokens:", f"{'':<16}{' '.join(way.settings)}"]
+    return "\n".join(lines)
 
 
 def check_parameters(config: TrainConfig) -> int:

@@ -13,6 +13,7 @@ REFUSED = (
     "network.changes",
     "network.lora",
     "network.train_only",
+    "network.frozen",
     "flow",
     "optim.betas",
     "optim.eps",

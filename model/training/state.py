@@ -228,8 +228,9 @@ def _save_at_once(tensors: dict[str, Tensor], **options: Any) -> Future[Any]:
 
 
 def complete(folder: Path) -> list[Path]:
-    """The published checkpoints of a folder."""
-    return [path for path in folder.glob("step-*") if (path / METADATA).is_file() and (path / NOTES).is_file()]
+    """The published checkpoints of a folder, the oldest first."""
+    found = [path for path in folder.glob("step-*") if (path / METADATA).is_file() and (path / NOTES).is_file()]
+    return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -29,12 +29,14 @@ from model.network.flow import FlowObjective, LossTerms
 from model.training.config import TrainConfig
 from model.training.feed import Step, StepFeed
 from model.training.health import gradient_norms, leave_out_unless_finite, num_updates
+from model.training.kernels import choose_kernel
 from model.training.metrics import Metrics, StepNorms
 from model.training.optim import Ema, build_optimizer, build_schedule, clip_gradients, resume_schedule
-from model.training.parallel import World, build_model, make_mesh, make_team, open_world
+from model.training.parallel import World, build_model, compute_dtype, make_mesh, make_team, open_world
 from model.training.profiling import ProfileWindow
 from model.training.resume import compare_recipes
 from model.training.state import Checkpoints, Notes, load_tensors, read_notes, set_optimizer_step, state_tensors
+from model.training.transfer import IdleTime
 from model.training.validation import open_validator
 from schemas.errors import MachineError, ShardError
 from schemas.files import write_whole
@@ -54,14 +56,7 @@ def train(config: TrainConfig, folder: Path, *, allow_changes: bool = False) -> 
     `allow_changes` goes on although the recipe differs in what it may not (`model/training/resume.py`).
     """
     with open_world() as world, Training(config, folder, world, allow_changes=allow_changes) as training:
-        while training.has_more:
-            step = training.next_step()
-            losses = training.learn(step)
-            training.report(step, losses)
-            training.validate()
-            if training.is_save_due:
-                training.save(step)
-        training.settle()
+        training.run()
         return training.step
 
 
@@ -89,7 +84,10 @@ class Training:
             self.num_steps = min(self.num_steps, self.plan.num_steps())
         self.team = make_team(world, config.plan.context_parallel)
         mesh = make_mesh(world, config.parallel)
-        self.model: Any = build_model(config.network, config.parallel, mesh, world, config.seed)
+        shape, numbers = config.network.network(), compute_dtype(config.parallel)
+        backend = choose_kernel(config.network.attention_backend, shape, numbers, config.plan.token_budget, world)
+        network = config.network.model_copy(update={"attention_backend": backend})
+        self.model: Any = build_model(network, config.parallel, mesh, world, config.seed)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.schedule = build_schedule(self.optimizer, config.optim, config.num_steps)
         self.ema = Ema(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
@@ -97,7 +95,8 @@ class Training:
         self.validator = open_validator(config, folder, world, self.plan.index)
         self.feed = self._open_feed(notes)
         self.profile = ProfileWindow(folder / "profiles", world.rank, config.health.profile_steps)
-        self.metrics = Metrics(folder, config, world, num_steps=self.num_steps, resumed_step=self.step)
+        self.idle = IdleTime(world.device)
+        self.metrics = Metrics(folder, config, world, num_steps=self.num_steps, resumed_step=self.step, idle=self.idle)
         if world.is_first:
             recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             write_whole(folder / "recipe.yaml", recipe.encode())
@@ -120,6 +119,18 @@ class Training:
         if kind is None:
             self.checkpoints.finish()
         self.metrics.close()
+
+    def run(self) -> bool:
+        """Train to the last step, or until asked to stop; whether it was the last."""
+        while self.has_more:
+            step = self.next_step()
+            losses = self.learn(step)
+            self.report(step, losses)
+            self.validate()
+            if self.is_save_due:
+                self.save(step)
+        self.settle()
+        return self.step >= self.num_steps
 
     @property
     def has_more(self) -> bool:
@@ -150,6 +161,7 @@ class Training:
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update()
+        self.idle.ends()
         self.step = step.number
         self.profile.after_step(self.step)
         return terms, StepNorms(norm, by_part)
@@ -161,7 +173,10 @@ class Training:
         for micro in step.micro_steps:
             is_last = len(errors) == len(step.micro_steps) - 1
             self.model.set_requires_gradient_sync(is_last or self.config.parallel.sync_every_micro_step)
-            terms = objective.loss(self.model(micro.packed, micro.noised.timesteps), micro.noised)
+            packed, noised = self.feed.receive(micro)
+            if not errors:
+                self.idle.begins()
+            terms = objective.loss(self.model(packed, noised.timesteps), noised)
             loss = objective.total(terms, divisors)
             (loss * 0 if micro.is_idle else loss).backward()
             errors.append(whole_errors(terms, micro.num_shared, self.team))

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from model.network.config import NavaConfig
+from model.network.float8 import with_scales
 from model.network.lora import merged
+from model.weights.float8_files import widened
 from model.weights.formats import (
     AVERAGE,
     RELEASE_PREFIX,
@@ -75,7 +77,7 @@ def open_weights(path: Path, config: NavaConfig, section: str = WEIGHTS) -> Tens
 
     One that holds only what was trained beside frozen weights is completed by the weights that it says it began with.
     """
-    source = without_prefix(open_checkpoint(path, section))
+    source = without_prefix(widened(open_checkpoint(path, section)))
     if (frozen := frozen_part(path)) is not None:
         source = PartialSource(source, open_weights(frozen.weights, config), frozen.lora_scale)
     check_tensors(source.specs, expected_tensors(config), source.where)
@@ -90,7 +92,8 @@ def load_weights(model: torch.nn.Module, path: Path, config: NavaConfig) -> None
     source = open_weights(path, config)
     with torch.no_grad():
         parameters = dict(model.state_dict(keep_vars=True))
-        for name, value in source.read(parameters):
+        stored = source.read(name for name in parameters if name in source.specs)
+        for name, value in with_scales(stored, parameters):
             parameters[name].copy_(value)
 
 

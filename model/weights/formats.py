@@ -29,7 +29,7 @@ WEIGHTS, AVERAGE = "model.", "ema."
 """Sections of a training checkpoint: the weights themselves, and their running average."""
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SAFETENSORS_CODES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-DTYPES = {code: dtype for dtype, code in SAFETENSORS_CODES.items()}
+DTYPES = {code: dtype for dtype, code in SAFETENSORS_CODES.items()} | {"F8_E4M3": torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True, slots=True)

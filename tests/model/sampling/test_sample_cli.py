@@ -13,16 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from model.cli import app
 from model.encoding.clip_media import read_sound
 from model.encoding.codec import open_codecs
-from model.encoding.tiny_codec import write_tiny_codecs
 from model.network.config import NavaConfig, read_config
-from model.network.nava import Nava
 from model.sampling.config import RECIPES, Prompt, SampleConfig, load_recipe
 from model.sampling.sample import (
     audio_latents,
@@ -33,31 +30,9 @@ from model.sampling.sample import (
     write_mp4,
 )
 from schemas.errors import MediaError, ModelError, RecipeError
+from tests.model.sampling.conftest import CONFIG
 
-CONFIG = NavaConfig.preset("nava_tiny", max_text_tokens=64)
 CAPTION = "two cats <S>hi<E> <S>ho<E>"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model.json, weights.safetensors, codecs/, voice.wav, frame.png and text.safetensors."""
-    import soundfile
-
-    home = tmp_path_factory.mktemp("sample")
-    (home / "model.json").write_text(CONFIG.model_dump_json())
-    torch.manual_seed(0)
-    model = Nava(CONFIG)
-    model.init_weights()
-    torch.nn.init.normal_(model.head.head.weight, std=0.1)
-    save_file({f"backbone.{name}": value for name, value in model.state_dict().items()}, home / "weights.safetensors")
-    write_tiny_codecs(home / "codecs", CONFIG)
-    time_s = np.arange(44100) / 44100
-    soundfile.write(home / "voice.wav", np.stack([np.sin(2 * np.pi * f * time_s) * 0.5 for f in (220, 330)], 1), 44100)
-    ramp = np.linspace(0, 255, 120, dtype=np.uint8)
-    Image.fromarray(np.stack([np.tile(ramp, (80, 1))] * 3, -1)).save(home / "frame.png")
-    text = {"text": torch.randn(7, 48), "voice_rows": torch.tensor([2, 5]), "voices": torch.randn(2, 192)}
-    save_file(text, home / "text.safetensors")
-    return home
 
 
 def _set(*settings: str) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from model.network.config import NavaConfig
 from model.training.config import TrainConfig, load_recipe
 from model.training.memory import count_activations, memory_per_gpu, most_tokens, run_activations
-from model.training.plan_stage import plan_stage, what_would_fit
+from model.training.plan_stage import cards_text, plan_stage, ways_to_fit, what_would_fit
 from model.training.recompute import POLICIES
 from schemas.budget import Recompute
 from schemas.errors import PlanError
@@ -114,8 +114,12 @@ def test_packaged_recipes_fit_the_gpus_that_they_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("num_gpus", "num_gb", "told"),
     [
-        (1, 24, "The states alone do not fit"),
-        (1, 80, "The states alone do not fit"),
+        (1, 24, "network.frozen=float8"),
+        (
+            1,
+            80,
+            "--set parallel.recompute=full --set parallel.offload=true (all weights, from 126 GB of host memory a GPU)",
+        ),
         (8, 80, "It fits with --set parallel.recompute=full"),
         (64, 80, "It fits with --set parallel.recompute=full"),
         (8, 141, ""),
@@ -129,13 +133,19 @@ def test_the_release_on_cards_of_these_sizes(num_gpus: int, num_gb: float, told:
     with pytest.raises(PlanError, match=f"need about .* GB per GPU on {num_gpus} GPUs; {num_gb} GB card") as refused:
         plan_stage(config, (num_gpus,), memory_only=True)
     assert told in refused.value.remedy
-    if "--set" in told:
-        settings = [word for word in refused.value.remedy.rstrip(".").split() if "=" in word]
-        changed = json.loads(config.model_dump_json())
-        for setting in settings:
-            (section, key), value = setting.partition("=")[0].split("."), setting.partition("=")[2].rstrip(",.")
-            changed[section][key] = json.loads(value) if value in ("true", "false") or value.isdigit() else value
-        plan_stage(TrainConfig.model_validate(changed), (num_gpus,), memory_only=True)
+    for way in ways_to_fit(config, num_gpus)[:1]:
+        settings = [setting for setting in shlex.split(" ".join(way.settings)) if setting != "--set"]
+        changed = load_recipe("stage2_joint", settings).model_copy(update={"hardware": config.hardware})
+        plan_stage(changed, (num_gpus,), memory_only=True)
+
+
+def test_cards_of_all_sizes_are_answered_in_one_table() -> None:
+    page = cards_text(release(141))
+    answers = {line[:14].strip(): line[14:] for line in page.splitlines() if " GB " in line and "packs of" not in line}
+    assert answers["8 x 141 GB"].endswith("fits")
+    assert "refused: activations of 105 GB" in answers["64 x 80 GB"]
+    assert "refused: states of 126 GB" in answers["1 x 24 GB"]
+    assert page.count("all weights, packs of 65,536 tokens") == 2
 
 
 def test_what_would_fit_counts_down_to_the_pack_that_does() -> None:
@@ -166,3 +176,9 @@ def test_adapters_leave_the_frozen_states_out() -> None:
     content["network"] |= {"lora": {"rank": 16}}
     need = memory_per_gpu(TrainConfig.model_validate(content), 1)
     assert 4 * 6_296_995_520 < need.states_bytes < 1.1 * 4 * 6_296_995_520
+    content["network"]["frozen"] = "float8"
+    held = memory_per_gpu(TrainConfig.model_validate(content), 1)
+    assert 0.25 < held.states_bytes / need.states_bytes < 0.36, "blocks in 8 bits, the rest in 16"
+    content["parallel"]["offload"] = True
+    elsewhere = memory_per_gpu(TrainConfig.model_validate(content), 1)
+    assert (elsewhere.states_bytes, elsewhere.host_bytes) == (0, held.states_bytes)
