@@ -261,7 +261,7 @@ class ClipLists:
                 values = -values
             keys: Numbers = np.nan_to_num(values, nan=np.inf)
             return keys
-        return np.zeros(len(self.spine))
+        return np.broadcast_to(np.float64(0), len(self.spine))
 
     def column(self, name: str) -> pl.Series:
         """One field of every clip, in the order of the spine."""
@@ -322,13 +322,17 @@ def _is_behind(keys: Numbers, at: NDArray[np.uint32], row: int) -> NDArray[np.bo
 
 def _first(keys: Numbers, at: NDArray[Any], wanted: NDArray[np.bool_], most: int) -> NDArray[np.int64]:
     """The places of the first `most` of the wanted clips in the order of (keys, at)."""
+    if int(wanted.sum()) > most:
+        found = keys[wanted]
+        found.partition(most - 1)
+        last = found[most - 1]
+        del found
+        is_tie = wanted & (keys == last)
+        if int(is_tie.sum()) > most:
+            found = at[is_tie]
+            found.partition(most - 1)
+            is_tie &= at <= found[most - 1]
+        wanted = (wanted & (keys < last)) | is_tie
     rows = np.flatnonzero(wanted)
-    if len(rows) > most:
-        last = np.partition(keys[rows], most - 1)[most - 1]
-        rows = rows[keys[rows] <= last]
-        ties = rows[keys[rows] == last]
-        if len(ties) > most:
-            ties = ties[np.argpartition(at[ties], most - 1)[:most]]
-            rows = np.concatenate([rows[keys[rows] < last], ties])
     ordered: NDArray[np.int64] = rows[np.lexsort((at[rows], keys[rows]))][:most]
     return ordered

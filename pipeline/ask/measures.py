@@ -34,7 +34,8 @@ SAMPLE = 100_000
 MOST_LABELS = 8
 """Values of a label that are told apart; the rest are `others`."""
 OTHERS = "others"
-KEPT_CURVES = 8
+KEPT_CURVES = 3
+"""Of gates that were dragged last: 16 bytes a clip each."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class _Gate:
     """What one check says of every clip, apart from its bound."""
 
     check: Check
-    values: NDArray[np.float64]
-    """NaN where the gate does not look."""
+    values: NDArray[np.float32] | NDArray[np.float64]
+    """As precise as they were measured; NaN where the gate does not look."""
     looks: Mask
     fixed: Mask
     """Turned away whatever the bound: could not be measured, and missing means reject. Of gates without an order, all."""
@@ -106,8 +107,8 @@ class _Gate:
             return np.zeros(len(self.looks), bool)
         if self.check.operator not in ORDERED:
             return self.fixed
-        values = np.abs(self.values) if self.check.operator == "abs_max" else self.values
-        within = values >= bound if self.check.operator == "min" else values <= bound
+        values, exact = (np.abs(self.values) if self.check.operator == "abs_max" else self.values), np.float64(bound)
+        within = values >= exact if self.check.operator == "min" else values <= exact
         found: Mask = (self.looks & ~within) | self.fixed
         return found
 
@@ -306,7 +307,8 @@ class Measures:
             (gate,) = (each for each in self.gates if each.check.name == name)
             left = (others == 0) & (errors == 0) & (is_open == 0) & ~gate.fixed
             looked = left & gate.looks & ~np.isnan(gate.values)
-            values = np.abs(gate.values[looked]) if gate.check.operator == "abs_max" else gate.values[looked]
+            values = gate.values[looked].astype(np.float64)
+            values = np.abs(values) if gate.check.operator == "abs_max" else values
             order = np.argsort(values, kind="stable")
             us = self.us[looked][order]
             sums = np.concatenate([[0], np.cumsum(us[::-1] if gate.check.operator == "min" else us)])
@@ -344,7 +346,7 @@ def _summed(codes: NDArray[Any], us: NDArray[np.int64], num: int) -> NDArray[np.
 
 
 def measures(run: Run) -> Measures:
-    """The clips of a run as arrays. Holds 8 bytes for each clip and gate, and 1 for each clip and measure."""
+    """The clips of a run as arrays. Holds 4 or 8 bytes for each clip and gate, as it was measured, and 1 for each measure."""
     import polars as pl
 
     facts, plan = run.facts, run.plan
@@ -367,9 +369,13 @@ def measures(run: Run) -> Measures:
     audits = np.flatnonzero(base["is_audit"].to_numpy())
     stage_of = np.array([order[check.stage] for check in checks], np.int64)
     gates = tuple(_Gate(check, **_said(clips, check)) for check in checks)
-    numbers = {path: clips.select(pl.col(path).cast(pl.Float64)).collect().to_series().to_numpy() for path in drawn}
-    axes = {path: _axis(path, unit, numbers[path]) for path, unit in drawn.items()}
-    known = {path: axis for path, axis in axes.items() if axis is not None}
+    axes, codes = list[Axis](), dict[str, NDArray[np.uint8]]()
+    for path, unit in drawn.items():
+        values = clips.select(pl.col(path).cast(pl.Float64)).collect().to_series().to_numpy()
+        axis = _axis(path, unit, values)
+        if axis is not None:
+            axes.append(axis)
+            codes[path] = _coded(values, axis)
     return Measures(
         us=base["us"].to_numpy(),
         is_kept=base["is_kept"].to_numpy(),
@@ -377,8 +383,8 @@ def measures(run: Run) -> Measures:
         audits=audits,
         decided=np.searchsorted(stage_of, base["decided"].to_numpy()[audits], "right"),
         gates=gates,
-        axes=tuple(known.values()),
-        codes={path: _coded(numbers[path], axis) for path, axis in known.items()},
+        axes=tuple(axes),
+        codes=codes,
         labels={path: _labelled(clips.select(pl.col(path).cast(pl.String)).collect().to_series()) for path in labels},
     )
 
@@ -392,16 +398,23 @@ def _said(clips: Any, check: Check) -> dict[str, Any]:
     everything = replace(check, operator="min", bound=math.inf) if is_ordered else check
     (looks,) = expressions([everything], reached)
     missing = said.missing if check.gate.missing == "reject" else pl.lit(False)
-    number = pl.col(check.path).cast(pl.Float64) if is_ordered else pl.lit(None, pl.Float64)
+    is_short = clips.collect_schema()[check.path] in (pl.Float32, pl.Int8, pl.Int16, pl.UInt8, pl.UInt16)
+    number = pl.col(check.path) if is_ordered else pl.lit(None)
     told = clips.select(
-        values=number,
+        values=number.cast(pl.Float32 if is_short else pl.Float64),
         looks=looks.failed,
         fixed=missing if is_ordered else said.rejects,
         errors=said.errors,
         unreached=said.unreached,
         rows=pl.col("duration_us"),
     ).collect()
-    return {each.name: told[each.name].to_numpy() for each in fields(_Gate)[1:]}
+    return {each.name: _spared(told[each.name].to_numpy()) for each in fields(_Gate)[1:]}
+
+
+def _spared(values: NDArray[Any]) -> NDArray[Any]:
+    """The same without memory where all of it says no."""
+    is_empty = values.dtype == bool and not values.any()
+    return np.broadcast_to(np.False_, values.shape) if is_empty else values
 
 
 def _axis(path: str, unit: str, values: NDArray[np.float64]) -> Axis | None:

@@ -36,6 +36,8 @@ FRAMES = "frames_decoded"
 NUM_BINS = 20
 OUTERMOST = (1, 99)
 """Percentiles at which the first and the last bin of a histogram gather what lies beyond."""
+AT_ONCE = 6
+"""Measures whose numbers are in memory together."""
 NOT_MEASURED = "not measured"
 """Label of clips that nobody looked at."""
 
@@ -233,18 +235,21 @@ def _gate_hours(found: pl.DataFrame, checks: Sequence[Check]) -> list[GateHours]
 def _histograms(rows: Scannable, plan: Plan, sources: pl.DataFrame) -> dict[str, Histogram]:
     """The histogram of every number of clips of kept sources that is shown as one, where anything was measured.
 
-    Holds those numbers of all clips at once: 8 bytes each.
+    Reads `AT_ONCE` numbers at a time, and holds 8 bytes of each for each clip.
     """
     import polars as pl
 
     fields = {path: field for path, field in shown(rows, plan, "histogram").items() if "[]" not in path}
-    is_kept = (pl.col(STATUS) == "keep").alias("is kept")
-    numbers = [pl.col(path).cast(pl.Float64) for path in fields]
-    clips = seen(rows, plan, Level.CLIP, fields).select("source_id", "duration_us", is_kept, *numbers)
-    counted = clips.join(sources.lazy(), on="source_id", how="semi").drop("source_id")
-    found = counted.collect(engine="streaming")
-    us, kept = found["duration_us"].to_numpy(), found["is kept"].to_numpy()
-    drawn = {path: _histogram(found[path].to_numpy(), us, kept, unit_of(field)) for path, field in fields.items()}
+    clips = rows.scan(Level.CLIP)
+    counts = pl.col("source_id").is_in(sources["source_id"].implode())
+    base = clips.select(counts=counts, us="duration_us", kept=pl.col(STATUS) == "keep").collect()
+    where = base["counts"].to_numpy()
+    us, kept = base["us"].to_numpy()[where], base["kept"].to_numpy()[where]
+    drawn = dict[str, Histogram | None]()
+    for at in range(0, len(fields), AT_ONCE):
+        paths = list(fields)[at : at + AT_ONCE]
+        found = clips.select(pl.col(path).cast(pl.Float64) for path in paths).collect()
+        drawn |= {path: _histogram(found[path].to_numpy()[where], us, kept, unit_of(fields[path])) for path in paths}
     return {path: each for path, each in drawn.items() if each is not None}
 
 

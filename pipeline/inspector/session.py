@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections import OrderedDict
@@ -28,6 +29,9 @@ T = TypeVar("T")
 ID = re.compile(r"[a-z][0-9a-f]{20}")
 """What an id of a source, asset, shot or clip looks like."""
 KEPT_CHAINS = 64
+ALLOCATOR = ("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0")
+"""What Polars' allocator reads when Polars is loaded: memory of an answered question goes back at once. A server that is
+asked now and then would else stay as large as its largest question."""
 NEAR_IDS = 5
 
 
@@ -153,6 +157,7 @@ class Session:
         training: Path | None = None,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
+        os.environ.setdefault(*ALLOCATOR)
         self._open: Callable[[], Run] = lambda: Run(uri, cache, report)
         run = self._open()
         self.cache = run.cache
