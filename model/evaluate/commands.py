@@ -113,11 +113,11 @@ def _evaluate(
     from model.evaluate.evaluate import EvalOptions
     from model.evaluate.evaluate import evaluate as score_samples
     from model.evaluate.page import write_page
-    from model.evaluate.protocols import PROTOCOLS, protocol_named
+    from model.evaluate.protocols import protocol_named, rules_here
     from model.evaluate.report import report_text, write_report
     from model.evaluate.sets import find_samples, read_set
 
-    rules = PROTOCOLS[name := protocol_named(protocol)]
+    rules = rules_here(name := protocol_named(protocol))
     if models is not None:
         from model.evaluate.networks import network_metrics
 

@@ -77,6 +77,7 @@ def evaluate(
             ambiguous=ambiguous,
             figures=tuple(figures),
             notes=tuple(_notes(cases, rules)),
+            settings=options.settings,
         ),
         scores,
     )
@@ -104,7 +105,7 @@ def _cases(
 
 
 class _Memory:
-    """Readings that were taken here, by what they are of: the bytes of sample and recording, metric, model and crop."""
+    """Readings that were taken here, by what they are of: the bytes and texts that go in, metric, model and crop."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -120,10 +121,10 @@ class _Memory:
         """What `metric` reads of `case`, or read of the same before."""
         if metric.stage:
             return metric.read(case)
-        parts = [
-            sha256_of(path)[0] for path in (case.sample, case.item.reference) if path is not None and path.is_file()
-        ]
-        key = digest(metric.name, metric.model, metric.sha256, metric.crop, case.item.text, *parts)
+        item = case.item
+        brought = (case.sample, item.reference, item.voice, item.first_frame)
+        parts = ["" if path is None or not path.is_file() else sha256_of(path)[0] for path in brought]
+        key = digest(metric.name, metric.model, metric.sha256, metric.crop, item.text, *item.sounds, *parts)
         if key not in self._known:
             found = self._known[key] = metric.read(case)
             told = {"key": key, "value": found.value, "weight": found.weight, "why": found.why}
@@ -206,7 +207,11 @@ def _name(item: EvalItem) -> str:
 
 def _notes(cases: Sequence[EvalCase], rules: Rules) -> list[str]:
     notes = [f"not measured of this protocol: {rules.absent}"] if rules.absent else []
-    leaks = [case for case in cases if case.voice is not None and case.item.voice == case.item.reference]
+    named = {path for case in cases for path in (case.item.voice, case.item.reference) if path is not None}
+    gone = sorted(str(path) for path in named if not path.is_file())
+    if gone:
+        notes.append(f"{len(gone)} recordings that the set names are not there, such as {gone[0]}")
+    leaks = [case for case in cases if case.voice and case.reference and case.voice.sha256 == case.reference.sha256]
     if leaks:
         notes.append(
             f"in {len(leaks)} items the voice that is given is the recording of the very words: its similarity also holds "

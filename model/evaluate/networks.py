@@ -123,7 +123,8 @@ class Clap(LocalNetwork):
         ), (
             SetMetric(
                 name="fd_clap", doc="Frechet distance of all sounds and all real ones", better="lower",
-                describe=_vector(self.of_sound), distance=frechet, crop=CLAP_CROP, model=about, sha256=self.sha256, decoder=DECODER,
+                describe=_vector(self.of_sound), distance=frechet, crop=CLAP_CROP, model=about, sha256=self.sha256,
+                decoder=DECODER,
             ),
         )  # fmt: skip
 

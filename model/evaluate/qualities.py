@@ -32,33 +32,47 @@ def picture_ssim(case: EvalCase) -> Reading:
     return Reading(float(np.mean([structural_similarity(one, other) for one, other in pairs])))
 
 
-def _picture(column: str, doc: str, unit: str, better: Better) -> Metric:
+def of_column(stage: str, column: str, doc: str, unit: str, better: Better, model: str, crop: str) -> Metric:
+    """The mean of a column of a stage over a sample's clips, called picture_COLUMN or sound_COLUMN."""
+    heading = "sound" if stage in ("audio", "sound") else "picture"
     return Metric(
-        name=f"picture_{column}", doc=doc, unit=unit, better=better, read=of_columns("picture", column), model="formula",
-        stage="picture", crop="whole picture at 384 px",
+        name=f"{heading}_{column}", doc=doc, unit=unit, better=better, read=of_columns(stage, column), model=model, stage=stage,
+        crop=crop,
     )  # fmt: skip
 
 
-def _sound(column: str, doc: str, unit: str, better: Better) -> Metric:
-    return Metric(
-        name=f"sound_{column}", doc=doc, unit=unit, better=better, read=of_columns("audio", column), model="formula",
-        stage="audio", crop="all channels at the file's own rate",
-    )  # fmt: skip
-
-
+WHOLE = "whole picture at 384 px"
+CENTRE = "middle 640 px, once a second"
+CHANNELS = "all channels at the file's own rate"
+SPEECH = "clips with 1 s of speech and more"
+MOS = "DNSMOS P.835 from the package speechmos"
+CONTENT_QUALITIES = (
+    of_column(
+        "quality", "brisque", "unlike any photograph: 0 clean to 100", "", "lower", "BRISQUE from its package", CENTRE
+    ),
+    of_column("quality", "blur", "0 sharp to 1 blurred", "ratio", "lower", "formula", CENTRE),
+    of_column("quality", "noise", "standard deviation of noise and grain", "grey level", "lower", "formula", CENTRE),
+    of_column(
+        "quality", "blockiness", "how much borders of 8 x 8 blocks stand out", "ratio", "lower", "formula", CENTRE
+    ),
+    of_column("sound", "mos_overall", "1 bad to 5 excellent, all of it", "", "higher", MOS, SPEECH),
+    of_column("sound", "mos_speech", "the same of the speech alone", "", "higher", MOS, SPEECH),
+    of_column("sound", "mos_background", "the same of the background alone", "", "higher", MOS, SPEECH),
+)
+"""They need the packages of the extra `content`."""
 OWN_QUALITIES = (
-    _picture("sharpness", "median variance of the Laplacian", "grey level^2", "higher"),
-    _picture("brightness", "mean luma", "ratio", "neither"),
-    _picture("flicker", "mean bend of the brightness curve", "ratio", "lower"),
-    _picture("motion", "mean change of luma over 0.2 s", "ratio", "neither"),
-    _picture("freeze_ratio", "share of the time in which nothing moves", "ratio", "lower"),
+    of_column("picture", "sharpness", "median variance of the Laplacian", "grey level^2", "higher", "formula", WHOLE),
+    of_column("picture", "brightness", "mean luma", "ratio", "neither", "formula", WHOLE),
+    of_column("picture", "flicker", "mean bend of the brightness curve", "ratio", "lower", "formula", WHOLE),
+    of_column("picture", "motion", "mean change of luma over 0.2 s", "ratio", "neither", "formula", WHOLE),
+    of_column("picture", "freeze_ratio", "share of the time in which nothing moves", "ratio", "lower", "formula", WHOLE),
     Metric(
         name="picture_ssim", doc="structural similarity to the real frames, of copies", unit="ratio", better="higher",
         read=picture_ssim, applies=has_reference, model="scikit-image", decoder="PyAV", crop=f"grey at {SIDE_PX} px, every 5th",
     ),
-    _sound("loudness_lufs", "integrated loudness", "lufs", "neither"),
-    _sound("snr_db", "speech over pauses", "db", "higher"),
-    _sound("clipping_ratio", "share of samples in flat tops", "ratio", "lower"),
-    _sound("bandwidth_hz", "highest frequency that carries sound", "hz", "higher"),
-    _sound("silence_ratio", "share of silent frames", "ratio", "neither"),
+    of_column("audio", "loudness_lufs", "integrated loudness", "lufs", "neither", "formula", CHANNELS),
+    of_column("audio", "snr_db", "speech over pauses", "db", "higher", "formula", CHANNELS),
+    of_column("audio", "clipping_ratio", "share of samples in flat tops", "ratio", "lower", "formula", CHANNELS),
+    of_column("audio", "bandwidth_hz", "highest frequency that carries sound", "hz", "higher", "formula", CHANNELS),
+    of_column("audio", "silence_ratio", "share of silent frames", "ratio", "neither", "formula", CHANNELS),
 )  # fmt: skip

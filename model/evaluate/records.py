@@ -138,3 +138,5 @@ class Report:
     """Item -> which of several samples was taken."""
     figures: tuple[Figure, ...] = ()
     notes: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    """KEY=VALUE by which stages measured otherwise than they do by themselves."""

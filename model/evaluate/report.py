@@ -38,7 +38,7 @@ def read_report(out: Path) -> tuple[Report, list[Score]]:
         raise RecipeError(f"{out} holds no report.", remedy="Give the folder that nava-train evaluate wrote.")
     told = json.loads((out / REPORT).read_text(encoding="utf-8"))
     figures = tuple(Figure(**each | {"provenance": Provenance(**each["provenance"])}) for each in told["figures"])
-    tuples = {name: tuple(told[name]) for name in ("missing", "notes")}
+    tuples = {name: tuple(told.get(name, ())) for name in ("missing", "notes", "settings")}
     scores = [Score(**row) for row in pq.read_table(out / ITEMS).to_pylist()]
     return Report(**told | tuples | {"figures": figures}), scores
 
@@ -58,7 +58,7 @@ def report_text(report: Report) -> str:
         rows.append((each.metric, value, interval, *map(str, counts), each.better))
     lines = [f"{report.set_name} ({report.set_form}), protocol {report.protocol}, samples of {report.generated}", ""]
     lines += columns(rows)
-    lines += ["", *(f"note: {each}" for each in report.notes)]
+    lines += ["", *(f"note: {each}" for each in report.notes), *(f"measured with {each}" for each in report.settings)]
     lines += [f"missing: {', '.join(report.missing)}"] if report.missing else []
     lines += [f"failed: {name}: {why}" for name, why in report.failed.items()]
     lines += [f"ambiguous: {name}: {why}" for name, why in report.ambiguous.items()]
@@ -81,6 +81,9 @@ class Compared:
     second: float
     """Of the items that both have measured."""
     found: Paired | None
+    num_first_only: int
+    num_second_only: int
+    """Items that only one of them has measured: a system that leaves out what is hard is not better."""
     differs_in: str
     """What keeps the two from being comparable; empty where nothing does."""
 
@@ -124,8 +127,13 @@ def compare(one: Path, other: Path) -> list[Compared]:
         weights = pairs[:, 2]
         first_mean, second_mean = (float(np.average(pairs[:, at], weights=weights)) for at in (0, 1))
         held = paired(pairs[:, 0], pairs[:, 1], weights)
-        found.append(Compared(figure.metric, figure.better, first_mean, second_mean, held, ", ".join(differs)))
+        alone = [_num_measured(figure.metric, scores) - len(pairs) for scores in (first_scores, second_scores)]
+        found.append(Compared(figure.metric, figure.better, first_mean, second_mean, held, *alone, ", ".join(differs)))
     return found
+
+
+def _num_measured(metric: str, scores: Sequence[Score]) -> int:
+    return sum(each.metric == metric and each.value is not None for each in scores)
 
 
 def _pairs(
@@ -145,10 +153,23 @@ def _pairs(
 
 def compared_text(found: Sequence[Compared]) -> str:
     """The comparison as a table."""
-    rows = [("metric", "first", "second", "difference", "95 % interval", "items", "second is")]
+    rows = [
+        (
+            "metric",
+            "first",
+            "second",
+            "difference",
+            "95 % interval",
+            "in both",
+            "first only",
+            "second only",
+            "second is",
+        )
+    ]
     for each in found:
         held = each.found
         interval = f"{number(held.low)} .. {number(held.high)}" if held else "-"
         difference, num = (number(held.difference), str(held.num_items)) if held else ("-", "1")
-        rows.append((each.metric, number(each.first), number(each.second), difference, interval, num, each.verdict))
+        counts = (num, str(each.num_first_only), str(each.num_second_only))
+        rows.append((each.metric, number(each.first), number(each.second), difference, interval, *counts, each.verdict))
     return "\n".join(columns(rows))

@@ -122,9 +122,13 @@ def _javis(path: Path) -> Iterator[EvalItem]:
 
 
 def _manifest(path: Path) -> Iterator[EvalItem]:
-    for each in _json(path)["items"]:
+    told = _json(path)
+    rows = told.get("items") if isinstance(told, Mapping) else None
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) and "path" in row for row in rows):
+        raise RecipeError(f"{path} has no items with a path.", remedy="Give a folder that nava-curate demo wrote.")
+    for each in rows:
         truth, place = each.get("ground_truth") or {}, path.parent / each["path"]
-        if not each.get("probe", {}).get("streams"):
+        if "probe" in each and not each["probe"].get("streams"):
             continue
         yield EvalItem(
             item_id=place.stem,

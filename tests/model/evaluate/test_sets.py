@@ -78,6 +78,8 @@ def test_manifest_and_folder(tmp_path: Path) -> None:
     late, silent = read_set(tmp_path / "set").items
     assert (late.subset, late.item_id, late.text) == ("talking", "late", "Open the box.")
     assert (silent.text, silent.voice, silent.reference) == (None, None, tmp_path / "set" / "silent.mp4")
+    with pytest.raises(RecipeError, match="has no items with a path"):
+        read_set(write(tmp_path / "foreign" / "manifest.json", "[1]").parent)
     write(tmp_path / "plain" / "a.mp4")
     write(tmp_path / "plain" / "a.txt", "Hello.\n")
     write(tmp_path / "plain" / "b.wav")

@@ -33,14 +33,14 @@ def answered(page: Any, owner: dict[str, str], rater: str, out: Path) -> None:
     """All trials of one rater, who prefers `ours`, and the left side of any others; saved to `out`."""
     page.select_option("#rater", rater)
     page.click("#go")
-    for at in range(60):
-        page.wait_for_function(f"document.getElementById('where').textContent === '{at + 1} of 60'")
+    for at in range(30):
+        page.wait_for_function(f"document.getElementById('where').textContent === '{at + 1} of 30'")
         shown = page.evaluate("['left', 'right'].map(side => video(side).src.split('/').pop())")
         names = [owner[each] for each in shown]
         page.keyboard.press(KEYS["right" if names[1] == "ours" else "left"])
         if at == 2:
             page.keyboard.press("Backspace")
-            page.wait_for_function("document.getElementById('where').textContent === '3 of 60'")
+            page.wait_for_function("document.getElementById('where').textContent === '3 of 30'")
             page.keyboard.press(KEYS["right" if names[1] == "ours" else "left"])
     with page.expect_download() as saved:
         page.click("#save")
@@ -55,7 +55,7 @@ def test_raters_answer_on_the_page_and_taste_and_habit_are_told_apart(tmp_path: 
         (tmp_path / name).mkdir()
         for case in range(20):
             shutil.copyfile(clip, tmp_path / name / f"{case}.mp4")
-    plan = make_study({name: tmp_path / name for name in SYSTEMS}, tmp_path / "study", 20, 2)
+    plan = make_study({name: tmp_path / name for name in SYSTEMS}, tmp_path / "study", 20, 3, 30)
     owner = {blind: told.partition("/")[0] for told, blind in plan.media.items()}
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(
@@ -79,7 +79,7 @@ def test_raters_answer_on_the_page_and_taste_and_habit_are_told_apart(tmp_path: 
         opened.close()
     assert not said
     votes = open_votes([tmp_path / f"{rater}.jsonl" for rater in plan.raters], tmp_path / "study")
-    assert len(votes) == 120
+    assert len(votes) == 90
     found = score_votes(votes)
     assert {(each.first, each.second): each.preferred for each in found.preferences} == {
         ("mova", "ours"): "ours",
