@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands import about, pools, rights, scores
+from pipeline.commands import about, near, pools, rights, scores
 from pipeline.commands import clips as of_clips
 from pipeline.commands.shared import (
     CacheOption,
@@ -40,7 +40,7 @@ app = typer.Typer(
         "`nava-curate why CLIP --run RUN` and `nava-curate stats RUN --set gates.sync.confidence.min=2`."
     ),
 )
-for each in (of_clips.app, scores.app, pools.app, rights.app, about.app):
+for each in (of_clips.app, scores.app, pools.app, rights.app, near.app, about.app):
     app.add_typer(each)
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended, as shells count it."""

@@ -19,13 +19,18 @@ from typing import Any, Literal, TypedDict, Unpack, get_args
 import pyarrow as pa
 
 Show = Literal["histogram", "label", "lane", "curve", "span"]
-Meaning = Literal["text", "reference", "embedder", "voice", "face", "payload"]
+Meaning = Literal[
+    "text", "reference", "embedder", "voice", "face", "payload", "picture_times", "picture_prints", "sound_prints"
+]
 MEANINGS: dict[Meaning, str] = {
     "text": "the text a clip is trained with",
     "reference": "embedding of a speech span's voice reference, beside its `span_index`: the shard's .npy",
     "embedder": "name of the network whose embeddings the references have",
     "voice": "embedding of a voice, unit length: two of high cosine are one person",
     "face": "embedding of a face, for Euclidean distances: two that lie close are one person",
+    "picture_times": "when the pictures of `picture_prints` begin, on the clip clock",
+    "picture_prints": "what a clip's pictures are recognised by, as `stages.near_duplicates.prints` makes them",
+    "sound_prints": "what a clip's sound is recognised by, as `stages.near_duplicates.prints` makes it",
     "payload": "SHA-256 of a clip's media as they were cut, among the fields of `schemas.cut_file.CUT`: what is packed",
 }
 

@@ -55,13 +55,25 @@ class Fingerprint(Measure[FingerprintConfig]):
     level = "clip"
     reads = ("download.path", "probe.has_audio", "clip")
     adds = struct(
-        f("at_s", pa.list_(pa.float32()), unit="s", doc="when pictures that are not flat begin, on the clip clock"),
+        f(
+            "at_s",
+            pa.list_(pa.float32()),
+            unit="s",
+            doc="when pictures that are not flat begin, on the clip clock",
+            means="picture_times",
+        ),
         f(
             "pictures",
             pa.list_(pa.int64()),
             doc="hashes of each of them: of all of it, and of its middle with 4, 8, 12, 16 and 20 % of both sides left out",
+            means="picture_prints",
         ),
-        f("sound", pa.list_(pa.int32()), doc=f"hashes of the sound, one every {1000 * HOP_S:g} ms; 0 for silence"),
+        f(
+            "sound",
+            pa.list_(pa.int32()),
+            doc=f"hashes of the sound, one every {1000 * HOP_S:g} ms; 0 for silence",
+            means="sound_prints",
+        ),
         in_shard=False,
         private=True,
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from pipeline.ask.queries import Run
+from pipeline.near_marks import CONTAMINATED, read_near
 from pipeline.pack.index import CUTS
 from pipeline.tombstones import Tombstones
 from schemas.arrow_file import read_table
@@ -43,6 +44,7 @@ def takedown_problems(run: Run) -> Iterator[str]:
     yield from _said("assets/", stones.covered(stored))
     cuts = [name.rpartition("/")[2].partition("-")[0] for name in run.dir.entries(CUTS)]
     yield from _said(f"{CUTS}/", stones.covered(cuts))
+    yield from _said(CONTAMINATED, stones.covered(read_near(run.dir)["clip_id"].to_list()))
     for name in run.dir.names("index"):
         if name.endswith(".arrow"):
             yield from _said(f"index/{name}", _in_index(run, name, stones))

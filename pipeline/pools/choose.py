@@ -17,6 +17,7 @@ from pipeline.ask.condition import parsed_conditions
 from pipeline.ask.grouped import path_of_field
 from pipeline.ask.queries import US_PER_HOUR
 from pipeline.ask.stats import NOT_MEASURED
+from pipeline.near_marks import read_near
 from pipeline.pools.pool_rules import PoolRules
 from schemas.ids import fraction_of
 
@@ -37,6 +38,8 @@ class Selection:
     """(field, value) -> microseconds of all clips that fulfil the conditions."""
     found_us: int
     """Of all of them."""
+    num_near: int = 0
+    """Clips that fulfil the conditions and are near an evaluation set, which were left out."""
 
     @property
     def us(self) -> int:
@@ -54,10 +57,13 @@ def choose(lists: ClipLists, rules: PoolRules) -> Selection:
     spine = lists.spine.select(clip_id="row_id", us="duration_us")
     told = [lists.column(path).cast(pl.String).fill_null(NOT_MEASURED).alias(path) for path in fields]
     clips = spine.hstack(told).filter(pl.Series(is_found)).sort("clip_id")
+    marked = [] if rules.with_near else read_near(lists.run.dir)["clip_id"].unique().to_list()
+    is_near = clips["clip_id"].is_in(marked)
+    clips = clips.filter(~is_near)
     sums = [(path, clips.group_by(path).agg(pl.col("us").sum())) for path in fields]
     all_us = {(path, value): us for path, table in sums for value, us in table.iter_rows()}
     taken = clips if rules.hours is None else balanced(clips, rules.hours * US_PER_HOUR, fields)
-    return Selection(rules, fields, taken, all_us, int(clips["us"].sum()))
+    return Selection(rules, fields, taken, all_us, int(clips["us"].sum()), int(is_near.sum()))
 
 
 def balanced(clips: pl.DataFrame, budget_us: float, fields: Sequence[str]) -> pl.DataFrame:

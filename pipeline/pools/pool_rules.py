@@ -22,6 +22,8 @@ class PoolRules(RecipePart):
     """Conditions as `clips --where` takes them, all of which hold."""
     hours: float | None = Field(default=None, gt=0)
     """Most that the pool holds; null: everything that fulfils the conditions."""
+    with_near: bool = False
+    """Also clips that `decontaminate` found near an evaluation set."""
     balance: tuple[str, ...] = ()
     """Fields whose values share the hours evenly, each within those before it. A value with less than its share gives the
     rest to the others."""

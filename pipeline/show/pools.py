@@ -18,6 +18,8 @@ def pool_text(found: Selection, out: str) -> str:
         f"{rules.name}: {plural(len(found.clips), Level.CLIP)}, {hms(found.us)}{asked}; "
         f"{hms(found.found_us)} of the run fulfil its conditions"
     ]
+    if found.num_near:
+        lines.append(f"{plural(found.num_near, Level.CLIP)} near an evaluation set left out")
     for field in found.fields:
         lines += ["", *_by(found, field)]
     return "\n".join([*lines, "", f"shards stay where they are; {out} holds rules and ids"])

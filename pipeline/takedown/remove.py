@@ -26,6 +26,7 @@ from pipeline.execute.collect import FOLDER as COLLECTED
 from pipeline.execute.heartbeat import AT_WORK
 from pipeline.execute.here import here
 from pipeline.ledger_writer import LedgerWriter
+from pipeline.near_marks import forget_near
 from pipeline.pack.index import CUTS
 from pipeline.pools import select
 from pipeline.run import SKIPPED, SOURCES, Opener, measure, pack_kept, read_sources
@@ -153,6 +154,7 @@ def _forget_files(run: Run, stones: Tombstones) -> None:
     for entry in directory.names(COLLECTED):
         directory.remove(f"{COLLECTED}/{entry}")
     directory.remove(AT_WORK)
+    forget_near(directory, stones.cover)
 
 
 def _forget_lines(directory: RunDir, uris: set[str]) -> None:

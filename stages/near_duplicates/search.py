@@ -160,6 +160,12 @@ def likeness(one: ClipPrints, other: ClipPrints) -> Resemblance:
     return Resemblance(is_moving or share >= STANDING_STILL, sound, share)
 
 
+def moves_alike(one: ClipPrints, other: ClipPrints) -> bool:
+    """Whether two clips show the same moving pictures, whatever is heard with them."""
+    _, share, elsewhere = _best_fit(one, other)
+    return share >= SAME_SHARE and elsewhere <= ELSEWHERE_SHARE
+
+
 def _best_fit(one: ClipPrints, other: ClipPrints) -> tuple[float, float, float]:
     """(speed, share of pictures that are one, that share in the median of other offsets) where two clips fit best."""
     nothing = 1.0, 0.0, 1.0

@@ -137,6 +137,33 @@ class Written(Measure[StageConfig]):
         return {"text": " ".join(["Somebody says:", *lines]) if lines else None}
 
 
+class Prints(Measure[StageConfig]):
+    """What clips are recognised by: those of sources that show the same have the same."""
+
+    name, version, level, reads = "prints", "1", "clip", ("metadata", "clip")
+    adds = struct(
+        f("at", EMBEDDING, unit="s", doc="times", means="picture_times"),
+        f("seen", pa.list_(pa.int64()), doc="pictures", means="picture_prints"),
+        f("heard", pa.list_(pa.int32()), doc="sound", means="sound_prints"),
+        in_shard=False,
+        private=True,
+    )
+    Config = StageConfig
+
+    def measure(self, row: Row) -> dict[str, Any]:
+        """The struct of one clip: four seconds of it, for a second is too short to tell anything by."""
+        fact, place = json.loads(row["metadata"]), row["clip"]["asset_start_s"]
+        seen, heard = (
+            np.random.default_rng(int(digest(what, fact.get(what, fact["name"]), place), 16) % 2**32)
+            for what in ("shows", "sounds")
+        )
+        return {
+            "at": [0.25 * at for at in range(16)],
+            "seen": np.repeat(seen.integers(0, 2**63, 16), 6).tolist(),
+            "heard": heard.integers(1, 2**31, 90).tolist(),
+        }
+
+
 class Alike(Collect[StageConfig]):
     """Clips of sources that say they are alike: the smallest id stands for all, and others name it."""
 
@@ -179,6 +206,7 @@ CATALOG = {
     "voices": "tests.pipeline.toy_people:Voices",
     "faces": "tests.pipeline.toy_people:Faces",
     "alike": "tests.pipeline.toy_people:Alike",
+    "prints": "tests.pipeline.toy_people:Prints",
     "written": "tests.pipeline.toy_people:Written",
     "cut": "tests.pipeline.toy_people:Cutting",
 }
@@ -186,7 +214,8 @@ RECIPE: dict[str, Any] = {
     "name": "people",
     "audit_fraction": 0.0,
     "stages": {
-        name: {} for name in ("download", "probe", "shot_split", "clip", "voices", "faces", "written", "alike", "cut")
+        name: {}
+        for name in ("download", "probe", "shot_split", "clip", "voices", "faces", "prints", "written", "alike", "cut")
     },
     "gates": {"faces": {"score": {"min": 0.1}}},
     "pack": {"target_shard_mb": 0.004},
