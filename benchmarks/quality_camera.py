@@ -1,4 +1,4 @@
-"""Whether camera movement gets its name: `python -m benchmarks.quality_camera DIR --json FILE [--half choose]`.
+"""Whether camera movement gets its name: `python -m benchmarks.quality_camera DIR --json FILE`.
 
 A virtual camera looks at photographs, and at real videos of people whose own camera stood still, and pans, tilts, zooms,
 trembles or stands, at random speeds, with and without a hand's tremble; what it saw is encoded and goes through decoder and

@@ -1,4 +1,4 @@
-"""Whether burned-in text is found, named and read: `python -m benchmarks.quality_ocr DIR --json FILE [--half choose]`.
+"""Whether burned-in text is found, named and read: `python -m benchmarks.quality_ocr DIR --json FILE`.
 
 Over pieces of real videos without text, and over photographs that glide, subtitles, titles, tickers, marks and signs that
 belong to the scene are drawn, in several fonts, sizes, colours and edges; they are encoded and go through decoder and stage

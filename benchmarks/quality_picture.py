@@ -1,4 +1,4 @@
-"""Whether figures of picture quality follow known faults: `python -m benchmarks.quality_picture DIR --json FILE [--half choose]`.
+"""Whether figures of picture quality follow known faults: `python -m benchmarks.quality_picture DIR --json FILE`.
 
 Photographs and frames of real videos are blurred, made noisy, shrunken and enlarged, and coded coarser and coarser: along
 each of these ladders BRISQUE and the fault's own figure have to rise. Bars of known width are put around them, and pictures

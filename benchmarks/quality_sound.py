@@ -1,5 +1,4 @@
-"""Whether speech, singing and music are found where they are: `python -m benchmarks.quality_sound DIR ... --json FILE
-[--half choose]`.
+"""Whether speech, singing and music are heard where they are: `python -m benchmarks.quality_sound DIR ... --json FILE`.
 
 Scenes of 14 s are mixed from recorded and synthetic voices, sung phrases, generated and played music, barks, steps, strokes
 and noise, alone and over one another at known levels; where what is heard is known to the sample. Along ladders of noise,

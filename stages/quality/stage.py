@@ -1,4 +1,4 @@
-"""`quality`: how good a clip's picture is by itself, and what is wrong with it. Once a second, at the size it is stored in."""
+"""`quality`: how good a clip's picture is by itself, and what is wrong with it. One look a second at the stored size."""
 
 from __future__ import annotations
 

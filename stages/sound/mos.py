@@ -1,7 +1,6 @@
-"""How good speech sounds, as people would rate it: DNSMOS P.835 (Reddy, Gopal, Cutler, ICASSP 2022), whose network lies in
-`speechmos`.
+"""How good speech sounds, as people would rate it: DNSMOS P.835, whose network lies in the wheel of `speechmos`.
 
-Nothing of that package is imported. Its scores of noise, music and silence mean nothing.
+Reddy, Gopal, Cutler, ICASSP 2022. Nothing of that package is imported. Scores of noise, music and silence mean nothing.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""`sound`: what is heard in a clip and when, which of NAVA's classes that is, how good speech sounds, and whether it is in
-stereo."""
+"""`sound`: what is heard in a clip and when, of which class that is, how good speech sounds, and if it is in stereo."""
 
 from __future__ import annotations
 
