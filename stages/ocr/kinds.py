@@ -5,8 +5,8 @@ S samples of a clip, about one a second; all places are shares of the picture's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -79,6 +79,9 @@ class SeenText:
     """Which sample shows it first."""
     seen: list[FoundText] = field(default_factory=list)
     kind: Kind = "scene"
+    text: str | None = None
+    """What it says; None where nobody read it."""
+    confidence: float | None = None
 
     @property
     def end(self) -> int:
@@ -147,34 +150,28 @@ def followed(samples: Sequence[TextSample]) -> list[SeenText]:
     return items
 
 
-def joined(items: Sequence[SeenText], texts: Mapping[int, str]) -> list[tuple[SeenText, int]]:
-    """`items` with the number of each, where they are read alike (number -> text), lie in one place and follow one another
-    as one.
+def joined(items: Sequence[SeenText]) -> list[SeenText]:
+    """`items`, in order of when they are seen first, with those as one that read alike, in one place, one after another.
 
     Over a picture that moves, thumbnails of one line differ.
     """
-    found: list[tuple[SeenText, int]] = []
-    for number, item in enumerate(items):
-        text = texts.get(number)
-        for at, (before, first) in enumerate(found):
-            if (
-                before.end == item.first
-                and text is not None
-                and first in texts
-                and _reads_as(before, item, texts[first], text)
-            ):
-                found[at] = SeenText(before.first, [*before.seen, *item.seen]), first
+    found: list[SeenText] = []
+    for item in items:
+        for at, before in enumerate(found):
+            if before.end == item.first and _reads_as(before, item):
+                found[at] = replace(before, seen=[*before.seen, *item.seen])
                 break
         else:
-            found.append((item, number))
+            found.append(item)
     return found
 
 
-def _reads_as(before: SeenText, after: SeenText, first: str, second: str) -> bool:
+def _reads_as(before: SeenText, after: SeenText) -> bool:
     from difflib import SequenceMatcher
 
-    is_one_place = before.seen[-1].line.overlap(after.seen[0].line) >= SAME_PLACE
-    return is_one_place and SequenceMatcher(None, first, second, autojunk=False).ratio() >= SAME_TEXT
+    if before.text is None or after.text is None or before.seen[-1].line.overlap(after.seen[0].line) < SAME_PLACE:
+        return False
+    return SequenceMatcher(None, before.text, after.text, autojunk=False).ratio() >= SAME_TEXT
 
 
 def named(items: Sequence[SeenText], num_samples: int) -> None:

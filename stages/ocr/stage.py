@@ -38,7 +38,7 @@ MOST_LINES = 40
 MOST_READ = 24
 """Lines of a clip that are read, longest seen first."""
 FEWEST_LETTERS, LEAST_CONFIDENCE = 2, 0.6
-"""Letters, and their mean probability, from which what looks like text over the picture is some: eyes and plates are read as
+"""Letters, and their mean probability, from which what looks like text is some: eyes and plates are read as
 nothing."""
 
 OCR_LINE = struct(
@@ -79,7 +79,7 @@ class OcrConfig(StageConfig):
     every_s: float = Field(default=1.0, gt=0)
     """Time between two looks. Subtitles stay for a second and more."""
     reads: bool = True
-    """Whether what is laid over the picture is read: 0.1 s a line."""
+    """Whether lines are read, 0.1 s each, and those in which nothing can be read are left out."""
 
 
 class OcrWatch:
@@ -145,28 +145,18 @@ class Ocr(Measure[OcrConfig]):
         samples = self.ctx.asset_pass.look(self.ctx.asset_path(row), OcrWatch, self.config).of(span)
         if not samples:
             return dict.fromkeys((field.name for field in OCR), None)
-        items = followed(samples)
+        items = joined(self._read(followed(samples)))
         named(items, len(samples))
-        read = self._read(items)
-        known = {number: text for number, (text, confidence) in read.items() if is_text(text, confidence)}
-        told = joined(items, known)
-        items = [item for item, _ in told]
-        named(items, len(samples))
-        for item, number in told:
-            if number in read and number not in known:
-                item.kind = "scene"
-        told.sort(key=lambda each: (each[0].first, each[0].place.top, each[0].place.left))
-        shown = [(item, *read.get(number, (None, None))) for item, number in told]
+        items.sort(key=lambda item: (item.first, item.place.top, item.place.left))
         said = " ".join(span["text"] for span in row["clip"]["spans"] or () if span["text"])
-        subtitles = " ".join(text for item, text, _ in shown if item.kind == "subtitle" and text)
+        subtitles = " ".join(item.text for item in items if item.kind == "subtitle" and item.text)
         left, top, right, bottom = freed([item.place for item in items if item.kind in OVERLAID])
         ends = [sample.time_s for sample in samples[1:]] + [float(span.end)]
         return {
-            **shares(samples, items),
+            **shares(len(samples), items),
             "lines": [
                 line_row(item, samples[item.first].time_s - float(span.start), ends[item.end - 1] - float(span.start))
-                | {"text": text, "confidence": confidence}
-                for item, text, confidence in shown
+                for item in items
             ],
             "subtitles": subtitles if self.reader is not None else None,
             "agreement": agreement(subtitles, said),
@@ -176,14 +166,14 @@ class Ocr(Measure[OcrConfig]):
             "crop_height": bottom - top,
         }
 
-    def _read(self, items: Sequence[SeenText]) -> dict[int, tuple[str, float]]:
-        """What those of `items` say that were laid over the picture, by their numbers."""
+    def _read(self, items: Sequence[SeenText]) -> list[SeenText]:
+        """`items` with what they say, without those in which nothing can be read: eyes, plates and leaves are found as well."""
         if self.reader is None:
-            return {}
-        wanted = [number for number, item in enumerate(items) if item.kind in OVERLAID]
-        wanted = sorted(wanted, key=lambda number: -len(items[number].seen))[:MOST_READ]
-        strips = {number: items[number].seen[0].strip for number in wanted}
-        return {number: self.reader.read(strip) for number, strip in strips.items() if strip is not None}
+            return list(items)
+        for item in sorted(items, key=lambda item: -len(item.seen))[:MOST_READ]:
+            if (strip := item.seen[0].strip) is not None:
+                item.text, item.confidence = self.reader.read(strip)
+        return [item for item in items if item.confidence is None or is_text(item.text or "", item.confidence)]
 
 
 def is_text(text: str, confidence: float) -> bool:
@@ -191,16 +181,16 @@ def is_text(text: str, confidence: float) -> bool:
     return sum(map(str.isalnum, text)) >= FEWEST_LETTERS and confidence >= LEAST_CONFIDENCE
 
 
-def shares(samples: Sequence[TextSample], items: Sequence[SeenText]) -> dict[str, Any]:
-    """The fields of `OCR` about how much and how long."""
-    num = len(samples)
+def shares(num: int, items: Sequence[SeenText]) -> dict[str, Any]:
+    """The fields of `OCR` about how much and how long, of `num` samples."""
     kinds = {item.kind for item in items}
     with_subtitle = {item.first + at for item in items if item.kind == "subtitle" for at in range(len(item.seen))}
-    overlaid = sum(found.line.area for item in items if item.kind in OVERLAID for found in item.seen)
+    with_text = {item.first + at for item in items for at in range(len(item.seen))}
+    areas = [(item.kind in OVERLAID, sum(found.line.area for found in item.seen)) for item in items]
     return {
-        "area_ratio": min(1.0, sum(found.line.area for sample in samples for found in sample.found) / num),
-        "overlaid_area_ratio": min(1.0, overlaid / num),
-        "frames_ratio": sum(bool(sample.found) for sample in samples) / num,
+        "area_ratio": min(1.0, sum(area for _, area in areas) / num),
+        "overlaid_area_ratio": min(1.0, sum(area for is_overlaid, area in areas if is_overlaid) / num),
+        "frames_ratio": len(with_text) / num,
         "has_subtitles": "subtitle" in kinds,
         "subtitle_ratio": len(with_subtitle) / num,
         "has_mark": "mark" in kinds,
@@ -208,7 +198,7 @@ def shares(samples: Sequence[TextSample], items: Sequence[SeenText]) -> dict[str
 
 
 def line_row(item: SeenText, start_s: float, end_s: float) -> dict[str, Any]:
-    """The `OCR_LINE` of an item, but for what it says."""
+    """The `OCR_LINE` of an item."""
     place = item.place
     return {
         "kind": item.kind,
@@ -218,4 +208,6 @@ def line_row(item: SeenText, start_s: float, end_s: float) -> dict[str, Any]:
         "y": place.top,
         "width": place.right - place.left,
         "height": place.bottom - place.top,
+        "text": item.text,
+        "confidence": item.confidence,
     }

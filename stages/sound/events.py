@@ -22,10 +22,9 @@ EVENTS: tuple[Event, ...] = ("speech", "singing", "music")
 HOP_S = 0.01
 SMOOTH_S = 0.3
 """Probabilities are means over this."""
-VOICED, MUSICAL = 0.4, 0.3
-"""Probability of speech or singing, whichever is greater, and of music from which it is heard. Chosen, as are the next
-three, on scenes of `benchmarks.quality_sound`; the network's authors take 0.4, 0.5 and 0.5 each for itself, by which
-half-spoken phrases flicker."""
+VOICED, MUSICAL = 0.5, 0.3
+"""Probability of speech or singing, whichever is greater, and of music from which it is heard. Chosen, as are the next three, on
+scenes of `benchmarks.quality_sound`; at 0.4 voices do as well there, but an orchestra's flutes sing."""
 SUNG_SHARE, SUNG_S = 0.4, 3.0
 """Share of singing in what is voiced, over this time, from which a voice sings: nobody changes between two syllables."""
 BRIDGED_S = 0.3
