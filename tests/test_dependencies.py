@@ -22,6 +22,7 @@ DISTRIBUTION = {
     "cv2": "opencv-python-headless",
     "dlib": "dlib-bin",
     "pyannote": "pyannote.audio",
+    "skimage": "scikit-image",
     "vl_convert": "vl-convert-python",
     "yaml": "pyyaml",
 }

@@ -44,7 +44,7 @@ class LocalNetwork:
         self.folder = folder
         if not (folder / WEIGHTS).is_file():
             raise ModelError(
-                f"{folder} has no {WEIGHTS}.", remedy="Save the network with transformers' save_pretrained."
+                f"{folder} has no {WEIGHTS}.", remedy="Save the network as transformers saves models, in safetensors."
             )
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
@@ -246,7 +246,7 @@ def network_metrics(models: Path) -> tuple[tuple[Metric, ...], tuple[SetMetric, 
     sets: list[SetMetric] = []
     folders = sorted(path.parent for path in models.glob("*/config.json"))
     if not folders:
-        raise ModelError(f"no folder below {models} has a config.json.", remedy="Save networks with save_pretrained.")
+        raise ModelError(f"no folder below {models} has a config.json.", remedy="Save networks there in safetensors.")
     for folder in folders:
         kind = LocalNetwork(folder).kind
         if kind not in KINDS:

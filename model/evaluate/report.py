@@ -127,8 +127,13 @@ def compare(one: Path, other: Path) -> list[Compared]:
         weights = pairs[:, 2]
         first_mean, second_mean = (float(np.average(pairs[:, at], weights=weights)) for at in (0, 1))
         held = paired(pairs[:, 0], pairs[:, 1], weights)
-        alone = [_num_measured(figure.metric, scores) - len(pairs) for scores in (first_scores, second_scores)]
-        found.append(Compared(figure.metric, figure.better, first_mean, second_mean, held, *alone, ", ".join(differs)))
+        first_only, second_only = (
+            _num_measured(figure.metric, scores) - len(pairs) for scores in (first_scores, second_scores)
+        )
+        how = ", ".join(differs)
+        found.append(
+            Compared(figure.metric, figure.better, first_mean, second_mean, held, first_only, second_only, how)
+        )
     return found
 
 

@@ -65,7 +65,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class SideBias:
-    """How often the left one was chosen among votes that chose, and how likely that is by chance."""
+    """How often the left one was chosen among votes that chose, and how likely votes are if sides do not matter."""
 
     num_votes: int
     left_share: float
@@ -104,7 +104,7 @@ def read_votes(path: Path) -> list[Vote]:
         except (ValueError, KeyError, TypeError) as error:
             raise RecipeError(
                 f"{path}, line {at} is no vote: {error!r}.",
-                remedy="A vote has user_id, case_id, left_model, right_model and choice.",
+                remedy="A vote names rater, case, both systems and choice: see docs/evaluation.md.",
             ) from None
         if vote.choice not in get_args(Choice):
             raise RecipeError(f"{path}, line {at}: choice '{vote.choice}'.", remedy="Choices are left, right and tie.")
@@ -120,7 +120,7 @@ def score_votes(votes: Sequence[Vote], seed: int = 0) -> StudyResult:
     models = sorted({name for vote in votes for name in (vote.left_model, vote.right_model)})
     met = {frozenset((vote.left_model, vote.right_model)) for vote in votes}
     preferences = [_preference(votes, weights, *pair) for pair in combinations(models, 2) if frozenset(pair) in met]
-    fitted, log_odds = bradley_terry(votes, models)
+    fitted, _ = bradley_terry(votes, models)
     drawn = np.array([bradley_terry(votes, models, each)[0] for each in weights[:STRENGTH_DRAWS] if each.any()])
     ends = [interval_of(drawn[:, at]) for at in range(len(models))]
     return StudyResult(
@@ -128,7 +128,7 @@ def score_votes(votes: Sequence[Vote], seed: int = 0) -> StudyResult:
         num_raters=len({vote.user_id for vote in votes}),
         num_cases=len({vote.case_id for vote in votes}),
         preferences=tuple(preferences),
-        side=_side_bias(votes, log_odds),
+        side=side_bias(votes, models),
         strengths={name: (float(fitted[at]), *ends[at]) for at, name in enumerate(models)},
     )
 
@@ -167,20 +167,28 @@ def _outcome(vote: Vote, first: str, second: str) -> float:
     return 1.0 if chosen == first else -1.0
 
 
-def _side_bias(votes: Sequence[Vote], log_odds: float) -> SideBias:
-    """The exact test of even odds, which holds where sides were dealt evenly, as `study make` deals them."""
-    from scipy.stats import binomtest
+def side_bias(votes: Sequence[Vote], models: Sequence[str]) -> SideBias:
+    """Whether the side helps to explain votes besides who was on it: likelihood ratio of strengths with and without it."""
+    from scipy.stats import chi2
 
     num_left, num = sum(vote.choice == "left" for vote in votes), sum(vote.choice != "tie" for vote in votes)
-    if not num:
-        return SideBias(0, 0.5, 1.0, log_odds)
-    return SideBias(num, num_left / num, float(binomtest(num_left, num).pvalue), log_odds)
+    (with_side, least), (_, without) = (_fitted(votes, models, None, has_side=has_side) for has_side in (True, False))
+    p_value = float(chi2.sf(max(0.0, 2 * (without - least)), df=1))
+    return SideBias(num, num_left / num if num else 0.5, p_value, float(with_side[-1]))
 
 
 def bradley_terry(
     votes: Sequence[Vote], models: Sequence[str], weights: NDArray[np.float64] | None = None
 ) -> tuple[NDArray[np.float64], float]:
     """(strengths in logits [models], mean 0; log-odds of the left side) of greatest likelihood; a tie is half a win each."""
+    found, _ = _fitted(votes, models, weights, has_side=True)
+    return found[:-1] - found[:-1].mean(), float(found[-1])
+
+
+def _fitted(
+    votes: Sequence[Vote], models: Sequence[str], weights: NDArray[np.float64] | None, *, has_side: bool
+) -> tuple[NDArray[np.float64], float]:
+    """(strengths and the side's log-odds [models + 1], negative log-likelihood there)."""
     from scipy.optimize import minimize
 
     place = {name: at for at, name in enumerate(models)}
@@ -190,16 +198,16 @@ def bradley_terry(
     times = np.ones(len(votes)) if weights is None else weights
 
     def loss(at: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        strength, side = at[:-1], at[-1]
+        strength, side = at[:-1], at[-1] * has_side
         lead = strength[left] - strength[right] + side
         chance = 1 / (1 + np.exp(-lead))
         value = float(np.sum(times * (np.logaddexp(0, lead) - won * lead))) + RIDGE * float(at @ at) / 2
         pull = times * (chance - won)
         slope = np.bincount(left, pull, len(models)) - np.bincount(right, pull, len(models))
-        return value, np.append(slope, pull.sum()) + RIDGE * at
+        return value, np.append(slope, pull.sum() * has_side) + RIDGE * at
 
-    found = minimize(loss, np.zeros(len(models) + 1), jac=True, method="L-BFGS-B").x
-    return found[:-1] - found[:-1].mean(), float(found[-1])
+    found = minimize(loss, np.zeros(len(models) + 1), jac=True, method="L-BFGS-B")
+    return found.x, float(found.fun)
 
 
 def result_text(found: StudyResult) -> str:

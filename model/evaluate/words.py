@@ -11,7 +11,7 @@ from typing import Any
 from model.evaluate.metric import Metric, has_text
 from model.evaluate.records import EvalCase, EvalItem, Reading
 
-RECOGNISER = "whisper as nava-curate runs it (base from packages unless stages.transcribe says otherwise)"
+RECOGNISER = "Whisper base from its packages, or what stages.transcribe names instead"
 BY_CHARACTER = ("zh", "ja", "th", "yue", "lo", "my", "km")
 """Languages written without spaces, of which every character counts as a word."""
 ENGLISH = "en"

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from model.cli import app
 from model.evaluate.study import Trial, make_study, open_votes, plan_study
-from model.evaluate.votes import Choice, Vote, bradley_terry, read_votes, score_votes
+from model.evaluate.votes import Choice, Vote, bradley_terry, read_votes, score_votes, side_bias
 from schemas.errors import RecipeError
 
 CASES = [f"case_{at:02d}" for at in range(20)]
@@ -67,6 +67,13 @@ def test_a_side_bias_is_flagged_and_is_no_preference() -> None:
     assert found.side.is_flagged
     assert found.side.log_odds == pytest.approx(0.8 * 0.9, abs=0.25)
     assert [each.preferred for each in found.preferences] == ["ours", "", "ours"]
+
+
+def test_sides_are_seldom_accused_wrongly() -> None:
+    dealt = plan_study(CASES, PAIRS, 6, 10, seed=0)
+    values = [side_bias(voted(dealt, tie=0.2, seed=seed), SYSTEMS).p_value for seed in range(200)]
+    assert 0.005 <= np.mean(np.array(values) < 0.05) <= 0.1
+    assert np.mean(np.array(values) < 0.5) == pytest.approx(0.5, abs=0.12)
 
 
 def test_votes_of_one_rater_go_together() -> None:
