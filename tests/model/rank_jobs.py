@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import resource
+import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,12 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from model.data import retry
+from model.sampling.batch import generate_all
+from model.sampling.config import SampleConfig
 from model.training.config import TrainConfig
 from model.training.parallel import open_world
-from model.training.state import Checkpoints, complete, load_tensors, state_tensors
+from model.training.state import complete, load_tensors, state_tensors
 from model.training.train import Training
 from schemas.errors import NavaError
 
@@ -112,11 +119,49 @@ def train_until(rank: int, config: TrainConfig, folder: Path, num_steps: int, ou
     torch.save(result, out.with_name(f"{out.name}-{rank}"))
 
 
-def newest_of(rank: int, folder: Path, out: Path) -> None:
-    """Writes the name of the checkpoint that this rank would go on from."""
-    with open_world() as world:
-        found = Checkpoints(folder, world).newest()
-    out.with_name(f"{out.name}-{rank}").write_text(json.dumps(found and found.name))
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 300 kB, which is what a checkpoint meets on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def train_to_end(rank: int, config: TrainConfig, folder: Path, full_at_step: int = 0) -> None:
+    """Trains to the end, with a full disk while one step's checkpoint is written; weights in folder.pt, words in folder.0.txt.
+
+    Reads that fail are tried again at once.
+    """
+    retry.WAITS_S = (0.0,) * 4
+    said = io.StringIO()
+    with redirect_stdout(said), open_world() as world, Training(config, folder, world) as training:
+        while training.has_more:
+            step = training.next_step()
+            training.report(step, training.learn(step))
+            if training.is_save_due:
+                with full_disk() if step.number == full_at_step else nullcontext():
+                    training.save(step)
+                    training.checkpoints.finish()
+        training.settle()
+        weights = {name: whole(p) for name, p in training.model.named_parameters()}
+    if rank == 0:
+        torch.save(weights, folder.with_suffix(".pt"))
+    folder.with_suffix(f".{rank}.txt").write_text(said.getvalue())
+
+
+def die_while_saving(rank: int, config: TrainConfig, folder: Path, at_step: int) -> None:
+    """Every rank kills itself while the checkpoint of a step is being written."""
+    with open_world() as world, Training(config, folder, world) as training:
+        while training.has_more:
+            step = training.next_step()
+            training.report(step, training.learn(step))
+            if training.is_save_due:
+                training.save(step)
+            if step.number == at_step:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager
@@ -143,6 +188,13 @@ def train_with_nan(rank: int, config: TrainConfig, folder: Path, bad_step: int, 
         found = {name: whole(value) for name, value in tensors.items()}
     if rank == 0:
         torch.save(found, folder.with_suffix(".pt"))
+
+
+def generate_together(rank: int, weights: Path, config: SampleConfig, prompts: Path, out: Path) -> None:
+    """All ranks share the clips of a file; writes the names of what this rank wrote."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(torch.distributed.get_world_size()))
+    written = generate_all(weights, config, prompts, out, str)
+    out.with_name(f"{out.name}-{rank}.json").write_text(json.dumps([path.name for path in written]))
 
 
 def validate(rank: int, config: TrainConfig, out: Path) -> None:

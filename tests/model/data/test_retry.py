@@ -13,10 +13,9 @@ import pytest
 from model.data.index import ShardIndex
 from model.data.reader import PackLoader, SampleReader, decode_latents, open_shards
 from model.data.retry import patiently
-from model.training.train import train
 from schemas.errors import MachineError, ShardError
 from tests.model.data.test_reader import make_plan, take, write_shards
-from tests.model.latent_shards import random_clip, recipe, write_latent_shards
+from tests.model.latent_shards import random_clip, write_latent_shards
 
 
 class Server(ThreadingHTTPServer):
@@ -126,18 +125,3 @@ def test_the_index_is_fetched_from_a_busy_server(server: Server, tmp_path: Path)
     server.folder = tmp_path / "data"
     remote = ShardIndex.open([f"{server.url}/index/{i:05d}.arrow" for i in range(2)])
     assert remote.digest == local.digest
-
-
-@pytest.mark.slow
-def test_training_goes_on_while_the_shard_server_answers_503(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_latent_shards(tmp_path / "data", [random_clip(i) for i in range(24)])
-    server.folder = tmp_path / "data" / "shards"
-    index = {"index": str(tmp_path / "data" / "index"), "num_workers": 1}
-    config = recipe(tmp_path / "data", num_steps=2, plan={"num_packs": 2}, data={**index, "shards": server.url})
-    plain = recipe(tmp_path / "data", num_steps=2, plan={"num_packs": 2}, data=index)
-    train(config, tmp_path / "remote")
-    train(plain, tmp_path / "local")
-    lines = [line.partition("  lr")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
-    assert lines[:2] == lines[2:]

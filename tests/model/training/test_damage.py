@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import resource
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +13,11 @@ import torch
 from model.training.config import TrainConfig
 from model.training.metrics import read_samples
 from model.training.parallel import World, open_world
-from model.training.state import MAX_FAILURES, Checkpoints, complete, state_tensors
+from model.training.state import MAX_FAILURES, Checkpoints, complete
 from model.training.train import Training, train
 from schemas.errors import MachineError, ModelError
-from tests.model.latent_shards import random_clip, recipe, run_ranks, write_latent_shards
-from tests.model.rank_jobs import newest_of, whole
+from tests.model.latent_shards import random_clip, recipe, write_latent_shards
+from tests.model.rank_jobs import full_disk
 
 
 @pytest.fixture(scope="module")
@@ -102,68 +99,6 @@ def test_nothing_whole_is_an_error_and_not_a_new_beginning(run: Path, world: Wor
     assert not complete(run / "checkpoints")
 
 
-def states(training: Training) -> dict[str, torch.Tensor]:
-    tensors = state_tensors(training.model, training.optimizer, training.ema)
-    return {name: whole(tensor) for name, tensor in tensors.items()}
-
-
-def test_what_is_trained_after_falling_back_is_what_an_undisturbed_run_trains(
-    trained: Path, run: Path, world: World
-) -> None:
-    with Training(config_of(trained), trained / "run", world) as undisturbed:
-        expected = states(undisturbed)
-    flip(run / "checkpoints" / "step-00000006" / "__0_0.distcp")
-    train(config_of(trained), run)
-    with Training(config_of(trained), run, world) as training:
-        assert training.step == 6
-        assert all(torch.equal(value, expected[name]) for name, value in states(training).items())
-    columns = ["step", "clip_id", "timestep", "video_mse", "audio_mse"]
-    assert read_samples(run).select(columns).equals(read_samples(trained / "run").select(columns))
-
-
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file may grow beyond 300 kB, which is what a checkpoint meets on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.parametrize("is_asynchronous", [True, False])
-def test_a_checkpoint_that_cannot_be_written_is_said_cleaned_up_and_tried_again(
-    trained: Path, tmp_path: Path, world: World, is_asynchronous: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config, folder = config_of(trained, is_asynchronous=is_asynchronous), tmp_path / "checkpoints"
-    saved = []
-    with Training(config, tmp_path, world) as training:
-        while training.has_more:
-            step = training.next_step()
-            training.report(step, training.learn(step))
-            if training.is_save_due:
-                saved.append(step.number)
-                if step.number == 2:
-                    with full_disk():
-                        training.save(step)
-                        training.checkpoints.finish()
-                    assert not list(folder.iterdir())
-                else:
-                    training.save(step)
-                    training.checkpoints.finish()
-        training.settle()
-        found = states(training)
-    said = [line for line in capsys.readouterr().out.splitlines() if "checkpoint" in line]
-    assert len(said) == 1
-    assert f"the checkpoint of step 2 could not be written to {folder}: File too large" in said[0]
-    assert "GB are free there" in said[0]
-    assert saved == [2, 3, 4, 6], "tried again after the next step"
-    assert [path.name for path in sorted(complete(folder))] == ["step-00000003", "step-00000004", "step-00000006"]
-    with Training(config_of(trained), trained / "run", world) as undisturbed:
-        assert all(torch.equal(value, found[name]) for name, value in states(undisturbed).items())
-
-
 def test_samples_that_cannot_be_written_hold_back_the_checkpoint_and_come_with_the_next(
     trained: Path, tmp_path: Path, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,11 +146,3 @@ def test_some_checkpoints_stay_for_good_and_so_does_the_last_sound_one(tmp_path:
     with pytest.raises(ModelError, match="is whole"):
         checkpoints.newest()
     assert not (tmp_path / "good").is_symlink()
-
-
-@pytest.mark.slow
-def test_two_ranks_agree_on_what_is_whole(run: Path, tmp_path: Path) -> None:
-    flip(run / "checkpoints" / "step-00000006" / ".metadata")
-    run_ranks(newest_of, 2, tmp_path, run / "checkpoints", tmp_path / "found")
-    found = [json.loads((tmp_path / f"found-{rank}").read_text()) for rank in (0, 1)]
-    assert found == ["step-00000004"] * 2

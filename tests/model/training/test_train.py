@@ -17,7 +17,6 @@ from model.training.config import RECIPES, TrainConfig, load_recipe
 from model.training.losses import NUM_NOISE_LEVELS, losses
 from model.training.metrics import read_samples
 from model.training.parallel import open_world
-from model.training.state import complete
 from model.training.train import Training, train
 from schemas.budget import NAVA_6B
 from schemas.errors import NavaError, PlanError, RecipeError
@@ -110,22 +109,6 @@ def test_a_kill_after_a_checkpoint_leaves_no_gap_and_no_double_line(data: Path, 
     assert read_samples(tmp_path).select(columns).equals(read_samples(tmp_path / "whole").select(columns))
     for name in ("loss", "grad_norm", "learning_rate"):
         assert [line[name] for line in lines(tmp_path)] == [line[name] for line in lines(tmp_path / "whole")]
-
-
-@pytest.mark.parametrize("clip", ["clip000", "clip005"], ids=["the cheapest", "the dearest"])
-def test_damaged_samples_are_replaced_and_remembered(tmp_path: Path, clip: str) -> None:
-    write_latent_shards(tmp_path / "data", [random_clip(i) for i in range(24)])
-    index = ShardIndex.open(tmp_path / "data" / "index")
-    place = next(index.location(row) for row in range(24) if index.clip_id(row) == clip)
-    shard = tmp_path / "data" / "shards" / place.shard
-    content = bytearray(shard.read_bytes())
-    content[place.offset + 700] ^= 0xFF
-    shard.write_bytes(content)
-    train(recipe(tmp_path / "data", plan={"num_epochs": 1}, num_steps=100), tmp_path / "run")
-    trained = set(read_samples(tmp_path / "run")["clip_id"].to_pylist())
-    assert clip not in trained
-    (notes,) = {path.joinpath("state.json").read_text() for path in [max(complete(tmp_path / "run" / "checkpoints"))]}
-    assert "CRC-32" in json.loads(notes)["damaged"][clip]
 
 
 def test_a_world_size_that_does_not_divide_is_refused_before_the_network_is_built(data: Path) -> None:
