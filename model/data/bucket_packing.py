@@ -2,7 +2,8 @@
 
     padded            a fixed number of samples, whatever their lengths
     length_buckets    of one length bucket, which every stream draws for itself
-    synced_buckets    the same, and all streams draw the same bucket in a step, where they have samples enough for it
+    synced_buckets    the same, and all streams draw the same bucket in a step; one that has too few samples for it draws another
+                      of the same kind, pictures or sound alone, where it can
 
 Buckets are equal in width between the shortest and the longest duration, pictures and sound alone apart, as the release codes
 them. Our network computes no padding, so what these cost here is their imbalance.
@@ -31,7 +32,8 @@ class Buckets:
     of: Callable[[int, int], int]
     """Bucket of a row of the index in a part of the mixture."""
     shares: NDArray[np.float64]
-    """[num_buckets] of all draws."""
+    """[2 x num_lengths] of all draws: sound alone, then pictures."""
+    num_lengths: int
     batch_size: int
     common_key: int | None
     """Random numbers that all streams have alike; None where each draws for itself."""
@@ -81,7 +83,7 @@ def open_buckets(plan: Planned) -> Buckets:
         return int(bucket(np.array([row]), np.array([has_picture]))[0])
 
     common = key_of(plan.key, "bucket") if config.strategy == "synced_buckets" else None
-    return Buckets(of, shares / shares.sum(), config.batch_size, common)
+    return Buckets(of, shares / shares.sum(), num, config.batch_size, common)
 
 
 class BucketPacker(Packer):
@@ -108,11 +110,13 @@ class BucketPacker(Packer):
     def _drawn_bucket(self, filled: dict[int, list[Item]]) -> int:
         """The bucket of this pack: of those that hold a batch, drawn by how much is in each; the fullest if none does."""
         size, common = self.buckets.batch_size, self.buckets.common_key
+        ready = sorted(number for number, items in filled.items() if len(items) >= size)
         if common is not None:
             wanted = _draw(self.buckets.shares, common + self._num_draws)
-            if len(filled.get(wanted, ())) >= size:
+            if wanted in ready:
                 return wanted
-        ready = sorted(number for number, items in filled.items() if len(items) >= size)
+            kind = wanted // self.buckets.num_lengths
+            ready = [number for number in ready if number // self.buckets.num_lengths == kind] or ready
         if not ready:
             return max(sorted(filled), key=lambda number: len(filled[number]))
         counts = np.array([len(filled[number]) for number in ready], np.float64)

@@ -12,11 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TypedDict
 
+from model.network.config import network_of
 from model.sampling.config import SampleConfig
 from model.sampling.prompts import NamedPrompt, read_prompts
 from model.sampling.rewrite import rewrite
 from model.sampling.sample import Generator, target_of
 from model.sampling.sampler import SampleRequest
+from model.training.parallel import make_team, open_world
 from schemas.errors import MediaError, ModelError
 from schemas.files import write_whole
 
@@ -32,7 +34,7 @@ class Rank(TypedDict):
     local: int
 
 
-class Made(TypedDict):
+class ClipNotes(TypedDict):
     """What is written beside a clip."""
 
     prompt: str
@@ -55,11 +57,27 @@ def generate_all(
 
     A prompt that cannot be generated is told and left out. Raises ModelError, naming them, after all others.
     """
-    rank = this_rank()
+    rank, members = this_rank(), config.ranks_per_clip
     if config.device == "cuda":
         config = config.model_copy(update={"device": f"cuda:{rank['local']}"})
-    generator = Generator(weights, config)
-    mine = read_prompts(prompts, config.prompt, generator.network)[rank["number"] :: rank["size"]]
+    if members == 1:
+        return _generate_mine(Generator(weights, config), prompts, out, rank, tell)
+    num_heads = network_of(weights, config.network).num_heads
+    if rank["size"] % members or num_heads % members:
+        raise ModelError(
+            f"{members} ranks cannot share a clip: they must divide the {rank['size']} ranks and the {num_heads} heads.",
+            remedy="Set ranks_per_clip to a divisor of both.",
+        )
+    with open_world() as world:
+        generator = Generator(weights, config, make_team(world, members))
+        team: Rank = {**rank, "number": rank["number"] // members, "size": rank["size"] // members}
+        return _generate_mine(generator, prompts, out, team, tell)
+
+
+def _generate_mine(
+    generator: Generator, prompts: Path, out: Path, rank: Rank, tell: Callable[[str], None]
+) -> list[Path]:
+    mine = read_prompts(prompts, generator.config.prompt, generator.network)[rank["number"] :: rank["size"]]
     suffix = ".wav" if prompts.suffix == ".lst" else ""
     targets = {each.name: target_of(out / f"{each.name}{suffix}", each.prompt.mode, generator.codecs) for each in mine}
     missing = [each for each in mine if not targets[each.name].exists()]
@@ -71,9 +89,9 @@ def generate_all(
         target = targets[each.name]
         target.parent.mkdir(parents=True, exist_ok=True)
         generator.make(request, target)
-        made["weights"] = str(weights)
-        write_whole(target.with_suffix(".json"), json.dumps(made, ensure_ascii=False, indent=1).encode())
-        written.append(target)
+        if generator.is_writing:
+            write_whole(target.with_suffix(".json"), json.dumps(made, ensure_ascii=False, indent=1).encode())
+            written.append(target)
         tell(f"{number}/{len(missing)} {target}")
     if failed:
         raise ModelError(f"{len(failed)} of {len(missing)} prompts could not be generated: {', '.join(failed[:5])}.")
@@ -82,11 +100,11 @@ def generate_all(
 
 def _requests(
     generator: Generator, prompts: Sequence[NamedPrompt], failed: list[str], tell: Callable[[str], None]
-) -> Iterator[tuple[NamedPrompt, Made, SampleRequest]]:
+) -> Iterator[tuple[NamedPrompt, ClipNotes, SampleRequest]]:
     """What the network is asked, text encoded a chunk at a time; names of prompts that are refused go to `failed`."""
     waiting = iter(prompts)
     while chunk := list(islice(waiting, CHUNK)):
-        ready: list[tuple[NamedPrompt, Made, SampleRequest]] = []
+        ready: list[tuple[NamedPrompt, ClipNotes, SampleRequest]] = []
         for each in chunk:
             seed = generator.config.seed if each.seed is None else each.seed
             try:
@@ -99,7 +117,8 @@ def _requests(
                 failed.append(each.name)
                 tell(f"{each.name}: {error}")
                 continue
-            made: Made = {"prompt": each.prompt.caption, "caption": caption, "seed": seed, "weights": ""}
+            made: ClipNotes = {"prompt": each.prompt.caption, "caption": caption, "seed": seed,
+                               "weights": str(generator.weights)}  # fmt: skip
             ready.append((each, made, request))
         generator.rest_encoder()
         yield from ready

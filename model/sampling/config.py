@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.recipe import RecipePart, read_recipe, validated
 
@@ -102,9 +102,17 @@ class SampleConfig(RecipePart):
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Numbers of the weights and the frozen codecs."""
+    ranks_per_clip: int = Field(default=1, ge=1)
+    """Neighbouring ranks that share every clip (Ulysses); they must divide the network's heads and the ranks."""
     memory: MemoryConfig = MemoryConfig()
     rewrite: RewriteConfig | None = None
     """Null: captions are taken as they are."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.ranks_per_clip > 1 and self.rewrite is not None:
+            raise ValueError("ranks that share a clip would ask for a caption each; rewrite with ranks_per_clip 1")
+        return self
 
     def with_prompt(self, **changes: Any) -> SampleConfig:
         """The same with these fields of the prompt changed."""

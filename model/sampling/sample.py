@@ -19,6 +19,7 @@ from torch import Tensor
 from model.encoding.clip_media import read_sound
 from model.encoding.codec import Codecs, EncodedText, open_codecs
 from model.network.config import NavaConfig, network_of
+from model.network.context_parallel import Team
 from model.network.float8 import hold_in_float8
 from model.network.nava import Nava
 from model.sampling.config import Mode, Prompt, SampleConfig
@@ -62,8 +63,8 @@ class Generator:
     prompts, codecs or weights that do not fit each other, MediaError for a voice without sound.
     """
 
-    def __init__(self, weights: Path, config: SampleConfig) -> None:
-        self.config = config
+    def __init__(self, weights: Path, config: SampleConfig, team: Team | None = None) -> None:
+        self.config, self._team = config, team
         self.network, dtype = network_of(weights, config.network), getattr(torch, config.dtype)
         self._device = torch.device(config.device)
         self.codecs = Codecs()
@@ -71,14 +72,19 @@ class Generator:
             self.codecs = open_codecs(config.codecs, self.network, self._device, dtype)
         if config.memory.has_tiles and self.codecs.video is not None:
             self.codecs.video.vae.enable_tiling()
-        self._weights, self._dtype = weights, dtype
+        self.weights, self._dtype = weights, dtype
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank writes what is generated."""
+        return self._team is None or self._team.is_first
 
     @cached_property
     def model(self) -> Nava:
         """The network."""
         memory = self.config.memory
         device = "cpu" if memory.offloads_blocks else self.config.device
-        model = load_model(self._weights, self.network, device, self._dtype, is_float8=memory.is_float8)
+        model = load_model(self.weights, self.network, device, self._dtype, is_float8=memory.is_float8)
         if memory.offloads_blocks:
             fetch_blocks(model, self._device)
         return model
@@ -97,8 +103,10 @@ class Generator:
             self.codecs.text.model.to("cpu")
 
     def make(self, request: SampleRequest, target: Path, on_step: Callable[[int, int], None] | None = None) -> None:
-        """Generate a clip and write it to `target`, which `target_of` named."""
-        latents = sample(self.model, request, on_step)
+        """Generate a clip and write it to `target`, which `target_of` named; of a team the first rank writes."""
+        latents = sample(self.model, request, on_step, self._team)
+        if not self.is_writing:
+            return
         if target.suffix == ".safetensors":
             write_sampled(target, latents, request.seed)
         elif target.suffix == ".wav":

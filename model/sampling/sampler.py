@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from model.network.context_parallel import Team, keep_share
 from model.network.flow import NUM_STEPS, SIGMA_MIN
 from model.network.nava import Nava, Sample, pack
 from model.sampling.config import Guidance
@@ -198,8 +200,13 @@ class Latents:
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def sample(model: Nava, request: SampleRequest, on_step: Callable[[int, int], None] | None = None) -> Latents:
-    """The generated latents, on the device of the model.
+def sample(
+    model: Nava,
+    request: SampleRequest,
+    on_step: Callable[[int, int], None] | None = None,
+    team: Team | None = None,
+) -> Latents:
+    """The generated latents, on the device of the model. Ranks of a team share the clip's tokens, and all have the result.
 
     Cost: per step one network call each for the condition and its negative, one more for alignment (joint clips) and one
     more for timbre (clips with voices). The noise depends on the seed and the sizes only, not on the device. A given
@@ -213,10 +220,12 @@ def sample(model: Nava, request: SampleRequest, on_step: Callable[[int, int], No
     if request.num_audio_latents:
         audio = _noise((request.num_audio_latents, config.audio_channels), 2 * request.seed + 1).to(device)
     video_solver, audio_solver = _solver(request), _solver(request)
-    conditions = _conditions(request, device)
+    conditions = _conditions(request, device if team is None else torch.device("cpu"))
     for index, t in enumerate(video_solver.timesteps.tolist()):
         video = _with_first_frame(video, request.first_frame)
-        video_v, audio_v = _guided_velocity(model, conditions, Latents(video, audio), t, request.guidance)
+        video_v, audio_v = _guided_velocity(
+            _Passes(model, conditions, team), Latents(video, audio), t, request.guidance
+        )
         if video is not None and video_v is not None:
             video = video_solver.step(video_v.float(), video)
         if audio is not None and audio_v is not None:
@@ -256,24 +265,48 @@ def _conditions(request: SampleRequest, device: torch.device) -> dict[str, Sampl
     return passes
 
 
+@dataclass(frozen=True)
+class _Passes:
+    """The network, and what it is asked at each step."""
+
+    model: Nava
+    conditions: dict[str, Sample]
+    team: Team | None
+
+    def velocity(self, condition: Sample, latents: Latents, t_B: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """(video, audio) velocity of one pass; with a team from this rank's share of the tokens and the others'."""
+        if self.team is None:
+            clip = replace(condition, video=latents.video, audio=latents.audio)
+            found = self.model(pack([clip], self.model.config), t_B)
+            return found.video[0], found.audio[0]
+        here = {
+            name: None if x is None else x.cpu() for name, x in (("video", latents.video), ("audio", latents.audio))
+        }
+        packed = keep_share(pack([replace(condition, **here)], self.model.config), 1, self.team)
+        found = self.model(packed.to(t_B.device), t_B)
+        whole = [None if part is None else part.contiguous() for part in (found.video[0], found.audio[0])]
+        for part in whole:
+            if part is not None:
+                dist.all_reduce(part, group=self.team.group)  # zero where another rank has the token
+        return whole[0], whole[1]
+
+
 def _guided_velocity(
-    model: Nava, conditions: dict[str, Sample], latents: Latents, t: float, guidance: Guidance
+    passes: _Passes, latents: Latents, t: float, guidance: Guidance
 ) -> tuple[Tensor | None, Tensor | None]:
     """(video velocity, audio velocity) after guidance; None for an absent modality.
 
     With one modality there is nothing to mask, so the alignment pass is the conditional one and is not computed again,
     unless it also loses its voices.
     """
-    t_B = torch.tensor([float(t)], device=model.patch_embedding.weight.device)
+    t_B = torch.tensor([float(t)], device=passes.model.patch_embedding.weight.device)
     is_joint = latents.video is not None and latents.audio is not None
     outputs: dict[str, tuple[Tensor | None, Tensor | None]] = {}
-    for name, condition in conditions.items():
+    for name, condition in passes.conditions.items():
         if name == "masked" and not is_joint and not guidance.is_alignment_voiceless:
             outputs[name] = outputs["conditional"]
             continue
-        clip = replace(condition, video=latents.video, audio=latents.audio)
-        velocity = model(pack([clip], model.config), t_B)
-        outputs[name] = velocity.video[0], velocity.audio[0]
+        outputs[name] = passes.velocity(condition, latents, t_B)
     video, audio = ({name: output[i] for name, output in outputs.items()} for i in range(2))
     video_v = audio_v = None
     if latents.video is not None:

@@ -18,7 +18,7 @@ from model.network.config import NavaConfig
 from model.network.context_parallel import Team, keep_share, keep_targets
 from model.network.flow import FlowObjective, Noised, clip_generators
 from model.network.tokens import Packed, Sample, pack
-from model.training.transfer import DeviceCopies, Event
+from model.training.transfer import Arrival, DeviceCopies
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class MicroStep:
     """Samples shared with the team; they come first."""
     first_counted: int
     """Samples before it are counted and reported by another rank of the team."""
-    arrived: Event | None = None
+    arrived: Arrival | None = None
     """When it is on the device; `StepFeed.receive` before kernels read it."""
 
 

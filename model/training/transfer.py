@@ -18,7 +18,7 @@ from model.network.flow import Noised
 T = TypeVar("T")
 
 
-class Event(Protocol):
+class Arrival(Protocol):
     """A mark in the work of a device."""
 
     def synchronize(self) -> None:
@@ -34,13 +34,13 @@ class DeviceCopies:
         self._api: Any = torch.get_device_module(device)
         self._stream = self._api.Stream()
 
-    def send(self, batch: T) -> tuple[T, Event | None]:
+    def send(self, batch: T) -> tuple[T, Arrival | None]:
         """The batch on the device, and when it is there; the host waits for nothing."""
         with self._api.stream(self._stream):
             moved = each_tensor(batch, self._sent)
             return moved, self._stream.record_event()
 
-    def receive(self, batch: T, arrived: Event | None) -> T:
+    def receive(self, batch: T, arrived: Arrival | None) -> T:
         """The batch, for kernels queued from now on: they wait until it has arrived, and keep its memory while they run."""
         current = self._api.current_stream()
         current.wait_event(arrived)

@@ -25,6 +25,8 @@ from model.sampling.sample import Generator, load_model
 from model.sampling.sampler import sample
 from model.weights.convert import open_weights
 from schemas.errors import ModelError, RecipeError
+from tests.model.latent_shards import run_ranks
+from tests.model.rank_jobs import generate_together
 from tests.model.sampling.conftest import CONFIG
 
 
@@ -214,3 +216,23 @@ def test_what_saves_memory_changes_nothing_else(folder: Path, tmp_path: Path) ->
         assert generator.codecs.video.vae.use_tiling == memory.has_tiles
         assert (tmp_path / "x.mp4").stat().st_size > 1000
     assert all(torch.equal(found[1][name], value) for name, value in found[0].items())
+
+
+@pytest.mark.slow
+def test_ranks_that_share_a_clip_make_what_one_makes(folder: Path, tmp_path: Path) -> None:
+    lines = [{"save_path": f"{mode}.safetensors", "mode": mode} for mode in ("joint", "audio")]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"text_file": str(folder / "text.safetensors"), **line}) for line in lines))
+    config = config_of(folder).model_copy(update={"codecs": None})
+    generate_all(folder / "weights.safetensors", config, prompts, tmp_path / "one", str)
+    shared = config.model_copy(update={"ranks_per_clip": 2})
+    run_ranks(generate_together, 2, tmp_path, folder / "weights.safetensors", shared, prompts, tmp_path / "two")
+    written = [json.loads((tmp_path / f"two-{rank}.json").read_text()) for rank in (0, 1)]
+    assert written == [["joint.safetensors", "audio.safetensors"], []]
+    for mode in ("joint", "audio"):
+        one, two = (load_file(tmp_path / name / f"{mode}.safetensors") for name in ("one", "two"))
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5)
+    odd = config.model_copy(update={"ranks_per_clip": 3})
+    with pytest.raises(ModelError, match="3 ranks cannot share a clip"):
+        generate_all(folder / "weights.safetensors", odd, prompts, tmp_path / "x", str)
