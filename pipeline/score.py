@@ -28,7 +28,7 @@ from schemas.ids import digest
 from schemas.leaves import nested
 from schemas.measured import MeasuredFile, read_measured
 from schemas.recipe import nearest
-from schemas.records import VERDICT, Level, Source, Verdict
+from schemas.records import VERDICT, Level, Source, Struct, Verdict
 from stages.base import Collect, Split
 from stages.download.places import is_local, path_of
 
@@ -134,7 +134,7 @@ def _told(
     (row,) = asset.to_pylist()
     verdict = Verdict.of(nested("verdict", row, VERDICT))
     structs = _shown(plan, Level.ASSET, row, with_vectors=with_vectors)
-    fetched = next((each for each in structs.values() if each is not None and "sha256" in each), {})
+    fetched: Struct = next((each for each in structs.values() if each is not None and "sha256" in each), {})
     return MeasuredFile(
         uri=row["source.uri"],
         sha256=fetched.get("sha256"),
