@@ -8,7 +8,7 @@ still was taken by a camera that did, however large what moves in the middle.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,8 @@ FAR_PX = 24.0
 """Corners that went further were lost."""
 SMOOTH_S = 0.75
 """Movements are means over this; what is left of the path is shake."""
+PERSON_SIDE, PERSON_ABOVE = 0.75, 0.75
+"""How far somebody reaches beside and above a face, in its widths and heights; below, to the end of the picture."""
 MOVING = 0.02
 """Picture widths a second at its border from which a movement has a name."""
 SHAKING = 0.005
@@ -60,12 +62,36 @@ BEYOND_SHAKE = 4.0
 """How many times the shake a movement has to lead away to be meant."""
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, shares of the picture's sides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corners:
+    """What was followed from one picture to the next."""
+
+    length_s: float
+    size: tuple[int, int]
+    at: NDArray[np.uint16]
+    """[k, 2]: x and y of corners in the earlier picture."""
+    gone: NDArray[np.float16]
+    """[k, 2]: how far they went, in px."""
+
+    def outside(self, people: Sequence[Box]) -> tuple[F32, F32]:
+        """Where those corners [k, 2] were and are that do not lie on people; all of them where too few do not."""
+        old = self.at.astype(np.float32)
+        new = old + self.gone
+        x, y = (old / np.array(self.size, np.float32)).T
+        is_free = np.ones(len(old), bool)
+        for left, top, right, bottom in people:
+            is_free &= (x < left) | (x > right) | (y < top) | (y > bottom)
+        return (old[is_free], new[is_free]) if is_free.sum() >= FEWEST_CORNERS else (old, new)
+
+
 @dataclass(frozen=True, slots=True)
 class CameraStep:
     """What happened between two pictures, in picture widths, of the scene: a camera that pans right shifts it left."""
 
-    time_s: float
-    """When the later picture begins."""
     length_s: float
     right: float
     down: float
@@ -104,34 +130,36 @@ class CameraConfig(StageConfig):
 
 
 class CameraWatch:
-    """Follows corners through grey pictures: 60 bytes for each of eight pictures a second. About 2 ms a picture."""
+    """Follows corners through grey pictures: up to 1 kB for each of eight pictures a second. About 2 ms a picture."""
 
     look = Look(long_side_px=LONG_SIDE_PX, max_fps=PICTURES_PER_S, format="gray")
 
     def __init__(self, ctx: Context | None = None) -> None:
         self._times: list[float] = []
-        self._steps: list[CameraStep | None] = []
+        self._followed: list[Corners | None] = []
         self._last: Grey | None = None
 
     def see(self, run: Frames) -> None:
         """Adds pictures, uint8 [n, h, w]."""
         for image, time_s in zip(run.images, run.times_s.tolist(), strict=True):
             if self._last is not None:
-                self._steps.append(step_between(self._last, image, self._times[-1], time_s))
+                self._followed.append(corners_between(self._last, image, time_s - self._times[-1]))
             self._times.append(time_s)
             self._last = image
         self._last = run.images[-1].copy()
 
-    def of(self, span: Span) -> dict[str, Any]:
-        """The `CAMERA` struct of a clip."""
+    def of(self, span: Span, people: Sequence[Box] = ()) -> dict[str, Any]:
+        """The `CAMERA` struct of a clip in which there are people."""
         low, high = (bisect_left(self._times, float(at) - 1e-6) for at in (span.start, span.end))
-        return describe(self._steps[low : max(low, high - 1)])
+        followed = self._followed[low : max(low, high - 1)]
+        return describe([None if corners is None else step_of(corners, people) for corners in followed])
 
 
 class Camera(Measure[CameraConfig]):
     """Camera and subject motion of a clip: its part of what the asset pass saw at 256 px, eight times a second.
 
-    A zoom is not told from a dolly, nor a pan from a camera that is carried sideways. Where most of the picture is a moving
+    Where the recipe has `faces` before it, what lies on people says nothing of the camera, if enough else can be followed. A
+    zoom is not told from a dolly, nor a pan from a camera that is carried sideways. Where most of the picture is a moving
     crowd, smoke or water up to its border, that passes for the camera.
     """
 
@@ -145,37 +173,55 @@ class Camera(Measure[CameraConfig]):
     resources = Resources(cpus=1.0, memory_gb=0.1, timeout_s=300.0)
 
     @classmethod
+    def may_read(cls, config: CameraConfig) -> tuple[str, ...]:
+        """Faces, where the recipe has them before it."""
+        return ("faces.tracks",)
+
+    @classmethod
     def watches(cls, config: CameraConfig, ctx: Context) -> Wish:
         """A watch of the asset."""
         return (CameraWatch,)
 
     def measure(self, row: Row) -> dict[str, Any]:
         """The struct of one clip."""
-        return self.ctx.asset_pass.look(self.ctx.asset_path(row), CameraWatch).of(span_of(row["clip"]))
+        people = [person_of(face) for face in (row.get("faces") or {}).get("tracks") or ()]
+        return self.ctx.asset_pass.look(self.ctx.asset_path(row), CameraWatch).of(span_of(row["clip"]), people)
 
 
-def step_between(before: Grey, after: Grey, before_s: float, after_s: float) -> CameraStep | None:
-    """What happened between two pictures [h, w]; None where there is too little to follow, as across a cut."""
+def person_of(face: Mapping[str, Any]) -> Box:
+    """Where somebody is whose face is a `schemas.records.FACE_TRACK`."""
+    beside, above = PERSON_SIDE * face["width"], PERSON_ABOVE * face["height"]
+    return face["x"] - beside, face["y"] - above, face["x"] + face["width"] + beside, 1.0
+
+
+def corners_between(before: Grey, after: Grey, length_s: float) -> Corners | None:
+    """What can be followed between two pictures [h, w]; None where it is too little, as across a cut."""
     import cv2
 
     points = corners(before)
     if len(points) < FEWEST_CORNERS:
         return None
     found, status, _ = cv2.calcOpticalFlowPyrLK(before, after, points, None, winSize=(15, 15), maxLevel=3)
-    gone = np.linalg.norm(found - points, axis=1)
-    is_kept = (status[:, 0] == 1) & (gone <= FAR_PX * max(1.0, before.shape[1] / LONG_SIDE_PX))
+    gone = found - points
+    far = FAR_PX * max(1.0, before.shape[1] / LONG_SIDE_PX)
+    is_kept = (status[:, 0] == 1) & (np.linalg.norm(gone, axis=1) <= far)
     if is_kept.sum() < FEWEST_CORNERS:
         return None
-    old, new = points[is_kept], found[is_kept]
     size = (before.shape[1], before.shape[0])
+    return Corners(length_s, size, points[is_kept].astype(np.uint16), gone[is_kept].astype(np.float16))
+
+
+def step_of(followed: Corners, people: Sequence[Box] = ()) -> CameraStep:
+    """What the camera did, told by what does not lie on people, and what moved besides, on them too."""
+    size = followed.size
+    old, new = followed.outside(people)
     is_still = stands_still(old, new, size)
     right, down, growth, turn = (0.0, 0.0, 0.0, 0.0) if is_still else camera_step(old, new, size)
-    moved = applied(old, size, (right, down, growth, turn))
-    rest = np.minimum(np.linalg.norm(new - moved, axis=1), FAR_PX)
+    every, ends = followed.outside(())
+    moved = applied(every, size, (right, down, growth, turn))
+    rest = np.minimum(np.linalg.norm(ends - moved, axis=1), FAR_PX)
     rest = np.where(rest <= (STILL_PX if is_still else FIT_PX), 0.0, rest)
-    return CameraStep(
-        after_s, after_s - before_s, right / size[0], down / size[0], growth, turn, float(rest.mean()) / size[0]
-    )
+    return CameraStep(followed.length_s, right / size[0], down / size[0], growth, turn, float(rest.mean()) / size[0])
 
 
 def corners(image: Grey) -> F32:

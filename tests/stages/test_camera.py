@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -10,7 +11,7 @@ import pytest
 
 from pipeline.demo.face import photograph
 from schemas.timing import Span
-from stages.camera import CameraWatch, describe, step_between
+from stages.camera import Box, CameraWatch, corners_between, describe, person_of
 from stages.media.decoder import Frames
 
 FPS, NUM = 8, 17
@@ -31,12 +32,12 @@ def seen(
     return pictures
 
 
-def measured(pictures: list[np.ndarray]) -> dict[str, Any]:
+def measured(pictures: list[np.ndarray], people: Sequence[Box] = ()) -> dict[str, Any]:
     watch = CameraWatch()
     for low, high in ((0, 5), (5, NUM)):
         images = np.stack(pictures[low:high])
         watch.see(Frames(images, np.arange(low, high), high, 1, FPS, np.zeros(high - low, bool)))
-    return watch.of(Span(0, NUM, 1, FPS))
+    return watch.of(Span(0, NUM, 1, FPS), people)
 
 
 @pytest.mark.parametrize(
@@ -77,9 +78,23 @@ def test_what_moves_before_a_camera_that_stands_is_the_subject() -> None:
     assert found["subject_speed"] > 0.01
 
 
+def test_people_who_fill_the_picture_are_not_the_camera() -> None:
+    pictures = seen()
+    for number, picture in enumerate(pictures):
+        picture[10:144, 56:200] = PICTURE[150 + number : 284 + number, 200 - 2 * number : 344 - 2 * number]
+        picture[:, :30], picture[:, 226:] = PICTURE[:144, :30], PICTURE[:144, 100:130]
+    face = {"x": 0.4, "y": 0.3, "width": 0.2, "height": 0.4}
+    assert person_of(face) == pytest.approx((0.25, 0.0, 0.75, 1.0))
+    found = measured(pictures, [(0.15, 0.0, 0.85, 1.0)])
+    assert (found["move"], found["camera_speed"]) == ("still", 0)
+    assert found["subject_speed"] > 0.03
+    alone = measured([picture[:, 60:196] for picture in seen(right=0.1)], [(0.0, 0.0, 1.0, 1.0)])
+    assert alone["move"] == "pan_right", "where nothing else can be followed, people are"
+
+
 def test_where_nothing_can_be_followed_nothing_is_said() -> None:
     plain = [np.full((144, 256), 90, np.uint8)] * NUM
     found = measured(plain)
     assert (found["move"], found["shake"], found["followed_ratio"]) == (None, None, 0)
     assert describe([])["followed_ratio"] is None
-    assert step_between(plain[0], seen()[0], 0.0, 0.1) is None
+    assert corners_between(plain[0], seen()[0], 0.1) is None
