@@ -55,7 +55,7 @@ def test_raters_answer_on_the_page_and_taste_and_habit_are_told_apart(tmp_path: 
         (tmp_path / name).mkdir()
         for case in range(20):
             shutil.copyfile(clip, tmp_path / name / f"{case}.mp4")
-    plan = make_study({name: tmp_path / name for name in SYSTEMS}, tmp_path / "study", 20, 3, 30)
+    plan = make_study({name: tmp_path / name for name in SYSTEMS}, tmp_path / "study", 20, 2, 30)
     owner = {blind: told.partition("/")[0] for told, blind in plan.media.items()}
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(
@@ -79,7 +79,7 @@ def test_raters_answer_on_the_page_and_taste_and_habit_are_told_apart(tmp_path: 
         opened.close()
     assert not said
     votes = open_votes([tmp_path / f"{rater}.jsonl" for rater in plan.raters], tmp_path / "study")
-    assert len(votes) == 90
+    assert len(votes) == 60
     found = score_votes(votes)
     assert {(each.first, each.second): each.preferred for each in found.preferences} == {
         ("mova", "ours"): "ours",
