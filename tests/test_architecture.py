@@ -14,6 +14,8 @@ import pytest
 import stages
 from stages.base import Split
 
+pytestmark = pytest.mark.xdist_group("tree")  # whoever has read all of it once
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("schemas", "stages", "pipeline", "model", "benchmarks")
 MAY_IMPORT = {

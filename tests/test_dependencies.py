@@ -15,6 +15,8 @@ from packaging.version import Version
 
 from stages.engines.packaged import WEIGHTS
 
+pytestmark = pytest.mark.xdist_group("tree")  # whoever has read all of it once
+
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("schemas", "stages", "pipeline", "model")
 DISTRIBUTION = {

@@ -49,6 +49,8 @@ from schemas.verdict import OPERATORS
 from stages.base import Resources, Split
 from stages.media.decoder import DecoderConfig
 
+pytestmark = pytest.mark.xdist_group("tree")  # whoever has read all of it once
+
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 PRODUCT = sorted(
     path for package in ("schemas", "stages", "pipeline", "model") for path in (ROOT / package).rglob("*.py")
