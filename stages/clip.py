@@ -41,6 +41,8 @@ class ClipConfig(StageConfig):
     """Longest clip."""
     pause_s: float = Field(default=0.3, ge=0)
     """Words of one speaker that are closer than this belong to one utterance."""
+    whole_shots: bool = False
+    """Every shot of `min_s` and more is one clip as it is, also where it ends inside a word: for files that are scored."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ClipConfig:
@@ -74,12 +76,16 @@ class ClipSplit(Split[ClipConfig]):
         marks = self._frame_marks(self.ctx.asset_path(row), shot)
         talk = self._talk(row).near(Stretch(float(shot.start), float(shot.end)))
         busy = talk.busy()
-        windows = plan_windows(
-            np.asarray(marks * (shot.num / shot.den), np.float64),
-            [word for utterance in talk.utterances for word in utterance],
-            busy,
-            self.config.min_s,
-            self.config.max_s,
+        windows = (
+            [(0, len(marks) - 1)]
+            if self.config.whole_shots
+            else plan_windows(
+                np.asarray(marks * (shot.num / shot.den), np.float64),
+                [word for utterance in talk.utterances for word in utterance],
+                busy,
+                self.config.min_s,
+                self.config.max_s,
+            )
         )
         clips: list[dict[str, Any]] = []
         for first, last in windows:

@@ -13,8 +13,8 @@ from schemas.files import write_whole
 from schemas.ids import digest
 from schemas.measured import MeasuredFile, read_measured
 
-WHOLE_SAMPLES = ("stages.clip.min_s=0.5", "stages.clip.max_s=60", "stages.transcribe.engine=whisperx")
-"""Samples are looked at whole, up to a minute a shot; what is said is heard, never read from subtitles that lie beside them."""
+WHOLE_SAMPLES = ("stages.clip.whole_shots=true", "stages.clip.min_s=0.1", "stages.transcribe.engine=whisperx")
+"""Every shot is looked at whole; what is said is heard, never read from subtitles that lie beside a sample."""
 
 
 def measure_files(

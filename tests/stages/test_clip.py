@@ -257,3 +257,19 @@ def test_stage_cuts_on_real_frame_times_and_hours_balance(tmp_path: Path, contex
     assert 0 < kept <= span.duration_us
     assert any(c["has_speech"] for c in clips) == has_speech
     assert stage.split({**row, "shot": {**row["shot"], "is_transition": True}}) == []
+
+
+def test_a_shot_is_one_clip_where_files_are_scored_whatever_is_said_at_its_end(
+    tmp_path: Path, context: Context
+) -> None:
+    path = tmp_path / "vfr.mp4"
+    still_frames(path, 120)
+    decoded = context.media.frames(path, size=(16, 16))
+    span = Span(int(decoded.pts[0]), decoded.end_pts, decoded.num, decoded.den)
+    word = {"text": "late", "start_s": 0.5, "end_s": 99.0, "confidence": 1.0}
+    heard = struct_of("transcribe", words=[word], speech=[{"start_s": 0.5, "end_s": 99.0}])
+    row = shot_row(path, span, transcribe=heard, diarize=DIARIZE)
+    for is_whole, num_us in ((True, span.duration_us), (False, 0)):
+        stage = ClipSplit(ClipConfig(min_s=1.0, max_s=3.0, whole_shots=is_whole))
+        stage.setup(context)
+        assert sum(clip["duration_us"] for clip in stage.split(row)) == num_us
