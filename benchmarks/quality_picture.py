@@ -61,7 +61,7 @@ def blurred(picture: Picture, sigma_px: float) -> Picture:
 def noisy(picture: Picture, levels: float) -> Picture:
     """With noise of so many grey levels."""
     grain = np.random.default_rng(5).normal(0, levels, picture.shape[:2])[..., None] if levels else 0
-    return np.clip(picture + grain, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(picture + grain, 0, 255), np.uint8)
 
 
 def enlarged(picture: Picture, times: float) -> Picture:
