@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TypedDict
 
 from model.network.config import network_of
+from model.ranks import make_team, open_world
 from model.sampling.config import SampleConfig
 from model.sampling.prompts import NamedPrompt, read_prompts
 from model.sampling.rewrite import rewrite
 from model.sampling.sample import Generator, target_of
 from model.sampling.sampler import SampleRequest
-from model.training.parallel import make_team, open_world
 from schemas.errors import MediaError, ModelError
 from schemas.files import write_whole
 

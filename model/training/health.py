@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
+from model.ranks import World
 from model.training.config import HealthConfig
-from model.training.parallel import World
 
 MIN_SEEN = 20
 """Steps before a spike can be told: until then there is nothing to compare with."""

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from model.network.attention import Segments, attend, resolve_backend
 from model.network.config import NavaConfig
-from model.training.parallel import World
+from model.ranks import World
 from schemas.errors import ModelError
 
 MEASURED = "measured"
@@ -97,7 +97,7 @@ def _time(kernel: Kernel, network: NavaConfig, dtype: torch.dtype, num_tokens: i
         for _ in range(NUM_TIMED + 1):  # the first compiles, plans or allocates
             wait()
             began = time.perf_counter()
-            attend(*inputs, segments, kernel.backend).sum().backward()
+            attend(inputs[0], inputs[1], inputs[2], segments, kernel.backend).sum().backward()
             wait()
             seconds.append(time.perf_counter() - began)
     finally:

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.network.flow import LossTerms
+from model.ranks import World
 from model.training.config import TrainConfig
 from model.training.feed import MicroStep, Step
 from model.training.health import Bottleneck, Ranks, SlowestRank, Spikes, bottleneck, longest_run
 from model.training.losses import Losses, add_losses, losses, no_sums
-from model.training.parallel import World
 from model.training.trackers import open_trackers
 from model.training.transfer import IdleTime
 from schemas.budget import Modality

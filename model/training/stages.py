@@ -14,8 +14,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from model.ranks import World, open_world
 from model.training.config import Bound, LoadedStage, TrainConfig
-from model.training.parallel import World, open_world
 from model.training.state import complete
 from model.training.train import Training
 from schemas.errors import ModelError

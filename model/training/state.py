@@ -27,8 +27,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import AdamW
 
 from model.data.position import PlanPosition
+from model.ranks import World
 from model.training.optim import Ema
-from model.training.parallel import World, damage_seen_by_all
+from model.training.parallel import damage_seen_by_all
 from model.weights.dcp_files import METADATA, NOTES, SummedWriter, open_reader, read_metadata
 from schemas.errors import MachineError, ModelError
 from schemas.files import publish_dir

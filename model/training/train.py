@@ -26,13 +26,14 @@ from model.data.reader import PackLoader, SampleReader, open_shards
 from model.encoding.online import open_decoder, open_index
 from model.network.context_parallel import whole_errors
 from model.network.flow import FlowObjective, LossTerms
+from model.ranks import World, make_team, open_world
 from model.training.config import TrainConfig
 from model.training.feed import Step, StepFeed
 from model.training.health import gradient_norms, leave_out_unless_finite, num_updates
 from model.training.kernels import choose_kernel
 from model.training.metrics import Metrics, StepNorms
 from model.training.optim import Ema, build_optimizer, build_schedule, clip_gradients, resume_schedule
-from model.training.parallel import World, build_model, compute_dtype, make_mesh, make_team, open_world
+from model.training.parallel import build_model, compute_dtype, make_mesh
 from model.training.profiling import ProfileWindow
 from model.training.resume import compare_recipes
 from model.training.state import Checkpoints, Notes, load_tensors, read_notes, set_optimizer_step, state_tensors

@@ -23,6 +23,7 @@ from model.encoding.latents import read_latents
 from model.encoding.online import open_index
 from model.network.flow import FlowObjective, Noised, clip_generators
 from model.network.tokens import Sample, pack
+from model.ranks import World
 from model.sampling.config import Guidance
 from model.sampling.sample import write_sampled
 from model.sampling.sampler import SampleRequest, sample
@@ -30,7 +31,7 @@ from model.training.config import TrainConfig
 from model.training.feed import idle_sample
 from model.training.losses import Losses, add_losses, losses, no_sums
 from model.training.optim import Ema
-from model.training.parallel import World, let_go
+from model.training.parallel import let_go
 from schemas.errors import DamagedSampleError, PlanError
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from model.data import retry
+from model.ranks import open_world
 from model.sampling.batch import generate_all
 from model.sampling.config import SampleConfig
 from model.training.config import TrainConfig
-from model.training.parallel import open_world
 from model.training.state import complete, load_tensors, state_tensors
 from model.training.train import Training
 from schemas.errors import NavaError

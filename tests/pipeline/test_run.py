@@ -26,7 +26,7 @@ from model.encoding.tiny_codec import write_tiny_codecs
 from model.network.config import NavaConfig
 from model.network.nava import Nava
 from model.network.tokens import Sample
-from model.training.parallel import open_world
+from model.ranks import open_world
 from model.training.train import Training
 from pipeline.ask.queries import Run, balance
 from pipeline.ask.stats import stats

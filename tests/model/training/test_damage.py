@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from model.ranks import World, open_world
 from model.training.config import TrainConfig
 from model.training.metrics import read_samples
-from model.training.parallel import World, open_world
 from model.training.state import MAX_FAILURES, Checkpoints, complete
 from model.training.train import Training, train
 from schemas.errors import MachineError, ModelError

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from model.ranks import World, open_world
 from model.training.config import HealthConfig
 from model.training.health import Spikes, gradient_norms, longest_run
-from model.training.parallel import World, open_world
 from model.training.state import complete, state_tensors
 from model.training.trackers import JsonLines, finite, forget_after, open_trackers
 from model.training.train import Training, train

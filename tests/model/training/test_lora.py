@@ -11,8 +11,8 @@ import torch
 
 from model.network.lora import is_adapter
 from model.network.nava import Nava, pack
+from model.ranks import World, open_world
 from model.training.config import TrainConfig
-from model.training.parallel import World, open_world
 from model.training.state import complete
 from model.training.train import Training, train
 from model.weights.convert import convert, load_weights, write_safetensors

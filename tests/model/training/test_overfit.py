@@ -14,7 +14,7 @@ from torch import Tensor
 from model.network.flow import NUM_STEPS, sigma_grid
 from model.network.nava import Nava
 from model.network.tokens import Sample
-from model.training.parallel import open_world
+from model.ranks import open_world
 from model.training.train import Training
 from tests.model.latent_shards import TINY, by_euler, recipe, write_latent_shards
 

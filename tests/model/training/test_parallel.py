@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from model.network.nava import Nava, pack
+from model.ranks import open_world
 from model.training.config import ParallelConfig, TrainConfig
-from model.training.parallel import make_mesh, open_world, parallelize
+from model.training.parallel import make_mesh, parallelize
 from schemas.errors import PlanError
 from tests.model.latent_shards import TINY, random_clip, recipe, run_ranks, write_latent_shards
 from tests.model.plain_training import plain_training, worst

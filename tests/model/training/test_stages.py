@@ -10,8 +10,8 @@ import yaml
 from typer.testing import CliRunner
 
 from model.cli import app
+from model.ranks import open_world
 from model.training.config import load_stages
-from model.training.parallel import open_world
 from model.training.stages import from_weights, run_stages
 from model.training.state import complete
 from model.training.train import Training

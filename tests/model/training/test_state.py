@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.ranks import open_world
 from model.training.config import TrainConfig
-from model.training.parallel import open_world
 from model.training.state import Checkpoints, complete, load_tensors, read_notes
 from model.training.train import Training, train
 from schemas.errors import ModelError

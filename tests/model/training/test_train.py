@@ -13,10 +13,10 @@ import torch
 
 from model.data.batching import EpochPlan
 from model.data.index import ShardIndex
+from model.ranks import open_world
 from model.training.config import RECIPES, TrainConfig, load_recipe
 from model.training.losses import NUM_NOISE_LEVELS, losses
 from model.training.metrics import read_samples
-from model.training.parallel import open_world
 from model.training.train import Training, train
 from schemas.budget import NAVA_6B
 from schemas.errors import NavaError, PlanError, RecipeError

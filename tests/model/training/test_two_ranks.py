@@ -20,9 +20,9 @@ import torch
 from torch.multiprocessing import ProcessExitedException
 
 from model.data.index import ShardIndex
+from model.ranks import open_world
 from model.training.config import TrainConfig
 from model.training.metrics import read_samples
-from model.training.parallel import open_world
 from model.training.state import Checkpoints, complete, step_of
 from tests.model.data.test_retry import Handler, Server
 from tests.model.latent_shards import random_clip, recipe, run_ranks, write_latent_shards

@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor
 
 from model.network.flow import FlowObjective, clip_generators
 from model.network.nava import pack
+from model.ranks import World, open_world
 from model.training.config import TrainConfig
 from model.training.losses import NUM_NOISE_LEVELS
-from model.training.parallel import World, open_world
 from model.training.resume import compare_recipes
 from model.training.state import state_tensors
 from model.training.train import Training, train
