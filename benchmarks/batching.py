@@ -64,7 +64,7 @@ LHOTSE = {
     "lhotse, 30 buckets + quadratic, packed": LhotseSetting(30, is_quadratic=True, is_padded=False),
 }
 OURS = "ours: plan.strategy=flop_packs"
-TRAINABLE = {
+TRAINABLE: dict[str, dict[str, Any]] = {
     "release: plan.strategy=length_buckets": {"strategy": "length_buckets"},
     "release: plan.strategy=synced_buckets": {"strategy": "synced_buckets"},
     "fixed batch: plan.strategy=padded": {"strategy": "padded"},

@@ -211,10 +211,8 @@ class EpochPlan:
     def _full_flops(self, phase: int = 0) -> float:
         """What a pack of a phase costs whose mean samples fill the token budget."""
         pairs = list(zip(self.summaries, self.phases[phase], strict=True))
-        flops, tokens = (
-            sum(getattr(part, name) * drawn.num_draws / part.num_draws for part, drawn in pairs)
-            for name in ("flops", "tokens")
-        )
+        flops = sum(part.flops * (drawn.num_draws / part.num_draws) for part, drawn in pairs)
+        tokens = sum(part.tokens * (drawn.num_draws / part.num_draws) for part, drawn in pairs)
         return self.config.token_budget * flops / tokens
 
     def _derived_target(self, phase: int, least: float) -> float:

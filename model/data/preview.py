@@ -205,9 +205,9 @@ def preview_text(facts: PreviewFacts) -> str:
         share = part["flops"] / facts["epoch_flops"]
         numbers = f"{part['num_rows']:>12,}{part['num_draws']:>14,}{part['repeats']:>10.2f}{share:>16.1%}"
         lines.append(f"{part['name']:<20}{numbers}{part['longest_tokens']:>16,}")
-    for row in facts["phases"]:
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in row["shares"].items())
-        lines.append(f"from step {row['from_step']:,} of the samples: {shares}")
+    for phase in facts["phases"]:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in phase["shares"].items())
+        lines.append(f"from step {phase['from_step']:,} of the samples: {shares}")
     lines += ["", f"{'bucket':<12}{'length':<12}{'samples':>12}{'tokens':>18}{'share of FLOPs':>16}"]
     for row in facts["buckets"]:
         numbers = f"{row['samples']:>12,}{row['tokens']:>18,}{row['flops_share']:>16.1%}"

@@ -49,19 +49,19 @@ def read_prompts(path: Path, base: Prompt, network: NavaConfig) -> list[NamedPro
     names = [prompt.name for prompt in prompts]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise RecipeError(
-            f"{path}: several prompts are named {', '.join(doubled[:3])}.", remedy="Give each a save_path."
+            f"{path}: several prompts are named {', '.join(doubled[:3])}.", remedy="Give each another name."
         )
     return prompts
 
 
 def _json_line(line: str, where: str, folder: Path, base: Prompt, network: NavaConfig) -> NamedPrompt:
     try:
-        given = json.loads(line)
+        given: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{where}: not JSON: {error}.") from error
     if not isinstance(given, dict):
         raise RecipeError(f"{where}: expected an object, got {type(given).__name__}.")
-    changes: dict[str, Any] = {RELEASE_KEYS.get(key, key): value for key, value in given.items()}
+    changes: dict[str, Any] = {RELEASE_KEYS.get(str(key), str(key)): value for key, value in given.items()}
     name, seed = changes.pop("save_path", None), changes.pop("seed", None)
     for key in changes:
         if key not in Prompt.model_fields:

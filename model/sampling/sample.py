@@ -53,7 +53,8 @@ def load_model(weights: Path, config: NavaConfig, device: str, dtype: torch.dtyp
         hold_in_float8(model)
     model.to_empty(device=device)
     load_weights(model, weights, config)
-    return model.eval()
+    model.eval()
+    return model
 
 
 class Generator:

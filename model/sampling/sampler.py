@@ -279,10 +279,9 @@ class _Passes:
             clip = replace(condition, video=latents.video, audio=latents.audio)
             found = self.model(pack([clip], self.model.config), t_B)
             return found.video[0], found.audio[0]
-        here = {
-            name: None if x is None else x.cpu() for name, x in (("video", latents.video), ("audio", latents.audio))
-        }
-        packed = keep_share(pack([replace(condition, **here)], self.model.config), 1, self.team)
+        video, audio = (None if x is None else x.cpu() for x in (latents.video, latents.audio))
+        clip = replace(condition, video=video, audio=audio)
+        packed = keep_share(pack([clip], self.model.config), 1, self.team)
         found = self.model(packed.to(t_B.device), t_B)
         whole = [None if part is None else part.contiguous() for part in (found.video[0], found.audio[0])]
         for part in whole:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ def each_tensor(value: T, change: Callable[[Tensor], Tensor]) -> T:
         left = {"samples"} if isinstance(value, Noised) else set()
         parts = {f.name: getattr(value, f.name) for f in fields(value) if f.name not in left}
         changed = replace(value, **{name: each_tensor(part, change) for name, part in parts.items()})
-    return changed
+    return cast(T, changed)
 
 
 class IdleTime:
@@ -102,7 +102,7 @@ class IdleTime:
             return None
         torch.cuda.synchronize()
         gaps, self._gaps = self._gaps, []
-        return sum(ended.elapsed_time(began) for ended, began in gaps) / 1e3
+        return float(sum(ended.elapsed_time(began) for ended, began in gaps)) / 1e3
 
     def _mark(self) -> Any:
         event = torch.cuda.Event(enable_timing=True)

@@ -373,7 +373,7 @@ def test_a_position_stays_small_and_opening_one_does_not_replay() -> None:
         windows_opened += 1
         return original(*which)
 
-    plan.epoch_stream = counting  # type: ignore[method-assign]
+    plan.epoch_stream = counting  # type: ignore[method-assign, assignment]
     plan.stream(state=stream.state())
     assert windows_opened == plan.num_teams
 

@@ -11,8 +11,8 @@ import torch
 from model.network.config import NavaConfig
 from model.network.lora import is_adapter
 from model.network.nava import Nava, pack
+from model.ranks import World, open_world
 from model.training.kernels import Kernel, choose_kernel, kernels_here, time_kernels
-from model.training.parallel import World, open_world
 from model.training.train import Training
 from model.training.transfer import DeviceCopies, IdleTime, each_tensor
 from model.weights.convert import write_safetensors
@@ -52,13 +52,18 @@ def trained(config: object, folder: Path, world: World) -> dict[str, torch.Tenso
 
 def test_every_tensor_of_a_pack_is_copied_and_nothing_else_is_touched() -> None:
     packed = pack([random_clip(i) for i in (1, 3, 4)], TINY)
-    seen: list[torch.Tensor] = []
-    doubled = each_tensor(packed, lambda tensor: seen.append(tensor) or tensor.clone())
-    moved = packed.to("meta")
-    on_meta = []
-    each_tensor(moved, lambda tensor: on_meta.append(tensor.device.type) or tensor)
-    assert len(seen) == len(on_meta) > 10
-    assert set(on_meta) == {"meta"}
+    seen: list[str] = []
+
+    def noted(tensor: torch.Tensor) -> torch.Tensor:
+        """A copy, whose device is written down."""
+        seen.append(tensor.device.type)
+        return tensor.clone()
+
+    doubled = each_tensor(packed, noted)
+    num_tensors = len(seen)
+    each_tensor(packed.to("meta"), noted)
+    assert num_tensors > 10
+    assert seen == ["cpu"] * num_tensors + ["meta"] * num_tensors, "each_tensor misses none of those that are moved"
     assert doubled.config is packed.config
     assert doubled.layout is not packed.layout
     sent, arrived = DeviceCopies(CPU).send(packed)
