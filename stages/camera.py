@@ -228,13 +228,15 @@ def corners(image: Grey) -> F32:
     """The best corner [k, 2] (x, y) of every square of `CELL_PX` of a picture [h, w] that has one worth following."""
     import cv2
 
-    strength = cv2.cornerMinEigenVal(image, 5, ksize=3)
     rows, columns = image.shape[0] // CELL_PX, image.shape[1] // CELL_PX
+    if not rows * columns:
+        return np.zeros((0, 2), np.float32)
+    strength = cv2.cornerMinEigenVal(image, 5, ksize=3)
     cells = strength[: rows * CELL_PX, : columns * CELL_PX].reshape(rows, CELL_PX, columns, CELL_PX)
     cells = cells.transpose(0, 2, 1, 3).reshape(rows * columns, -1)
     best = cells.argmax(1)
     is_worth = cells[np.arange(len(cells)), best] >= LEAST_CORNER
-    row, column = np.divmod(np.arange(len(cells)), max(columns, 1))
+    row, column = np.divmod(np.arange(len(cells)), columns)
     y, x = np.divmod(best, CELL_PX)
     points = np.stack([column * CELL_PX + x, row * CELL_PX + y], 1)
     return np.asarray(points[is_worth], np.float32)

@@ -89,12 +89,11 @@ def is_combed(picture: Grey) -> bool:
 
 
 def bars(picture: Grey) -> tuple[int, int, int, int] | None:
-    """(left, top, right, bottom): pixels at each side of [h, w] that are of one level; None if all of it is."""
+    """(left, top, right, bottom): pixels at each side of [h, w] that are of one level; None if nothing lies between them."""
     top, bottom = _edges(picture)
-    if top == picture.shape[0]:
-        return None
-    left, right = _edges(picture[top : picture.shape[0] - bottom].T)
-    return left, top, right, bottom
+    inner = picture[top : picture.shape[0] - bottom].T
+    left, right = _edges(inner) if inner.shape[1] else (len(inner), 0)
+    return None if left + right >= len(inner) else (left, top, right, bottom)
 
 
 def _edges(picture: Grey) -> tuple[int, int]:

@@ -97,4 +97,5 @@ def test_where_nothing_can_be_followed_nothing_is_said() -> None:
     found = measured(plain)
     assert (found["move"], found["shake"], found["followed_ratio"]) == (None, None, 0)
     assert describe([])["followed_ratio"] is None
+    assert measured([np.full((1, 1), number, np.uint8) for number in range(NUM)])["move"] is None
     assert corners_between(plain[0], seen()[0], 0.1) is None

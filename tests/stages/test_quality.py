@@ -75,6 +75,9 @@ def test_bars_of_any_level_are_cut_off_and_soft_edges_are_not() -> None:
     assert bars(white) == (100, 0, 100, 0)
     assert bars(GREY) == (0, 0, 0, 0)
     assert bars(np.full((50, 50), 9, np.uint8)) is None
+    assert bars(np.repeat(np.uint8([[9], [200]]), 50, axis=0).repeat(40, axis=1)) is None, (
+        "two bars and nothing between"
+    )
 
 
 def test_a_clip_has_what_was_seen_in_it(tmp_path: Path) -> None:
