@@ -27,6 +27,8 @@ MAKERS = ("engine", "model")
 """Fields that tell what measured, not what was found."""
 LONGEST_WORD = 20
 MOST_SPANS = 3
+WITHOUT_VALUE = ("not asked", "not reached")
+"""Outcomes of gates that looked at nothing."""
 LABEL = 8
 """Characters of the words at the beginning of lines."""
 
@@ -70,21 +72,23 @@ def _origin(chain: Chain, clip: Clip) -> Iterator[str]:
 
 
 def _gate_lines(gates: Sequence[GateOf]) -> list[str]:
-    """A table in running order; gates that nobody came to in one line."""
+    """A table in running order; gates that nobody came to, and those that do not ask about such a clip, in one line each."""
     rows = []
     for gate in gates:
-        if gate.outcome != "not reached":
+        if gate.outcome not in WITHOUT_VALUE:
             unit = f" {gate.unit}" if gate.unit not in ("", "ratio") and gate.value is not None else ""
             near = "" if gate.margin is None else ("+" if gate.margin > 0 else "") + value(gate.margin)
             bound = f"{SIGNS[gate.check.operator]}{value(gate.check.bound)}"
             rows.append((gate.check.path, f"{value(gate.value)}{unit}", bound, near, _told(gate)))
     lines = table(("gate", "value", "bound", "margin", ""), rows, {1, 3}, uncut={1, 3}) if rows else []
-    unreached = [gate.check.name for gate in gates if gate.outcome == "not reached"]
-    return lines + (wrapped(f"not reached: {', '.join(unreached)}", " " * LABEL) if unreached else [])
+    for outcome in WITHOUT_VALUE:
+        names = [gate.check.name for gate in gates if gate.outcome == outcome]
+        lines += wrapped(f"{outcome}: {', '.join(names)}", " " * LABEL) if names else []
+    return lines
 
 
 def _told(gate: GateOf) -> str:
-    return {"passed": "", "failed": "FAILS", "not asked": "not asked"}.get(gate.outcome, gate.outcome)
+    return {"passed": "", "failed": "FAILS"}.get(gate.outcome, gate.outcome)
 
 
 def _spoken(clip: Clip) -> Iterator[str]:
