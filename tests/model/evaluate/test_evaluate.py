@@ -269,6 +269,7 @@ def test_protocols_never_share_a_figure() -> None:
         assert {each.protocol for each in beside(figure)} == ({"seedtts"} if protocol == "seedtts" else set())
 
 
+@pytest.mark.slow
 def test_samples_are_measured_by_the_other_command(tmp_path: Path) -> None:
     """As processes: what it says of a file is a score, what it cannot read has failed, and a wrong setting ends all."""
     import soundfile
