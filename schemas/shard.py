@@ -1,7 +1,7 @@
 """The shard contract: what a curated shard holds, so that any WebDataset reader and our own trainer agree.
 
     shards/NAME.tar       samples laid end to end, members of one sample adjacent and in this order
-        {clip_id}.mp4       picture and sound of exactly the clip
+        {clip_id}.mp4       picture and sound of exactly the clip; empty where the source has no picture
         {clip_id}.flac      the same sound, 48 kHz, lossless
         {clip_id}.refs.flac the sound of every timbre reference, end to end, 16 kHz mono; `cut.references` says which is where
         {clip_id}.json      what was measured on the clip (see docs/shards.md)
@@ -44,7 +44,7 @@ def _offsets(member: str) -> list[pa.Field]:
 
 
 CUT_MEASURES = (
-    f("mode", pa.string(), doc="copy or encode: how the picture was cut"),
+    f("mode", pa.string(), doc="copy or encode: how the picture was cut; sound where there is none"),
     f("start_error_us", pa.int64(), unit="us", doc="measured: first frame's time against the plan"),
     f("sound_error_samples", pa.int64(), unit="count", doc="measured: first sound sample against the plan"),
     f("duration_error_us", pa.int64(), unit="us", doc="measured: length against the plan"),

@@ -27,6 +27,8 @@ GUARD_S = 0.1
 """Distance from a word at which a cut is safe from errors of word times (aligners are off by 20 to 100 ms)."""
 GUARD_COST_S = 0.02
 """Cost of a cut that touches a word, falling to nothing at `GUARD_S`."""
+SOUND_STEP_S = 0.04
+"""One audio latent of NAVA: sound without a picture is cut as finely as it is modelled."""
 TOLERANCE_S = 1e-9
 SEVERAL_LANGUAGES = "mul"
 """ISO 639-2 for several languages."""
@@ -73,7 +75,8 @@ class ClipSplit(Split[ClipConfig]):
         shot = span_of(row["shot"])
         if row["shot"]["is_transition"] or shot.duration < self.config.min_s:
             return []
-        marks = self._frame_marks(self.ctx.asset_path(row), shot)
+        is_shown = row["shot"]["num_frames"] != 0
+        marks = self._frame_marks(self.ctx.asset_path(row), shot) if is_shown else sound_marks(shot)
         talk = self._talk(row).near(Stretch(float(shot.start), float(shot.end)))
         busy = talk.busy()
         windows = (
@@ -98,7 +101,7 @@ class ClipSplit(Split[ClipConfig]):
                     "asset_id": row["download"]["asset_id"],
                     "index": len(clips),
                     **span_fields(span),
-                    "num_frames": last - first,
+                    "num_frames": last - first if is_shown else 0,
                     "is_mid_utterance": any(_inside(t, busy) for t in (float(span.start), float(span.end))),
                     **spoken_fields(spans),
                 }
@@ -117,6 +120,12 @@ class ClipSplit(Split[ClipConfig]):
         pts = self.ctx.asset_pass.seen(path).pts
         low, high = np.searchsorted(pts, [shot.start_pts, shot.end_pts])
         return np.append(pts[low:high], shot.end_pts)
+
+
+def sound_marks(shot: Span) -> NDArray[np.int64]:
+    """Where sound without a picture may be cut: every `SOUND_STEP_S` of a shot in microseconds, and at its end."""
+    step = round(SOUND_STEP_S * shot.den / shot.num)
+    return np.append(np.arange(shot.start_pts, shot.end_pts, step), shot.end_pts)
 
 
 def spoken_fields(spans: Sequence[SpeechSpan]) -> dict[str, Any]:

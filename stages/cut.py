@@ -32,7 +32,7 @@ from schemas.shard import SOUND_RATE_HZ
 from schemas.spans import SPEECH_RATE_HZ, Reference
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.caption.stage import Caption
-from stages.media.cutting import CutOptions, CutReport, cut_clip, verify_clip
+from stages.media.cutting import CutOptions, CutReport, cut_clip, cut_sound, verify_clip
 from stages.objects import leave
 from stages.sync.config import SyncRepair
 from stages.sync.repair import Remeasure, repaired_clip
@@ -40,6 +40,8 @@ from stages.sync.result import Figures
 from stages.sync.stage import Sync
 from stages.timbre import Timbre, references_of
 
+SOUND_ALONE = "sound"
+"""How a clip without a picture is cut."""
 SPOKEN = ("has_speech", "num_speakers", "spans")
 AFTER = without_roles(
     struct(
@@ -70,7 +72,7 @@ class Cut(Measure[CutConfig]):
     name = "cut"
     version = "1"
     level = "clip"
-    reads = ("clip", "download", "probe.has_audio")
+    reads = ("clip", "download", "probe.has_audio", "probe.has_video")
     adds = struct(
         *CUT,
         f(
@@ -108,6 +110,8 @@ class Cut(Measure[CutConfig]):
         clip_id, media = row["clip"]["clip_id"], self.ctx.media
         self._check_source(row["download"])
         path, span = self.ctx.asset_path(row), span_of(row["clip"])
+        if not row["probe"]["has_video"]:
+            return self._sound_alone(path, row)
         options = CutOptions(crf=self.config.crf, allow_copy=self.config.allow_copy)
         repaired = repaired_clip(row, self.config.sync_repair, self.ctx.configs)
         if repaired is not None:
@@ -131,6 +135,28 @@ class Cut(Measure[CutConfig]):
             **CutMedia.over(members).row(),
             "references": places,
             RESTATED: [] if repaired is None else [dict(repaired.restated)],
+        }
+
+    def _sound_alone(self, path: Path, row: Row) -> dict[str, Any]:
+        """The struct of a clip without a picture: its mp4 is empty, its flac the asset's own sound, sample for sample."""
+        clip_id = row["clip"]["clip_id"]
+        sound = cut_sound(path, span_of(row["clip"]), decoder=self.ctx.media)
+        voices, places = self._reference_sound(path, references_of(row))
+        members = {"mp4": b"", "flac": flac_of(sound), "refs.flac": voices}
+        self._check_source(row["download"])
+        self._leave(cut_file(clip_id, self.ctx.hashes[self.name]), payload_of(members))
+        exact = dict.fromkeys(("start_error_us", "sound_error_samples", "duration_error_us"), 0)
+        nothing = dict.fromkeys(("width_px", "height_px", "num_frames"), 0)
+        untouched = dict.fromkeys(("applied_shift_ms", "applied_drift_ms_per_s"), 0.0)
+        return {
+            **dict.fromkeys(field.name for field in CUT),
+            **exact,
+            **nothing,
+            **untouched,
+            "mode": SOUND_ALONE,
+            **CutMedia.over(members).row(),
+            "references": places,
+            RESTATED: [],
         }
 
     def _reference_sound(self, path: Path, references: Sequence[Reference]) -> tuple[bytes, list[dict[str, int]]]:

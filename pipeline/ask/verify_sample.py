@@ -46,8 +46,10 @@ def sample_problems(row: IndexRow, members: Mapping[str, memoryview]) -> Iterato
     try:
         note = json.loads(bytes(members["json"]))
         vectors = np.load(io.BytesIO(members["npy"]), allow_pickle=False)
-        with av.open(io.BytesIO(members["mp4"])) as container:
-            frames = sum(1 for _ in container.decode(video=0)) if container.streams.video else 0
+        frames = 0
+        if row.has_video or members["mp4"]:
+            with av.open(io.BytesIO(members["mp4"])) as container:
+                frames = sum(1 for _ in container.decode(video=0)) if container.streams.video else 0
         heard = {name: soundfile.read(io.BytesIO(members[name])) for name in ("flac", "refs.flac") if members[name]}
     except (ValueError, EOFError, av.FFmpegError, soundfile.LibsndfileError) as error:
         yield f"{where} cannot be decoded: {error}"

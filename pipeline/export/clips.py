@@ -34,7 +34,7 @@ class ExportChoice:
     """Folder of a pool whose clips alone are exported."""
     has_picture: bool = True
     has_sound: bool = False
-    """Whether the lossless sound is written beside the picture, in which it is too."""
+    """Whether the lossless sound is written beside the picture, in which it is too; of a clip without a picture it always is."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _written(
     run: Run, row: IndexRow, members: dict[str, memoryview], media: Path, choice: ExportChoice
 ) -> ExportedClip:
     paths: dict[str, Path | None] = {"mp4": None, "flac": None}
-    for name, is_asked in (("mp4", choice.has_picture), ("flac", choice.has_sound)):
+    for name, is_asked in (("mp4", choice.has_picture), ("flac", choice.has_sound or not row.has_video)):
         if is_asked and members[name]:
             paths[name] = path = media / f"{row.clip_id}.{name}"
             path.write_bytes(members[name])

@@ -54,7 +54,9 @@ def draw(chain: Chain, plan: Plan, out: Path) -> None:
     gates, lanes = gates_of(clip, plan), lanes_of(chain, plan)
     curves = curves_of(clip, plan, gates)
     rows = max(1, sum(lane.num_rows for lane in lanes))
-    strip = min(TALLEST, WIDTH * pictures[0].shape[0] / (pictures[0].shape[1] * len(pictures)))
+    strip = 0.0
+    if pictures:
+        strip = min(TALLEST, WIDTH * pictures[0].shape[0] / (pictures[0].shape[1] * len(pictures)))
     gate_height = GATE_ROW * (len(gates) + 2)
     heights = [strip + 0.2, 1.7, LANE_ROW * rows + 0.7, *(1.9 if curve.x else 0.6 for curve in curves), gate_height]
     size = (WIDTH, sum(heights) + 0.6)
@@ -74,17 +76,20 @@ def draw(chain: Chain, plan: Plan, out: Path) -> None:
 
 
 def _media(clip: Clip) -> tuple[list[Any], list[float], Any]:
-    """Frames from the middle of equal stretches of the clip, their times, and the sound at SPEECH_RATE_HZ."""
+    """Frames from the middle of equal stretches of the clip, none where it has no picture, their times, and the sound at
+    SPEECH_RATE_HZ."""
     from stages.base import Context
 
     span = clip.span
     with tempfile.TemporaryDirectory(prefix="nava-figure-") as folder:
         media = Context(Path(folder)).media
         path = media.localise(clip.asset.path)
+        sound = media.audio(path, rate_hz=SPEECH_RATE_HZ).cut(span.start, span.end) if clip.asset.has_audio else None
+        if not clip.asset.probe["has_video"]:
+            return [], [], sound
         frames = media.frames(path, start=span.start, end=span.end, long_side_px=FRAME_PX)
         wanted = (np.arange(NUM_FRAMES) + 0.5) / NUM_FRAMES * float(span.duration) + float(span.start)
         picks = [int(np.abs(np.asarray(frames.times_s) - at).argmin()) for at in wanted]
-        sound = media.audio(path, rate_hz=SPEECH_RATE_HZ).cut(span.start, span.end) if clip.asset.has_audio else None
         return (
             [np.array(frames.images[at]) for at in picks],
             [frames.times_s[at] - float(span.start) for at in picks],
@@ -94,7 +99,7 @@ def _media(clip: Clip) -> tuple[list[Any], list[float], Any]:
 
 def _frames(axis: Any, pictures: Sequence[Any], times: Sequence[float], duration: float) -> None:
     """Pictures on the time axis of the panels below, each over the stretch from whose middle it comes."""
-    share = 1 / len(pictures)
+    share = 1 / max(len(pictures), 1)
     for at, picture in enumerate(pictures):
         inset = axis.inset_axes((at * share, 0, share, 1))
         inset.imshow(picture)

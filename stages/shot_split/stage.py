@@ -58,16 +58,19 @@ def make_detector(config: ShotSplitConfig) -> Detector:
 
 
 class ShotSplit(Split[ShotSplitConfig]):
-    """Shots of an asset by its picture. They adjoin exactly and span the whole timeline; no picture, no shot."""
+    """Shots of an asset by its picture. They adjoin exactly and span the whole timeline; sound without a picture is one shot."""
 
     name = "shot_split"
-    version = "4"
+    version = "5"
     level = "asset"
     children = "shot"
     reads = (
         "download.asset_id",
         "download.path",
         "probe.has_video",
+        "probe.has_audio",
+        "probe.audio_start_s",
+        "probe.duration_us",
         "probe.video_start_pts",
         "probe.video_end_pts",
         "probe.reshaped_pts",
@@ -91,13 +94,24 @@ class ShotSplit(Split[ShotSplitConfig]):
     def split(self, row: Row) -> Sequence[dict[str, Any]]:
         """The shots of one asset, in order."""
         if not row["probe"]["has_video"]:
-            return []
+            return sound_alone(row["probe"], row["download"]["asset_id"])
         path = self.ctx.asset_path(row)
         reel, seen = self.ctx.asset_pass.look(path, Reel, *self.detector.frame_size), self.ctx.asset_pass.seen(path)
         if not len(seen.pts):
             raise MediaError("No picture could be decoded.", reason="no_frames")
         found = with_new_shapes(self.detector.detect(reel.thumbs(), seen.fps), seen, row["probe"]["reshaped_pts"] or [])
         return partition(seen, found, row["download"]["asset_id"], _ends(row, seen))
+
+
+def sound_alone(probe: Row, asset: str) -> list[dict[str, Any]]:
+    """The one shot of an asset without a picture, in microseconds of its clock; none where nothing is heard either."""
+    if not probe["has_audio"] or not probe["duration_us"]:
+        return []
+    start_us = round(1e6 * (probe["audio_start_s"] or 0.0))
+    span = Span(start_us, start_us + probe["duration_us"], 1, 1_000_000)
+    own = {"shot_id": shot_id(asset, span), "parent_id": asset, "index": 0, **span_fields(span)}
+    ends = {"is_transition": False, "start_kind": "start", "start_confidence": None, "end_kind": "end"}
+    return [own | {"num_frames": 0} | ends]
 
 
 class Reel:

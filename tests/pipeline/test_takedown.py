@@ -143,9 +143,11 @@ def latents_of(run: Run, folder: Path) -> None:
 
 
 WISHES = {
-    "source": (TakedownRequest(keys=("talk4.mp4",)), {f"{WEB}talk4.mp4"}),
+    "addresses": (
+        TakedownRequest(keys=("talk4.mp4",), lists=("list.txt",)),
+        {f"{WEB}talk{at}.mp4" for at in (1, 4, 7, 10, 11)},
+    ),
     "voice": (TakedownRequest(people=(Somebody("voice", "talk2.mp4:A"),)), VOICE_OF),
-    "list": (TakedownRequest(lists=("list.txt",)), {f"{WEB}talk{at}.mp4" for at in (1, 7, 10, 11)}),
 }
 
 
