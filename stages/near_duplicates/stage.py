@@ -29,8 +29,8 @@ class NearDuplicates(Collect[NearDuplicatesConfig]):
     """Groups of clips that are copies of one another: recoded, scaled, cropped around the middle, mirrored, trimmed, letterboxed.
 
     Copies at another speed are found where something moves. The largest picture stands for a group, of equals the longest clip.
-    Clips of one source are not held against each other, and what is dubbed is no copy. A clip that a gate has turned away before
-    it had a fingerprint stands for none.
+    A clip of bytes that were given twice is one. Clips of one source are not held against each other, and what is dubbed is no
+    copy. A clip that a gate has turned away before it had a fingerprint stands for none.
     """
 
     name = "near_duplicates"
@@ -56,14 +56,21 @@ class NearDuplicates(Collect[NearDuplicatesConfig]):
         import polars as pl
 
         num, den = pl.col("clip.tb_num"), pl.col("clip.tb_den")
-        clips = rows.filter(pl.col("fingerprint.pictures").is_not_null()).select(
-            "row_id",
-            "source_id",
-            pixels=pl.col("probe.width_px").cast(pl.Int64) * pl.col("probe.height_px"),
-            long=(pl.col("clip.end_pts") - pl.col("clip.start_pts")) * num / den,
-        ).collect(engine="streaming").sort("row_id").with_row_index("clip")  # fmt: skip
+        clips = (
+            rows.filter(pl.col("fingerprint.pictures").is_not_null())
+            .select(
+                "row_id",
+                "source_id",
+                pixels=pl.col("probe.width_px").cast(pl.Int64) * pl.col("probe.height_px"),
+                long=(pl.col("clip.end_pts") - pl.col("clip.start_pts")) * num / den,
+            )
+            .collect(engine="streaming")
+            .sort("row_id", "source_id")
+            .unique("row_id", keep="first", maintain_order=True)
+        )
+        clips = clips.with_row_index("clip")
         prints = rows.rename(dict(zip(PRINTS, ("at_s", "pictures", "sound"), strict=True))).join(
-            clips.lazy().select("row_id", "clip"), on="row_id"
+            clips.lazy().select("row_id", "source_id", "clip"), on=["row_id", "source_id"]
         ).select("clip", "source_id", "at_s", "pictures", "sound")  # fmt: skip
         copies, heard = self._alike(prints, candidates(prints.drop("at_s")))
         ranked = clips.sort(["pixels", "long", "row_id"], descending=[True, True, False], nulls_last=True)

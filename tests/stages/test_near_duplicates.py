@@ -171,6 +171,14 @@ def test_the_largest_then_the_longest_clip_stands_for_its_copies() -> None:
     assert collected(dict(reversed(clips.items()))) == found
 
 
+def test_a_clip_whose_bytes_were_given_twice_is_one() -> None:
+    """Both sources have its row, and a Collect answers once for each id."""
+    clips = {"c1": ("a", prints(scene(13), noise(7)), 256, 150), "c2": ("b", prints(scene(14), noise(8)), 256, 150)}
+    again = table({"c1": ("z", *clips["c1"][1:])})
+    found = NearDuplicates(NearDuplicatesConfig()).collect(pl.concat([again, table(clips)])).collect()
+    assert found.sort("row_id").rows() == [("c1", "c1", 1, True, "c1"), ("c2", "c2", 1, True, "c2")]
+
+
 def test_no_clips_and_clips_without_prints_are_no_trouble() -> None:
     assert collected({}) == {}
     nothing = ClipPrints(np.zeros(0), np.zeros((0, 6), np.uint64), np.zeros(0, np.uint32))
