@@ -72,6 +72,16 @@ class LocalNetwork:
         return getattr(transformers, name).from_pretrained(self.folder, local_files_only=True)
 
 
+def spectrograms_by_numpy() -> None:
+    """Has transformers make spectrograms without torchaudio, whose wheels do not import beside a CPU build of torch.
+
+    To be called before the first sound tagger; its figures are then the same on every machine.
+    """
+    from transformers.utils import import_utils
+
+    import_utils._torchaudio_available = False
+
+
 def cosine(one: Vector, other: Vector) -> float:
     """Of two vectors."""
     return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
@@ -201,6 +211,7 @@ class SoundTagger(LocalNetwork):
 
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
+        spectrograms_by_numpy()
         return self.load("ASTForAudioClassification"), self.front_end("ASTFeatureExtractor")
 
     @lru_cache(maxsize=4096)  # noqa: B019

@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from model.evaluate.metric import Metric, SeenFile
-from model.evaluate.networks import Clap, network_metrics
+from model.evaluate.networks import Clap, network_metrics, spectrograms_by_numpy
 from model.evaluate.records import EvalCase, EvalItem
 from schemas.errors import ModelError
 
@@ -72,9 +72,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """models/ with a network of each kind, and three sounds and two pictures."""
     from PIL import Image
 
-    from stages.engines.torchaudio_shim import make_torchaudio_importable
-
-    make_torchaudio_importable()
+    spectrograms_by_numpy()
     root = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
     for name, write in {"clap": write_clap, "voice": write_wavlm, "dino": write_dino, "tags": write_tagger}.items():
