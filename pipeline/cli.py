@@ -270,7 +270,9 @@ def export(
         str, typer.Option("--format", help="nava, ltx2, musubi, diffusion-pipe, lhotse, hf, parquet or csv")
     ] = "nava",
     split: Annotated[str, typer.Option(help="train or validation")] = "train",
-    pool: Annotated[str | None, typer.Option(metavar="POOL", help="only the clips of a pool that `select` made")] = None,
+    pool: Annotated[
+        str | None, typer.Option(metavar="POOL", help="only the clips of a pool that `select` made")
+    ] = None,
 ) -> None:
     """Writes the kept clips in the form of another program."""
     from pipeline.ask.queries import Run

