@@ -127,7 +127,7 @@ class RunDir:
         """What is known of a file; None if it is not there."""
         try:
             told = self._asked(name, self.fs.info)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return Entry(int(told["size"]), _written(told))
 

@@ -7,6 +7,7 @@ differentiable binarisation for finding, greedy CTC for reading.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,12 +57,12 @@ class TextLine(NamedTuple):
         return both / max(self.area + other.area - both, 1e-9)
 
 
-def _session(name: str) -> Any:
+def _session(path: Path) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(packaged(name)), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class TextDetector:
     @classmethod
     def load(cls) -> TextDetector:
         """The network, ready."""
-        return cls(_session("text_detection"))
+        return cls(_session(packaged("text_detection")))
 
     def lines(self, picture: Picture) -> list[TextLine]:
         """Lines of an RGB picture [h, w, 3], from the top down."""
@@ -117,7 +118,7 @@ class TextReader:
     @classmethod
     def load(cls) -> TextReader:
         """The network, ready, with the letters that its own file names."""
-        session = _session("text_recognition")
+        session = _session(packaged("text_recognition"))
         letters = session.get_modelmeta().custom_metadata_map["character"].splitlines()
         return cls(session, ("", *letters, " "))
 

@@ -33,7 +33,9 @@ def test_no_weights_are_loaded_twice_by_a_worker_with_all_stages(
     monkeypatch.setattr(packaged, "WEIGHTS", table)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where Whisper's two halves have not been joined before
     context = Context(tmp_path, cuts_dir=str(tmp_path / "cuts"))
-    for name, config in load_recipe("quickstart").stage_configs().items():
+    configs = load_recipe("quickstart").stage_configs()
+    configs |= {name: stages.load(name).Config() for name in ("quality", "camera", "ocr", "sound", "framing")}
+    for name, config in configs.items():
         stages.load(name)(config).setup(context)
     not_asked_for = {"centerface", *(name for name in table if name.startswith("whisper_tiny"))}
     weights = {name for name in table if not name.endswith((".png", ".jpg"))} - not_asked_for
