@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.engines.packaged import packaged
+from stages.engines.sessions import one_thread_session
 
 Array = NDArray[Any]
 
@@ -49,12 +50,9 @@ class FaceDetector:
 
     def __init__(self) -> None:
         import cv2
-        import onnxruntime
 
         cv2.setNumThreads(1)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self._net = onnxruntime.InferenceSession(str(DETECTOR_WEIGHTS), options, providers=["CPUExecutionProvider"])
+        self._net = one_thread_session(DETECTOR_WEIGHTS)
 
     def detect(self, image: Array) -> list[Face]:
         """Faces of one RGB picture uint8 [h, w, 3], best first."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from schemas.spans import SPEECH_RATE_HZ
 from stages.engines.packaged import packaged
+from stages.engines.sessions import one_thread_session
 
 F32 = NDArray[np.float32]
 
@@ -42,12 +43,7 @@ class PhoneRecogniser:
     """5 MB of weights; 0.004 s of one core per second of sound. Raises RecipeError where weights are missing or others."""
 
     def __init__(self) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        weights = str(packaged("phones"))
-        self._session = onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"])
+        self._session = one_thread_session(packaged("phones"))
 
     def log_posteriors(self, samples: NDArray[Any]) -> F32:
         """[n, 42] natural logarithms for mono sound at 16 kHz, n = samples / 320 rounded up; none for no samples."""

@@ -16,6 +16,7 @@ from schemas.spans import SPEECH_RATE_HZ
 from schemas.stretches import Stretch, merge, pad
 from stages.base import StageConfig
 from stages.engines.packaged import packaged
+from stages.engines.sessions import one_thread_session
 
 _HOP = 512
 _CONTEXT = 64
@@ -50,12 +51,7 @@ class VoiceActivity:
     @classmethod
     def load(cls) -> VoiceActivity:
         """The network, ready. Raises RecipeError where its weights are missing or others."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        weights = str(packaged("silero_vad"))
-        return cls(onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"]))
+        return cls(one_thread_session(packaged("silero_vad")))
 
     def probabilities(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probability of speech [ceil(n / 512)] of mono `samples` [n] at 16 kHz."""

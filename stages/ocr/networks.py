@@ -7,13 +7,13 @@ differentiable binarisation for finding, greedy CTC for reading.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.engines.packaged import packaged
+from stages.engines.sessions import one_thread_session
 
 Picture = NDArray[np.uint8]
 
@@ -57,14 +57,6 @@ class TextLine(NamedTuple):
         return both / max(self.area + other.area - both, 1e-9)
 
 
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
 @dataclass(frozen=True)
 class TextDetector:
     """Finds lines of text. About 0.2 s a picture of 640 x 360 and core; raises RecipeError where its weights are missing."""
@@ -74,7 +66,7 @@ class TextDetector:
     @classmethod
     def load(cls) -> TextDetector:
         """The network, ready."""
-        return cls(_session(packaged("text_detection")))
+        return cls(one_thread_session(packaged("text_detection")))
 
     def lines(self, picture: Picture) -> list[TextLine]:
         """Lines of an RGB picture [h, w, 3], from the top down."""
@@ -118,7 +110,7 @@ class TextReader:
     @classmethod
     def load(cls) -> TextReader:
         """The network, ready, with the letters that its own file names."""
-        session = _session(packaged("text_recognition"))
+        session = one_thread_session(packaged("text_recognition"))
         letters = session.get_modelmeta().custom_metadata_map["character"].splitlines()
         return cls(session, ("", *letters, " "))
 

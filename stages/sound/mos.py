@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from schemas.spans import SPEECH_RATE_HZ
 from stages.engines.packaged import packaged
+from stages.engines.sessions import one_thread_session
 
 F32 = NDArray[np.float32]
 WINDOW = int(9.01 * SPEECH_RATE_HZ)
@@ -44,12 +45,7 @@ class SpeechRater:
     @classmethod
     def load(cls) -> SpeechRater:
         """The network, ready. Raises RecipeError where its weights are missing or others."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        weights = str(packaged("dnsmos"))
-        return cls(onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"]))
+        return cls(one_thread_session(packaged("dnsmos")))
 
     def rate(self, samples: F32) -> Rating | None:
         """The mean over windows of 9 s of mono `samples` at 16 kHz, the last reaching to their end; shorter ones are repeated.
