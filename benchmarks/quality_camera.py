@@ -7,7 +7,6 @@ stage `camera`. The half `choose` has other photographs, other people and other 
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections import Counter
@@ -20,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.halves import parser_of_halves
 from benchmarks.intervals import bootstrap_interval
 from pipeline.demo.face import photograph
 from pipeline.demo.write import Encoding, encode
@@ -186,10 +186,7 @@ def score(told: list[tuple[Take, dict[str, Any]]]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Scores, prints the table and writes it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("media", type=Path, help="folder with a manifest.json")
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--half", choices=("choose", "publish"), default="publish")
+    parser = parser_of_halves(__doc__)
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args(arguments)
     figures = score(list(measured(given.half, given.media, given.rounds)))

@@ -7,7 +7,6 @@ of two times are woven. The half `choose` has other pictures than the half `publ
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.halves import parser_of_halves
 from benchmarks.intervals import bootstrap_interval
 from pipeline.demo.face import photograph
 from pipeline.demo.write import Encoding, encode
@@ -194,10 +194,7 @@ def score_combs(all_pictures: Mapping[str, Picture]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Scores, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("media", type=Path, help="folder with a manifest.json")
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--half", choices=("choose", "publish"), default="publish")
+    parser = parser_of_halves(__doc__)
     given = parser.parse_args(arguments)
     shown = pictures(given.half, given.media)
     figures = {
