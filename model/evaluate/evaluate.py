@@ -110,6 +110,7 @@ class _Memory:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[str, Reading] = {}
+        self._sha256: dict[Path, str] = {}
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 if line.endswith("}"):
@@ -123,7 +124,7 @@ class _Memory:
             return metric.read(case)
         item = case.item
         brought = (case.sample, item.reference, item.voice, item.first_frame)
-        parts = ["" if path is None or not path.is_file() else sha256_of(path)[0] for path in brought]
+        parts = [self._bytes_of(path) for path in brought]
         key = digest(metric.name, metric.model, metric.sha256, metric.crop, item.text, *item.sounds, *parts)
         if key not in self._known:
             found = self._known[key] = metric.read(case)
@@ -132,6 +133,14 @@ class _Memory:
             with self._path.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(told) + "\n")
         return self._known[key]
+
+    def _bytes_of(self, path: Path | None) -> str:
+        """SHA-256 of a file, read once; empty where there is none."""
+        if path is None or not path.is_file():
+            return ""
+        if path not in self._sha256:
+            self._sha256[path] = sha256_of(path)[0]
+        return self._sha256[path]
 
 
 def _score(metric: Metric, case: EvalCase, memory: _Memory) -> Score:

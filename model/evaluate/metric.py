@@ -22,26 +22,32 @@ def always(item: EvalItem) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """A figure that is the weighted mean of what is read of each sample."""
+class Described:
+    """What every figure says of itself."""
 
     name: str
     doc: str
     unit: str = ""
     better: Better
-    read: Callable[[EvalCase], Reading]
-    applies: Callable[[EvalItem], bool] = always
-    """Whether the item is one that this metric is of; those it is not of are not counted as missing."""
     model: str
     stage: str = ""
     """Stage of the curation half that measures it; its hash stands in the provenance. Empty: read here, from the file."""
-    reads_recording: bool = False
-    """Whether the same stage has to measure what the item brings along, its voice and its real recording."""
     sha256: str = ""
     """Of the weights of a network that is read here."""
     decoder: str = "PyAV, by nava-curate score"
     crop: str
     is_as_published: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric(Described):
+    """A figure that is the weighted mean of what is read of each sample."""
+
+    read: Callable[[EvalCase], Reading]
+    applies: Callable[[EvalItem], bool] = always
+    """Whether the item is one that this metric is of; those it is not of are not counted as missing."""
+    reads_recording: bool = False
+    """Whether the same stage has to measure what the item brings along, its voice and its real recording."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +59,15 @@ class SeenFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SetMetric:
+class SetMetric(Described):
     """A figure of all samples at once, by what each of them and its reference is described with."""
 
-    name: str
-    doc: str
-    unit: str = ""
-    better: Better
     describe: Callable[[SeenFile], Vector | None]
     """A vector of one file; None where it has none."""
     distance: Callable[[Vector, Vector], float]
     """Of [n, d] samples and [m, d] references."""
-    model: str
-    stage: str = ""
     reads_recording: bool = True
-    sha256: str = ""
-    decoder: str = "PyAV, by nava-curate score"
-    crop: str
-    is_as_published: bool = False
+    """As for `Metric`; without recordings there is nothing to be distant from."""
 
 
 def has_text(item: EvalItem) -> bool:
