@@ -42,6 +42,8 @@ WORDS, LEAST_WORDS = 8, 4
 """Own choice: eight words in a row are hardly said twice by chance; a shorter item is told by all of it."""
 UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")
 """Characters of scripts without spaces, each of which counts as a word."""
+COSINES_AT_ONCE = 1 << 24
+"""Of voices with voices, in memory: 64 MB, however many voices both sides have."""
 SPOKEN = f"{Level.CLIP}.spans"
 Near = dict[str, list[str]]
 """clip_id, by, item: columns of `pipeline.near_marks.SCHEMA`, but what the set is called."""
@@ -49,6 +51,8 @@ Near = dict[str, list[str]]
 
 def near(run: Run, against: Run, ways: Sequence[Way] = WAYS) -> pl.DataFrame:
     """clip_id, by, item of every clip of `run` that is near a clip of `against`, once for each way in which it is.
+
+    Holds the voices of both runs (1 kB each) and the words of `against`; voices cost one cosine for each pair.
 
     Raises RecipeError where nothing that was asked for can be compared: neither run measured it.
     """
@@ -189,10 +193,12 @@ def _by_voice(run: Run, against: Run) -> Iterator[tuple[str, Way, str]]:
         for other_level, other_path in against.plan.meaning("voice"):
             names, wanted = embeddings_at(against.ledger.scan(other_level), other_path)
             if len(table) and len(wanted) and table.shape[1] == wanted.shape[1]:
-                cosines = table @ wanted.T
-                best = cosines.argmax(axis=1)
-                for at in np.flatnonzero(cosines.max(axis=1) >= reach):
-                    met.setdefault(owners[at], names[best[at]])
+                num_rows = max(1, COSINES_AT_ONCE // len(wanted))
+                for first in range(0, len(table), num_rows):
+                    cosines = table[first : first + num_rows] @ wanted.T
+                    best = cosines.argmax(axis=1)
+                    for at in np.flatnonzero(cosines.max(axis=1) >= reach):
+                        met.setdefault(owners[first + int(at)], names[best[at]])
     rows = run.ledger.scan(Level.CLIP).select("row_id", "asset_id").filter(pl.col("asset_id").is_in(list(met)))
     for name, asset in rows.collect(engine="streaming").iter_rows():
         yield name, "voice", met[asset]
