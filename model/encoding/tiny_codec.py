@@ -46,8 +46,8 @@ def _video_vae(config: NavaConfig) -> nn.Module:
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan(
-        base_dim=4,
-        decoder_base_dim=4,
+        base_dim=8,
+        decoder_base_dim=8,
         z_dim=config.video_channels,
         dim_mult=[1, 1, 2, 2],
         num_res_blocks=1,

@@ -163,7 +163,7 @@ def test_a_tiny_network_learns_eight_clips_of_the_demo(demo_run: Path, tmp_path:
     network = {"max_text_tokens": 512, "dim": 96, "num_heads": 4, "ffn_dim": 240}
     config = NavaConfig.preset("nava_tiny", **network)
     write_tiny_codecs(tmp_path / "codecs", TINY)
-    short = {"codecs": tmp_path / "codecs", "resolution": 256, "max_frames": 5, "min_frames": 5}
+    short = {"codecs": tmp_path / "codecs", "resolution": 256, "max_frames": 13, "min_frames": 13}
     encode_shards(str(demo_run), tmp_path / "all", EncodeConfig.model_validate(short), config)
     reader = SampleReader(ShardIndex.open(tmp_path / "all" / "index"), open_shards(tmp_path / "all" / "shards"))
     clips = [read_latents(reader.read(row)) for row in range(len(reader.index))]
