@@ -182,6 +182,12 @@ SYNC_WINDOW = struct(
     f("confidence", pa.float64(), doc="confidence of this window alone"),
 )
 
+SYNC_DISTANCES = struct(
+    f("track", pa.int32(), doc="the face, its number among faces.tracks"),
+    f("num_windows", pa.int32(), unit="count", doc="windows of 5 frames the means are of"),
+    f("means", pa.list_(pa.float32()), doc="mean SyncNet distance at -15 to +15 frames; positive = sound late"),
+)
+
 TIMBRE = struct(
     f("span_index", pa.int32(), doc="index into clip.spans of the span this reference may voice"),
     f("speaker", pa.string(), doc="speaker label within the asset"),

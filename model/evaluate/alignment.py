@@ -32,7 +32,8 @@ def _measured(case: EvalCase, kind: str) -> list[Clip]:
     return [clip for clip in clips if (told := clip.get(SYNC)) and (told["kind"], told["status"]) == (kind, "measured")]
 
 
-def _why(case: EvalCase, kind: str) -> str:
+def reason(case: EvalCase, kind: str) -> str:
+    """Why sync measured nothing of a kind, speech or event, in words."""
     clips = case.made.clips if case.made is not None else ()
     said = sorted({str(told["status"]) for clip in clips if (told := clip.get(SYNC))} - {"measured"})
     return ", ".join(said) or (f"nothing in it is judged by {kind}" if clips else "it has no clip")
@@ -45,7 +46,7 @@ def offset(kind: str, *, is_signed: bool = False) -> Callable[[EvalCase], Readin
         clips = [clip for clip in _measured(case, kind) if clip[SYNC]["confidence"] >= LEAST_CONFIDENCE]
         if not clips:
             found = _measured(case, kind)
-            return Reading(None, why="no offset stands out" if found else _why(case, kind))
+            return Reading(None, why="no offset stands out" if found else reason(case, kind))
         size = float if is_signed else abs
         return Reading(weighted_mean([(size(clip[SYNC]["offset_ms"]), seconds_of(clip)) for clip in clips]))
 
@@ -57,7 +58,7 @@ def of_lips(column: str) -> Callable[[EvalCase], Reading]:
 
     def read(case: EvalCase) -> Reading:
         found = [(clip[SYNC][column], seconds_of(clip)) for clip in _measured(case, "speech")]
-        return Reading(weighted_mean(found)) if found else Reading(None, why=_why(case, "speech"))
+        return Reading(weighted_mean(found)) if found else Reading(None, why=reason(case, "speech"))
 
     return read
 

@@ -119,9 +119,9 @@ def _evaluate(
 
     rules = rules_here(name := protocol_named(protocol))
     if models is not None:
-        from model.evaluate.networks import network_metrics
+        from model.evaluate.local import local_metrics
 
-        metrics, sets = network_metrics(models)
+        metrics, sets = local_metrics(models, name)
         rules = replace(rules, metrics=(*rules.metrics, *metrics), sets=(*rules.sets, *sets))
     options = EvalOptions(name, rules, workers, settings)
     of_set = read_set(given)

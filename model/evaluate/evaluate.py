@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -56,14 +56,19 @@ def evaluate(
     samples, ambiguous = find_samples(given, generated)
     say(f"{given.name} ({given.form}): {len(given.items)} items, {len(samples)} samples in {generated}")
     cases = _cases(given.items, samples, rules, out, options)
+    apart = {
+        settings: _measured_apart(cases, stages, settings, out, options)
+        for settings, stages in rules.stages_apart.items()
+    }
     memory = _Memory(out / READINGS)
     scores: list[Score] = []
     figures: list[Figure] = []
     for metric in rules.metrics:
-        of_metric = [_score(metric, case, memory) for case in cases if metric.applies(case.item)]
+        seen = apart.get(metric.settings, cases)
+        of_metric = [_score(metric, case, memory) for case in seen if metric.applies(case.item)]
         if of_metric:
             scores += of_metric
-            figures.append(_figure(metric, of_metric, _provenance(metric, cases, options.protocol)))
+            figures.append(_figure(metric, of_metric, _provenance(metric, seen, options.protocol)))
     figures += [_set_figure(each, cases, _provenance(each, cases, options.protocol)) for each in rules.sets]
     return (
         Report(
@@ -102,6 +107,21 @@ def _cases(
             failure = "no media of a kind that is known" if told is None else told.error or ""
         cases.append(EvalCase(item, path, told, of(known, item.reference), of(known, item.voice), failure))
     return cases
+
+
+def _measured_apart(
+    cases: Sequence[EvalCase], stages: Sequence[str], settings: tuple[str, ...], out: Path, options: EvalOptions
+) -> list[EvalCase]:
+    """The cases as `stages` measure their samples under settings of their own; recordings are not measured so."""
+    folder = out / f"samples.{digest(*settings)}"
+    samples = [case.sample for case in cases if case.sample is not None]
+    made = measure_files(samples, stages, folder, workers=options.workers, settings=(*options.settings, *settings))
+    seen = []
+    for case in cases:
+        told = None if case.sample is None else made.get(case.sample.absolute())
+        failure = case.failure if told is None else told.error or ""
+        seen.append(replace(case, made=told, failure=failure))
+    return seen
 
 
 class _Memory:

@@ -32,6 +32,8 @@ class Described:
     model: str
     stage: str = ""
     """Stage of the curation half that measures it; its hash stands in the provenance. Empty: read here, from the file."""
+    settings: tuple[str, ...] = ()
+    """KEY=VALUE that its stage is measured with, apart from what other metrics are measured with."""
     sha256: str = ""
     """Of the weights of a network that is read here."""
     decoder: str = "PyAV, by nava-curate score"

@@ -252,13 +252,10 @@ KINDS: dict[str, type[Clap | WavlmVoice | Dino | SoundTagger]] = {
 
 
 def network_metrics(models: Path) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:
-    """The metrics of all networks in the folders below `models`. Raises ModelError for a folder that holds none, or another."""
+    """The metrics of all networks in the folders below `models`. Raises ModelError for a folder with another network."""
     metrics: list[Metric] = []
     sets: list[SetMetric] = []
-    folders = sorted(path.parent for path in models.glob("*/config.json"))
-    if not folders:
-        raise ModelError(f"no folder below {models} has a config.json.", remedy="Save networks there in safetensors.")
-    for folder in folders:
+    for folder in sorted(path.parent for path in models.glob("*/config.json")):
         kind = LocalNetwork(folder).kind
         if kind not in KINDS:
             raise ModelError(f"{folder} is a '{kind}', which measures nothing.", remedy=f"Known: {', '.join(KINDS)}.")

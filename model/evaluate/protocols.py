@@ -33,13 +33,19 @@ class Rules:
 
     @property
     def stages(self) -> list[str]:
-        """Stages of the curation half that have to measure samples."""
-        return sorted({each.stage for each in self.all if each.stage})
+        """Stages of the curation half that have to measure samples, as the recipe has them."""
+        return sorted({each.stage for each in self.all if each.stage and not each.settings})
+
+    @property
+    def stages_apart(self) -> dict[tuple[str, ...], list[str]]:
+        """Settings that metrics are measured with -> their stages."""
+        apart = {each.settings for each in self.all if each.settings}
+        return {settings: sorted({each.stage for each in self.all if each.settings == settings}) for settings in apart}
 
     @property
     def recording_stages(self) -> list[str]:
         """Stages that have to measure what items bring along."""
-        return sorted({each.stage for each in self.all if each.reads_recording and each.stage})
+        return sorted({each.stage for each in self.all if each.reads_recording and each.stage and not each.settings})
 
 
 SIMILARITY, *_ = OWN_LIKENESS

@@ -31,6 +31,10 @@ class SyncEvidence(Protocol):
         """float64 [lags]: agreement at every offset over a stretch of the asset clock; all zero if nothing was seen."""
         ...
 
+    def distances_told(self) -> tuple[int, list[float]] | None:
+        """(windows, mean distance at each offset) as SyncNet's owners publish them; None for an engine without such."""
+        ...
+
 
 class SyncEngine(Protocol):
     """Holds one face against the sound."""

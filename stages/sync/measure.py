@@ -6,6 +6,7 @@ Pure: no decoder, no ledger, no recipe. `measure` asks what can be measured at a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -23,7 +24,7 @@ from stages.sync.lip_shapes import mouth_features
 from stages.sync.lips import judge_lips
 from stages.sync.onset import onset_curve
 from stages.sync.peaks import find_peak
-from stages.sync.result import Offset, Status, SyncResult, nobody_known
+from stages.sync.result import FaceDistances, Offset, Status, SyncResult, nobody_known
 
 MIN_FPS = 8.0
 """Below this a syllable (about 0.2 s) falls between two frames."""
@@ -62,7 +63,11 @@ def measure(
     if not is_speech:
         return measure_events(seen, sound, len(spans), config.max_offset_s)
     seen_s = {number: track.times_s for number, track in enumerate(seen.lasting)}
-    return judge_lips(mouths_of(seen, sound, engine), spans, engine, config.window_s, clip, seen_s)
+    mouths = mouths_of(seen, sound, engine)
+    judged = judge_lips(mouths, spans, engine, config.window_s, clip, seen_s)
+    told = [(mouth.track, mouth.evidence.distances_told()) for mouth in mouths]
+    distances = [FaceDistances(track, *each) for track, each in told if each is not None]
+    return replace(judged, distances=distances)
 
 
 def measure_events(seen: Tracks, sound: Waveform, num_spans: int, max_offset_s: float) -> SyncResult:

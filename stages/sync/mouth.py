@@ -83,6 +83,9 @@ class MouthEvidence:
         """float64 [lags]: agreement at every offset over a stretch of the asset clock."""
         return correlate(self.sound, self.mouth.cut(start_s, end_s), self.weights, float(self.lags_s[-1]))
 
+    def distances_told(self) -> None:
+        """None: what is held against each other here has no distance."""
+
 
 class MouthEngine:
     """The embedded engine. Works offline; 0.02 s of one core per second of face, beyond the mesh itself.

@@ -43,6 +43,16 @@ class SyncWindow:
 
 
 @dataclass(frozen=True)
+class FaceDistances:
+    """SyncNet's raw distances of one face, from which LSE-C and LSE-D are computed."""
+
+    track: int
+    num_windows: int
+    means: Sequence[float]
+    """At -15 to +15 frames; positive = sound late."""
+
+
+@dataclass(frozen=True)
 class Offset:
     """A curve [lags] over offsets and where it peaks."""
 
@@ -91,6 +101,7 @@ class SyncResult:
     drift: tuple[float, float] | None = None
     """Seconds per second and their standard deviation."""
     windows: Sequence[SyncWindow] = ()
+    distances: Sequence[FaceDistances] = ()
 
     @property
     def figures(self) -> Figures:
@@ -116,6 +127,7 @@ class SyncResult:
             **asdict(self.figures),
             "active": [asdict(face) for face in self.active],
             "windows": [asdict(window) for window in self.windows],
+            "distances": [asdict(face) for face in self.distances],
             "curve_lags_ms": [float(x) for x in np.round(1000 * lags_s, 3)],
             "curve": [] if self.offset is None else self.offset.standardised(),
         }

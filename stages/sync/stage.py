@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.fields import f, struct
-from schemas.records import ACTIVE_FACE, SYNC_WINDOW, Row, span_of
+from schemas.records import ACTIVE_FACE, SYNC_DISTANCES, SYNC_WINDOW, Row, span_of
 from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
 from stages.asset_pass import Wish
@@ -27,7 +27,7 @@ class Sync(Measure[SyncConfig]):
     """Offset of sound against picture per clip, and the speaking face per span."""
 
     name = "sync"
-    version = "6"
+    version = "7"
     level = "clip"
     reads = ("clip", "download.path", "probe.has_audio", "transcribe.speech", "faces.tracks")
     adds = struct(
@@ -59,6 +59,12 @@ class Sync(Measure[SyncConfig]):
         f("drift_std_ms_per_s", pa.float64(), unit="ms/s", doc="standard deviation of the drift"),
         f("active", pa.list_(ACTIVE_FACE), doc="one per clip.spans: who speaks it", show="span"),
         f("windows", pa.list_(SYNC_WINDOW), doc="the same measurement in windows of the clip"),
+        f(
+            "distances",
+            pa.list_(SYNC_DISTANCES),
+            doc="under engine syncnet its raw distances, one per face that is seen while somebody speaks",
+            in_shard=False,
+        ),
         f("curve_lags_ms", pa.list_(pa.float32()), unit="ms", doc="offsets of the curve"),
         f(
             "curve",

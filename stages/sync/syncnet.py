@@ -45,6 +45,8 @@ class SyncNetEvidence:
     """float32 [n, 31]: at -15 to +15 frames; positive = sound late."""
     lags_s: Array
     """float64 [31]."""
+    published: tuple[int, list[float]]
+    """See `published_means`."""
 
     @property
     def seen_s(self) -> float:
@@ -55,6 +57,10 @@ class SyncNetEvidence:
         """float64 [31]: minus the mean distance over windows that begin in the stretch; zeros if there are none."""
         inside = (self.starts_s >= start_s) & (self.starts_s < end_s)
         return -self.distances[inside].mean(0).astype(np.float64) if inside.any() else np.zeros(2 * REACH + 1)
+
+    def distances_told(self) -> tuple[int, list[float]]:
+        """(windows, mean distance at each offset), of the face as if it were a file of its own."""
+        return self.published
 
 
 class SyncNetEngine:
@@ -83,14 +89,13 @@ class SyncNetEngine:
         lips = track.crops[nearest][..., ::-1]
         rows = self._sound_rows(sound, float(grid[0]), len(grid))
         with torch.inference_mode():
-            seen_lips = [self._lips(lips, part) for part in np.array_split(first, -(-len(first) // BATCH))]
+            of_lips = [self._lips(lips, part) for part in np.array_split(first, -(-len(first) // BATCH))]
             places = np.arange(-REACH, len(grid) - FRAMES + 1 + REACH)
-            heard = [self._heard(rows, part) for part in np.array_split(places, -(-len(places) // BATCH))]
-            a, b = torch.cat(seen_lips), torch.cat(heard)
-            windows = torch.as_tensor(first)[:, None] + torch.arange(2 * REACH + 1)
-            distances = torch.linalg.vector_norm(a[:, None] - b[windows] + 1e-6, dim=2)
+            of_sound = [self._heard(rows, part) for part in np.array_split(places, -(-len(places) // BATCH))]
+            seen_lips, heard = torch.cat(of_lips).cpu().numpy(), torch.cat(of_sound).cpu().numpy()
         lags = np.arange(-REACH, REACH + 1) / FPS
-        return SyncNetEvidence(grid[first], distances.cpu().numpy(), lags)
+        published = published_means(seen_lips, heard, first)
+        return SyncNetEvidence(grid[first], distances_at(seen_lips, heard, first), lags, published)
 
     def _sound_rows(self, sound: Waveform, start_s: float, num_frames: int) -> Array:
         """MFCC rows [13, 4 x (num_frames + 30)] from 15 frames before the first picture."""
@@ -123,6 +128,29 @@ class SyncNetEngine:
         std = float(np.sqrt((chance * (lags - lags[top]) ** 2).sum() / chance.sum()))
         at_zero = float(curve[near].max() - np.median(curve))
         return Peak(float(lags[top]), height, at_zero, max(std, 0.5 / FPS))
+
+
+def distances_at(lips: Array, heard: Array, windows: Array) -> Array:
+    """float32 [n, 31]: Euclidean distances of n windows to the sound 15 frames to either side.
+
+    `lips` [n, d] are of the windows that begin at frames `windows` [n]; `heard` [m, d] of the sound from 15 frames before
+    the first frame on. 1e-6 is added to each difference, as torch's pairwise distance does.
+    """
+    around = heard[windows[:, None] + np.arange(2 * REACH + 1)]
+    return np.asarray(np.linalg.norm(lips[:, None] - around + np.float32(1e-6), axis=2))
+
+
+def published_means(lips: Array, heard: Array, windows: Array) -> tuple[int, list[float]]:
+    """(windows, mean distance at -15 to +15 frames) as the published code has them of a face cut out as a file of its own.
+
+    It takes no sound from before and after the face, but vectors of zeros, and leaves out the last window. Arguments as
+    of `distances_at`.
+    """
+    used = max(1, len(windows) - 1)
+    places = np.arange(len(heard)) - REACH
+    is_inside = (places >= windows[0]) & (places <= windows[used - 1])
+    alone = np.where(is_inside[:, None], heard, np.float32(0))
+    return used, distances_at(lips[:used], alone, windows[:used]).mean(0, dtype=np.float64).tolist()
 
 
 def load_network(path: Path) -> Any:

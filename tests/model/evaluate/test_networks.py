@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+from model.evaluate.local import local_metrics
 from model.evaluate.metric import Metric, SeenFile
 from model.evaluate.networks import Clap, network_metrics, spectrograms_by_numpy
 from model.evaluate.records import EvalCase, EvalItem
@@ -138,8 +139,8 @@ def test_identical_sets_of_sounds_have_no_distance(root: Path, found: tuple[dict
 
 
 def test_what_is_no_network_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"has a config\.json"):
-        network_metrics(tmp_path)
+    with pytest.raises(ModelError, match=r"holds no network: .* syncnet_v2\.model"):
+        local_metrics(tmp_path, "own")
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ModelError, match=r"has no model\.safetensors"):

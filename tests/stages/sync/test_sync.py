@@ -359,10 +359,34 @@ def test_syncnet_engine_runs_the_published_recipe(tmp_path: Path) -> None:
             seen = engine.network.lips(torch.from_numpy(lips))
         expected = float(torch.linalg.vector_norm(seen - heard))
         assert evidence.distances[window, REACH + late] == pytest.approx(expected, rel=1e-3)
+    num_windows, means = evidence.distances_told()
+    assert num_windows == 2, "the published code leaves out the last"
+    assert means[REACH] == pytest.approx(evidence.distances[[0, 1], REACH].mean(), rel=1e-3)
     peak = engine.peak(np.eye(31)[REACH + 3] * 4, evidence.lags_s, 1.0)
     assert peak.offset_s == pytest.approx(3 / 25)
     assert peak.height == pytest.approx(4.0)
     assert engine.evidence(replace(track, crop_times_s=track.crop_times_s + 9), features, sound) is None
+
+
+def test_syncnet_means_are_those_of_a_face_as_a_file_of_its_own() -> None:
+    """One by one as the published protocol has it: zeros beyond the face, the last window left out; gaps count for none."""
+    from stages.sync.syncnet import REACH, published_means
+
+    random = np.random.default_rng(4)
+    first = np.array([2, 3, 4, 7, 8])
+    lips = random.normal(size=(5, 6)).astype(np.float32)
+    heard = random.normal(size=(12 + 2 * REACH, 6)).astype(np.float32)
+    expected = []
+    for lag in range(-REACH, REACH + 1):
+        found = []
+        for frame, seen in zip(first[:-1], lips, strict=False):
+            at = frame + lag
+            sound = heard[at + REACH] if 2 <= at <= 7 else np.zeros(6)
+            found.append(np.sqrt(np.sum((seen - sound + 1e-6) ** 2)))
+        expected.append(np.mean(found))
+    num, means = published_means(lips, heard, first)
+    assert num == 4
+    np.testing.assert_allclose(means, expected, rtol=1e-5)
 
 
 def test_mfcc_is_that_of_the_reference_package() -> None:
