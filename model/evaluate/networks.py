@@ -127,13 +127,13 @@ class Clap(LocalNetwork):
         return (
             Metric(
                 name="clap", doc="cosine of the sound and what is to be heard", unit="cosine", better="higher",
-                read=_guarded(lambda case, path: cosine(self.of_sound(path), self.of_text(case.item.sounds[0]))),
+                read=guarded(lambda case, path: cosine(self.of_sound(path), self.of_text(case.item.sounds[0]))),
                 applies=_has_sounds, crop=CLAP_CROP, model=about, sha256=self.sha256, decoder=DECODER,
             ),
         ), (
             SetMetric(
                 name="fd_clap", doc="Frechet distance of all sounds and all real ones", better="lower",
-                describe=_vector(self.of_sound), distance=frechet, crop=CLAP_CROP, model=about, sha256=self.sha256,
+                describe=vector_or_none(self.of_sound), distance=frechet, crop=CLAP_CROP, model=about, sha256=self.sha256,
                 decoder=DECODER,
             ),
         )  # fmt: skip
@@ -166,7 +166,7 @@ class WavlmVoice(LocalNetwork):
         return (
             Metric(
                 name="sim_wavlm", doc="cosine of the voice heard and the voice given", unit="cosine", better="higher",
-                read=_guarded(similarity), applies=has_voice, model=f"WavLM speaker network in {self.folder.name}",
+                read=guarded(similarity), applies=has_voice, model=f"WavLM speaker network in {self.folder.name}",
                 sha256=self.sha256, decoder=DECODER, crop="the whole sound, mono 16 kHz",
             ),
         ), ()  # fmt: skip
@@ -200,7 +200,7 @@ class Dino(LocalNetwork):
         return (
             Metric(
                 name="dino_identity", doc="cosine of the frames and the first frame given, mean", unit="cosine", better="higher",
-                read=_guarded(likeness), applies=_has_first_frame, model=f"{self.kind} in {self.folder.name}",
+                read=guarded(likeness), applies=_has_first_frame, model=f"{self.kind} in {self.folder.name}",
                 sha256=self.sha256, decoder=DECODER, crop=f"class token of every {EVERY}th frame, shorter side {SIDE_PX} px",
             ),
         ), ()  # fmt: skip
@@ -235,37 +235,15 @@ class SoundTagger(LocalNetwork):
         return (
             Metric(
                 name="kl_ast", doc="divergence of what is heard from what is really heard", unit="nats", better="lower",
-                read=_guarded(apart), applies=has_reference, model=f"sound tagger in {self.folder.name}", sha256=self.sha256,
+                read=guarded(apart), applies=has_reference, model=f"sound tagger in {self.folder.name}", sha256=self.sha256,
                 decoder=DECODER, crop="mono, as long as the network hears",
             ),
         ), ()  # fmt: skip
 
 
-KINDS: dict[str, type[Clap | WavlmVoice | Dino | SoundTagger]] = {
-    "clap": Clap,
-    "wavlm": WavlmVoice,
-    "dinov2": Dino,
-    "dinov3_vit": Dino,
-    "audio-spectrogram-transformer": SoundTagger,
-}
-"""What transformers calls a network -> what it measures."""
+def guarded(value_of: Callable[[EvalCase, Path], float]) -> Callable[[EvalCase], Reading]:
+    """Reads what `value_of` says of a case and its sample; a file that cannot be decoded is unmeasured, and why."""
 
-
-def network_metrics(models: Path) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:
-    """The metrics of all networks in the folders below `models`. Raises ModelError for a folder with another network."""
-    metrics: list[Metric] = []
-    sets: list[SetMetric] = []
-    for folder in sorted(path.parent for path in models.glob("*/config.json")):
-        kind = LocalNetwork(folder).kind
-        if kind not in KINDS:
-            raise ModelError(f"{folder} is a '{kind}', which measures nothing.", remedy=f"Known: {', '.join(KINDS)}.")
-        some, of_sets = KINDS[kind](folder).metrics()
-        metrics += some
-        sets += of_sets
-    return tuple(metrics), tuple(sets)
-
-
-def _guarded(value_of: Callable[[EvalCase, Path], float]) -> Callable[[EvalCase], Reading]:
     def read(case: EvalCase) -> Reading:
         assert case.sample is not None
         try:
@@ -276,7 +254,9 @@ def _guarded(value_of: Callable[[EvalCase, Path], float]) -> Callable[[EvalCase]
     return read
 
 
-def _vector(describe: Callable[[Path], Vector]) -> Callable[[SeenFile], Vector | None]:
+def vector_or_none(describe: Callable[[Path], Vector]) -> Callable[[SeenFile], Vector | None]:
+    """Describes a file by a vector, or by none where it cannot be decoded."""
+
     def vector(seen: SeenFile) -> Vector | None:
         try:
             return describe(seen.path)

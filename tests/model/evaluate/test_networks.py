@@ -11,9 +11,9 @@ import pytest
 import soundfile
 import torch
 
-from model.evaluate.local import local_metrics
+from model.evaluate.local import local_metrics, network_metrics
 from model.evaluate.metric import Metric, SeenFile
-from model.evaluate.networks import Clap, network_metrics, spectrograms_by_numpy
+from model.evaluate.networks import Clap, spectrograms_by_numpy
 from model.evaluate.records import EvalCase, EvalItem
 from schemas.errors import ModelError
 
