@@ -1,161 +1,237 @@
-"""Captions from any server that speaks OpenAI's chat protocol: a few frames, the sound and the transcript go in."""
+"""Captions from a model behind an OpenAI-compatible endpoint: pictures, sound and transcript go in, a structured caption comes
+out, of one model that sees and hears or of two whose answers are joined, and a third may hold it against the clip.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-import time
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from threading import BoundedSemaphore
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from schemas.errors import EngineError
-from schemas.lines import LINE_END, LINE_START, lines_in, marked
+from schemas.errors import ItemError, RecipeError
+from schemas.lines import LINE_END, LINE_START, marked, plain_line
 from schemas.records import Row, span_of
-from schemas.spans import SPEECH_RATE_HZ
-from stages.base import Context, StageConfig
-from stages.retry import RetryPolicy, retry_after_s
+from schemas.spans import SPEECH_RATE_HZ, SpeechSpan
+from stages.base import Context
+from stages.caption.forms import (
+    AnswerForm,
+    CaptionCheck,
+    SightCaption,
+    SoundCaption,
+    StructuredCaption,
+    check_language,
+    check_lines,
+    read_answer,
+)
+from stages.caption.server import ChatServer, ServerConfig, TokenBill
 
-LONGEST_ASKED_S = 60.0
-"""Longest pause a server is granted: with the default four tries a clip must stay within its time limit of 900 s."""
-PROMPT = (
-    "Describe this video clip in one dense paragraph of plain English for training a video-and-sound generator: people, "
-    "clothes, place, light, camera, actions, and how it sounds (voices, music, noises). Mention every spoken line below "
-    f"exactly once, in this order, copied letter by letter between {LINE_START} and {LINE_END}, and say who speaks it. "
-    f"Use {LINE_START} and {LINE_END} "
-    "for nothing else. Answer with the paragraph only."
+A = TypeVar("A", bound=AnswerForm)
+Part = dict[str, Any]
+DESCRIBE = (
+    "Describe this clip for training a video-and-sound generator: densely, concretely, only what is seen and heard, without "
+    "opinions and without saying that it is a clip."
+)
+FUSE = "One model saw this clip and another heard it. Make one caption of what both wrote, and add nothing."
+CHECK = (
+    "Somebody wrote the caption below of this clip. Take it apart into claims that can be seen or heard, and say of each "
+    "whether pictures and sound show it. Leave out what stands between "
+    f"{LINE_START} and {LINE_END}."
+)
+RULES = (
+    f"Mention every spoken line exactly once, in `speech`, in this order, copied letter by letter between {LINE_START} and "
+    f"{LINE_END}, and say who speaks it. Use {LINE_START} and {LINE_END} for nothing else."
 )
 
 
-class OpenaiConfig(StageConfig):
-    """Where to ask and what to send."""
+class OpenaiConfig(ServerConfig):
+    """Who is asked and what is sent. The keys of a server are those of the model that sees, and unless `hearing` names another,
+    hears."""
 
-    base_url: str = "http://127.0.0.1:8000/v1"
-    """Root of the API, without /chat/completions."""
-    model: str = ""
-    """Model name the server knows."""
-    api_key_env: str = ""
-    """Name of the environment variable that holds the key; the key itself never stands in a recipe or a log."""
+    language: str = "en"
+    """Code of the language that captions are written in, as in `clip.spans[].language`, or its name for a rarer one. Spoken lines
+    stay as they are."""
+    instructions: str = DESCRIBE
+    """What is asked; which fields there are, and the rules for spoken lines, are added."""
     num_frames: int = Field(default=8, ge=1, le=64)
     """Frames sent, spread evenly over the clip."""
     long_side_px: int = Field(default=512, ge=64)
     """Longer side of the frames sent."""
-    send_audio: bool = True
-    """Send the clip's sound as 16 kHz mono WAV; switch off for models that only see."""
-    max_tokens: int = Field(default=600, ge=16)
-    """Longest answer."""
-    temperature: float = Field(default=0.2, ge=0, le=2)
-    """Sampling temperature."""
-    timeout_s: float = Field(default=120.0, gt=0)
-    """Longest wait for one answer."""
-    tries: int = Field(default=4, ge=1)
-    """Attempts in all, for failures of the server and for answers that lost a line."""
-    wait_s: float = Field(default=1.0, ge=0)
-    """Pause before the second attempt; doubles from try to try, and Retry-After is respected."""
+    in_flight: int = Field(default=4, ge=1, le=64)
+    """Clips of one source that a worker asks about at once; fewer while a server says that it is busy."""
+    hearing: ServerConfig | None = None
+    """A server of its own, with the keys of one, for what is heard: pictures go to one model, sound to the other."""
+    fusing: ServerConfig | None = None
+    """A server that makes one caption of what was seen and heard apart; without it the fields of both are joined as they are."""
+    checking: ServerConfig | None = None
+    """A server whose model, another than the one that wrote, holds each caption against its clip."""
 
 
-class _PassingError(EngineError):
-    """Another attempt may do better; `wait_s` is the pause the server asked for."""
+@dataclass(frozen=True)
+class CaptionJob:
+    """One clip, ready to be asked about."""
 
-    wait_s: float | None = None
+    frames: Sequence[Part]
+    sound: Sequence[Part]
+    lines: Sequence[str]
+    facts: str
+    """Spoken lines and what was measured, in words."""
 
 
 @dataclass
+class WrittenCaption:
+    """What models wrote of one clip."""
+
+    caption: StructuredCaption
+    bill: TokenBill = field(default_factory=TokenBill)
+    check: CaptionCheck | None = None
+
+
 class OpenaiEngine:
-    """As good as the model behind it. One request per clip; the lines are checked, the description cannot be."""
+    """As good as the models behind it. Lines, form and script are checked here, the description by another model at best."""
 
-    config: OpenaiConfig
-    api_key: str = field(repr=False)
-    sleep: Callable[[float], None] = time.sleep
+    def __init__(self, config: OpenaiConfig, ctx: Context) -> None:
+        """Raises RecipeError for a key that is not there, and for a checker that would judge its own words."""
+        self.config, self.ctx = config, ctx
+        others = (config.hearing, config.fusing)
+        writers = {(each.base_url, each.model) for each in (config, *others) if each is not None}
+        if config.checking is not None and (config.checking.base_url, config.checking.model) in writers:
+            raise RecipeError(
+                f"caption.openai.checking names {config.checking.model!r}, which writes the captions too.",
+                remedy="Name another model, or leave checking out.",
+            )
+        self._seeing = ChatServer(config, config.in_flight)
+        self._hearing, self._fusing, self._checking = (
+            None if each is None else ChatServer(each, config.in_flight) for each in (*others, config.checking)
+        )
 
-    def write(self, row: Row, lines: Sequence[str], draft: str, ctx: Context) -> str:
-        """A caption that holds exactly `lines`, in order.
+    def write_all(self, jobs: Iterator[CaptionJob | ItemError]) -> list[WrittenCaption | ItemError]:
+        """One caption per job, in their order; a job is taken only when there is room for another request.
 
-        Raises EngineError `caption_unreachable` when the server does not answer, `caption_refused` when it refuses the
-        request, `caption_spans_lost` when every answer changed, dropped or added a line.
+        ItemErrors of single clips are among the answers, see `ChatServer.ask` and `stages.caption.forms` for their reasons.
         """
-        body = self._body(row, lines, draft, ctx)
-        policy = RetryPolicy(self.config.tries, self.config.wait_s, longest_asked_s=LONGEST_ASKED_S)
-        text, _ = policy.run(lambda: self._once(body, lines), (_PassingError,), self.sleep)
-        return text
+        room = BoundedSemaphore(self.config.in_flight)
+        answers: list[Future[WrittenCaption] | ItemError] = []
+        with ThreadPoolExecutor(self.config.in_flight) as threads:
+            for job in _with(room, jobs):
+                if isinstance(job, ItemError):
+                    room.release()
+                    answers.append(job)
+                else:
+                    answers.append(asked := threads.submit(self.write, job))
+                    asked.add_done_callback(lambda _: room.release())
+        return [_outcome(answer) for answer in answers]
 
-    def _once(self, body: bytes, lines: Sequence[str]) -> str:
-        """A caption that holds exactly `lines`. Raises _PassingError where another attempt may do better."""
-        text = " ".join(self._ask(body).split())
-        found = lines_in(text)
-        if found is None or [line.strip() for line in found] != list(lines):
-            raise _PassingError(
-                f"The answer holds {len(found or [])} spoken lines, not exactly the {len(lines)} given.",
-                reason="caption_spans_lost",
-                remedy="Use a stronger model, raise stages.caption.openai.tries, or use engine: template.",
-            )
-        return text
+    def write(self, job: CaptionJob) -> WrittenCaption:
+        """The caption of one clip. Raises EngineError."""
+        bill = TokenBill()
+        if self._hearing is None:
+            sound = job.sound if self.config.send_audio else ()
+            told = self._text(self.config.instructions, job.facts, StructuredCaption)
+            caption = self._asked(self._seeing, (told, *job.frames, *sound), StructuredCaption, job, bill)
+        else:
+            caption = self._of_two(self._hearing, job, bill)
+        check = None if self._checking is None else self._checked(self._checking, caption, job, bill)
+        return WrittenCaption(caption, bill, check)
 
-    def _ask(self, body: bytes) -> str:
-        import httpx
+    def _of_two(self, hearing: ChatServer, job: CaptionJob, bill: TokenBill) -> StructuredCaption:
+        words = self.config.instructions
+        seen = self._asked(
+            self._seeing, (self._text(words, job.facts, SightCaption), *job.frames), SightCaption, job, bill
+        )
+        heard = self._asked(hearing, (self._text(words, job.facts, SoundCaption), *job.sound), SoundCaption, job, bill)
+        both = seen.model_dump() | heard.model_dump()
+        if self._fusing is None:
+            return StructuredCaption(**both)
+        facts = f"{job.facts}\n\nWhat they wrote: {json.dumps(both, ensure_ascii=False)}"
+        parts = (self._text(FUSE, facts, StructuredCaption),)
+        return self._asked(self._fusing, parts, StructuredCaption, job, bill)
 
-        headers = {"Content-Type": "application/json"}
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        url = self.config.base_url.rstrip("/") + "/chat/completions"
-        try:
-            answer = httpx.post(url, content=body, headers=headers, timeout=self.config.timeout_s)
-        except httpx.HTTPError as error:
-            raise self._unreachable(f"No answer from {self.config.base_url}: {type(error).__name__}.") from None
-        if answer.status_code == 429 or answer.status_code >= 500:
-            asked_s = retry_after_s(answer.headers.get("Retry-After"))
-            raise self._unreachable(f"{self.config.base_url} answered {answer.status_code}.", asked_s)
-        if answer.status_code != 200:
-            said = answer.text[:200]
-            said = said.replace(self.api_key, "***") if self.api_key else said
-            raise EngineError(
-                f"{self.config.base_url} refused the request with {answer.status_code}: {said}",
-                reason="caption_refused",
-                remedy="Check stages.caption.openai.model, api_key_env, and whether the model takes sound (send_audio).",
-            )
-        try:
-            text = answer.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            raise self._unreachable(f"{self.config.base_url} sent no chat completion.")
-        return text
+    def _asked(self, server: ChatServer, parts: Sequence[Part], form: type[A], job: CaptionJob, bill: TokenBill) -> A:
+        def read(text: str) -> A:
+            caption = read_answer(text, form)
+            check_lines(caption, job.lines)
+            check_language(caption, self.config.language)
+            return caption
 
-    def _unreachable(self, message: str, asked_s: float | None = None) -> _PassingError:
-        error = _PassingError(message, reason="caption_unreachable")
-        error.wait_s = asked_s
-        return error
+        return server.ask(parts, form, read, bill)
 
-    def _body(self, row: Row, lines: Sequence[str], draft: str, ctx: Context) -> bytes:
-        span = span_of(row["clip"])
-        path = ctx.asset_path(row)
-        spoken = "\n".join(f"{i + 1}. {marked(line)}" for i, line in enumerate(lines)) or "Nobody speaks."
-        content: list[dict[str, Any]] = [
-            {"type": "text", "text": f"{PROMPT}\n\nSpoken lines:\n{spoken}\n\nWhat was measured: {draft}"}
-        ]
+    @staticmethod
+    def _checked(server: ChatServer, caption: StructuredCaption, job: CaptionJob, bill: TokenBill) -> CaptionCheck:
+        words = f"{CHECK}\n\nThe caption: {caption.text}\n\n{_fields_of(CaptionCheck)}"
+        sound = job.sound if server.config.send_audio else ()
+        parts = ({"type": "text", "text": words}, *job.frames, *sound)
+        return server.ask(parts, CaptionCheck, lambda text: read_answer(text, CaptionCheck), bill)
+
+    def _text(self, words: str, facts: str, form: type[AnswerForm]) -> Part:
+        language = f"Write in {language_name(self.config.language)}."
+        rules = [RULES] if "speech" in form.model_fields else []
+        return {"type": "text", "text": "\n\n".join((words, language, _fields_of(form), *rules, facts))}
+
+    def job_of(self, row: Row, spans: Sequence[SpeechSpan], draft: str) -> CaptionJob:
+        """The parts of a message about the clip of `row`, in which `spans` are said."""
+        span, path = span_of(row["clip"]), self.ctx.asset_path(row)
         wanted_fps = self.config.num_frames / float(span.duration)
-        frames = ctx.media.frames(
+        frames = self.ctx.media.frames(
             path, start=span.start, end=span.end, long_side_px=self.config.long_side_px, max_fps=wanted_fps
         )
-        for image in frames.images[: self.config.num_frames]:
-            content.append({"type": "image_url", "image_url": {"url": jpeg_data_url(image)}})
-        if self.config.send_audio and row["probe"]["has_audio"]:
-            sound = ctx.media.audio(path, rate_hz=SPEECH_RATE_HZ, mono=True).cut(span.start, span.end)
-            data = base64.b64encode(wav_bytes(sound)).decode()
-            content.append({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
-        request = {
-            "model": self.config.model,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": self.config.max_tokens,
-            "temperature": self.config.temperature,
-        }
-        return json.dumps(request).encode()
+        images = frames.images[: self.config.num_frames]
+        times = ", ".join(f"{at_s - float(span.start):.1f}" for at_s in frames.times_s[: len(images)])
+        sound: list[Part] = []
+        if row["probe"]["has_audio"]:
+            samples = self.ctx.media.audio(path, rate_hz=SPEECH_RATE_HZ, mono=True).cut(span.start, span.end)
+            data = base64.b64encode(wav_bytes(samples)).decode()
+            sound.append({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
+        lines = [plain_line(each.text) for each in spans]
+        spoken = "\n".join(f"{i + 1}. {marked(line)}" for i, line in enumerate(lines)) or "Nobody speaks."
+        facts = f"Spoken lines:\n{spoken}\n\nWhat was measured: {draft}{'' if sound else ' There is no sound.'}"
+        pictures = [{"type": "image_url", "image_url": {"url": jpeg_data_url(image)}} for image in images]
+        return CaptionJob([{"type": "text", "text": f"Pictures of {times} s:"}, *pictures], sound, lines, facts)
+
+
+J = TypeVar("J")
+
+
+def _with(room: BoundedSemaphore, jobs: Iterator[J]) -> Iterator[J]:
+    """`jobs`, each asked for once there is room."""
+    while True:
+        room.acquire()
+        try:
+            yield next(jobs)
+        except StopIteration:
+            room.release()
+            return
+
+
+def _outcome(answer: Future[WrittenCaption] | ItemError) -> WrittenCaption | ItemError:
+    if isinstance(answer, ItemError):
+        return answer
+    try:
+        return answer.result()
+    except ItemError as error:
+        return error
+
+
+def _fields_of(form: type[AnswerForm]) -> str:
+    fields = "\n".join(f"- {name}: {info.description}" for name, info in form.model_fields.items())
+    return f"Answer with one JSON object of these fields and nothing else:\n{fields}"
+
+
+def language_name(code: str) -> str:
+    """The English name of a language; what is no code is taken for a name."""
+    from whisperx.utils import LANGUAGES
+
+    name: str = LANGUAGES.get(code, code)
+    return name.title()
 
 
 def jpeg_data_url(image: NDArray[np.uint8], quality: int = 85) -> str:

@@ -5,20 +5,42 @@ The number of `<S>` always equals the number of speech spans: a model binds the 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.errors import RecipeError
+from schemas.errors import ItemError
 from schemas.fields import f, struct
 from schemas.lines import marked, plain_line
 from schemas.records import Row
 from schemas.spans import SpeechSpan
 from stages.base import Context, Measure, Resources, StageConfig
-from stages.caption.openai import OpenaiConfig, OpenaiEngine
+from stages.caption.openai import CaptionJob, OpenaiConfig, OpenaiEngine, WrittenCaption
+
+CAPTION = struct(
+    f("engine", pa.string(), doc="engine that wrote the caption"),
+    f("model", pa.string(), doc="model that was asked; null for engine template"),
+    f("language", pa.string(), doc="language it is written in, spoken lines aside", show="label"),
+    f("text", pa.string(), doc="the caption, spoken lines as <S>line<E> in speaking order", means="text"),
+    f("num_lines", pa.int32(), unit="count", doc="spoken lines, always the number of the clip's spans"),
+    f("picture", pa.string(), doc="what it says of the picture as a whole; null for engine template, as all that follow"),
+    f("change", pa.string(), doc="what it says of changes in time"),
+    f("camera", pa.string(), doc="what it says of the camera"),
+    f("speech", pa.string(), doc="what it says of speech, with the spoken lines"),
+    f("sound", pa.string(), doc="what it says of other sound"),
+    f("check_model", pa.string(), doc="model that held it against the clip"),
+    f("num_claims", pa.int32(), unit="count", doc="claims that model found in it"),
+    f("agreement", pa.float64(), unit="ratio", doc="share of the claims that pictures and sound show", show="histogram"),
+    f("untrue", pa.list_(pa.string()), doc="claims that they do not show"),
+    f("requests", pa.int32(), unit="count", doc="requests sent, repeated ones included", in_shard=False),
+    f("prompt_tokens", pa.int64(), unit="tokens", doc="tokens of all questions, as servers count them", in_shard=False),
+    f("completion_tokens", pa.int64(), unit="tokens", doc="tokens of all answers", in_shard=False),
+    f("cost_usd", pa.float64(), unit="usd", doc="their cost at the recipe's prices", show="histogram", in_shard=False),
+)  # fmt: skip
+NOBODY_ASKED: dict[str, Any] = dict.fromkeys(field.name for field in CAPTION) | {"language": "en"}
+"""What is said where no model is."""
 
 
 class CaptionConfig(StageConfig):
@@ -42,7 +64,7 @@ class Caption(Measure[CaptionConfig]):
     """A caption with every spoken line in it."""
 
     name = "caption"
-    version = "2"
+    version = "3"
     level = "clip"
     reads = (
         "clip",
@@ -53,33 +75,58 @@ class Caption(Measure[CaptionConfig]):
         "download.path",
         "probe.has_audio",
     )
-    adds = struct(
-        f("engine", pa.string(), doc="engine that wrote the caption"),
-        f("model", pa.string(), doc="model that was asked; null for engine template"),
-        f("text", pa.string(), doc="the caption, spoken lines as <S>line<E> in speaking order", means="text"),
-        f("num_lines", pa.int32(), unit="count", doc="spoken lines, always the number of the clip's spans"),
-    )
+    adds = CAPTION
     Config = CaptionConfig
-    resources = Resources(memory_gb=0.1, timeout_s=600.0)
+    resources = Resources(memory_gb=0.1, timeout_s=600.0, batch=16)
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
         if self.config.engine == "openai":
-            name = self.config.openai.api_key_env
-            if name and not os.environ.get(name):
-                raise RecipeError(
-                    f"caption.openai.api_key_env names {name}, which is not set.",
-                    remedy=f"Export {name} on every worker, or leave api_key_env empty for a server without keys.",
-                )
-            self.engine = OpenaiEngine(self.config.openai, os.environ.get(name, "") if name else "")
+            self.engine = OpenaiEngine(self.config.openai, ctx)
+
+    def process(self, batch: Sequence[Row]) -> Sequence[dict[str, Any] | ItemError]:
+        """The captions of `batch`; engine openai asks about several clips at once."""
+        if self.config.engine == "template":
+            return super().process(batch)
+        written = self.engine.write_all(self._jobs(batch))
+        return [
+            found if isinstance(found, ItemError) else self._told(found, row)
+            for found, row in zip(written, batch, strict=True)
+        ]
 
     def measure(self, row: Row) -> dict[str, Any]:
+        """The caption of engine template."""
         spans = SpeechSpan.all_of(row["clip"]["spans"])
-        draft = describe(spans, measures_in_words(row, self.config), faces_of(row, len(spans)))
-        if self.config.engine == "template":
-            return {"engine": "template", "model": None, "text": draft, "num_lines": len(spans)}
-        text = self.engine.write(row, [plain_line(span.text) for span in spans], draft, self.ctx)
-        return {"engine": "openai", "model": self.config.openai.model, "text": text, "num_lines": len(spans)}
+        return NOBODY_ASKED | {"engine": "template", "text": self._draft(row, spans), "num_lines": len(spans)}
+
+    def _draft(self, row: Row, spans: Sequence[SpeechSpan]) -> str:
+        return describe(spans, measures_in_words(row, self.config), faces_of(row, len(spans)))
+
+    def _jobs(self, batch: Sequence[Row]) -> Iterator[CaptionJob | ItemError]:
+        for row in batch:
+            spans = SpeechSpan.all_of(row["clip"]["spans"])
+            try:
+                yield self.engine.job_of(row, spans, self._draft(row, spans))
+            except ItemError as error:
+                yield error
+
+    def _told(self, found: WrittenCaption, row: Row) -> dict[str, Any]:
+        openai, check = self.config.openai, found.check
+        claims = [] if check is None else check.claims
+        untrue = [each.claim for each in claims if not each.is_true]
+        return {
+            "engine": "openai",
+            "model": openai.model,
+            "language": openai.language,
+            "text": found.caption.text,
+            "num_lines": len(row["clip"]["spans"]),
+            **found.caption.model_dump(),
+            **found.bill.row(),
+            "check_model": openai.checking and openai.checking.model,
+            "num_claims": None if check is None else len(claims),
+            "agreement": 1 - len(untrue) / len(claims) if claims else None,
+            "untrue": None if check is None else untrue,
+        }
 
 
 def describe(spans: Sequence[SpeechSpan], scene: Mapping[str, str], faces: Sequence[str | None]) -> str:
