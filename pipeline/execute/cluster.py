@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from pipeline.execute.processes import Process, below, command, end, fallen
 from pipeline.plan import Cluster
 from schemas.errors import MachineError, NavaError
 from schemas.machine import GOES_ON
@@ -44,9 +45,13 @@ HEAD = "head"
 NEEDED_S = {"raylet": 3.0, "gcs_server": 30.0, HEAD: 30.0}
 """Ray's name of what nothing goes on without -> how long a driver has to end well. Ray itself ends it a second later without
 the first, and after a minute without the others."""
+STARTING_S = 3.0
+"""The same before anything is worked on: nothing has to end well then."""
 HEAD_SILENT_S = 12.0
 """A head that accepts no connection for this long is lost; its own health checks give nodes up about as soon."""
 LOOKED_EVERY_S = 0.5
+RAY_TITLE = "ray::"
+"""How Ray's workers and agents call themselves; agents outlive a raylet that fell by minutes."""
 
 
 @contextmanager
@@ -67,7 +72,8 @@ def connected(address: str | None, num_cpus: int | None) -> Iterator[Any]:
                 _start(ray, address, num_cpus)
             try:
                 is_client = (address or "").startswith("ray://")
-                with _guarded(ray, address) if is_ours and not is_client else nullcontext():
+                head = ray.get_runtime_context().gcs_address if address and not is_client else None
+                with _guarded(NEEDED_S, head) if is_ours and not is_client else nullcontext():
                     yield ray
             finally:
                 if is_ours:
@@ -110,33 +116,36 @@ def _start(ray: Any, address: str | None, num_cpus: int | None) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     for start in range(STARTS):
         try:
-            ray.init(**settings)
+            with _guarded(dict.fromkeys(NEEDED_S, STARTING_S)):
+                ray.init(**settings)
             return
         except Exception as error:  # Ray raises bare Exceptions here
             ray.shutdown()
             if start + 1 == STARTS or LONG_NAME in str(error):
-                raise _not_there(address, error) from error
+                raise error if isinstance(error, MachineError) else _not_there(address, error) from error
             time.sleep(BETWEEN_STARTS_S)
 
 
 @contextmanager
-def _guarded(ray: Any, address: str | None) -> Iterator[None]:
-    """Ends the body with a MachineError once the private runtime or the cluster's head is gone; this process, if it goes on."""
-    node, fallen, stop = ray._private.worker._global_node, list[str](), threading.Event()
-    head = ray.get_runtime_context().gcs_address
+def _guarded(needed_s: Mapping[str, float], head: str | None = None) -> Iterator[None]:
+    """Ends the body with a MachineError once the private runtime or the head at HOST:PORT is gone, or else this process."""
+    ended, stop, before = list[str](), threading.Event(), fallen(os.getpid())
+    seen: dict[tuple[int, int], Process] = {}
 
     def look() -> None:
         heard = time.monotonic()
         while not stop.wait(LOOKED_EVERY_S):
-            fallen.extend(name for name, _ in node.dead_processes() if name in NEEDED_S)
-            if address and not _is_heard(head):
-                fallen.extend([HEAD] if time.monotonic() - heard > HEAD_SILENT_S else [])
+            seen.update({(each.pid, each.began): each for each in below(os.getpid())})
+            ended.extend(name for pid, name in fallen(os.getpid()).items() if name in needed_s and pid not in before)
+            if head and not _is_heard(head):
+                ended.extend([HEAD] if time.monotonic() - heard > HEAD_SILENT_S else [])
             else:
                 heard = time.monotonic()
-            if fallen:
+            if ended:
                 _thread.interrupt_main()
-                if not stop.wait(NEEDED_S[fallen[0]]):
-                    print(f"error: {_fall_of(fallen[0], head)}", file=sys.stderr, flush=True)
+                if not stop.wait(needed_s[ended[0]]):
+                    print(f"error: {_fall_of(ended[0], head)}", file=sys.stderr, flush=True)
+                    end(seen.values())
                     os._exit(2)
                 return
 
@@ -149,9 +158,10 @@ def _guarded(ray: Any, address: str | None) -> Iterator[None]:
             stop.set()
             looking.join()
     except BaseException as error:  # the interrupt, or whatever Ray made of it before
-        if not fallen:
+        if not ended:
             raise
-        raise _fall_of(fallen[0], head) from error
+        end(each for each in seen.values() if command(each.pid).startswith(RAY_TITLE))
+        raise _fall_of(ended[0], head) from error
 
 
 def _is_heard(address: str) -> bool:
@@ -164,7 +174,7 @@ def _is_heard(address: str) -> bool:
     return True
 
 
-def _fall_of(name: str, head: str) -> MachineError:
+def _fall_of(name: str, head: str | None) -> MachineError:
     if name == HEAD:
         msg = f"the head of the Ray cluster, {head}, has not answered for {HEAD_SILENT_S:g} s."
         return MachineError(msg, remedy=f"Start a cluster with another head (docs/cluster.md); {GOES_ON}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -70,6 +72,22 @@ def below(pid: int) -> Iterator[Process]:
         if found is not None:
             yield found
             waiting += _children(found.pid)
+
+
+def end(processes: Iterable[Process]) -> None:
+    """Kills each of them that is still there; another one that was given its pid is left alone."""
+    for each in processes:
+        now = _look(each.pid)
+        if now is not None and now.began == each.began:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(each.pid, signal.SIGKILL)
+
+
+def fallen(pid: int) -> dict[int, str]:
+    """Children of a process that have ended and that it has not waited for: pid -> name of the program, 15 characters at most."""
+    told = {child: _read(f"{child}/stat") for child in _children(pid)}
+    ends = {child: stat.rpartition(b")") for child, stat in told.items()}
+    return {child: name.partition(b"(")[2].decode() for child, (name, _, rest) in ends.items() if rest[:3] == b" Z "}
 
 
 def _children(pid: int) -> list[int]:

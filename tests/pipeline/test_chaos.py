@@ -149,13 +149,14 @@ def test_every_difference_between_two_runs_is_named(toy_recipe: dict[str, Any], 
 
 
 FALLEN = """
-import os, signal, subprocess, sys
+import os, signal, subprocess, sys, threading, time
 import stages, toy_stages
 stages.CATALOG.clear()
 stages.CATALOG.update(toy_stages.CATALOG)
 from pipeline.config import parse_recipe
 from pipeline.execute.lease import Lease
 from pipeline.execute.on_ray import on_ray
+from pipeline.execute.processes import below, command
 from pipeline.plan import make_plan
 from pipeline.store import RunDir
 from schemas.errors import MachineError
@@ -164,15 +165,29 @@ from tests.pipeline.toy_run import toy_source
 def children(name):
     return subprocess.run(["pgrep", "-P", str(os.getpid()), name], capture_output=True, text=True).stdout.split()
 
+def kill(name):
+    agents.extend(each.pid for each in below(os.getpid()) if command(each.pid).startswith("ray::"))
+    for pid in children(name):
+        os.kill(int(pid), signal.SIGKILL)
+
+def kill_early(name):
+    while not children(name):
+        time.sleep(0.02)
+    time.sleep(1)
+    kill(name)
+
+agents, name, moment = [], *sys.argv[2:]
+if moment == "starting":
+    threading.Thread(target=kill_early, args=(name,), daemon=True).start()
 sources = tuple(toy_source(str(number), faults={"probe": "sleep0.2"}) for number in range(200))
 try:
     with on_ray(make_plan(parse_recipe(toy_stages.RECIPE)), RunDir(sys.argv[1]), num_cpus=1) as executor:
         for settled in executor.carry(Lease(0, sources)):
-            for pid in children(sys.argv[2]):
-                os.kill(int(pid), signal.SIGKILL)
+            kill(name)
 except MachineError as error:
-    print(error)
+    print(error, flush=True)
 assert not children("raylet") + children("gcs_server")
+assert agents and not [pid for pid in agents if command(pid).startswith("ray::")]
 """
 
 
@@ -181,11 +196,26 @@ assert not children("raylet") + children("gcs_server")
 @pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_a_private_runtime_that_falls_ends_the_run_with_a_sentence(name: str, tmp_path: Path) -> None:
-    """Ray itself would wait for it for a minute, or end the driver on the spot."""
-    folders = [str(Path(__file__).parent), str(ROOT)]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
-    again = [sys.executable, "-c", FALLEN, str(tmp_path / "run"), name]
-    done = subprocess.run(again, capture_output=True, text=True, timeout=200, env=env, check=False)
+    """Ray itself would wait for it for a minute, or end the driver on the spot; and its agents would stay for minutes."""
+    done = fallen(tmp_path / "run", name, "working")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"the {name} of the private Ray runtime on ")
     assert done.stdout.endswith("afterwards the same command goes on, and nothing is lost.\n")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+def test_one_that_falls_while_it_starts_too(tmp_path: Path) -> None:
+    """Ray would wait a minute for its server, then end the process without an exception."""
+    done = fallen(tmp_path / "run", "gcs_server", "starting")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the gcs_server of the private Ray runtime on ")
+
+
+def fallen(run: Path, name: str, moment: str) -> subprocess.CompletedProcess[str]:
+    """What a run says whose private runtime loses that process."""
+    folders = [str(Path(__file__).parent), str(ROOT)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    command = [sys.executable, "-c", FALLEN, str(run), name, moment]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=env, check=False)
