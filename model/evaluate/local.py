@@ -5,35 +5,51 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from model.evaluate.aesthetics import Aesthetics
+from model.evaluate.imagebind import imagebind_metrics
 from model.evaluate.lip_distances import WEIGHTS, distance_metrics
 from model.evaluate.metric import Metric, SetMetric
+from model.evaluate.musiq import musiq_metrics
 from model.evaluate.networks import Clap, Dino, LocalNetwork, SoundTagger, WavlmVoice
 from model.evaluate.records import Protocol
 from schemas.errors import ModelError
 
-KINDS: dict[str, type[Clap | WavlmVoice | Dino | SoundTagger]] = {
+KINDS: dict[str, type[Clap | WavlmVoice | Dino | SoundTagger | Aesthetics]] = {
     "clap": Clap,
     "wavlm": WavlmVoice,
     "dinov2": Dino,
     "dinov3_vit": Dino,
     "audio-spectrogram-transformer": SoundTagger,
+    "siglip": Aesthetics,
+    "siglip_vision_model": Aesthetics,
+    "clip": Aesthetics,
+    "clip_vision_model": Aesthetics,
 }
 """What transformers calls a network -> what it measures."""
 
-FILES: dict[str, Callable[[Path, Protocol], tuple[Metric, ...]]] = {WEIGHTS: distance_metrics}
-"""Published file -> the metrics it gives under a protocol."""
+FILES: dict[str, Callable[[Path, Protocol], tuple[Metric, ...]]] = {
+    WEIGHTS: distance_metrics,
+    "imagebind_*.*": imagebind_metrics,
+    "musiq_*.*": musiq_metrics,
+}
+"""Name of a published file -> the metrics it gives under a protocol."""
 
 
 def local_metrics(models: Path, protocol: Protocol) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:
     """The metrics of all networks in `models`. Raises ModelError for a folder that holds none, or one that is not known."""
     metrics, sets = network_metrics(models)
-    files = [models / name for name in FILES if (models / name).is_file()]
-    for file in files:
-        metrics += FILES[file.name](file, protocol)
+    files = [(file, make) for name, make in FILES.items() for file in sorted(models.glob(name))]
+    for file, make in files:
+        metrics += make(file, protocol)
     if not files and not metrics:
         raise ModelError(
             f"{models} holds no network: no folder with a config.json and no file of a known name.",
             remedy=f"Save networks there in folders ({', '.join(KINDS)}), or put files there: {', '.join(FILES)}.",
+        )
+    names = [each.name for each in (*metrics, *sets)]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ModelError(
+            f"{models} holds several networks for {', '.join(doubled)}.", remedy="Leave one of each there."
         )
     return metrics, sets
 

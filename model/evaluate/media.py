@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +16,11 @@ MOST_FRAMES = 3_000
 
 
 def read_pictures(
-    path: Path, side_px: int, form: Literal["gray", "rgb24"] = "gray"
+    path: Path, side_px: int, form: Literal["gray", "rgb24"] = "gray", every: int = 1
 ) -> tuple[list[NDArray[np.uint8]], NDArray[np.float64]]:
     """(frames [H, W] or [H, W, 3] whose shorter side is at most `side_px`, their times in seconds). Raises MediaError.
 
-    A picture file is one frame at 0.
+    Every frame, or every 2nd and so on. A picture file is one frame at 0.
     """
     import av
 
@@ -28,13 +29,11 @@ def read_pictures(
             stream = container.streams.video[0]
             frames: list[NDArray[np.uint8]] = []
             times: list[float] = []
-            for frame in container.decode(stream):
+            for frame in islice(container.decode(stream), 0, MOST_FRAMES, every):
                 scale = min(1.0, side_px / min(frame.width, frame.height))
                 size = (round(frame.width * scale), round(frame.height * scale))
                 frames.append(frame.reformat(*size, form).to_ndarray())
                 times.append(float(frame.time or 0.0))
-                if len(frames) == MOST_FRAMES:
-                    break
     except (av.FFmpegError, IndexError) as error:
         raise MediaError(f"{path.name} holds no picture that can be decoded: {error}.") from error
     return frames, np.array(times)

@@ -184,9 +184,9 @@ class Dino(LocalNetwork):
         import torch
 
         network, processor = self._parts
-        frames, _ = read_pictures(path, SIDE_PX, "rgb24")
+        frames, _ = read_pictures(path, SIDE_PX, "rgb24", every=EVERY)
         with torch.inference_mode():
-            given = processor(frames[::EVERY], return_tensors="pt")
+            given = processor(frames, return_tensors="pt")
             return np.asarray(network(**given).last_hidden_state[:, 0].double().numpy())
 
     def metrics(self) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:

@@ -1,0 +1,79 @@
+"""Published weights in one file, as tensors by their published names: networks here are functions of these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from re import Pattern
+from typing import TYPE_CHECKING
+
+from schemas.errors import ModelError
+from schemas.files import sha256_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TensorFile:
+    """A state dict on disk, safetensors or a torch file of plain tensors, of which some parts are read when first asked."""
+
+    def __init__(self, path: Path, prefixes: Iterable[str] = ("",)) -> None:
+        self.path = path
+        self._prefixes = tuple(prefixes)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file."""
+        return sha256_of(self.path)[0]
+
+    @cached_property
+    def _tensors(self) -> dict[str, Tensor]:
+        from model.weights.formats import open_checkpoint
+
+        source = open_checkpoint(self.path)
+        names = [name for name in source.specs if name.startswith(self._prefixes)]
+        return {name: tensor.float() for name, tensor in source.read(names)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor of a published name, float32. Raises ModelError where the file has none."""
+        found = self._tensors.get(name)
+        if found is None:
+            raise ModelError(
+                f"{self.path} has no tensor '{name}'.",
+                remedy="Give the published file, or the same names in safetensors.",
+            )
+        return found
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def num_blocks(self, prefix: str) -> int:
+        """How many numbers follow `prefix` in names, such as blocks of a transformer."""
+        numbers = {name.removeprefix(prefix).partition(".")[0] for name in self._tensors if name.startswith(prefix)}
+        return len(numbers)
+
+    def names(self, layer: Pattern[str], num: int) -> list[str]:
+        """The layers whose names fit `layer`, in the order of the number in it. Raises ModelError unless they are `num`."""
+        found = {name.rpartition(".")[0] for name in self._tensors if layer.fullmatch(name.rpartition(".")[0])}
+        if len(found) != num:
+            raise ModelError(f"{self.path}: expected {num} layers {layer.pattern}, got {len(found)}.")
+        return sorted(found, key=lambda name: int(name.rpartition(".")[2]))
+
+    def linear(self, given: Tensor, name: str) -> Tensor:
+        """`given` [..., i] -> [..., o] through the layer of that name, with its bias if it has one."""
+        from torch.nn.functional import linear
+
+        return linear(given, self[f"{name}.weight"], self[bias] if (bias := f"{name}.bias") in self else None)
+
+    def layer_norm(self, given: Tensor, name: str, eps: float = 1e-6) -> Tensor:
+        """`given` [..., c] normalised over its channels by the layer of that name."""
+        from torch.nn.functional import layer_norm
+
+        return layer_norm(given, given.shape[-1:], self[f"{name}.weight"], self[f"{name}.bias"], eps)
+
+    def mlp(self, given: Tensor, name: str) -> Tensor:
+        """`given` [..., c] through the two layers `fc1` and `fc2` of that name with a GELU between."""
+        from torch.nn.functional import gelu
+
+        return self.linear(gelu(self.linear(given, f"{name}.fc1")), f"{name}.fc2")

@@ -1,0 +1,144 @@
+"""Tiny random networks of published classes, written as theirs are: folders of transformers, and files of published names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def write_clap(folder: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
+
+    words = {word: at for at, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "a", "dog", "barks", "rain"])}
+    vocabulary = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    vocabulary.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    ClapFeatureExtractor(feature_size=16, max_length_s=2, truncation="rand_trunc").save_pretrained(folder)
+    text = SMALL | {"vocab_size": len(words), "max_position_embeddings": 32, "projection_dim": 8}
+    sound = {
+        "num_mel_bins": 16, "spec_size": 64, "patch_size": 4, "patch_stride": [4, 4], "window_size": 4, "depths": [1, 1],
+        "num_attention_heads": [2, 2], "num_hidden_layers": 2, "patch_embeds_hidden_size": 8, "hidden_size": 16,
+        "projection_dim": 8, "enable_fusion": False,
+    }  # fmt: skip
+    ClapModel(ClapConfig(text_config=text, audio_config=sound, projection_dim=8)).save_pretrained(folder)
+
+
+def write_wavlm(folder: Path) -> None:
+    from transformers import WavLMConfig, WavLMForXVector
+
+    convolutions = {"conv_dim": (8, 8), "conv_kernel": (10, 8), "conv_stride": (8, 8), "num_feat_extract_layers": 2}
+    heads = {"tdnn_dim": (8, 8), "tdnn_kernel": (3, 1), "tdnn_dilation": (1, 1), "xvector_output_dim": 8}
+    config = WavLMConfig(**SMALL, **convolutions, **heads, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)
+    WavLMForXVector(config).save_pretrained(folder)
+
+
+def write_dino(folder: Path) -> None:
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    small = {name: value for name, value in SMALL.items() if name != "intermediate_size"}
+    Dinov2Model(Dinov2Config(**small, image_size=32, patch_size=8, layerscale_value=1.0)).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    BitImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+
+
+def write_tagger(folder: Path) -> None:
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+
+    config = ASTConfig(**SMALL, max_length=64, num_mel_bins=32, num_labels=4, frequency_stride=8, time_stride=8)
+    network = ASTForAudioClassification(config)
+    torch.nn.init.normal_(network.classifier.dense.weight)  # so that it tells anything apart
+    network.save_pretrained(folder)
+    ASTFeatureExtractor(max_length=64, num_mel_bins=32).save_pretrained(folder)
+
+
+def write_aesthetics(folder: Path) -> None:
+    """SigLIP's half that sees, and a head on it under the published names."""
+    from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+
+    SiglipVisionModel(SiglipVisionConfig(**SMALL, image_size=32, patch_size=16)).save_pretrained(folder)
+    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    head: dict[str, Any] = {}
+    for number, (given, told) in enumerate(pairwise((16, 8, 8, 8, 8, 1))):
+        head |= named(f"scoring_head.{2 * number}", torch.nn.Linear(given, told))
+    torch.save(head, folder / "aesthetic_predictor_v2_5.pth")
+
+
+def named(prefix: str, module: torch.nn.Module) -> dict[str, Any]:
+    """The tensors of a module under a prefix."""
+    return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+
+
+def layer_of(dim: int, num_heads: int, has_learned_key: bool = False) -> torch.nn.TransformerEncoderLayer:
+    """A block as ImageBind and MUSIQ have it, by torch."""
+    layer = torch.nn.TransformerEncoderLayer(
+        dim, num_heads, 2 * dim, dropout=0.0, activation="gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
+    )
+    if has_learned_key:
+        layer.self_attn = torch.nn.MultiheadAttention(dim, num_heads, add_bias_kv=True, batch_first=True)
+    return layer.eval()
+
+
+IMAGEBIND = {"vision": (32, 16), "audio": (24, 12)}
+"""Channels and heads."""
+
+
+def imagebind_tensors() -> tuple[dict[str, Any], dict[str, torch.nn.TransformerEncoderLayer]]:
+    """(tensors by their published names, the one block of each kind)."""
+    tensors: dict[str, Any] = {"modality_heads.text.proj.1.weight": torch.zeros(1)}
+    blocks = {}
+    for kind, (dim, num_heads) in IMAGEBIND.items():
+        own, trunk = f"modality_preprocessors.{kind}", f"modality_trunks.{kind}"
+        blocks[kind] = layer_of(dim, num_heads, has_learned_key=kind == "audio")
+        num_tokens = 257 if kind == "vision" else 229
+        tensors[f"{own}.cls_token"] = torch.randn(1, 1, dim)
+        tensors[f"{own}.pos_embedding_helper.pos_embed"] = torch.randn(1, num_tokens, dim)
+        tensors |= named(f"modality_heads.{kind}.0", torch.nn.LayerNorm(dim))
+        tensors |= named(f"modality_heads.{kind}.2", torch.nn.Linear(dim, 8, bias=False))
+        names = {"self_attn": "attn", "linear1": "mlp.fc1", "linear2": "mlp.fc2", "norm1": "norm_1", "norm2": "norm_2"}
+        for name, tensor in blocks[kind].state_dict().items():
+            part, _, rest = name.partition(".")
+            tensors[f"{trunk}.blocks.0.{names[part]}.{rest}"] = tensor
+    stem = "rgbt_stem.proj"
+    tensors |= named(f"modality_preprocessors.vision.{stem}.1", torch.nn.Conv3d(3, 32, (2, 14, 14), bias=False))
+    tensors |= named("modality_trunks.vision.pre_transformer_layer.0", torch.nn.LayerNorm(32))
+    tensors |= named(f"modality_preprocessors.audio.{stem}", torch.nn.Conv2d(1, 24, 16, bias=False))
+    tensors |= named("modality_preprocessors.audio.rgbt_stem.norm_layer", torch.nn.LayerNorm(24))
+    return tensors, blocks
+
+
+def musiq_tensors() -> tuple[dict[str, Any], torch.nn.TransformerEncoderLayer]:
+    """(tensors by their published names, the one block)."""
+    encoder, dim = "transformer_encoder", 12
+    sizes = {"conv1": (32, 32, 1), "conv2": (32, 32, 3), "conv3": (32, 64, 1), "conv_proj": (32, 64, 1)}
+    tensors = named("conv_root", torch.nn.Conv2d(3, 32, 7, bias=False)) | named("gn_root", torch.nn.GroupNorm(32, 32))
+    for name, size in sizes.items():
+        tensors |= named(f"block1.{name}", torch.nn.Conv2d(*size, bias=False))
+        tensors |= named(f"block1.{name.replace('conv', 'gn')}", torch.nn.GroupNorm(32, size[1]))
+    tensors |= named("embedding", torch.nn.Linear(64 * 64, dim)) | named("head", torch.nn.Linear(dim, 1))
+    tensors[f"{encoder}.posembed_input.position_emb"] = torch.randn(1, 100, dim)
+    tensors[f"{encoder}.scaleembed_input.scale_emb"] = torch.randn(3, dim)
+    tensors[f"{encoder}.cls"] = torch.randn(1, 1, dim)
+    tensors |= named(f"{encoder}.encoder_norm", torch.nn.LayerNorm(dim))
+    block, layer = f"{encoder}.transformer.encoderblock_0", layer_of(dim, 6)
+    pairs = {"linear1": "mlp.fc1", "linear2": "mlp.fc2", "norm1": "norm1", "norm2": "norm2"}
+    for part, published in pairs.items():
+        tensors |= named(f"{block}.{published}", getattr(layer, part))
+    tensors |= named(f"{block}.attention.out", layer.self_attn.out_proj)
+    for at, part in enumerate(("query", "key", "value")):
+        tensors[f"{block}.attention.{part}.weight"] = layer.self_attn.in_proj_weight.detach()[at * dim :][:dim].clone()
+        tensors[f"{block}.attention.{part}.bias"] = layer.self_attn.in_proj_bias.detach()[at * dim :][:dim].clone()
+    return tensors, layer
+
+
+FOLDERS: Mapping[str, Callable[[Path], None]] = {
+    "clap": write_clap, "voice": write_wavlm, "dino": write_dino, "tags": write_tagger, "aesthetic": write_aesthetics,
+}  # fmt: skip
