@@ -5,11 +5,29 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from model.evaluate.generating import Making
+
 app = typer.Typer()
+
+StageSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="of the stages that measure, e.g. stages.sync.engine=syncnet"),
+]
+GenerateOption = Annotated[
+    Path | None, typer.Option(exists=True, help="a checkpoint that makes the samples first, from the set's prompts")
+]
+CodecsOption = Annotated[
+    Path | None, typer.Option(exists=True, help="with --generate: folder of frozen codecs (docs/checkpoints.md)")
+]
+SampleSettings = Annotated[
+    list[str] | None,
+    typer.Option("--sample-set", metavar="KEY=VALUE", help="with --generate: of its recipe, e.g. prompt.seconds=4"),
+]
 
 
 @app.command()
@@ -31,10 +49,11 @@ def evaluate(
         typer.Option(exists=True, help="folder of networks as transformers saves them: CLAP, WavLM, DINO, AST"),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="processes that measure; 1 GB and more each")] = 1,
-    measure_with: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="of the stages that measure, e.g. stages.sync.engine=syncnet"),
-    ] = None,
+    measure_with: StageSettings = None,
+    generate: GenerateOption = None,
+    codecs: CodecsOption = None,
+    recipe: Annotated[str, typer.Option(help="with --generate: a packaged sample recipe, or a .yaml file")] = "release",
+    sample_with: SampleSettings = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="instead: two reports of one set, the second against the first")
     ] = None,
@@ -42,7 +61,9 @@ def evaluate(
     """Scores generated samples against a set: figures with intervals, each with its protocol, model and crop.
 
     `nava-train evaluate SET --generated SAMPLES --out REPORT` writes report.json, items.parquet and report.html, and
-    counts what is missing or broken. `nava-train evaluate --compare REPORT_A REPORT_B` says which differences are sure.
+    counts what is missing or broken. With `--generate CHECKPOINT` the samples that are not there are made first, into
+    SAMPLES or OUT/generated, by all ranks under torchrun. `nava-train evaluate --compare REPORT_A REPORT_B` says which
+    differences are sure.
     """
     from schemas.errors import RecipeError
 
@@ -52,11 +73,20 @@ def evaluate(
 
         print(compared_text(of_both(*compare)))
         return
-    if given is None or generated is None or out is None:
+    if given is None or out is None or (generated is None and generate is None):
         raise RecipeError(
-            "SET, --generated and --out are needed, or --compare.", remedy="See nava-train evaluate --help."
+            "SET, --out and --generated or --generate are needed, or --compare.",
+            remedy="See nava-train evaluate --help.",
         )
-    _evaluate(given, generated, out, protocol, models, workers, tuple(measure_with or ()))
+    making = None
+    if generate is not None:
+        from model.evaluate.generating import Making
+        from model.sampling.config import load_recipe
+
+        config = load_recipe(recipe, sample_with or [])
+        making = Making(generate, config if codecs is None else config.model_copy(update={"codecs": codecs}))
+    places = (given, generated or out / "generated", out)
+    _evaluate(places, protocol, models, workers, tuple(measure_with or ()), making)
 
 
 @app.command()
@@ -102,13 +132,12 @@ def study(
 
 
 def _evaluate(
-    given: Path,
-    generated: Path,
-    out: Path,
+    places: tuple[Path, Path, Path],
     protocol: str,
     models: Path | None,
     workers: int,
     settings: tuple[str, ...],
+    making: Making | None,
 ) -> None:
     from model.evaluate.evaluate import EvalOptions
     from model.evaluate.evaluate import evaluate as score_samples
@@ -117,6 +146,7 @@ def _evaluate(
     from model.evaluate.report import report_text, write_report
     from model.evaluate.sets import find_samples, read_set
 
+    given, generated, out = places
     rules = rules_here(name := protocol_named(protocol))
     if models is not None:
         from model.evaluate.local import local_metrics
@@ -125,7 +155,14 @@ def _evaluate(
         rules = replace(rules, metrics=(*rules.metrics, *metrics), sets=(*rules.sets, *sets))
     options = EvalOptions(name, rules, workers, settings)
     of_set = read_set(given)
+    if making is not None:
+        from model.evaluate.generating import generate_samples
+
+        if not generate_samples(of_set, given, making, generated, out / "prompts.jsonl", _said):
+            return
     report, scores = score_samples(of_set, generated, out, options, say=_said)
+    if making is not None:
+        report = replace(report, notes=(making.note(), *report.notes))
     write_report(report, scores, out)
     write_page(report, scores, find_samples(of_set, generated)[0], out)
     print(report_text(report))
