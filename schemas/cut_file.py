@@ -25,8 +25,16 @@ REFERENCE_SOUND = struct(
     f("num_samples", pa.int64(), unit="count", doc="how long it is, at 16 kHz"),
 )
 
+CROPPED = struct(
+    f("x_px", pa.int32(), unit="px", doc="left edge"),
+    f("y_px", pa.int32(), unit="px", doc="top edge"),
+    f("width_px", pa.int32(), unit="px", doc="width"),
+    f("height_px", pa.int32(), unit="px", doc="height"),
+)
+
 CUT = (
     *CUT_MEASURES,
+    f("crop", CROPPED, doc="the part of the upright picture that was written, in its pixels; null for all of it"),
     f("width_px", pa.int32(), unit="px", doc="width of the written picture"),
     f("height_px", pa.int32(), unit="px", doc="height of the written picture"),
     f("num_frames", pa.int32(), unit="count", doc="frames written"),

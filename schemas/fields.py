@@ -101,12 +101,12 @@ def is_in_shard(field: pa.Field) -> bool:
 
 
 def without_roles(kind: pa.DataType) -> pa.DataType:
-    """`kind` whose fields, at any depth, keep their docs and units and have no role: a copy that says the same again."""
+    """`kind` whose fields, at any depth, keep docs, units and privacy and have no other role: a copy that says the same again."""
     if pa.types.is_list(kind):
         return pa.list_(without_roles(kind.value_type))
     if not pa.types.is_struct(kind):
         return kind
-    kept = {b"unit", b"doc"}
+    kept = {b"unit", b"doc", b"private"}
     return pa.struct(
         [
             pa.field(

@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from schemas.cut_file import CUT, RESTATED, CutMedia, cut_file, payload_of
+from schemas.cut_file import CROPPED, CUT, RESTATED, CutMedia, cut_file, payload_of
 from schemas.errors import MediaError, RecipeError
 from schemas.fields import f, struct, without_roles
 from schemas.files import sha256_of, write_whole
@@ -32,8 +32,13 @@ from schemas.shard import SOUND_RATE_HZ
 from schemas.spans import SPEECH_RATE_HZ, Reference
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.caption.stage import Caption
+from stages.crop import CropRule, after_crop, crop_of
+from stages.faces import Faces
+from stages.framing import Framing
 from stages.media.cutting import CutOptions, CutReport, cut_clip, cut_sound, verify_clip
 from stages.objects import leave
+from stages.ocr.stage import OCR
+from stages.quality.stage import QUALITY
 from stages.sync.config import SyncRepair
 from stages.sync.repair import Remeasure, repaired_clip
 from stages.sync.result import Figures
@@ -43,18 +48,24 @@ from stages.timbre import Timbre, references_of
 SOUND_ALONE = "sound"
 """How a clip without a picture is cut."""
 SPOKEN = ("has_speech", "num_speakers", "spans")
+SIZED = ("shot_size", "face_height_ratio")
+BARRED = ("bars", "crop_x_px", "crop_y_px", "crop_width_px", "crop_height_px", "crop_ratio")
 AFTER = without_roles(
     struct(
         f("clip", pa.struct([CLIP.field(name) for name in SPOKEN]), doc="columns of `clip`"),
         f("sync", pa.struct([Sync.adds.field("active")]), doc="columns of `sync`"),
         f("timbre", Timbre.adds, doc="columns of `timbre`"),
         f("caption", Caption.adds, doc="columns of `caption`"),
+        f("faces", Faces.adds, doc="columns of `faces`"),
+        f("framing", pa.struct([Framing.adds.field(name) for name in SIZED]), doc="columns of `framing`"),
+        f("ocr", OCR, doc="columns of `ocr`"),
+        f("quality", pa.struct([QUALITY.field(name) for name in BARRED]), doc="columns of `quality`"),
     )
 )
 
 
 class CutConfig(StageConfig):
-    """How clips are written, and whether their sync is repaired."""
+    """How clips are written, whether their sync is repaired, and what is cut away of the picture."""
 
     crf: int = Field(default=18, ge=0, le=51)
     """x264 quality for clips that have to be encoded anew; 18 is visually lossless by x264's own guide."""
@@ -64,13 +75,14 @@ class CutConfig(StageConfig):
     """Share of the written clips, told by their ids, of which every picture is decoded and compared; of all others the first
     eight are. Times of frames, length and sound are checked in full, and pictures too where the sound was moved."""
     sync_repair: SyncRepair = SyncRepair()
+    crop: CropRule = CropRule()
 
 
 class Cut(Measure[CutConfig]):
     """The clip's media as it goes into a shard: cut, verified, its sync repaired if wanted, and left in the run's `cuts`."""
 
     name = "cut"
-    version = "1"
+    version = "2"
     level = "clip"
     reads = ("clip", "download", "probe.has_audio", "probe.has_video")
     adds = struct(
@@ -78,7 +90,7 @@ class Cut(Measure[CutConfig]):
         f(
             RESTATED,
             pa.list_(AFTER),
-            doc="one item where the sound was moved: what is said of the clip now",
+            doc="one item where the sound was moved or the picture cropped: what is said of the clip now",
             in_shard=False,
         ),
     )
@@ -88,14 +100,15 @@ class Cut(Measure[CutConfig]):
 
     @classmethod
     def reads_with(cls, config: CutConfig) -> tuple[str, ...]:
-        """Repairing needs what is to be repaired."""
-        return (*cls.reads, "sync") if config.sync_repair.enabled else cls.reads
+        """Repairing needs what is to be repaired, and cropping what is to be cut away."""
+        repaired = ("sync",) if config.sync_repair.enabled else ()
+        return (*cls.reads, *repaired, *config.crop.reads)
 
     @classmethod
     def may_read(cls, config: CutConfig) -> tuple[str, ...]:
-        """Whose sound goes along, and what a repair states anew."""
+        """Whose sound goes along, and what a repair or a crop states anew."""
         told = ("transcribe", "diarize", "picture", "audio", "caption") if config.sync_repair.enabled else ()
-        return ("timbre", *told)
+        return ("timbre", *told, *config.crop.may_read)
 
     def setup(self, ctx: Context) -> None:
         """Raises RecipeError where nobody says where to leave cuts."""
@@ -112,7 +125,8 @@ class Cut(Measure[CutConfig]):
         path, span = self.ctx.asset_path(row), span_of(row["clip"])
         if not row["probe"]["has_video"]:
             return self._sound_alone(path, row)
-        options = CutOptions(crf=self.config.crf, allow_copy=self.config.allow_copy)
+        part = crop_of(row, self.config.crop)
+        options = CutOptions(crf=self.config.crf, allow_copy=self.config.allow_copy, crop=part)
         repaired = repaired_clip(row, self.config.sync_repair, self.ctx.configs)
         if repaired is not None:
             taken = repaired.repair
@@ -130,11 +144,15 @@ class Cut(Measure[CutConfig]):
             out.unlink(missing_ok=True)
         self._check_source(row["download"])
         self._leave(cut_file(clip_id, self.ctx.hashes[self.name]), payload_of(members))
+        restated = {} if repaired is None else dict(repaired.restated)
+        if part is not None:
+            restated |= after_crop(row, report.crop, report.whole)
         return {
             **_measured(report, resync),
             **CutMedia.over(members).row(),
+            "crop": None if part is None else dict(zip(CROPPED.names, report.crop, strict=True)),
             "references": places,
-            RESTATED: [] if repaired is None else [dict(repaired.restated)],
+            RESTATED: [restated] if restated else [],
         }
 
     def _sound_alone(self, path: Path, row: Row) -> dict[str, Any]:

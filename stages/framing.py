@@ -89,13 +89,18 @@ class Framing(Measure[FramingConfig]):
         yaw, pitch, roll = np.median(angles, axis=0).tolist()
         is_frontal = (np.abs(angles[:, :2]) <= FRONTAL_DEG).all(1)
         return fields | {
-            "shot_size": next(name for least, name in SIZES if height_ratio >= least),
+            "shot_size": shot_size(height_ratio),
             "face_height_ratio": height_ratio,
             "yaw_deg": yaw,
             "pitch_deg": pitch,
             "roll_deg": roll,
             "frontal_ratio": float(is_frontal.mean()),
         }
+
+
+def shot_size(face_height_ratio: float) -> str:
+    """What a shot is called whose largest face is this high, of the picture's height."""
+    return next(name for least, name in SIZES if face_height_ratio >= least)
 
 
 def most_at_once(stretches: list[Stretch]) -> int:

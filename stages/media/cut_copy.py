@@ -56,7 +56,8 @@ def copy_packets(
             return None
         _mux_copy(order, source, source_stream, chosen, pts, samples, rate_hz)
     size = [frame.width, frame.height]
-    return {"mode": "copy", "pts": pts, "thumbs": [thumb for _, thumb in frames], "size": size, "codec": "h264"}
+    told = {"size": size, "crop": [0, 0, *size], "whole": size, "codec": "h264"}
+    return {"mode": "copy", "pts": pts, "thumbs": [thumb for _, thumb in frames], **told}
 
 
 def _copyable(source: Any, stream: Any, order: Order) -> list[Any] | None:

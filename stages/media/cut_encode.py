@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from stages.media.mux import Order, add_sound, interleave, open_output, thumbnai
 from stages.media.open import clock_shift, open_media
 from stages.media.picture import Damage, ShownPicture, packets, pictures, pictures_between
 
+PixelBox = tuple[int, int, int, int]
+"""x, y, width, height in pixels."""
 LIMITED_RANGE = 1
 """libav's AVCOL_RANGE_MPEG."""
 FORWARD_S = 5
@@ -41,7 +44,7 @@ def cut(
 ) -> dict[str, Any]:
     """Writes the clip to `out` and thumbnails of its frames to `out`.thumbs; returns what was written.
 
-    `span` is [start_pts, end_pts, num, den]; `encoding` has crf, preset and audio_bitrate; `sound` names a file of raw
+    `span` is [start_pts, end_pts, num, den]; `encoding` has crf, preset, audio_bitrate and crop; `sound` names a file of raw
     float32 [n, 2] that starts with the picture.
     """
     before_s = time.process_time()
@@ -51,7 +54,8 @@ def cut(
     first = next(shown, None)
     if first is None:
         raise MediaError("No frame lies inside the clip's span.", reason="no_frames")
-    written = copy_packets(order, first, shown, samples, rate_hz) if allow_copy else None
+    may_copy = allow_copy and order.crop is None
+    written = copy_packets(order, first, shown, samples, rate_hz) if may_copy else None
     if written is None:
         again = chain([first], shown) if shown.num == 1 else _source_frames(order, max_pixels)
         written = _encode(order, again, samples, rate_hz)
@@ -138,13 +142,14 @@ def _encode(
 ) -> dict[str, Any]:
     """Encodes the frames to H.264 without B-frames: decoding order is display order, so every reader agrees on times."""
     stream, first = next(shown)
-    width, height = (max(2, side - side % 2) for side in first.shape.display_size)
+    whole = even_size(first.shape)
+    crop = (0, 0, *whole) if order.crop is None else inner_box(whole, order.crop)
     pts: list[int] = []
     thumbs: list[np.ndarray] = []
     with open_output(order, rate_hz) as container:
         video = container.add_stream("libx264", rate=_mean_rate(stream))
         context = video.codec_context
-        context.width, context.height, context.pix_fmt = width, height, "yuv420p"
+        context.width, context.height, context.pix_fmt = *crop[2:], "yuv420p"
         context.time_base = video.time_base = order.time_base
         context.thread_count = 1
         context.flags |= av.codec.context.Flags.bitexact
@@ -156,7 +161,7 @@ def _encode(
         colorspace = 1 if first.frame.format.is_rgb else int(first.frame.colorspace)
         _tag_colour(context, first.frame, colorspace)
         audio = add_sound(container, samples, rate_hz, order.audio_bitrate)
-        prepared = _prepared(chain([first], (picture for _, picture in shown)), (width, height), order)
+        prepared = _prepared(chain([first], (picture for _, picture in shown)), (whole, crop), order)
         held: list[Any] = []
         for frame in prepared:
             frame.color_range, frame.colorspace = LIMITED_RANGE, colorspace
@@ -168,7 +173,20 @@ def _encode(
         for packet in held:
             packet.duration = ends[packet.pts] - packet.pts
         interleave(container, video, held, audio, samples, rate_hz)
-    return {"mode": "encode", "pts": pts, "thumbs": thumbs, "size": [width, height], "codec": "h264"}
+    return {"mode": "encode", "pts": pts, "thumbs": thumbs, "size": list(crop[2:]), "crop": crop, "whole": whole}
+
+
+def even_size(shape: Geometry) -> tuple[int, int]:
+    """(width, height) of the upright picture with square pixels, in whole blocks of chroma."""
+    width, height = shape.display_size
+    return max(2, width - width % 2), max(2, height - height % 2)
+
+
+def inner_box(whole: tuple[int, int], crop: tuple[float, float, float, float]) -> PixelBox:
+    """(x, y, width, height) in pixels of the part `crop`, (left, top, right, bottom) as shares: even, and nowhere larger."""
+    left, top = (min(2 * math.ceil(edge * side / 2), side - 2) for edge, side in zip(crop[:2], whole, strict=True))
+    right, bottom = (2 * math.floor(edge * side / 2) for edge, side in zip(crop[2:], whole, strict=True))
+    return left, top, max(2, right - left), max(2, bottom - top)
 
 
 @cache
@@ -197,8 +215,11 @@ def _tag_colour(context: Any, frame: Any, colorspace: int) -> None:
     context.color_trc = frame.color_trc
 
 
-def _prepared(frames: Iterator[ShownPicture], size: tuple[int, int], order: Order) -> Iterator[Any]:
-    """Upright yuv420p frames of `size`, deinterlaced where they hold two fields, pts counted from the clip's start."""
+def _prepared(frames: Iterator[ShownPicture], part: tuple[tuple[int, int], PixelBox], order: Order) -> Iterator[Any]:
+    """Upright yuv420p frames of a size, and of them the box in `part`; deinterlaced where they hold two fields.
+
+    pts count from the clip's start.
+    """
     graph, seen = None, None
     for picture in frames:
         frame = picture.frame
@@ -208,7 +229,7 @@ def _prepared(frames: Iterator[ShownPicture], size: tuple[int, int], order: Orde
         if kind != seen:
             if graph is not None:
                 yield from _flushed(graph, order)
-            graph, seen = _graph(frame, picture.shape, size, order), kind
+            graph, seen = _graph(frame, picture.shape, part, order), kind
         assert graph is not None
         graph.push(frame)
         yield from _pulled(graph, order)
@@ -216,9 +237,9 @@ def _prepared(frames: Iterator[ShownPicture], size: tuple[int, int], order: Orde
         yield from _flushed(graph, order)
 
 
-def _graph(frame: Any, shape: Geometry, size: tuple[int, int], order: Order) -> Any:
+def _graph(frame: Any, shape: Geometry, part: tuple[tuple[int, int], PixelBox], order: Order) -> Any:
     turns = {0: [], 1: [("transpose", "cclock")], 2: [("hflip", ""), ("vflip", "")], 3: [("transpose", "clock")]}
-    width, height = size
+    (width, height), (x, y, *inner) = part
     matrix = ":out_color_matrix=bt709" if frame.format.is_rgb else ""
     steps = [
         *([("bwdif", "mode=send_frame:deint=interlaced")] if frame.interlaced_frame else []),
@@ -227,6 +248,7 @@ def _graph(frame: Any, shape: Geometry, size: tuple[int, int], order: Order) -> 
         ("scale", f"{width}:{height}:flags=bicubic+accurate_rnd+full_chroma_int:out_range=tv{matrix}"),
         ("setsar", "1"),
         ("format", "yuv420p"),
+        *([("crop", f"{inner[0]}:{inner[1]}:{x}:{y}")] if tuple(inner) != (width, height) else []),
     ]
     graph = av.filter.Graph()
     graph.threads = 1  # the same input must give the same bytes

@@ -50,6 +50,8 @@ class CutOptions:
     """How late the sound is at the middle of the clip; it is moved earlier by this, in whole samples."""
     drift_ppm: float = 0.0
     """How much later the sound gets, in microseconds per second around the middle; taken out by resampling."""
+    crop: tuple[float, float, float, float] | None = None
+    """(left, top, right, bottom) of the part of the picture that is written, shares of its sides; None for all."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ class CutReport:
     duration: Fraction
     width_px: int
     height_px: int
+    crop: tuple[int, int, int, int]
+    """(x, y, width, height) of what was written of the upright picture, in its pixels."""
+    whole: tuple[int, int]
+    """(width, height) of the upright picture."""
     applied_shift_ms: float
     applied_drift_ppm: float
     frame_times: tuple[Fraction, ...] = field(repr=False)
@@ -116,6 +122,7 @@ def cut_clip(
                     "crf": options.crf,
                     "preset": options.preset,
                     "audio_bitrate": options.audio_bitrate,
+                    "crop": options.crop,
                 },
                 allow_copy=options.allow_copy,
                 sound=None if raw is None else str(raw),
@@ -132,6 +139,8 @@ def cut_clip(
         duration=span.duration,
         width_px=told["size"][0],
         height_px=told["size"][1],
+        crop=tuple(told["crop"]),
+        whole=tuple(told["whole"]),
         applied_shift_ms=1000 * _shift_samples(options, SOUND_RATE_HZ) / SOUND_RATE_HZ,
         applied_drift_ppm=options.drift_ppm,
         frame_times=tuple(pts * span.time_base for pts in told["pts"]),

@@ -29,6 +29,8 @@ class Order:
     crf: int
     preset: str
     audio_bitrate: int
+    crop: tuple[float, float, float, float] | None = None
+    """(left, top, right, bottom) of the part of the upright picture that is written, shares of its sides; None for all."""
 
 
 def thumbnail(frame: Any) -> np.ndarray:

@@ -5,7 +5,7 @@ S samples of a clip, about one a second; all places are shares of the picture's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -237,20 +237,36 @@ def _shares_band(one: TextLine, other: TextLine) -> bool:
     return both >= 0.5 * min(one.bottom - one.top, other.bottom - other.top)
 
 
-def freed(places: Sequence[TextLine]) -> tuple[float, float, float, float]:
-    """The largest (left, top, right, bottom) of the picture in which nothing of `places` lies."""
-    lefts, tops = [0.0, *(place.right for place in places)], [0.0, *(place.bottom for place in places)]
-    rights, bottoms = [1.0, *(place.left for place in places)], [1.0, *(place.top for place in places)]
+def covered(kind: str, place: TextLine) -> TextLine:
+    """Where a line is in the course of a clip: tickers run through the whole width."""
+    return place._replace(left=0.0, right=1.0) if kind == "ticker" else place
+
+
+def freed(places: Sequence[TextLine], kept: Sequence[TextLine] = ()) -> tuple[float, float, float, float]:
+    """The largest part, (left, top, right, bottom), with nothing of `places` in it and all of `kept`; zeros without one."""
+    lefts = sorted({0.0, *(place.right for place in places)})
+    rights = sorted({1.0, *(place.left for place in places)})
+    first, last = min((each.left for each in kept), default=1.0), max((each.right for each in kept), default=0.0)
+    high, low = min((each.top for each in kept), default=1.0), max((each.bottom for each in kept), default=0.0)
     best, most = (0.0, 0.0, 0.0, 0.0), 0.0
-    for left in lefts:
-        for right in (edge for edge in rights if edge > left):
-            inside = [place for place in places if place.right > left and place.left < right]
-            for top in tops:
-                for bottom in (edge for edge in bottoms if edge > top):
-                    is_free = all(place.bottom <= top or place.top >= bottom for place in inside)
-                    if is_free and (right - left) * (bottom - top) > most:
-                        best, most = (left, top, right, bottom), (right - left) * (bottom - top)
+    for left in (edge for edge in lefts if edge <= first):
+        for right in (edge for edge in rights if edge >= last and edge - left > most):
+            inside = [(place.top, place.bottom) for place in places if place.right > left and place.left < right]
+            for top, bottom in gaps(inside):
+                if top <= high and bottom >= low and (right - left) * (bottom - top) > most:
+                    best, most = (left, top, right, bottom), (right - left) * (bottom - top)
     return best
+
+
+def gaps(taken: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """The parts of 0 to 1 in which nothing of `taken` lies."""
+    end = 0.0
+    for low, high in sorted(taken):
+        if low > end:
+            yield end, low
+        end = max(end, high)
+    if end < 1:
+        yield end, 1.0
 
 
 def agreement(shown: str, spoken: str) -> float | None:

@@ -24,6 +24,7 @@ from stages.ocr.kinds import (
     SeenText,
     TextSample,
     agreement,
+    covered,
     followed,
     freed,
     is_same,
@@ -68,6 +69,7 @@ OCR = struct(
     f("crop_y", pa.float64(), unit="ratio", doc="top edge of it, share of the height"),
     f("crop_width", pa.float64(), unit="ratio", doc="width of it, share of the width"),
     f("crop_height", pa.float64(), unit="ratio", doc="height of it, share of the height"),
+    f("crop_ratio", pa.float64(), unit="ratio", doc="share of the picture that it is", show="histogram"),
 )  # fmt: skip
 
 
@@ -121,7 +123,7 @@ class Ocr(Measure[OcrConfig]):
     """
 
     name = "ocr"
-    version = "1"
+    version = "2"
     level = "clip"
     reads = ("clip", "download.path")
     adds = OCR
@@ -150,7 +152,7 @@ class Ocr(Measure[OcrConfig]):
         items.sort(key=lambda item: (item.first, item.place.top, item.place.left))
         said = " ".join(span["text"] for span in row["clip"]["spans"] or () if span["text"])
         subtitles = " ".join(item.text for item in items if item.kind == "subtitle" and item.text)
-        left, top, right, bottom = freed([item.place for item in items if item.kind in OVERLAID])
+        left, top, right, bottom = freed([covered(item.kind, item.place) for item in items if item.kind in OVERLAID])
         ends = [sample.time_s for sample in samples[1:]] + [float(span.end)]
         return {
             **shares(len(samples), items),
@@ -164,6 +166,7 @@ class Ocr(Measure[OcrConfig]):
             "crop_y": top,
             "crop_width": right - left,
             "crop_height": bottom - top,
+            "crop_ratio": (right - left) * (bottom - top),
         }
 
     def _read(self, items: Sequence[SeenText]) -> list[SeenText]:
