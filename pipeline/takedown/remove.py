@@ -38,6 +38,7 @@ from pipeline.tombstones import Tombstone, Tombstones, hidden
 from schemas.arrow_file import read_table, table_bytes
 from schemas.files import write_whole
 from schemas.ids import asset_id
+from schemas.printable import percent_escaped
 from schemas.records import Level
 
 ASSETS = "assets"
@@ -158,11 +159,12 @@ def _forget_files(run: Run, stones: Tombstones) -> None:
 
 
 def _forget_lines(directory: RunDir, uris: set[str]) -> None:
-    """Takes what names one of `uris` out of the list of what was skipped at listing."""
+    """Takes the lines of `uris` out of the list of what was skipped at listing; of longer addresses there are others."""
     if not uris or not directory.exists(SKIPPED):
         return
     lines = directory.read(SKIPPED).decode().splitlines(keepends=True)
-    kept = [line for line in lines if not any(uri in line for uri in uris)]
+    names = {percent_escaped(uri) for uri in uris}
+    kept = [line for line in lines if line.rstrip("\n").partition("\t")[2] not in names]
     if len(kept) < len(lines):
         directory.write(SKIPPED, "".join(kept).encode())
 

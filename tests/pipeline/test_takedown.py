@@ -227,6 +227,14 @@ def test_a_face_takes_every_source_in_which_it_is_seen(run: Run, tmp_path: Path)
     check_gone(run, request, FACE_OF, tmp_path)
 
 
+def test_of_what_was_skipped_only_the_line_of_the_very_address_goes(run: Run, tmp_path: Path) -> None:
+    listed = [f"{WEB}talk1.mp4", f"{WEB}talk1.mp4.part", f"{WEB}talk10.mp4", f"{WEB}talk"]
+    path = tmp_path / "run" / "skipped.tsv"
+    path.write_text("".join(f"links seen before\t{name}\n" for name in listed))
+    takedown(run, chosen(run, TakedownRequest(keys=("talk1.mp4",))), "asked to")
+    assert path.read_text() == "".join(f"links seen before\t{name}\n" for name in listed[1:])
+
+
 def test_people_are_named_by_vectors_and_told_apart(run: Run, tmp_path: Path) -> None:
     np.save(tmp_path / "voice.npy", np.array(toy_people.vector_of(2, "a recording of theirs"), np.float32))
     request = TakedownRequest(people=(Somebody("voice", str(tmp_path / "voice.npy")),))
