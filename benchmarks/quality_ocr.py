@@ -2,7 +2,8 @@
 
 Over pieces of real videos without text, and over photographs that glide, subtitles, titles, tickers, marks and signs that
 belong to the scene are drawn, in several fonts, sizes, colours and edges; they are encoded and go through decoder and stage
-`text`. The half `choose` has other videos and other seeds than the half `publish`.
+`ocr`. What was laid over them is cut away as stage `cut` does it, and looked for once more. The half `choose` has other videos
+and seeds than the half `publish`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from pipeline.demo.sound import SENTENCES
 from pipeline.demo.write import Encoding, encode
 from schemas.timing import Span
 from stages.base import Context
+from stages.crop import CropRule, crop_of
+from stages.media.cutting import CutOptions, cut_clip
 from stages.ocr.stage import Ocr, OcrConfig
 
 Half = Literal["choose", "publish"]
@@ -206,18 +209,38 @@ def _covering(picture: Pictures, down: float) -> Pictures:
     return np.asarray(cv2.resize(picture[top : top + high, left : left + wide], (WIDTH_PX, HEIGHT_PX)), np.uint8)
 
 
-def measured(half: Half, media_dir: Path, rounds: int) -> Iterator[tuple[Drawn, str, dict[str, Any]]]:
-    """Every clip with what its subtitles say and what the stage says of it."""
+@dataclass(frozen=True)
+class SeenDrawing:
+    """What the stage says of a clip, and of what was written of it."""
+
+    drawn: Drawn
+    said: str
+    """What its subtitles say."""
+    told: dict[str, Any]
+    kept_ratio: float | None
+    """Share of the picture that was written; None where nothing was cut away."""
+    told_after: dict[str, Any] | None
+
+
+def measured(half: Half, media_dir: Path, rounds: int) -> Iterator[SeenDrawing]:
+    """Every clip as the stage sees it."""
     with tempfile.TemporaryDirectory() as folder:
-        context, path = Context(Path(folder)), Path(folder) / "drawn.mp4"
+        context, path, written = Context(Path(folder)), Path(folder) / "drawn.mp4", Path(folder) / "written.mp4"
         backgrounds, stage = Backgrounds(media_dir, context), Ocr(OcrConfig())
         stage.setup(context)
-        span = Span(0, FPS * SECONDS, 1, FPS)
-        clip = {"start_pts": span.start_pts, "end_pts": span.end_pts, "tb_num": 1, "tb_den": FPS, "spans": []}
+        clip = {"start_pts": 0, "end_pts": FPS * SECONDS, "tb_num": 1, "tb_den": FPS, "spans": []}
         for number, drawn in enumerate(clips(half, rounds)):
             pictures, said = painted(drawn, backgrounds.of(drawn.background))
             encode(path, pictures, None, Encoding(WIDTH_PX, HEIGHT_PX, Fraction(FPS), quality=(20, 26, 32)[number % 3]))
-            yield drawn, said, stage.measure({"download": {"path": str(path)}, "clip": clip})
+            told = stage.measure({"download": {"path": str(path)}, "clip": clip})
+            part, after, kept_ratio = crop_of({"ocr": told}, CropRule(text=True)), None, None
+            if part is not None:
+                probe = context.media.probe(path)
+                span = Span(probe["video_start_pts"], probe["video_end_pts"], probe["tb_num"], probe["tb_den"])
+                report = cut_clip(path, span, written, options=CutOptions(crop=part), decoder=context.media)
+                kept_ratio = report.width_px * report.height_px / (WIDTH_PX * HEIGHT_PX)
+                after = stage.measure({"download": {"path": str(written)}, "clip": clip})
+            yield SeenDrawing(drawn, said, told, kept_ratio, after)
         context.media.close()
 
 
@@ -227,22 +250,22 @@ def f1(truth: NDArray[np.bool_], told: NDArray[np.bool_]) -> float:
     return 2 * right / max(1, int(truth.sum() + told.sum()))
 
 
-def score(found: list[tuple[Drawn, str, dict[str, Any]]]) -> dict[str, Any]:
-    """Subtitles present or absent, marks, kinds, and how well subtitles are read."""
-    truth = np.array([drawn.kind == "subtitle" for drawn, _, _ in found])
-    told = np.array([each["has_subtitles"] for _, _, each in found])
-    marks = np.array([drawn.kind == "mark" for drawn, _, _ in found])
-    told_marks = np.array([each["has_mark"] for _, _, each in found])
-    has_text = np.array([drawn.kind != "none" for drawn, _, _ in found])
+def score(found: list[SeenDrawing]) -> dict[str, Any]:
+    """Subtitles present or absent, marks, kinds, how well subtitles are read, and what a crop leaves."""
+    truth = np.array([each.drawn.kind == "subtitle" for each in found])
+    told = np.array([each.told["has_subtitles"] for each in found])
+    marks = np.array([each.drawn.kind == "mark" for each in found])
+    told_marks = np.array([each.told["has_mark"] for each in found])
+    has_text = np.array([each.drawn.kind != "none" for each in found])
     read = [
-        SequenceMatcher(None, said.split(), (each["subtitles"] or "").split(), autojunk=False).ratio()
-        for drawn, said, each in found
-        if drawn.kind == "subtitle"
+        SequenceMatcher(None, each.said.split(), (each.told["subtitles"] or "").split(), autojunk=False).ratio()
+        for each in found
+        if each.drawn.kind == "subtitle"
     ]
-    called = Counter((drawn.kind, _main_kind(each)) for drawn, _, each in found)
+    called = Counter((each.drawn.kind, _main_kind(each.told)) for each in found)
     wrong = [
-        f"{drawn.kind} {drawn.seed} on {drawn.background}"
-        for (drawn, _, _), is_there, is_told in zip(found, truth, told, strict=True)
+        f"{each.drawn.kind} {each.drawn.seed} on {each.drawn.background}"
+        for each, is_there, is_told in zip(found, truth, told, strict=True)
         if is_there != is_told
     ]
     return {
@@ -250,11 +273,32 @@ def score(found: list[tuple[Drawn, str, dict[str, Any]]]) -> dict[str, Any]:
         "subtitles_f1": f1(truth, told),
         "interval": bootstrap_interval(lambda at: f1(truth[at], told[at]), len(found)),
         "marks_f1": f1(marks, told_marks),
-        "text_f1": f1(has_text, np.array([each["frames_ratio"] > 0 for _, _, each in found])),
+        "text_f1": f1(has_text, np.array([each.told["frames_ratio"] > 0 for each in found])),
         "words_read": float(np.mean(read)),
         "kinds": {f"{kind} called {name}": num for (kind, name), num in sorted(called.items())},
         "wrong": wrong,
+        **cut_away(found),
     }  # fmt: skip
+
+
+def cut_away(found: list[SeenDrawing]) -> dict[str, Any]:
+    """Of clips of each kind that something was laid over: how many were cropped, how much stayed, and what has text after it."""
+    figures: dict[str, Any] = {}
+    for kind in ("subtitle", "title", "ticker", "mark"):
+        own = [each for each in found if each.drawn.kind == kind]
+        written = [each for each in own if each.told_after is not None]
+        shares = [each.kept_ratio for each in written if each.kept_ratio is not None]
+        after = [(each.drawn, each.told_after) for each in written if each.told_after is not None]
+        figures[f"crop of {kind}"] = {
+            "clips": len(own),
+            "cropped": len(written),
+            "kept_ratio": [round(float(edge), 2) for edge in np.quantile(shares, (0, 0.5, 1))] if shares else None,
+            "overlaid_after": sum(told["overlaid_area_ratio"] > 0 for _, told in after),
+            "with_text_after": [
+                f"{drawn.seed} on {drawn.background}" for drawn, told in after if told["frames_ratio"] > 0
+            ],
+        }
+    return figures
 
 
 def _main_kind(each: dict[str, Any]) -> str:
