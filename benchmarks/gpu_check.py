@@ -3,6 +3,7 @@
     empty       packs in which a stream, or nearly everything, is empty: every backend, forward and backward
     attention   backends against the first one at real lengths: error, TFLOP/s, time to prepare a pack
     kernels     what `network.attention_backend: measured` finds, FlashAttention-3 too where torch has it registered
+    rows        gradients of the modulation tables: time beside torch's atomics, and whether bits repeat
     parity      loss and gradients in bfloat16 against float32: cosine and ratio of norms
     repeat      whether two equal steps give equal bits
     pack        a training step of the network: peak memory against `model/training/memory.py`, share of the peak FLOPs
@@ -15,9 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from model.network.config import NavaConfig
 from model.network.flow import FlowObjective, clip_generators
 from model.network.flow_config import FlowConfig
 from model.network.nava import Nava, pack
+from model.network.rows import TableRows
 from model.network.tokens import Sample
 from model.training.kernels import kernels_here, time_kernels
 from model.training.memory import count_activations
@@ -181,6 +185,39 @@ def check_kernels(setting: Setting) -> Iterator[Row]:
         yield {"part": "kernels", "backend": kernel.backend, "flash": kernel.flash, "seconds": seconds}
 
 
+def check_rows(setting: Setting) -> Iterator[Row]:
+    """Look-ups of one table by every token, forward and backward, against indexing; packs of few clips and of many."""
+    dim, scale = (3072, 1) if setting.is_cuda else (256, 16)
+    for lengths in ([27_407], [32_712] * 2, [256] * 256):
+        of_tokens = torch.repeat_interleave(torch.tensor([max(1, n // scale) for n in lengths]))
+        rows = TableRows.of(of_tokens).to(setting.device)
+        table = torch.randn(len(lengths) + 1, dim, device=setting.device, requires_grad=True)
+        grad = torch.randn(len(of_tokens), dim, device=setting.device)
+        ways: dict[str, Callable[[Tensor], Tensor]] = {
+            "products": rows.look_up,
+            "atomics": partial(torch.index_select, dim=0, index=rows.of_tokens),
+        }
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        found: dict[str, list[Tensor]] = {way: [] for way in ways}
+        for _ in range(9):
+            for way, look_up in ways.items():
+                began = time.perf_counter()
+                found[way] += torch.autograd.grad(look_up(table), table, grad)
+                setting.wait()
+                times[way].append(time.perf_counter() - began)
+        seconds = {way: statistics.median(measured[1:]) for way, measured in times.items()}
+        exact = torch.zeros_like(table, dtype=torch.float64).index_add(0, rows.of_tokens, grad.double())
+        yield {
+            "part": "rows",
+            "num_clips": len(lengths),
+            "num_tokens": len(of_tokens),
+            "time_over_atomics": seconds["products"] / seconds["atomics"],
+            **{f"{way}_s": value for way, value in seconds.items()},
+            **{f"{way}_error": float((x[0] - exact).abs().max() / exact.abs().max()) for way, x in found.items()},
+            **{f"{way}_repeat": all(torch.equal(x[0], other) for other in x) for way, x in found.items()},
+        }
+
+
 def check_parity(setting: Setting) -> Iterator[Row]:
     """bfloat16 of every backend against float32 of the first."""
     clips = [clip(setting, 0, 17, 8, 12), clip(setting, 1, 33, 4, 6, "audio"), clip(setting, 2, 9, 6, 8, "video")]
@@ -240,6 +277,7 @@ PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "empty": check_empty,
     "attention": check_attention,
     "kernels": check_kernels,
+    "rows": check_rows,
     "parity": check_parity,
     "repeat": check_repeat,
     "pack": check_pack,

@@ -24,9 +24,49 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.network.rows import TableRows
 from schemas.errors import ModelError
 
 BACKENDS = ("auto", "sdpa", "flex", "varlen")
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Key rows written out as often as they count, laid out such that gradients are summed in one order (rows.py)."""
+
+    starts: Tensor  # int32 [S+1], of the segments in what is written out
+    max_keys: int
+    many: Tensor  # int64 [Z]: key rows that count more than once
+    more: TableRows  # all but the first of each of those, by number among them
+    order: Tensor  # int64: rows of the keys followed by those of `more`
+
+    @classmethod
+    def of(cls, counts_K: Tensor, key_starts: Tensor) -> Repeats:
+        """Of keys that count so often, each at least once."""
+        starts = F.pad(counts_K.cumsum(0), (1, 0))
+        rows = torch.repeat_interleave(counts_K)
+        number = torch.arange(len(rows)) - starts[rows]  # 0 for the first of equal rows
+        later = number > 0
+        many = (counts_K > 1).nonzero()[:, 0]
+        ends = starts[key_starts.long()].to(torch.int32)
+        return cls(
+            starts=ends,
+            max_keys=int(ends.diff().max()) if len(ends) > 1 else 0,
+            many=many,
+            more=TableRows.of(torch.searchsorted(many, rows[later])),
+            order=torch.where(later, len(counts_K) - 1 + later.cumsum(0), rows),
+        )
+
+    def write_out(self, x_KHD: Tensor) -> Tensor:
+        """Rows as often as they count. Through float32: the gradient of one is a sum of hundreds of terms."""
+        x = x_KHD.float().flatten(1)
+        more = self.more.look_up(x.index_select(0, self.many))
+        return torch.cat([x, more]).index_select(0, self.order).to(x_KHD.dtype).unflatten(1, x_KHD.shape[1:])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Repeats:
+        """The same on `device`."""
+        tensors = {name: getattr(self, name) for name in ("starts", "many", "more", "order")}
+        return replace(self, **{name: x.to(device, non_blocking=non_blocking) for name, x in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -40,9 +80,7 @@ class Segments:
     max_queries: int
     max_keys: int
     key_log_count: Tensor | None = None  # float32 [K]: key j stands for exp(key_log_count[j]) equal keys
-    repeat_rows: Tensor | None = None  # int64: every key row as often as it counts, for kernels without a bias
-    repeat_starts: Tensor | None = None  # int32 [S+1]
-    max_repeats: int = 0
+    repeats: Repeats | None = None  # with them, for kernels without a bias
     block_mask: Any = None  # FlexAttention's, made once per pack by `prepare`
 
     @classmethod
@@ -59,13 +97,8 @@ class Segments:
         if key_counts is None:
             return plain
         counts = torch.tensor(key_counts, dtype=torch.int64)
-        repeat_starts = F.pad(counts.cumsum(0), (1, 0))[plain.key_starts.long()].to(torch.int32)
         return replace(
-            plain,
-            key_log_count=counts.to(torch.float32).log(),
-            repeat_rows=torch.repeat_interleave(counts),
-            repeat_starts=repeat_starts,
-            max_repeats=int(repeat_starts.diff().max()) if len(key_lengths) else 0,
+            plain, key_log_count=counts.to(torch.float32).log(), repeats=Repeats.of(counts, plain.key_starts)
         )
 
     @property
@@ -86,7 +119,7 @@ class Segments:
         moved = {
             f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
             for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
+            if isinstance(getattr(self, f.name), (Tensor, Repeats))
         }
         return replace(self, **moved)
 
@@ -184,10 +217,9 @@ def _varlen(q_LHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, segments: Segments) -> 
     from torch.nn.attention.varlen import varlen_attn
 
     key_starts, max_keys = segments.key_starts, segments.max_keys
-    if segments.repeat_rows is not None:
-        # Through float32: the gradient of a row that is repeated hundreds of times is a sum of that many terms.
-        k_KHD, v_KHD = (x.float().index_select(0, segments.repeat_rows).to(x.dtype) for x in (k_KHD, v_KHD))
-        key_starts, max_keys = segments.repeat_starts, segments.max_repeats
+    if segments.repeats is not None:
+        k_KHD, v_KHD = segments.repeats.write_out(k_KHD), segments.repeats.write_out(v_KHD)
+        key_starts, max_keys = segments.repeats.starts, segments.repeats.max_keys
     return varlen_attn(q_LHD, k_KHD, v_KHD, segments.query_starts, key_starts, segments.max_queries, max_keys)
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.network.config import NavaConfig
+from model.network.rows import TableRows
 
 
 class Linear(nn.Linear):
@@ -76,15 +77,15 @@ class Modulation(nn.Module):
         return tuple((table_BnD + self.modulation.to(table_BnD.dtype)).unbind(1))
 
 
-def modulate(x_LD: Tensor, shift_BD: Tensor, scale_BD: Tensor, rows_L: Tensor, eps: float) -> Tensor:
+def modulate(x_LD: Tensor, shift_BD: Tensor, scale_BD: Tensor, rows: TableRows, eps: float) -> Tensor:
     """LN(x)(1 + scale) + shift, with every token's shift and scale looked up in its row of the table."""
     normed = F.layer_norm(x_LD, x_LD.shape[-1:], eps=eps)
-    return normed * (1 + scale_BD.index_select(0, rows_L)) + shift_BD.index_select(0, rows_L)
+    return normed * (1 + rows.look_up(scale_BD)) + rows.look_up(shift_BD)
 
 
-def gated(x_LD: Tensor, y_LD: Tensor, gate_BD: Tensor, rows_L: Tensor) -> Tensor:
+def gated(x_LD: Tensor, y_LD: Tensor, gate_BD: Tensor, rows: TableRows) -> Tensor:
     """x + gate y in the dtype of x."""
-    return x_LD + gate_BD.index_select(0, rows_L) * y_LD.to(x_LD.dtype)
+    return x_LD + rows.look_up(gate_BD) * y_LD.to(x_LD.dtype)
 
 
 class Projections(nn.Module):

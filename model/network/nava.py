@@ -35,6 +35,7 @@ from model.network.layers import (
     timestep_embedding,
 )
 from model.network.rope import rotate
+from model.network.rows import TableRows
 from model.network.tokens import Layout, Packed, Sample, Velocity, pack
 from schemas.errors import ModelError
 
@@ -111,7 +112,9 @@ class Nava(nn.Module):
         zero_row = packed.text.new_zeros(1, packed.text.shape[1])
         rows = self.text_embedding(torch.cat([packed.text, zero_row]))
         voices = self.speaker_embedding(packed.speakers.to(stream)).to(rows.dtype)
-        return rows.index_copy(0, packed.speaker_rows, voices).index_select(0, packed.context_rows)
+        text, zero = rows.index_copy(0, packed.speaker_rows, voices).split([len(packed.text), 1])
+        zeros = zero.expand(len(packed.context_rows) - len(packed.text), -1)
+        return torch.cat([text, zeros]).index_select(0, packed.context_rows)
 
     def timestep_tables(self, t_B: Tensor, stream: torch.dtype) -> tuple[Tensor, Tensor]:
         """(time [B+1, D] for the heads, table [B+1, 6, D] for the blocks); the last row is timestep 0, for clean frames.
@@ -241,9 +244,9 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
         self.head = PreciseLinear(config.dim, num_outputs)
 
-    def forward(self, x_LD: Tensor, time_BD: Tensor, rows_L: Tensor) -> Tensor:
+    def forward(self, x_LD: Tensor, time_BD: Tensor, rows: TableRows) -> Tensor:
         shift, scale = (time_BD[:, None] + self.modulation.to(time_BD.dtype)).unbind(1)
-        return self.head(modulate(x_LD, shift, scale, rows_L, self.eps))
+        return self.head(modulate(x_LD, shift, scale, rows, self.eps))
 
 
 def _cross(

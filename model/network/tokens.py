@@ -22,6 +22,7 @@ from model.network import rope
 from model.network.attention import Segments, Share
 from model.network.conditioning import check_binding
 from model.network.config import NavaConfig
+from model.network.rows import TableRows
 from schemas.errors import ModelError
 
 Shape = tuple[int, int, int, int]
@@ -52,9 +53,9 @@ class Layout:
     to_samples: Tensor  # int64 [L]: by-sample order takes these rows of by-modality order
     to_modalities: Tensor  # int64 [L], its inverse
     rope_table: Tensor  # float32 [2, L, P], by sample
-    time_rows: Tensor  # int64 [L], by sample: row of the timestep table, B for "clean"
-    video_time_rows: Tensor  # int64 [N]
-    audio_time_rows: Tensor  # int64 [M]
+    time_rows: TableRows  # of L tokens, by sample: row of the timestep table, B for "clean"
+    video_time_rows: TableRows  # of N tokens
+    audio_time_rows: TableRows  # of M tokens
     self_segments: Segments  # by sample; two segments for a sample whose modalities are masked from each other
     context_segments: Segments  # by sample -> context rows
     video_context_segments: Segments  # video tokens -> context rows
@@ -81,7 +82,7 @@ class Packed:
     audio_slots: Tensor  # int64 [A]: row of every audio latent in the front-end's buffer, samples kept apart
     num_audio_slots: int
     text: Tensor  # [sum n, text_dim]
-    context_rows: Tensor  # int64 [R]: per sample its text rows, then row `sum n`, which stands for zero padding
+    context_rows: Tensor  # int64 [R]: per sample its text rows, then one from `sum n` on, which stand for zero padding
     speakers: Tensor  # [S, speaker_dim]; a zero vector selects the null token
     speaker_rows: Tensor  # int64 [S]: rows of `text` they overwrite
     layout: Layout
@@ -226,9 +227,9 @@ def _layout(
         to_samples=to_samples,
         to_modalities=torch.argsort(to_samples),
         rope_table=torch.cat(tables, dim=1),
-        time_rows=torch.cat([video_time_rows, audio_time_rows])[to_samples],
-        video_time_rows=video_time_rows,
-        audio_time_rows=audio_time_rows,
+        time_rows=TableRows.of(torch.cat([video_time_rows, audio_time_rows])[to_samples]),
+        video_time_rows=TableRows.of(video_time_rows),
+        audio_time_rows=TableRows.of(audio_time_rows),
         self_segments=Segments.of(self_lengths, self_lengths),
         context_segments=Segments.of(num_both, num_keys, counts),
         video_context_segments=Segments.of(num_video, num_keys, counts),
@@ -248,9 +249,9 @@ def _bound_voices(samples: Sequence[Sample], config: NavaConfig) -> tuple[Tensor
 
 
 def _context_rows(num_text: list[int], max_text_tokens: int) -> Tensor:
-    zero_row = torch.tensor([sum(num_text)])
+    zero_rows = iter(torch.arange(sum(num_text), sum(num_text) + len(num_text))[:, None])
     rows = torch.arange(sum(num_text)).split(num_text)
-    return torch.cat([r if len(r) == max_text_tokens else torch.cat([r, zero_row]) for r in rows])
+    return torch.cat([r if len(r) == max_text_tokens else torch.cat([r, next(zero_rows)]) for r in rows])
 
 
 def _audio_slots(num_audio: list[int]) -> Tensor:
@@ -292,6 +293,6 @@ def _move(batch: _T, device: torch.device | str, non_blocking: bool) -> _T:
         value = getattr(batch, f.name)
         if isinstance(value, Layout):
             moved[f.name] = _move(value, device, non_blocking)
-        elif isinstance(value, (Tensor, Segments, Share)):
+        elif isinstance(value, (Tensor, TableRows, Segments, Share)):
             moved[f.name] = value.to(device, non_blocking=non_blocking)
     return replace(batch, **moved)

@@ -258,7 +258,7 @@ class _recorded:  # noqa: N801
     def _inputs(self, video: Tensor, audio: Tensor, context: Tensor, table: Tensor) -> None:
         layout = self.packed.layout
         self.found["inter/tokens_in"] = self._rows(video, audio)
-        video_e0, audio_e0 = table[layout.video_time_rows], table[layout.audio_time_rows]
+        video_e0, audio_e0 = layout.video_time_rows.look_up(table), layout.audio_time_rows.look_up(table)
         no_video, no_audio = video_e0[:0], audio_e0[:0]
         self.found["inter/e0_vid"] = self._rows(video_e0, no_audio)
         self.found["inter/e0_audio"] = [(i, _shift_to_zero(s), x) for i, s, x in self._rows(no_video, audio_e0)]

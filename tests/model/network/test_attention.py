@@ -50,11 +50,25 @@ def test_gradients_agree_with_a_dense_softmax(counts: list[int] | None) -> None:
 def test_a_counted_key_equals_its_repetition() -> None:
     q, k, v = tensors()
     counted = Segments.of(QUERIES, KEYS, COUNTS)
-    rows, lengths = counted.repeat_rows, counted.repeat_starts.diff().tolist()
+    lengths = counted.repeats.starts.diff().tolist()
     assert lengths == [303, 8, 208, 512]
-    assert counted.max_repeats == 512
-    repeated = attend(q, k[rows], v[rows], Segments.of(QUERIES, lengths), "sdpa")
+    assert counted.repeats.max_keys == 512
+    long_k, long_v = counted.repeats.write_out(k), counted.repeats.write_out(v)
+    rows = torch.repeat_interleave(torch.tensor(COUNTS))
+    assert torch.equal(long_k, k[rows].float().to(k.dtype))
+    repeated = attend(q, long_k, long_v, Segments.of(QUERIES, lengths), "sdpa")
     torch.testing.assert_close(attend(q, k, v, counted, "sdpa"), repeated, atol=1e-6, rtol=1e-5)
+
+
+def test_the_gradient_of_a_repeated_key_is_the_sum_over_its_copies() -> None:
+    _, k, _ = (x.requires_grad_() for x in tensors())
+    rows = torch.repeat_interleave(torch.tensor(COUNTS))
+    weight = torch.randn(len(rows), *k.shape[1:], dtype=k.dtype, generator=torch.Generator().manual_seed(1))
+    found, expected = (
+        torch.autograd.grad((x * weight).sum(), k)[0]
+        for x in (Segments.of(QUERIES, KEYS, COUNTS).repeats.write_out(k), k[rows])
+    )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_operator_keeps_its_contract_with_the_compiler() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -217,9 +218,10 @@ def test_runs_of_all_members_are_the_whole(mixed_samples: list[Sample], num_memb
     lengths = parts[0].layout.share.run_lengths
     assert sum(lengths) == num_tokens
     assert max(lengths) - min(lengths) <= 1
-    for name, dim in (("rope_table", 1), ("time_rows", 0)):
-        runs = [getattr(p.layout, name).narrow(dim, 0, p.layout.share.num_tokens) for p in parts]
-        assert torch.equal(torch.cat(runs, dim), getattr(whole.layout, name).narrow(dim, 0, num_tokens))
+    for dim, name in ((1, "rope_table"), (0, "time_rows.of_tokens")):
+        of = attrgetter(f"layout.{name}")
+        runs = [of(p).narrow(dim, 0, p.layout.share.num_tokens) for p in parts]
+        assert torch.equal(torch.cat(runs, dim), of(whole).narrow(dim, 0, num_tokens))
     for kind, total in (("video", whole.num_video_tokens), ("audio", whole.num_audio_tokens)):
         segments = [getattr(p.layout, f"{kind}_context_segments") for p in parts]
         counts = torch.tensor([s.query_lengths for s in segments])
