@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,10 @@ GenerateOption = Annotated[
 ]
 CodecsOption = Annotated[
     Path | None, typer.Option(exists=True, help="with --generate: folder of frozen codecs (docs/checkpoints.md)")
+]
+TrainedOption = Annotated[
+    list[Path] | None,
+    typer.Option(exists=True, help="a run or pool that was trained on: was it held against SET? repeatable"),
 ]
 SampleSettings = Annotated[
     list[str] | None,
@@ -54,6 +59,7 @@ def evaluate(
     codecs: CodecsOption = None,
     recipe: Annotated[str, typer.Option(help="with --generate: a packaged sample recipe, or a .yaml file")] = "release",
     sample_with: SampleSettings = None,
+    trained_on: TrainedOption = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="instead: two reports of one set, the second against the first")
     ] = None,
@@ -86,7 +92,8 @@ def evaluate(
         config = load_recipe(recipe, sample_with or [])
         making = Making(generate, config if codecs is None else config.model_copy(update={"codecs": codecs}))
     places = (given, generated or out / "generated", out)
-    _evaluate(places, protocol, models, workers, tuple(measure_with or ()), making)
+    measuring = _Measuring(protocol, models, workers, tuple(measure_with or ()))
+    _evaluate(places, measuring, making, trained_on or ())
 
 
 @app.command()
@@ -131,14 +138,20 @@ def study(
         raise RecipeError(f"study has no '{action}'.", remedy="Say make or score.")
 
 
+@dataclass(frozen=True, slots=True)
+class _Measuring:
+    """How samples are measured, as it was given."""
+
+    protocol: str
+    models: Path | None
+    workers: int
+    settings: tuple[str, ...]
+
+
 def _evaluate(
-    places: tuple[Path, Path, Path],
-    protocol: str,
-    models: Path | None,
-    workers: int,
-    settings: tuple[str, ...],
-    making: Making | None,
+    places: tuple[Path, Path, Path], measuring: _Measuring, making: Making | None, trained_on: Sequence[Path]
 ) -> None:
+    from model.evaluate.contamination import contamination_notes
     from model.evaluate.evaluate import EvalOptions
     from model.evaluate.evaluate import evaluate as score_samples
     from model.evaluate.page import write_page
@@ -147,22 +160,22 @@ def _evaluate(
     from model.evaluate.sets import find_samples, read_set
 
     given, generated, out = places
-    rules = rules_here(name := protocol_named(protocol))
-    if models is not None:
+    rules = rules_here(name := protocol_named(measuring.protocol))
+    if measuring.models is not None:
         from model.evaluate.local import local_metrics
 
-        metrics, sets = local_metrics(models, name)
+        metrics, sets = local_metrics(measuring.models, name)
         rules = replace(rules, metrics=(*rules.metrics, *metrics), sets=(*rules.sets, *sets))
-    options = EvalOptions(name, rules, workers, settings)
-    of_set = read_set(given)
+    options = EvalOptions(name, rules, measuring.workers, measuring.settings)
+    of_set, notes = read_set(given), contamination_notes(given, trained_on)
     if making is not None:
         from model.evaluate.generating import generate_samples
 
         if not generate_samples(of_set, given, making, generated, out / "prompts.jsonl", _said):
             return
     report, scores = score_samples(of_set, generated, out, options, say=_said)
-    if making is not None:
-        report = replace(report, notes=(making.note(), *report.notes))
+    made = [] if making is None else [making.note()]
+    report = replace(report, notes=(*made, *notes, *report.notes))
     write_report(report, scores, out)
     write_page(report, scores, find_samples(of_set, generated)[0], out)
     print(report_text(report))

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from pipeline.ask.queries import Run
-from pipeline.near_marks import CONTAMINATED, read_near
+from pipeline.near_marks import read_near
 from pipeline.pack.index import CUTS
 from pipeline.tombstones import Tombstones
 from schemas.arrow_file import read_table
 from schemas.errors import LedgerError
+from schemas.held_against import CONTAMINATED
 from schemas.ids import asset_id
 from schemas.records import Level
 

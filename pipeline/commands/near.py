@@ -34,8 +34,10 @@ def decontaminate(
     from pipeline.near_marks import write_near
     from pipeline.show.near import near_plain, near_text
     from schemas.errors import RecipeError
+    from schemas.held_against import HeldAgainst
     from schemas.ids import digest
     from schemas.recipe import nearest
+    from stages.download.places import is_local, path_of
 
     ways = tuple(way for way in WAYS if way in {each.strip() for each in by.split(",")})
     if unknown := {each.strip() for each in by.split(",")} - set(WAYS):
@@ -48,7 +50,9 @@ def decontaminate(
         said(f"measuring {name} into {out}")
         items = measured_set(run, against, str(out))
     found = near(run, items, ways)
-    write_near(run.dir, found, name)
+    compared = tuple(way for way in ways if can_compare(run.plan, way) and can_compare(items.plan, way))
+    places = tuple(str(path_of(each).absolute()) if is_local(each) else each for each in against)
+    write_near(run.dir, found, HeldAgainst(name=name, places=places, ways=compared))
     lacking: dict[str, str] = {
         way: each.dir.uri for way in ways for each in (run, items) if not can_compare(each.plan, way)
     }

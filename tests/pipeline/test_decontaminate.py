@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import stages
+from model.evaluate.contamination import contamination_notes
 from pipeline.ask.queries import Run
 from pipeline.cli import app
 from pipeline.config import parse_recipe
@@ -23,6 +24,7 @@ from pipeline.pools import PoolRules, select
 from pipeline.run import run as curate
 from pipeline.takedown import TakedownRequest, chosen, takedown
 from schemas.errors import RecipeError
+from schemas.held_against import HeldAgainst
 from tests.pipeline import toy_people
 from tests.pipeline.toy_people import person_source
 
@@ -86,6 +88,13 @@ def test_each_way_finds_its_own_and_nothing_else(run: Run, items: Path, tmp_path
     assert of_sources(run) == {("0.mp4", "seen"), ("2.mp4", "voice")}, "another look at a set replaces the one before"
     found = select(run, str(tmp_path / "pool"), PoolRules())
     assert (len(found.clips), found.num_near) == (12, 8)
+    (told,) = contamination_notes(items, [tmp_path / "pool"])
+    assert told.endswith("was held against this set by seen, voice: 0 clips of the pool are near an item")
+    (told,) = contamination_notes(items, [Path(run.dir.uri)])
+    assert (
+        "8 clips of the run, which pools leave out unless asked to keep them, are near an item (seen 4, voice 4)"
+        in told
+    )
 
 
 def test_a_run_is_near_itself_and_marks_of_sets_stand_side_by_side(run: Run, tmp_path: Path) -> None:
@@ -94,12 +103,14 @@ def test_a_run_is_near_itself_and_marks_of_sets_stand_side_by_side(run: Run, tmp
     found = near(copy, run)
     assert {by: len(rows) for (by,), rows in found.group_by("by")} == {"seen": 20, "heard": 20, "said": 20, "voice": 20}
     (tmp_path / "run" / "contaminated.arrow").unlink(missing_ok=True)
-    write_near(copy.dir, found.head(3), "one")
-    write_near(copy.dir, found.tail(2), "two")
+    write_near(copy.dir, found.head(3), HeldAgainst(name="one"))
+    write_near(copy.dir, found.tail(2), HeldAgainst(name="two"))
     assert read_near(copy.dir)["set"].to_list().count("one") == 3
     (first, *_) = read_near(copy.dir)["clip_id"].to_list()
     takedown(copy, chosen(copy, TakedownRequest(keys=(first,))), "asked to")
     assert first not in read_near(copy.dir)["clip_id"].to_list()
+    (told,) = contamination_notes(tmp_path, [Path(copy.dir.uri)])
+    assert "was held against one, two, not against this set" in told, "what was looked for is known when clips are gone"
 
 
 def test_what_is_compared_decides_what_of_a_recipe_is_run(run: Run) -> None:
