@@ -14,7 +14,6 @@ The folder must be one file system that all ranks see.
 from __future__ import annotations
 
 import json
-import shutil
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -28,16 +27,16 @@ from torch.optim import AdamW
 
 from model.data.position import PlanPosition
 from model.ranks import World
+from model.training.checkpoint_folders import LocalFolder, complete, step_of
 from model.training.optim import Ema
 from model.training.parallel import damage_seen_by_all
-from model.weights.dcp_files import METADATA, NOTES, SummedWriter, open_reader, read_metadata
+from model.weights.dcp_files import NOTES, open_reader, read_metadata
 from schemas.errors import MachineError, ModelError
-from schemas.files import publish_dir
 from schemas.machine import GOES_ON
 
-NAME = "step-{:08d}"
-PARTIAL = ".partial-{:08d}"
-DAMAGED, GOOD = "damaged-", "good"
+__all__ = [
+    "Checkpoints", "Notes", "complete", "load_tensors", "read_notes", "set_optimizer_step", "state_tensors", "step_of"
+]  # fmt: skip
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MAX_FAILURES = 10
 """Checkpoints in a row that could not be written before training ends: what it learns would be lost."""
@@ -77,15 +76,13 @@ class Checkpoints:
         keep_every_steps: int | None = None,
         is_asynchronous: bool = True,
     ) -> None:
-        self._folder, self._world = folder, world
+        self._folder, self._world = LocalFolder(folder), world
         self._num_kept, self._keep_every = num_kept, keep_every_steps
         self._is_asynchronous = is_asynchronous
         self._writing: tuple[int, Future[Any]] | None = None
         self._failure, self._num_failures = "", 0
         if world.is_first:
-            folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(".partial-*"):
-                shutil.rmtree(leftover)
+            self._folder.prepare()
         dist.barrier(group=world.background)
 
     @property
@@ -104,14 +101,9 @@ class Checkpoints:
             if not (damage := damage_seen_by_all(found, self._world)):
                 return found
             if self._world.is_first:
-                aside = found.with_name(DAMAGED + found.name)
-                shutil.rmtree(aside, ignore_errors=True)
-                found.rename(aside)
-                if found.name == self._good():
-                    (self._folder / GOOD).unlink()
+                aside = self._folder.set_aside(found)
                 print(
-                    f"{found} is damaged: {damage}. It is set aside as {aside.name}; the one before it is taken.",
-                    flush=True,
+                    f"{found} is damaged: {damage}. It is set aside as {aside}; the one before it is taken.", flush=True
                 )
         if damage:
             raise ModelError(
@@ -124,20 +116,13 @@ class Checkpoints:
         """Call when training was sound up to `step`: the newest checkpoint before it is `good`, and stays until another is."""
         if not self._world.is_first:
             return
-        proven = max((path for path in complete(self._folder) if step_of(path) < step), default=None)
-        link, fresh = self._folder / GOOD, self._folder / f".{GOOD}"
-        is_copy = link.exists() and not link.is_symlink()  # of the link's target, by a tool that follows links
-        if proven is not None and proven.name != self._good() and not is_copy:
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(proven.name)
-            fresh.replace(link)
-
-    def _good(self) -> str:
-        link = self._folder / GOOD
-        return link.readlink().name if link.is_symlink() else ""
+        proven = [path for path in self._folder.complete() if step_of(path) < step]
+        if proven and proven[-1].name != self._folder.good():
+            self._folder.mark_good(proven[-1])
 
     def _latest(self) -> Path | None:
-        found = [str(max(complete(self._folder), default=""))] if self._world.is_first else [""]
+        found = [str(path) for path in self._folder.complete()[-1:]] if self._world.is_first else []
+        found = found or [""]
         dist.broadcast_object_list(found, src=0, group=self._world.background)
         return Path(found[0]) if found[0] else None
 
@@ -148,10 +133,9 @@ class Checkpoints:
         on rank 0, is a reason not to write. Raises MachineError when `MAX_FAILURES` in a row could not be written.
         """
         self._end()
-        partial = self._folder / PARTIAL.format(step)
         if self._world.is_first and not trouble:
             try:
-                partial.mkdir()
+                self._folder.begin(step)
             except OSError as error:
                 trouble = _cause(error)
         agreed: list[Any] = [trouble, self._failure, self._num_failures]
@@ -165,7 +149,7 @@ class Checkpoints:
         if trouble:
             self._fail(step, trouble)
             return
-        writer = SummedWriter(partial, cast("dict[str, Any]", notes))
+        writer = self._folder.writer(step, cast("dict[str, Any]", notes))
         write = dcp.async_save if self._is_asynchronous else _save_at_once
         self._writing = step, write(tensors, storage_writer=writer, process_group=self._world.background)
         if not self._is_asynchronous:
@@ -197,22 +181,21 @@ class Checkpoints:
         """Only rank 0 moves anything, and its save returns last, after it wrote the metadata of all ranks."""
         if not self._world.is_first:
             return
-        publish_dir(self._folder / PARTIAL.format(step), self._folder / NAME.format(step))
+        self._folder.publish(step)
         self._failure, self._num_failures = "", 0
-        for old in sorted(complete(self._folder))[: -self._num_kept]:
+        for old in self._folder.complete()[: -self._num_kept]:
             is_kept = self._keep_every and step_of(old) % self._keep_every == 0
-            if old.name != self._good() and not is_kept:
-                shutil.rmtree(old)
+            if old.name != self._folder.good() and not is_kept:
+                self._folder.remove(old)
 
     def _fail(self, step: int, cause: str) -> None:
         """Say that a checkpoint was not written, and remove what there is of it. Ranks beside the first know by asking it."""
         if not self._world.is_first:
             return
-        shutil.rmtree(self._folder / PARTIAL.format(step), ignore_errors=True)
+        self._folder.discard(step)
         self._failure, self._num_failures = cause, self._num_failures + 1
-        free_gb = shutil.disk_usage(self._folder).free / 1e9
         print(
-            f"the checkpoint of step {step} could not be written to {self._folder}: {cause}; {free_gb:.2f} GB are free there. "
+            f"the checkpoint of step {step} could not be written to {self._folder}: {cause}; {self._folder.room()}. "
             "What there was of it is removed, training goes on and tries again soon.",
             flush=True,
         )
@@ -226,17 +209,6 @@ def _save_at_once(tensors: dict[str, Tensor], **options: Any) -> Future[Any]:
     except WRITE_ERRORS as error:
         written.set_exception(error)
     return written
-
-
-def complete(folder: Path) -> list[Path]:
-    """The published checkpoints of a folder, the oldest first."""
-    found = [path for path in folder.glob("step-*") if (path / METADATA).is_file() and (path / NOTES).is_file()]
-    return sorted(found, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written."""
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def read_notes(checkpoint: Path) -> Notes:
