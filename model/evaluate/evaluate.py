@@ -194,7 +194,7 @@ def _set_figure(metric: SetMetric, cases: Sequence[EvalCase], provenance: Proven
         (one, other)
         for case in cases
         if case.sample is not None and not case.failure
-        if (recording := _recording(case)) is not None
+        if (recording := _recording(case) if metric.reads_recording else SeenFile(case.sample, case.made)) is not None
         if (one := metric.describe(SeenFile(case.sample, case.made))) is not None
         if (other := metric.describe(recording)) is not None
     ]

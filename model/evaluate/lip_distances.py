@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from model.evaluate.alignment import SYNC, Clip, reason
-from model.evaluate.metric import Metric, always, has_text, seconds_of, weighted_mean
+from model.evaluate.metric import Metric, always, has_text, of_set3, seconds_of, weighted_mean
 from model.evaluate.records import EvalCase, EvalItem, Protocol, Reading
 from schemas.files import sha256_of
 
@@ -78,14 +78,10 @@ def of_faces(
     return read
 
 
-def _of_set3(item: EvalItem) -> bool:
-    return item.subset in ("", "set3")
-
-
 RULES: Mapping[Protocol, tuple[Callable[[Sequence[Clip]], Chosen], Callable[[EvalItem], bool], str]] = {
     "own": (longest_faces, always, "the face of each clip that is seen longest, clips by its length"),
     "versebench": (first_faces, has_text, "first face of each scene of 2 s and more; own face detector"),
-    "mova": (lasting_faces, _of_set3, "all faces of more than 100 frames, set3 alone; own face detector"),
+    "mova": (lasting_faces, of_set3, "all faces of more than 100 frames, set3 alone; own face detector"),
 }
 """Which faces count, of which items, and both in words. Seed-TTS has sound alone."""
 

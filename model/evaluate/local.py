@@ -37,7 +37,7 @@ FILES: dict[str, Callable[[Path, Protocol], tuple[Metric, ...]]] = {
 
 def local_metrics(models: Path, protocol: Protocol) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:
     """The metrics of all networks in `models`. Raises ModelError for a folder that holds none, or one that is not known."""
-    metrics, sets = network_metrics(models)
+    metrics, sets = network_metrics(models, protocol)
     files = [(file, make) for name, make in FILES.items() for file in sorted(models.glob(name))]
     for file, make in files:
         metrics += make(file, protocol)
@@ -54,7 +54,7 @@ def local_metrics(models: Path, protocol: Protocol) -> tuple[tuple[Metric, ...],
     return metrics, sets
 
 
-def network_metrics(models: Path) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:
+def network_metrics(models: Path, protocol: Protocol) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:
     """The metrics of all networks in the folders below `models`. Raises ModelError for a folder with another network."""
     metrics: list[Metric] = []
     sets: list[SetMetric] = []
@@ -62,7 +62,10 @@ def network_metrics(models: Path) -> tuple[tuple[Metric, ...], tuple[SetMetric, 
         kind = LocalNetwork(folder).kind
         if kind not in KINDS:
             raise ModelError(f"{folder} is a '{kind}', which measures nothing.", remedy=f"Known: {', '.join(KINDS)}.")
-        some, of_sets = KINDS[kind](folder).metrics()
+        network = KINDS[kind](folder)
+        some, of_sets = network.metrics()
         metrics += some
         sets += of_sets
+        if protocol == "versebench" and isinstance(network, Clap):
+            metrics.append(network.pair_distance())
     return tuple(metrics), tuple(sets)

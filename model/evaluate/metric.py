@@ -69,7 +69,12 @@ class SetMetric(Described):
     distance: Callable[[Vector, Vector], float]
     """Of [n, d] samples and [m, d] references."""
     reads_recording: bool = True
-    """As for `Metric`; without recordings there is nothing to be distant from."""
+    """As for `Metric`; where none is needed, samples stand in the place of references."""
+
+
+def of_set3(item: EvalItem) -> bool:
+    """Of a set without parts every item, of Verse-Bench the talks."""
+    return item.subset in ("", "set3")
 
 
 def has_text(item: EvalItem) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from model.evaluate.distances import divergence, frechet
+from model.evaluate.distances import divergence, frechet, inception_score, pair_frechet
 from model.evaluate.media import mono_sound, read_pictures
 from model.evaluate.metric import Metric, SeenFile, SetMetric, Vector, has_reference, has_voice
 from model.evaluate.records import EvalCase, EvalItem, Reading
@@ -29,6 +29,7 @@ from schemas.files import sha256_of
 VOICE_HZ = 16_000
 CLAP_PEAK = 10 ** (-1 / 20)
 """Verse-Bench scales sound to a peak of -1 dB before it is heard."""
+HEARD = "mono, as long as the network hears"
 CLAP_CROP = "mono 48 kHz, first 10 s, peak -1 dB"
 EVERY = 5
 """Frames from one that is looked at to the next."""
@@ -138,6 +139,19 @@ class Clap(LocalNetwork):
             ),
         )  # fmt: skip
 
+    def pair_distance(self) -> Metric:
+        """Verse-Bench's FD: of every sample and its real sound for itself, so without a covariance, and the mean of these."""
+
+        def apart(case: EvalCase, path: Path) -> float:
+            assert case.item.reference is not None
+            return pair_frechet(self.of_sound(path), self.of_sound(case.item.reference))
+
+        return Metric(
+            name="fd_pair_clap", doc="squared distance of the sound's vector and the real one's", better="lower",
+            read=guarded(apart), applies=has_reference, crop=CLAP_CROP, model=f"CLAP in {self.folder.name}",
+            sha256=self.sha256, decoder=DECODER,
+        )  # fmt: skip
+
 
 class WavlmVoice(LocalNetwork):
     """Whose voice it is."""
@@ -236,9 +250,16 @@ class SoundTagger(LocalNetwork):
             Metric(
                 name="kl_ast", doc="divergence of what is heard from what is really heard", unit="nats", better="lower",
                 read=guarded(apart), applies=has_reference, model=f"sound tagger in {self.folder.name}", sha256=self.sha256,
-                decoder=DECODER, crop="mono, as long as the network hears",
+                decoder=DECODER, crop=HEARD,
             ),
-        ), ()  # fmt: skip
+        ), (
+            SetMetric(
+                name="is_ast", doc="inception score: how sure and how various is what is heard", better="higher",
+                describe=vector_or_none(self.of_sound), distance=lambda made, _: inception_score(made),
+                reads_recording=False, model=f"sound tagger in {self.folder.name}", sha256=self.sha256, decoder=DECODER,
+                crop=HEARD,
+            ),
+        )  # fmt: skip
 
 
 def guarded(value_of: Callable[[EvalCase, Path], float]) -> Callable[[EvalCase], Reading]:

