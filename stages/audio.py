@@ -1,4 +1,4 @@
-"""Cheap measures of a clip's sound: loud, clean, clipped, silent, narrow, and what kind of sound it is."""
+"""Cheap measures of a clip's sound: loud, clean, clipped, silent, narrow."""
 
 from __future__ import annotations
 
@@ -48,11 +48,6 @@ clipped before its level was lowered). Sines of 1 kHz and less stay there as lon
 BAND_DROP_DB = 75.0
 """A frequency carries sound if its level is within this of the strongest: coders' low-pass edges fall deeper, the
 noise of a quiet room does not reach it."""
-KIND_SPEECH_SHARE = 0.25
-"""Voice activity from which a clip is called speech."""
-KIND_TONAL_SHARE = 0.1
-"""Held tones from which a clip without speech is called music: an orchestra has 0.14, a ukulele 0.6, barks, steps
-and engines less than 0.01 (speech up to 0.15, but that is known by its voice activity)."""
 
 AUDIO = struct(
     f("loudness_lufs", pa.float64(), unit="lufs", doc="integrated (ITU-R BS.1770-4), -70 if gated away; null under 0.4 s",
@@ -70,8 +65,6 @@ AUDIO = struct(
     f("channel_correlation", pa.float64(), unit="ratio", doc="of the two loudest channels; -1 phase inverted, null for mono"),
     f("speech_ratio", pa.float64(), unit="ratio", doc="share of the clip in which voice activity was found"),
     f("tonality", pa.float64(), unit="ratio", doc="share of the spectrum's energy in tones held for 0.1 s; music is high"),
-    f("kind", pa.string(), doc="silence, speech (also over music), music or other: a plain heuristic; null if too short to tell",
-      show="label"),
 )  # fmt: skip
 
 
@@ -80,15 +73,13 @@ class AudioConfig(StageConfig):
 
 
 class Audio(Measure[AudioConfig]):
-    """Sound measures of a clip at the file's own rate, over all of its channels.
+    """Sound measures of a clip at the file's own rate, over all of its channels. Costs about a hundredth of real time.
 
-    `kind` rests on voice activity and on held tones. On the project's test media it tells speech from everything
-    else by the quality of the voice activity; drums and dense mixes pass for `other`, a siren for `music`.
-    Costs about a hundredth of real time.
+    What kind of sound it is says stage `sound`.
     """
 
     name = "audio"
-    version = "3"
+    version = "4"
     level = "clip"
     reads = ("download.path", "probe.has_audio", "transcribe.speech", "clip")
     adds = AUDIO
@@ -116,9 +107,6 @@ def measure(samples: Samples, rate_hz: int, speech: Sequence[Stretch]) -> dict[s
     levels, powers = frame_levels(energies, rate_hz), energies.mean(0)
     main = np.ascontiguousarray(samples[:, int(np.argmax(powers))])
     is_speech = mark(speech, len(levels))
-    silence_ratio = float((levels.max(1) < SILENT_DB).mean())
-    speech_ratio = float(is_speech.mean())
-    tonality = held_tones(main, rate_hz)
     snr, is_from_pauses = signal_to_noise(levels[:, int(np.argmax(powers))], speech)
     return {
         "loudness_lufs": loudness(samples, rate_hz),
@@ -126,15 +114,14 @@ def measure(samples: Samples, rate_hz: int, speech: Sequence[Stretch]) -> dict[s
         "snr_db": snr,
         "is_snr_from_pauses": is_from_pauses,
         "clipping_ratio": max(clipping(samples[:, c]) for c in range(samples.shape[1])),
-        "silence_ratio": silence_ratio,
+        "silence_ratio": float((levels.max(1) < SILENT_DB).mean()),
         "gap_ratio": gap_ratio(levels.max(1)),
         "bandwidth_hz": bandwidth(main, rate_hz),
         "dc_offset": float(np.abs(samples.mean(0, dtype=np.float64)).max()),
         "num_silent_channels": int((levels.max(0) < SILENT_DB).sum()),
         "channel_correlation": channel_correlation(samples, powers),
-        "speech_ratio": speech_ratio,
-        "tonality": tonality,
-        "kind": kind_of(silence_ratio, speech_ratio, tonality),
+        "speech_ratio": float(is_speech.mean()),
+        "tonality": held_tones(main, rate_hz),
     }
 
 
@@ -262,14 +249,3 @@ def stands_out(level: Samples, by_db: float = 10.0, reach: int = 7) -> NDArray[n
     above = np.pad(level + np.float32(by_db), ((reach, reach), (0, 0)), mode="edge")
     below = sum((above[at : at + len(level)] < level).astype(np.uint8) for at in range(2 * reach + 1))
     return np.asarray(below > reach)
-
-
-def kind_of(silence_ratio: float, speech_ratio: float, tonality: float | None) -> str | None:
-    """silence, speech, music or other; None where sound without speech is too short to tell tones from noise."""
-    if silence_ratio > 0.95:
-        return "silence"
-    if speech_ratio >= KIND_SPEECH_SHARE:
-        return "speech"
-    if tonality is None:
-        return None
-    return "music" if tonality >= KIND_TONAL_SHARE else "other"

@@ -1,4 +1,4 @@
-"""Conditions on clips as people write them: `sync.confidence<4`, `audio.kind=music`, `text~river`. Parsed, never evaluated."""
+"""Conditions on clips as people write them: `sync.confidence<4`, `sound.kind=music`, `text~river`. Parsed, never evaluated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FORM = re.compile(r"\s*([\w.\[\]]+)\s*(<=|>=|!=|<|>|=|~)\s*(.*?)\s*", re.DOTALL)
 TEXT = "text"
 """Field of what is said in a clip: in no cache, read from the ledger when it is asked for."""
-EXAMPLES = "text~river, sync.confidence<4, audio.kind=music"
+EXAMPLES = "text~river, sync.confidence<4, sound.kind=music"
 YES = {"true": True, "yes": True, "false": False, "no": False}
 
 

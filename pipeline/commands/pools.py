@@ -26,7 +26,7 @@ def select(
     hours: Annotated[float | None, typer.Option(min=0, help="most that the pool holds")] = None,
     balance: Annotated[
         str | None,
-        typer.Option(metavar="FIELDS", help="share hours evenly over values, e.g. language,source,audio.kind"),
+        typer.Option(metavar="FIELDS", help="share hours evenly over values, e.g. language,source,sound.kind"),
     ] = None,
     as_json: JsonOption = False,
     cache: CacheOption = None,

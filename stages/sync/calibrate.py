@@ -20,10 +20,11 @@ from schemas.records import Clip
 from schemas.spans import SPEECH_RATE_HZ, SpeechSpan
 from schemas.stretches import Stretch
 from schemas.timing import Span
-from stages.audio import measure as measure_audio
 from stages.base import Context
 from stages.engines.voice import VoiceActivity, VoiceConfig
 from stages.faces import faces_of
+from stages.sound.events import EventNetwork
+from stages.sound.stage import described, heard_in
 from stages.sync.config import SyncConfig
 from stages.sync.film import CONTEXT_S, SHIFTS_S, Film, Speech
 from stages.sync.stage import Sync
@@ -61,8 +62,8 @@ class Sampled:
     """Where the asset has speech, on its clock; None if nobody looked."""
     spans: Sequence[SpeechSpan] = ()
     """What is said in the clip, on the clip clock."""
-    audio_kind: str | None = None
-    """`audio.kind`; None if it was not measured."""
+    sound_kind: str | None = None
+    """`sound.kind`; None if it was not measured."""
 
     @classmethod
     def of(cls, clip: Clip) -> Sampled:
@@ -75,7 +76,7 @@ class Sampled:
             span=clip.span,
             speech=None if told is None else Stretch.all_of(told),
             spans=SpeechSpan.all_of(clip.own["spans"]),
-            audio_kind=(clip.structs.get("audio") or {}).get("kind"),
+            sound_kind=(clip.structs.get("sound") or {}).get("kind"),
         )
 
 
@@ -103,14 +104,14 @@ def _clips_of_file(
     if not (probe["has_video"] and probe["has_audio"]):
         skipped[file] = "It has no picture." if probe["has_audio"] else "It has no sound."
         return
-    sound = context.media.audio(path, rate_hz=SPEECH_RATE_HZ, mono=True)
+    sound, network = context.media.audio(path, rate_hz=SPEECH_RATE_HZ, mono=True), context.model(EventNetwork.load)
     speech = [part.moved(float(sound.start)) for part in voice.stretches(sound.samples, VoiceConfig())]
     whole = Span(probe["video_start_pts"], probe["video_end_pts"], probe["tb_num"], probe["tb_den"])
     for number, span in enumerate(_windows(whole)[:most]):
-        full = context.media.audio(path, rate_hz=None, mono=False)
-        heard = [part.moved(-float(span.start)) for part in speech]
-        kind = measure_audio(full.cut(span.start, span.end), full.rate_hz, heard)["kind"]
-        yield Sampled(name=f"{file}#{number}", asset=file, path=file, span=span, speech=speech, audio_kind=kind)
+        samples = sound.cut(span.start, span.end)
+        heard = heard_in(network.probabilities(samples), [part.moved(-float(span.start)) for part in speech])
+        kind = described(heard, samples, num_speakers=1)["kind"]
+        yield Sampled(name=f"{file}#{number}", asset=file, path=file, span=span, speech=speech, sound_kind=kind)
 
 
 def _windows(whole: Span) -> list[Span]:
@@ -148,7 +149,7 @@ def measure_cases(
             try:
                 seen = faces_of(context, context.media.localise(clip.path), clip.span, crop_px=stage.engine.crop_px)
                 film = Film(name=clip.name, seen=seen, heard=heard[clip.name])
-                cases += _cases_of(film, _donors(clip, clips, heard, random), stage, clip.audio_kind)
+                cases += _cases_of(film, _donors(clip, clips, heard, random), stage, clip.sound_kind)
             except ItemError as error:
                 skipped[clip.name] = str(error)
         left_s = (time.monotonic() - started) / number * (len(clips) - number)
@@ -178,13 +179,13 @@ def _donors(
     others = [
         other
         for other in clips
-        if other.name in heard and other.asset != clip.asset and other.audio_kind == clip.audio_kind
+        if other.name in heard and other.asset != clip.asset and other.sound_kind == clip.sound_kind
     ]
     chosen = random.permutation(len(others))[:NUM_SWAPS]
     return [(heard[others[at].name], float(others[at].span.start)) for at in chosen]
 
 
-def _cases_of(film: Film, donors: Sequence[tuple[Speech, float]], stage: Sync, audio_kind: str | None) -> list[Case]:
+def _cases_of(film: Film, donors: Sequence[tuple[Speech, float]], stage: Sync, sound_kind: str | None) -> list[Case]:
     made: list[tuple[CaseKind, float, Film]] = [("untouched", 0.0, film.under(film.heard, 0.0))]
     made += [("shifted", shift_s, film.under(film.heard, shift_s)) for shift_s in SHIFTS_S]
     made += [("swapped", 0.0, film.under(sound, film.start_s - start_s)) for sound, start_s in donors]
@@ -194,6 +195,6 @@ def _cases_of(film: Film, donors: Sequence[tuple[Speech, float]], stage: Sync, a
     ]
     rests_on = None if found[0] is None else found[0].kind
     return [
-        Case.of(figures, clip=film.name, kind=kind, shift_s=shift_s, audio_kind=audio_kind, sync_kind=rests_on)
+        Case.of(figures, clip=film.name, kind=kind, shift_s=shift_s, sound_kind=sound_kind, sync_kind=rests_on)
         for figures, (kind, shift_s, _) in zip(found, made, strict=True)
     ]

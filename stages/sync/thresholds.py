@@ -34,7 +34,7 @@ class Case:
     kind: CaseKind
     shift_s: float = 0.0
     """How much later the sound was made."""
-    audio_kind: str | None = None
+    sound_kind: str | None = None
     sync_kind: Kind | None = None
     """What sync rests on in the untouched clip; None where nothing was left of its picture."""
     status: Status | None = None
@@ -102,7 +102,7 @@ class OffsetErrors:
 class ClassRates:
     """All thresholds on the clips of one kind of sound that sync judges alike."""
 
-    audio_kind: str | None
+    sound_kind: str | None
     sync_kind: Kind | None
     num_clips: int
     num_measured: int
@@ -134,13 +134,13 @@ def by_class(cases: Sequence[Case]) -> Iterator[tuple[str | None, Kind | None, l
     """(kind of sound, what sync rests on, cases), largest first."""
     classes: dict[tuple[str | None, Kind | None], list[Case]] = defaultdict(list)
     for case in cases:
-        classes[case.audio_kind, case.sync_kind].append(case)
-    for (audio_kind, sync_kind), members in sorted(classes.items(), key=lambda item: -len(item[1])):
-        yield audio_kind, sync_kind, members
+        classes[case.sound_kind, case.sync_kind].append(case)
+    for (sound_kind, sync_kind), members in sorted(classes.items(), key=lambda item: -len(item[1])):
+        yield sound_kind, sync_kind, members
 
 
 def rates_of(
-    audio_kind: str | None, sync_kind: Kind | None, cases: Sequence[Case], max_false_keep: float
+    sound_kind: str | None, sync_kind: Kind | None, cases: Sequence[Case], max_false_keep: float
 ) -> ClassRates:
     """Counts, offset errors of untouched clips, the table of all thresholds and the recommended row of one class.
 
@@ -151,7 +151,7 @@ def rates_of(
     untouched = [case for case in measured if case.kind == "untouched"]
     names = sorted({case.clip for case in untouched})
     result = ClassRates(
-        audio_kind=audio_kind,
+        sound_kind=sound_kind,
         sync_kind=sync_kind,
         num_clips=len({case.clip for case in cases}),
         num_measured=len(names),
@@ -261,7 +261,7 @@ def text_of(answer: Calibration) -> str:
 def _class_lines(part: ClassRates) -> Iterator[str]:
     rests_on = {"speech": "lips", "event": "motion and onsets"}.get(part.sync_kind or "", "nothing")
     yield (
-        f"{part.audio_kind or 'any sound'}, judged by {rests_on}: {part.num_measured} of {part.num_clips} clips "
+        f"{part.sound_kind or 'any sound'}, judged by {rests_on}: {part.num_measured} of {part.num_clips} clips "
         f"measured, {part.num_shifted} times with moved and {part.num_swapped} times with foreign sound"
     )
     errors = part.offset_ms

@@ -168,7 +168,7 @@ def test_a_folder_of_videos_is_calibrated(talkers: Path, tmp_path: Path) -> None
     answer = json.loads((tmp_path / "out.json").read_text())
     assert [Path(name).name for name in answer["skipped"]] == ["broken.mp4"]
     talk, ball = answer["classes"]
-    assert (talk["audio_kind"], talk["sync_kind"], talk["num_measured"]) == ("speech", "speech", 6)
+    assert (talk["sound_kind"], talk["sync_kind"], talk["num_measured"]) == ("single_speaker", "speech", 6)
     assert (talk["num_shifted"], talk["num_swapped"]) == (60, 18)
     errors = [abs(c["offset_ms"] - 1000 * c["shift_s"]) for c in talk["cases"] if c["kind"] == "shifted"]
     assert np.median(errors) < 60
