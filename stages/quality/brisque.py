@@ -14,7 +14,6 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
 
 from stages.engines.packaged import packaged
 
@@ -100,6 +99,8 @@ def evened(picture: F32) -> F32:
 
 
 def _of_one_size(picture: F32) -> F64:
+    from scipy.special import gammaln
+
     even = evened(picture)
     shape, left, right = fit(even)
     found = [shape, (left**2 + right**2) / 2]
@@ -132,5 +133,7 @@ def fit(values: F32) -> tuple[float, float, float]:
 @cache
 def _table() -> tuple[F64, F64]:
     """Shapes from 0.2 to 10, and the ratio of squared mean size to mean square of each, which rises with it."""
+    from scipy.special import gammaln
+
     shapes = np.arange(0.2, 10.0, 0.001)
     return shapes, np.exp(2 * gammaln(2 / shapes) - gammaln(1 / shapes) - gammaln(3 / shapes))
