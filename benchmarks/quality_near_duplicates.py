@@ -2,7 +2,8 @@
 
 Pieces of up to 6 s of every file with a picture are written anew, each in every way of `COPIES`, through decoder, encoder and
 stage `fingerprint`; pieces in which nothing can be told (flat pictures and no sound) are named apart. Against them and against
-one another stand the other pieces and `--generated` drawn scenes, all distinct. Files that share an origin are no strangers.
+one another stand the other pieces and `--generated` drawn scenes, all distinct; of one in twenty scenes the same copies are made
+picture by picture, through JPEG. Files that share an origin are no strangers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -35,6 +37,10 @@ PIECE_S, SHORTEST_S = 6.0, 3.0
 WRITTEN_PX = 320
 CRF = 34
 NUM_GENERATED = 2000
+COPIED_SCENES = 20
+"""Of one in so many scenes copies are made."""
+JPEG = [1, 30]
+"""cv2.IMWRITE_JPEG_QUALITY"""
 
 Change = Callable[[np.ndarray], np.ndarray]
 
@@ -62,7 +68,7 @@ def brighter(picture: np.ndarray) -> np.ndarray:
 def letterboxed(picture: np.ndarray) -> np.ndarray:
     """Bars of a fifth of its height above and below."""
     bar = picture.shape[0] // 5
-    return np.pad(picture, ((bar, bar), (0, 0), (0, 0)))
+    return np.pad(picture, ((bar, bar), *((0, 0),) * (picture.ndim - 1)))
 
 
 def small(picture: np.ndarray) -> np.ndarray:
@@ -145,7 +151,7 @@ class Maker:
             to = self.folder / f"{kind.replace(' ', '_')}.mp4"
             pictures = [even(copy.change(image)) for image in images[round(copy.trimmed * len(images)) :]]
             part = heard[round(copy.trimmed * len(heard)) :]
-            if copy.speed != 1:
+            if copy.speed != 1 and len(part):
                 part = np.interp(np.arange(0, len(part), copy.speed), np.arange(len(part)), part).astype(np.float32)
             height_px, width_px = pictures[0].shape[:2]
             encoding = Encoding(width_px, height_px, fps * Fraction(copy.speed).limit_denominator(100), quality=CRF)
@@ -158,8 +164,8 @@ def even(picture: np.ndarray) -> np.ndarray:
     return picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
 
 
-def pieces(media_dir: Path) -> Iterator[tuple[str, frozenset[str], float, float]]:
-    """(path, origins, start, end) of what is cut out of every file with a picture."""
+def pieces(media_dir: Path, most: int) -> Iterator[tuple[str, frozenset[str], float, float]]:
+    """(path, origins, start, end) of what is cut out of every file with a picture, `most` pieces of one at most."""
     for item in json.loads((media_dir / "manifest.json").read_text())["items"]:
         kinds = {stream["type"] for stream in item["probe"].get("streams", [])}
         length_s = item["probe"].get("duration_s") or 0.0
@@ -167,31 +173,55 @@ def pieces(media_dir: Path) -> Iterator[tuple[str, frozenset[str], float, float]
             continue
         origins = frozenset(f"{each.get('repo')}/{each.get('path')}" for each in item["origin"])
         num = max(1, int(length_s // PIECE_S))
-        for at in range(num):
+        for at in range(min(num, most)):
             yield item["path"], origins, at * length_s / num, (at + 1) * length_s / num
 
 
-def generated(num: int, seed: int) -> Iterator[ClipPrints]:
-    """Prints of drawn scenes of 5 s, none like another: blobs that wander, under tones that change."""
-    y, x = np.mgrid[0:72, 0:128].astype(np.float32)
-    at_s = np.arange(20) / 4
-    for number in range(num):
+@dataclass(frozen=True)
+class Scene:
+    """A drawn scene of 5 s: blobs that wander, under tones that change."""
+
+    pictures: list[np.ndarray]
+    """Grey, four a second."""
+    sound: np.ndarray
+
+    @classmethod
+    def drawn(cls, number: int, seed: int) -> Scene:
+        """One like no other."""
+        y, x = np.arange(72, dtype=np.float32)[:, None], np.arange(128, dtype=np.float32)
         rng = np.random.default_rng((seed, number))
         found = np.full((20, 72, 128), 128, np.float32)
         for _ in range(12):
             (down, right), pace = rng.uniform((0, 0), (72, 128)), rng.normal(0, 4, 2)
             size, level = rng.uniform(5, 20), rng.uniform(-110, 110)
             for at in range(20):
-                apart = (y - down - at * pace[0]) ** 2 + (x - right - at * pace[1]) ** 2
-                found[at] += level * np.exp(-apart / (2 * size**2))
-        hashes = [picture_hashes(picture) for picture in found.clip(0, 255).astype(np.uint8)]
-        kept = [(when, each) for when, each in zip(at_s, hashes, strict=True) if each is not None]
+                rows = np.exp(-((y - down - at * pace[0]) ** 2) / (2 * size**2))
+                found[at] += level * rows * np.exp(-((x - right - at * pace[1]) ** 2) / (2 * size**2))
         when = np.arange(5 * SPEECH_RATE_HZ) / SPEECH_RATE_HZ
         tones = rng.uniform((300, 0.5), (1900, 4), (6, 2))
         sound = sum(np.sin(2 * np.pi * pitch * when + 20 * np.sin(rate * when)) for pitch, rate in tones)
-        heard = sound_prints((0.05 * sound + rng.normal(0, 0.01, len(when))).astype(np.float32), SPEECH_RATE_HZ)
-        yield ClipPrints(
-            np.array([each for each, _ in kept]), np.array([each for _, each in kept], np.uint64).reshape(-1, 6), heard
+        noisy = (0.05 * sound + rng.normal(0, 0.01, len(when))).astype(np.float32)
+        return cls(list(found.clip(0, 255).astype(np.uint8)), noisy)
+
+    def copied(self, copy: Copy) -> Scene:
+        """What `copy` makes of it, each picture coded anew; at another speed others are looked at, as four a second are."""
+        import cv2
+
+        at = np.arange(round(copy.trimmed * len(self.pictures)), len(self.pictures) - 0.5, copy.speed)
+        pictures = [cv2.imencode(".jpg", copy.change(self.pictures[int(each)]), JPEG)[1] for each in at]
+        part = self.sound[round(copy.trimmed * len(self.sound)) :]
+        part = np.interp(np.arange(0, len(part), copy.speed), np.arange(len(part)), part).astype(np.float32)
+        return Scene([np.asarray(cv2.imdecode(each, cv2.IMREAD_GRAYSCALE), np.uint8) for each in pictures], part)
+
+    @property
+    def prints(self) -> ClipPrints:
+        """As stage `fingerprint` finds them."""
+        hashes = [(at / 4, picture_hashes(picture)) for at, picture in enumerate(self.pictures)]
+        kept = [(when, each) for when, each in hashes if each is not None]
+        return ClipPrints(
+            np.array([when for when, _ in kept]),
+            np.array([each for _, each in kept], np.uint64).reshape(-1, 6),
+            sound_prints(self.sound, SPEECH_RATE_HZ),
         )
 
 
@@ -208,62 +238,98 @@ def rows_of(prints: list[ClipPrints]) -> pl.LazyFrame:
     )
 
 
-def score(media_dir: Path, num_generated: int, seed: int = 0) -> dict[str, Any]:
-    """Copies found by kind, with intervals over files, and strangers taken for copies."""
-    originals: list[Piece] = []
-    copies: list[tuple[int, str, ClipPrints]] = []
+@dataclass
+class Clips:
+    """All clips of the benchmark: originals, then copies."""
+
+    originals: list[Piece]
+    copies: list[tuple[int, str, ClipPrints]]
+    """(which original, kind, prints)"""
+
+    @property
+    def prints(self) -> list[ClipPrints]:
+        """Of all."""
+        return [*(each.prints for each in self.originals), *(prints for *_, prints in self.copies)]
+
+    def original_of(self, number: int) -> Piece:
+        """What the clip is, or is a copy of."""
+        num = len(self.originals)
+        return self.originals[number if number < num else self.copies[number - num][0]]
+
+
+def made(media_dir: Path, num_generated: int, most_pieces: int, seed: int) -> Clips:
+    """Pieces of files and drawn scenes, with their copies."""
+    clips = Clips([], [])
     with tempfile.TemporaryDirectory() as folder:
         maker = Maker(Path(folder))
-        for name, origins, start_s, end_s in pieces(media_dir):
+        for name, origins, start_s, end_s in pieces(media_dir, most_pieces):
             try:
-                originals.append(Piece(name, origins, maker.prints(media_dir / name, start_s, end_s)))
+                clips.originals.append(Piece(name, origins, maker.prints(media_dir / name, start_s, end_s)))
             except ItemError:
                 continue
-            made = maker.copies(media_dir / name, start_s, end_s)
-            copies += [(len(originals) - 1, kind, prints) for kind, prints in made]
+            of = len(clips.originals) - 1
+            clips.copies += [(of, *copy) for copy in maker.copies(media_dir / name, start_s, end_s)]
         maker.context.media.close()
-    drawn = list(generated(num_generated, seed))
-    prints = [*(each.prints for each in originals), *drawn, *(each for _, _, each in copies)]
+    for number in range(num_generated):
+        scene, name = Scene.drawn(number, seed), f"scene {number}"
+        clips.originals.append(Piece(name, frozenset({name}), scene.prints))
+        if number % COPIED_SCENES == 0:
+            of = len(clips.originals) - 1
+            clips.copies += [(of, kind, scene.copied(copy).prints) for kind, copy in COPIES.items()]
+    return clips
+
+
+def score(clips: Clips) -> dict[str, Any]:
+    """Copies found by kind, with intervals over files, and strangers taken for copies."""
+    prints, num = clips.prints, len(clips.originals)
     began = time.process_time()
     pairs = candidates(rows_of(prints)).rows()
-    search_s = time.process_time() - began
     found = {pair for pair in pairs if likeness(prints[pair[0]], prints[pair[1]]).picture}
-    num_distinct = len(originals) + len(drawn)
-    strangers = [pair for pair in found if pair[1] < num_distinct and _are_strangers(originals, *pair)]
-    blank = {number for number, each in enumerate(originals) if len(each.prints.at_s) < LEAST_COMMON}
-    by_kind = {}
-    for kind in COPIES:
-        told = [
-            (originals[of].name, (of, num_distinct + number) in found)
-            for number, (of, its, _) in enumerate(copies)
-            if its == kind and of not in blank
-        ]
-        by_kind[kind] = _found(told)
-    same_speed = [
-        (originals[of].name, (of, num_distinct + number) in found)
-        for number, (of, kind, _) in enumerate(copies)
-        if of not in blank and COPIES[kind].speed == 1
+    search_s = time.process_time() - began
+    strangers = [
+        pair for pair in found if not (clips.original_of(pair[0]).origins & clips.original_of(pair[1]).origins)
     ]
+    blank = {number for number, each in enumerate(clips.originals) if len(each.prints.at_s) < LEAST_COMMON}
+    told = [
+        (clips.originals[of].name, kind, (of, num + number) in found)
+        for number, (of, kind, _) in enumerate(clips.copies)
+        if of not in blank
+    ]
+    own = Counter(of for of, *_ in clips.copies)
+    related = sum((1 + own[number]) * own[number] // 2 for number in range(num))
     return {
-        "pieces": len(originals),
-        "generated": len(drawn),
-        "blank": sorted({originals[number].name for number in blank}),
-        "kinds": by_kind,
-        "all_at_one_speed": _found(same_speed),
+        "distinct": num,
+        "generated": sum(each.name.startswith("scene") for each in clips.originals),
+        "copies": len(clips.copies),
+        "blank": sorted({clips.originals[number].name for number in blank}),
+        "kinds": {
+            kind: _found(its)
+            for kind in COPIES
+            if (its := [(name, is_found) for name, other, is_found in told if other == kind])
+        },
+        **{
+            f"{what}_at_one_speed": _found(its)
+            for what, wanted in (("all", {True, False}), ("files", {True}), ("scenes", {False}))
+            if (
+                its := [(name, is_found) for name, kind, is_found in told if is_plain(kind) and is_file(name) in wanted]
+            )
+        },
         "false_pairs": len(strangers),
-        "false_pairs_of": num_distinct * (num_distinct - 1) // 2,
-        "false": [
-            [originals[end].name if end < len(originals) else f"scene {end}" for end in pair] for pair in strangers
-        ],
+        "false_pairs_of": len(prints) * (len(prints) - 1) // 2 - related,
+        "false": sorted({tuple(sorted(clips.original_of(end).name for end in pair)) for pair in strangers}),
         "candidates": len(pairs),
         "search_s": round(search_s, 2),
     }
 
 
-def _are_strangers(originals: list[Piece], a: int, b: int) -> bool:
-    if b >= len(originals):
-        return True
-    return not originals[a].origins & originals[b].origins
+def is_plain(kind: str) -> bool:
+    """Whether copies of this kind play as fast as their originals."""
+    return COPIES[kind].speed == 1
+
+
+def is_file(name: str) -> bool:
+    """Whether this is no drawn scene."""
+    return not name.startswith("scene")
 
 
 def _found(told: list[tuple[str, bool]]) -> dict[str, Any]:
@@ -291,10 +357,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("media", type=Path, help="folder with a manifest.json")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--generated", type=int, default=NUM_GENERATED, help="drawn scenes beside the pieces")
+    parser.add_argument("--pieces", type=int, default=10**9, help="most pieces of one file")
     given = parser.parse_args(arguments)
-    figures = score(given.media, given.generated)
+    figures = score(made(given.media, given.generated, given.pieces, seed=0))
     given.json.write_text(json.dumps(figures, indent=1) + "\n")
-    for kind, each in [*figures["kinds"].items(), ("all at one speed", figures["all_at_one_speed"])]:
+    sums = {name.replace("_", " "): each for name, each in figures.items() if name.endswith("_at_one_speed")}
+    for kind, each in (figures["kinds"] | sums).items():
         print(f"{kind:<28} {each['found']:>4} of {each['tried']:>4}  {each['share']:.3f}  {each['interval']}")
     print(f"false pairs {figures['false_pairs']} of {figures['false_pairs_of']}: {figures['false'][:5]}")
 
