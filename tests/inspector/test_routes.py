@@ -104,7 +104,7 @@ def test_a_list_is_csv_as_well(client: TestClient) -> None:
         ("/clips.json?where=picture.britness<1", 400, "Did you mean 'picture.brightness'"),
         ("/clips.json?where=picture.brightness<dark", 400, "is a number"),
         ("/clips.json?where=nonsense", 400, "FIELD OPERATOR VALUE"),
-        ("/clips.json?sort=margin:audio.kind", 400, "cannot be sorted"),
+        ("/clips.json?sort=margin:sound.kind", 400, "cannot be sorted"),
         ("/clips.json?sort=margin:audio.loudness_lufs", 400, "no gate bounds"),
         ("/clips.json?after=c00000000000000000000", 400, "no clip"),
         ("/measures.json?gate.clip.duration_us.mox=3", 400, "Did you mean 'clip.duration_us.max'"),
