@@ -36,7 +36,7 @@ NETWORK_PACKAGES = ("/torch/", "/onnxruntime/", "/ai_edge_litert/")
 RECOGNISER = "stages.transcribe"
 HEARING = "/stages/transcribe/whisper.py"
 """The file that the recogniser of this process is called from."""
-NOT_HERE = ("cut", "duplicates")
+NOT_HERE = ("cut", "duplicates", "near_duplicates")
 """Stages that come after a look at the whole run."""
 Measured = dict[str, Any]
 
