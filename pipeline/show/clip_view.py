@@ -14,11 +14,14 @@ from pipeline.ask.gates_of import ORDERED, GateOf, gates_of
 from pipeline.plan import Plan, StageSpec
 from pipeline.show.plain import told_of
 from pipeline.show.screen import address
+from schemas.cut_file import RESTATED
 from schemas.fields import children_of, doc_of, is_private, resolve, roles_of, unit_of
 from schemas.records import Clip, Level, Struct
 
 Item = Mapping[str, Any]
-TIMES, ASSET_TIMES, BOX = {"start_s", "end_s"}, {"asset_start_s", "asset_end_s"}, {"x", "y", "width", "height"}
+TIMES, ASSET_TIMES = {"start_s", "end_s"}, {"asset_start_s", "asset_end_s"}
+BOX = {"x", "y", "width", "height"}
+FACE = {"track", *BOX}
 MOST_ITEMS = 200
 """Of a lane."""
 MOST_STACKED = 4
@@ -159,7 +162,7 @@ def lanes_of(chain: Chain, plan: Plan) -> list[Lane]:
             moved = [{**item, **_moved(item, start)} for item in items if item["asset_start_s"] is not None]
             near = [item for item in moved if item["end_s"] > 0 and item["start_s"] < end - start]
             lanes.append(_lane(f"{spec.name} {field.name}", "reference", near, end - start))
-        elif inside >= BOX:
+        elif inside >= FACE:
             lanes += [_lane(f"face {item['track']}", "face", [item], end - start) for item in items]
         else:
             lanes.append(_lane(f"{spec.name} {field.name}", "stretch", items, end - start))
@@ -249,11 +252,14 @@ def _words(item: Item, without: set[str]) -> str:
 
 
 def _boxes(clip: Clip, plan: Plan) -> Iterator[dict[str, float]]:
-    """Where faces are, as shares of the picture, and when."""
+    """Where faces are, as shares of the picture that is shown, and when: of the written one, where it was cropped."""
+    cut = (clip.structs.get(plan.cutter.column) if plan.cutter else None) or {}
+    (after,) = cut.get(RESTATED) or [{}]
     for spec, field, inside in _timed(plan, Level.CLIP):
-        if inside >= BOX:
-            for item in (clip.structs.get(spec.column) or {}).get(field.name) or ():
-                yield {name: item[name] for name in ("track", *sorted(TIMES), *sorted(BOX))}
+        if inside >= FACE:
+            told = after.get(spec.column) or clip.structs.get(spec.column) or {}
+            for item in told.get(field.name) or ():
+                yield {name: item[name] for name in (*sorted(TIMES), *sorted(FACE))}
 
 
 def _curve(spec: StageSpec, field: pa.Field, clip: Clip, gates: Sequence[GateOf]) -> Curve:
