@@ -409,9 +409,14 @@ class Shot:
     structs: Mapping[str, Struct | None]
 
     @property
+    def own(self) -> Struct:
+        """The columns of `SHOT`."""
+        return _own(self.structs, Level.SHOT)
+
+    @property
     def span(self) -> Span:
         """Where it lies, exactly."""
-        return span_of(_own(self.structs, Level.SHOT))
+        return span_of(self.own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from pipeline.show.plain import told_of
 from pipeline.show.screen import address
 from schemas.cut_file import RESTATED
 from schemas.fields import children_of, doc_of, is_private, resolve, roles_of, unit_of
-from schemas.records import Clip, Level, Struct
+from schemas.records import Clip, Level, Shot, Struct
 
 Item = Mapping[str, Any]
 TIMES, ASSET_TIMES = {"start_s", "end_s"}, {"asset_start_s", "asset_end_s"}
@@ -153,7 +153,7 @@ def lanes_of(chain: Chain, plan: Plan) -> list[Lane]:
     assert isinstance(clip, Clip)
     start, end = float(clip.span.start), float(clip.span.end)
     remarks = _remarks(clip, plan)
-    lanes = _speakers(clip, remarks)
+    lanes = [_shot(row, start, end) for row in chain.rows if isinstance(row, Shot)] + _speakers(clip, remarks)
     for spec, field, inside in _timed(plan, Level.CLIP):
         items: Sequence[Item] = (clip.structs.get(spec.column) or {}).get(field.name) or ()
         if field.name == SPOKEN:
@@ -176,6 +176,13 @@ def lanes_of(chain: Chain, plan: Plan) -> list[Lane]:
             ]
             lanes.append(_lane(f"{spec.name} {field.name}", "stretch", near, end - start))
     return [lane for lane in lanes if lane.items]
+
+
+def _shot(shot: Shot, start: float, end: float) -> Lane:
+    """The shot that the clip lies in, with how far away its ends are and what they are."""
+    before, after = start - float(shot.span.start), float(shot.span.end) - end
+    told = f"begins {before:.2f} s before ({shot.own['start_kind']}), ends {after:.2f} s after ({shot.own['end_kind']})"
+    return _lane("shot", "stretch", [{"start_s": -before, "end_s": end - start + after, "told": told}], end - start)
 
 
 def _moved(item: Item, start: float) -> dict[str, float]:
