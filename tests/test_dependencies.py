@@ -25,6 +25,7 @@ DISTRIBUTION = {
     "dlib": "dlib-bin",
     "pyannote": "pyannote.audio",
     "skimage": "scikit-image",
+    "upath": "universal-pathlib",
     "vl_convert": "vl-convert-python",
     "yaml": "pyyaml",
 }

@@ -36,11 +36,12 @@ def store_errors() -> tuple[type[BaseException], ...]:
     return (OSError, *(getattr(module, kind) for module, kinds in loaded for kind in kinds if hasattr(module, kind)))
 
 
-def patiently(read: Callable[[], T], what: str, waits_s: Sequence[float] | None = None) -> T:
+def patiently(read: Callable[[], T], what: str, waits_s: Sequence[float] | None = None, *, doing: str = "read") -> T:
     """What `read` gives, tried again after failures that may pass.
 
-    `waits_s` are the seconds between tries (None: `WAITS_S`). Files that are not there or forbidden raise at once, as they
-    are. Raises ShardError when the store refuses, MachineError when it did not answer in all that time.
+    `waits_s` are the seconds between tries (None: `WAITS_S`), `doing` is what `read` does, for what is said. Files that are
+    not there or forbidden raise at once, as they are. Raises ShardError when the store refuses, MachineError when it did not
+    answer in all that time.
     """
     waits = WAITS_S if waits_s is None else waits_s
     for number, wait_s in enumerate((*waits, None), start=1):
@@ -52,15 +53,16 @@ def patiently(read: Callable[[], T], what: str, waits_s: Sequence[float] | None 
             status = _status(error)
             if status is not None and status < 500 and status not in PASSING_STATUS:
                 raise ShardError(
-                    f"{what} cannot be read: the store answers {status}.", remedy="Check the URL and the credentials."
+                    f"{what} cannot be {doing}: the store answers {status}.",
+                    remedy="Check the URL and the credentials.",
                 ) from error
             if wait_s is None:
                 raise MachineError(
-                    f"{what} cannot be read: {_short(error)}, {number} times in {sum(waits):.0f} s.",
+                    f"{what} cannot be {doing}: {_short(error)}, {number} times in {sum(waits):.0f} s.",
                     remedy=f"See that what holds it answers; {GOES_ON}",
                 ) from error
             if number == SAID_AFTER:
-                print(f"{what} cannot be read: {_short(error)}; trying again for {sum(waits):.0f} s", flush=True)
+                print(f"{what} cannot be {doing}: {_short(error)}; trying again for {sum(waits):.0f} s", flush=True)
             time.sleep(wait_s)
     raise AssertionError("the last try returns or raises")
 

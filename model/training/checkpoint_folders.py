@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.weights.dcp_files import METADATA, NOTES, SummedWriter
 from schemas.files import publish_dir
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 NAME = "step-{:08d}"
 PARTIAL = ".partial-{:08d}"
@@ -77,8 +80,8 @@ class LocalFolder:
         fresh.replace(link)
 
     def room(self) -> str:
-        """How much more could be written."""
-        return f"{shutil.disk_usage(self._path).free / 1e9:.2f} GB are free there"
+        """How much more could be written, to be added to why it was not."""
+        return f"; {shutil.disk_usage(self._path).free / 1e9:.2f} GB are free there"
 
 
 def complete(folder: Path) -> list[Path]:
@@ -87,6 +90,6 @@ def complete(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def step_of(checkpoint: Path) -> int:
+def step_of(checkpoint: Path | UPath) -> int:
     """The step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])

@@ -148,6 +148,8 @@ class OutputConfig(RecipePart):
     num_checkpoints_kept: int = Field(default=3, ge=1)
     keep_every_steps: int | None = Field(default=None, ge=1)
     """Checkpoints of these steps stay for good, beside the newest ones."""
+    checkpoints: str | None = Field(default=None, pattern="://")
+    """An fsspec URL for checkpoints, such as s3://bucket/run; None keeps them beside what else a run writes."""
     is_asynchronous: bool = True
     has_tensorboard: bool = True
     wandb: WandbConfig | None = None
@@ -291,6 +293,12 @@ def load_stages(name_or_path: str, overrides: Sequence[str] = ()) -> list[Loaded
             raise RecipeError(
                 f"{name_or_path}: stage {number} has a gate on the held-out loss and validates nothing.",
                 remedy="Add validation.every_steps to its settings.",
+            )
+        if train.output.checkpoints is not None:
+            raise RecipeError(
+                f"{name_or_path}: stage {number} keeps its checkpoints at {train.output.checkpoints}, where the next "
+                "cannot begin from.",
+                remedy="Leave output.checkpoints out, or train the stages one by one.",
             )
         stages.append(LoadedStage(train, stage.gates))
     return stages

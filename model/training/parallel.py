@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from model.data.retry import patiently
 from model.network.float8 import hold_in_float8, with_scales
 from model.network.lora import add_adapters, initial_adapter, is_adapter, train_only
 from model.network.nava import Nava
@@ -29,11 +31,15 @@ from model.weights.convert import open_weights
 from model.weights.dcp_files import damage_of, refuse_damage
 from schemas.errors import PlanError
 
+if TYPE_CHECKING:
+    from upath import UPath
 
-def damage_seen_by_all(checkpoint: Path, world: World) -> str:
+
+def damage_seen_by_all(checkpoint: Path | UPath, world: World) -> str:
     """`model.weights.dcp_files.damage_of`, its files shared out over the ranks; the same answer on all of them."""
     everyone = [""] * world.size
-    dist.all_gather_object(everyone, damage_of(checkpoint, (world.rank, world.size)), group=world.background)
+    damage = patiently(lambda: damage_of(checkpoint, (world.rank, world.size)), str(checkpoint))
+    dist.all_gather_object(everyone, damage, group=world.background)
     return next(filter(None, everyone), "")
 
 

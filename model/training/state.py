@@ -8,7 +8,7 @@
     checkpoints/damaged-step-...      found to be other bytes than were written; set aside, never read again
 
 There is no state of random numbers: noise, modes and order follow from (seed, step, clip) and the plan position.
-The folder must be one file system that all ranks see.
+The folder must be one file system that all ranks see, or an fsspec URL (checkpoint_store.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 import torch.distributed as dist
@@ -27,12 +27,16 @@ from torch.optim import AdamW
 
 from model.data.position import PlanPosition
 from model.ranks import World
-from model.training.checkpoint_folders import LocalFolder, complete, step_of
+from model.training.checkpoint_folders import complete, step_of
+from model.training.checkpoint_store import as_path, open_folder
 from model.training.optim import Ema
 from model.training.parallel import damage_seen_by_all
 from model.weights.dcp_files import NOTES, open_reader, read_metadata
 from schemas.errors import MachineError, ModelError
 from schemas.machine import GOES_ON
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 __all__ = [
     "Checkpoints", "Notes", "complete", "load_tensors", "read_notes", "set_optimizer_step", "state_tensors", "step_of"
@@ -69,14 +73,15 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str,
         world: World,
         *,
         num_kept: int = 3,
         keep_every_steps: int | None = None,
         is_asynchronous: bool = True,
     ) -> None:
-        self._folder, self._world = LocalFolder(folder), world
+        self._folder: Any = open_folder(folder)
+        self._world = world
         self._num_kept, self._keep_every = num_kept, keep_every_steps
         self._is_asynchronous = is_asynchronous
         self._writing: tuple[int, Future[Any]] | None = None
@@ -85,12 +90,16 @@ class Checkpoints:
             self._folder.prepare()
         dist.barrier(group=world.background)
 
+    def __str__(self) -> str:
+        """Where they are."""
+        return str(self._folder)
+
     @property
     def has_failed(self) -> bool:
         """Whether the last checkpoint could not be written; told on rank 0."""
         return bool(self._failure)
 
-    def newest(self) -> Path | None:
+    def newest(self) -> Path | UPath | None:
         """The latest checkpoint whose files are what was written, the same on all ranks; None where there is none at all.
 
         Ranks sum up the files together. A damaged one is set aside with a line, and the one before it is looked at. Raises
@@ -120,11 +129,11 @@ class Checkpoints:
         if proven and proven[-1].name != self._folder.good():
             self._folder.mark_good(proven[-1])
 
-    def _latest(self) -> Path | None:
+    def _latest(self) -> Path | UPath | None:
         found = [str(path) for path in self._folder.complete()[-1:]] if self._world.is_first else []
         found = found or [""]
         dist.broadcast_object_list(found, src=0, group=self._world.background)
-        return Path(found[0]) if found[0] else None
+        return as_path(found[0]) if found[0] else None
 
     def save(self, step: int, tensors: dict[str, Tensor], notes: Notes | None, trouble: str = "") -> None:
         """Write a checkpoint; waits for the one before it. `notes` of rank 0 are kept, as JSON; other ranks give None.
@@ -195,7 +204,7 @@ class Checkpoints:
         self._folder.discard(step)
         self._failure, self._num_failures = cause, self._num_failures + 1
         print(
-            f"the checkpoint of step {step} could not be written to {self._folder}: {cause}; {self._folder.room()}. "
+            f"the checkpoint of step {step} could not be written to {self._folder}: {cause}{self._folder.room()}. "
             "What there was of it is removed, training goes on and tries again soon.",
             flush=True,
         )
@@ -211,7 +220,7 @@ def _save_at_once(tensors: dict[str, Tensor], **options: Any) -> Future[Any]:
     return written
 
 
-def read_notes(checkpoint: Path) -> Notes:
+def read_notes(checkpoint: Path | UPath) -> Notes:
     """What `save` was given as notes."""
     notes: Notes = json.loads((checkpoint / NOTES).read_text())
     return notes
@@ -249,7 +258,7 @@ def state_tensors(model: nn.Module, optimizer: AdamW, ema: Ema | None) -> dict[s
     return tensors
 
 
-def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], world: World) -> None:
+def load_tensors(checkpoint: Path | UPath, tensors: dict[str, Tensor], world: World) -> None:
     """Fill the tensors in place from a checkpoint that any number of ranks wrote. Raises ModelError on a misfit."""
     stored = read_metadata(checkpoint).state_dict_metadata
     wrong = [

@@ -73,7 +73,7 @@ class Training:
         self._stop_requested = threading.Event()
         self._handlers: dict[int, Any] = {}
         self.checkpoints = Checkpoints(
-            folder / "checkpoints",
+            config.output.checkpoints or folder / "checkpoints",
             world,
             num_kept=config.output.num_checkpoints_kept,
             keep_every_steps=config.output.keep_every_steps,
@@ -224,7 +224,7 @@ class Training:
             self.save(self._last)
         if failure := self.checkpoints.finish():
             raise MachineError(
-                f"the states after step {self.step} could not be written to {self.folder / 'checkpoints'}: {failure}.",
+                f"the states after step {self.step} could not be written to {self.checkpoints}: {failure}.",
                 remedy=f"Make room there, or make it writable; {GOES_ON} It goes on from the checkpoint before.",
             )
 

@@ -16,7 +16,7 @@ import pickle  # for its opcodes alone: `_PlainUnpickler` makes nothing but reco
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -33,6 +33,9 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from schemas.errors import ModelError
 from schemas.files import BLOCK_BYTES, write_whole
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 METADATA, NOTES, FILES, OWN_SUM = ".metadata", "state.json", "files", "crc32_of_the_rest"
 RECORDS = {
@@ -100,7 +103,7 @@ class _Piece:
     num_bytes: int
 
 
-def read_metadata(directory: Path) -> Metadata:
+def read_metadata(directory: Path | UPath) -> Metadata:
     """The tensors of a DCP folder and where they lie. Raises ModelError when it is damaged or holds anything unusual.
 
     Every piece lies inside a file of the folder, and the pieces of a tensor are as many numbers as it has.
@@ -128,17 +131,23 @@ def read_metadata(directory: Path) -> Metadata:
     return Metadata(state_dict_metadata=tensors, storage_data=storage)
 
 
-def open_reader(directory: Path) -> dcp.FileSystemReader:
+def open_reader(directory: Path | UPath) -> dcp.FileSystemReader:
     """What `dcp.load` reads a folder with: the library's reader over `read_metadata`."""
 
-    class PlainReader(dcp.FileSystemReader):  # type: ignore[misc]
+    reader: Any = dcp.FileSystemReader
+    if not isinstance(directory, Path):
+        from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+
+        reader = FsspecReader
+
+    class PlainReader(reader):  # type: ignore[misc]
         """Reads tensors alone, from files of its folder alone."""
 
         def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
             """See the module's `read_metadata`."""
             return read_metadata(directory)
 
-    return PlainReader(directory)
+    return PlainReader(directory if isinstance(directory, Path) else str(directory))
 
 
 class SummedWriter(dcp.FileSystemWriter):  # type: ignore[misc]
@@ -184,7 +193,7 @@ def _as_the_system_says(error: RuntimeError) -> Exception:
     return error
 
 
-def sum_of(path: Path) -> FileSum:
+def sum_of(path: Path | UPath) -> FileSum:
     """Bytes and CRC-32 of a file. Cost: one read of it; 48 GB are summed up per CPU second."""
     total, num_bytes = 0, 0
     with path.open("rb") as file:
@@ -193,7 +202,7 @@ def sum_of(path: Path) -> FileSum:
     return {"num_bytes": num_bytes, "crc32": total}
 
 
-def damage_of(checkpoint: Path, share: tuple[int, int] = (0, 1)) -> str:
+def damage_of(checkpoint: Path | UPath, share: tuple[int, int] = (0, 1)) -> str:
     """What is wrong with the files of a training checkpoint, in a few words; empty when they are as they were written.
 
     `share` (number, of how many) sums up only that share of the files, for ranks that do it together. A checkpoint of a
@@ -278,7 +287,9 @@ def _piece(record: Any) -> _Piece:
 
 
 def _check(
-    directory: Path, tensors: dict[str, TensorStorageMetadata], pieces: dict[tuple[str, tuple[int, ...]], _Piece]
+    directory: Path | UPath,
+    tensors: dict[str, TensorStorageMetadata],
+    pieces: dict[tuple[str, tuple[int, ...]], _Piece],
 ) -> None:
     """Raise ModelError where a tensor lacks pieces or a piece lacks bytes."""
     for name, tensor in tensors.items():
