@@ -27,6 +27,8 @@ class RunStatus:
     """Time in clips kept so far."""
     num_provisional: int
     """Settled sources that a later stage still has to look at."""
+    num_outdated: int
+    """Those among them that went through the passes of another recipe, or of other versions of its stages."""
     num_left: int
     """Sources that have not been through a pass, added up over all passes."""
     units_per_s: float | None
@@ -51,11 +53,14 @@ def status(run: Run) -> RunStatus:
     plan, us = run.plan, pl.col("duration_us").fill_null(0)
     done = {plan.identity(number): number + 1 for number in range(len(plan.passes))}
     passed = run.ledger.scan(Level.ASSET).select(
-        "source_id", num_passes=pl.col("passed").replace_strict(done, default=0, return_dtype=pl.Int64)
+        "source_id",
+        num_passes=pl.col("passed").replace_strict(done, default=0, return_dtype=pl.Int64),
+        is_outdated=(~pl.col("passed").is_in(list(done))).fill_null(False),
     )
     counted = counted_assets(run.ledger)
     sums = [pl.len().alias("rows"), us.sum().alias("us")]
-    assets = counted.join(passed, on="source_id").group_by("status", "num_passes").agg(sums).sort("status")
+    assets = counted.join(passed, on="source_id").group_by("status", "num_passes", "is_outdated").agg(sums)
+    assets = assets.sort("status")
     clips = run.ledger.scan(Level.CLIP).select("source_id", "duration_us", status=STATUS)
     clips = clips.join(counted.select("source_id", above="status"), on="source_id").select(
         "duration_us", status=status_below("above")
@@ -79,6 +84,7 @@ def status(run: Run) -> RunStatus:
         in_us=int(of_assets["us"].sum()),
         kept_us=int(of_clips.filter(pl.col("status") == "keep")["us"].sum()),
         num_provisional=int(of_assets.filter(pl.col("num_passes") < last)["rows"].sum()),
+        num_outdated=int(of_assets.filter("is_outdated")["rows"].sum()),
         num_left=num_left,
         units_per_s=units_per_s,
         quiet_s=quiet_s,

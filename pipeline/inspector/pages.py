@@ -19,6 +19,7 @@ from pipeline.inspector.shown import plural
 from pipeline.show.clip_view import clip_view
 from pipeline.show.plain import stats_plain
 from pipeline.show.screen import address
+from pipeline.show.text import outdated_line
 from schemas.errors import LedgerError
 from schemas.fields import doc_of
 from schemas.recipe import nearest
@@ -58,6 +59,7 @@ def overview(session: Session, view: RunView) -> Answer:
             "sources": status.num_sources,
             "left": status.num_left,
             "is_settled": status.num_left == 0,
+            "outdated": status.num_outdated,
             "quiet_s": status.quiet_s,
             "units_per_s": status.units_per_s,
             "packed": status.packed,
@@ -105,7 +107,11 @@ def _checks_of_run(view: RunView) -> list[Answer]:
         {
             "name": "every source settled",
             "outcome": "passed" if not status.num_left else "not run",
-            "said": "all passes done" if not status.num_left else f"{plural(status.num_left, 'step')} of sources left",
+            "said": "all passes done"
+            if not status.num_left
+            else outdated_line(status.num_outdated)
+            if status.num_outdated
+            else f"{plural(status.num_left, 'step')} of sources left",
         },
         {
             "name": "kept clips packed",

@@ -160,6 +160,13 @@ def provisional_line(number: int) -> str:
     return f"{number} of them for now: the run is not through with them; the same command goes on"
 
 
+def outdated_line(number: int) -> str:
+    """What to think of sources that are settled, but not by this recipe and this software."""
+    return (
+        f"{number} of them by another recipe or other versions of stages: the same command measures anew what changed"
+    )
+
+
 def balance_lines(sheet: Balance, most: int | None = None) -> list[str]:
     """The balance sheet of hours as bars that sum to what went in; at `most` so many reasons, the rest in one line."""
     total = sheet.in_us
@@ -188,14 +195,16 @@ def status_text(found: RunStatus) -> str:
     counts = ", ".join(f"{number:,} {name}" for name, number in found.assets.items())
     settled = f"{found.num_settled:,} of {plural(found.num_sources, 'source')} settled"
     lines = [f"{found.uri}: {settled}" + (f" ({counts})" if counts else "")]
-    if found.num_provisional:
-        lines.append(provisional_line(found.num_provisional))
+    if found.num_outdated:
+        lines.append(outdated_line(found.num_outdated))
+    if found.num_provisional > found.num_outdated:
+        lines.append(provisional_line(found.num_provisional - found.num_outdated))
     if found.now is not None and found.packed is None:
         lines.append(f"running: {found.now.headline}")
-    elif found.num_left and found.units_per_s:
+    elif found.num_left and found.units_per_s and not found.num_outdated:
         left = found.num_left / found.units_per_s
         lines.append(f"{found.units_per_s * 60:.1f} sources a minute, about {hms(left * 1e6)} left")
-    if found.num_left and found.quiet_s is not None and found.quiet_s > STALL_S:
+    if found.num_left and found.quiet_s is not None and found.quiet_s > STALL_S and not found.num_outdated:
         why = "is busy with a long source" if found.now else "has stopped, or is busy with a long source"
         lines.append(f"nothing was committed for {hms(found.quiet_s * 1e6)}: the run {why}")
     if found.packed is not None:

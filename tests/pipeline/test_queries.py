@@ -61,7 +61,8 @@ def test_a_run_that_another_recipe_has_not_been_through_is_not_called_packed(run
     grown = Run(run.dir.uri)
     grown.raw_recipe = apply_overrides(run.raw_recipe, ["gates.audio.value.min=0.9"])
     found = status(grown)
-    assert (found.num_provisional, found.packed) == (2, None)
+    assert (found.num_provisional, found.num_outdated, found.packed) == (2, 2, None)
+    assert "2 of them by another recipe or other versions of stages" in " ".join(status_text(found).split())
 
 
 def test_status_tells_how_far_a_run_is(run: Run) -> None:
