@@ -8,6 +8,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
+# Tests in the order tests/conftest.py gives them, and what they compile kept for the next time.
+SHARED_OUT := -n 3 --dist loadgroup --no-loadscope-reorder
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test quick lint docs bench clean
 
@@ -26,10 +29,10 @@ demo: $(VENV)/.ready
 	$(BIN)/nava-curate verify $(DEMO)/run
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 3 --dist loadgroup
+	$(BIN)/python -m pytest $(SHARED_OUT)
 
 quick: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not ray and not slow"
+	$(BIN)/python -m pytest $(SHARED_OUT) -m "not ray and not slow"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

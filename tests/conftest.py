@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,35 +41,43 @@ def demo_run(demo_media: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return shared_folder(tmp_path_factory, "demo-run", partial(curate_media, demo_media)) / "run"
 
 
-def shares_fixtures(item: pytest.Item) -> bool:
-    """Whether a test uses what is made once per module."""
-    made = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
-    return any(definitions[-1].scope == "module" for definitions in made)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests by the fixtures they use.
+    """Marks tests by what they use, and gives them their place.
 
-    One that reads the demo's run may be the one that starts Ray for it. Those that share a fixture of their module stay on
-    one worker of pytest-xdist, so that it is made once. Who makes the demo's run comes first, and who waits for it last.
+    One that reads the demo's run may be the one that starts Ray for it. Tests of a file stay on one worker of pytest-xdist,
+    so that what it shares is made once and what it imports is imported once; those that read the demo's run are apart, as
+    they may have to wait for it. Who makes that run comes first and who waits for it last, and the slowest before the rest.
     """
     for item in items:
-        if item.get_closest_marker("xdist_group") is None and shares_fixtures(item):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
-        if "demo_run" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.ray)
-            item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.timeout(900))
-    items.sort(key=place_of)
+        file = item.nodeid.split("::")[0]
+        if needs_demo(item):
+            for mark in (pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)):
+                item.add_marker(mark)
+            file += " of the demo"
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(file))
+    num_slow = Counter(group_of(item) for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (place_of(item), -num_slow[group_of(item)]))
+
+
+def needs_demo(item: pytest.Item) -> bool:
+    """Whether it reads the demo's run."""
+    return "demo_run" in getattr(item, "fixturenames", ())
+
+
+def group_of(item: pytest.Item) -> str:
+    """Those of one group run on one worker of pytest-xdist."""
+    mark = item.get_closest_marker("xdist_group")
+    assert mark is not None, item.nodeid
+    return str(mark.args[0])
 
 
 def place_of(item: pytest.Item) -> int:
     """When its turn is: tests that start Ray one after the other take longest together, and the demo's run is one of theirs."""
-    group, needs_demo = item.get_closest_marker("xdist_group"), "demo_run" in getattr(item, "fixturenames", ())
-    if group is not None and group.args == ("ray",):
-        return 0 if needs_demo else 1
-    return 3 if needs_demo else 2
+    if group_of(item) == "ray":
+        return 0 if needs_demo(item) else 1
+    return 3 if needs_demo(item) else 2
 
 
 @pytest.fixture

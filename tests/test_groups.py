@@ -1,4 +1,4 @@
-"""The tests' own footing: those that share something costly, or Ray, stay on one worker of pytest-xdist."""
+"""The tests' own footing: those of a file, those that share something costly, or Ray, stay on one worker of pytest-xdist."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ import os
 import pytest
 
 
-@pytest.fixture(scope="module")
-def shared() -> None:
-    """Stands for what is made once per module."""
-
-
-@pytest.mark.usefixtures("shared")
-def test_tests_that_share_a_fixture_of_their_module_are_a_group(request: pytest.FixtureRequest) -> None:
+def test_tests_of_a_file_are_a_group(request: pytest.FixtureRequest) -> None:
     """pytest-xdist 3.8 tells it by the test's id, which pytest 9.2 does not let it change: groups then fall apart unsaid."""
     assert request.node.get_closest_marker("xdist_group").args == ("tests/test_groups.py",)
     if "PYTEST_XDIST_WORKER" in os.environ and request.config.getoption("loadgroup"):
