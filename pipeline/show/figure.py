@@ -13,7 +13,7 @@ from pipeline.ask.find import Chain
 from pipeline.ask.gates_of import GateOf, gates_of
 from pipeline.plan import Plan
 from pipeline.show.clip_view import LATENT_MS, Curve, Lane, curves_of, lanes_of
-from pipeline.show.screen import cut, value
+from pipeline.show.screen import cut, signed, value
 from schemas.errors import LedgerError
 from schemas.records import Clip, Level
 from schemas.spans import SPEECH_RATE_HZ
@@ -188,7 +188,7 @@ def _gates(axis: Any, gates: Sequence[GateOf]) -> None:
             gate.check.name,
             value(gate.value) + ("" if gate.value is None or gate.unit in ("", "ratio") else f" {gate.unit}"),
             value(gate.check.bound),
-            "" if gate.margin is None else f"{gate.margin:+.4g}",
+            signed(gate.margin),
             gate.outcome,
         )
         for gate in gates

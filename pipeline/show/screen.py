@@ -61,6 +61,11 @@ def value(given: Any) -> str:
     return str(given)
 
 
+def signed(given: float | None) -> str:
+    """The same with its sign; empty for nothing."""
+    return "" if given is None else ("+" if given > 0 else "") + value(given)
+
+
 def bar(share: float, width: int) -> str:
     """A bar of `share` of `width` characters."""
     return "█" * round(share * max(width, 0))

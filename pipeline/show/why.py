@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.ask.gates_of import GateOf, gates_of
 from pipeline.show.plain import name_of
-from pipeline.show.screen import columns, cut, hms, plural, table, value, wrapped
+from pipeline.show.screen import columns, cut, hms, plural, signed, table, value, wrapped
 from schemas.fields import is_private, roles_of
 from schemas.plain_arrow import without_pandas
 from schemas.records import Asset, Clip, Level, Shot
@@ -77,9 +77,8 @@ def _gate_lines(gates: Sequence[GateOf]) -> list[str]:
     for gate in gates:
         if gate.outcome not in WITHOUT_VALUE:
             unit = f" {gate.unit}" if gate.unit not in ("", "ratio") and gate.value is not None else ""
-            near = "" if gate.margin is None else ("+" if gate.margin > 0 else "") + value(gate.margin)
             bound = f"{SIGNS[gate.check.operator]}{value(gate.check.bound)}"
-            rows.append((gate.check.path, f"{value(gate.value)}{unit}", bound, near, _told(gate)))
+            rows.append((gate.check.path, f"{value(gate.value)}{unit}", bound, signed(gate.margin), _told(gate)))
     lines = table(("gate", "value", "bound", "margin", ""), rows, {1, 3}, uncut={1, 3}) if rows else []
     for outcome in WITHOUT_VALUE:
         names = [gate.check.name for gate in gates if gate.outcome == outcome]
