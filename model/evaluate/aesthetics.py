@@ -43,7 +43,7 @@ class Aesthetics(LocalNetwork):
     def _parts(self) -> tuple[Any, Any]:
         is_clip = self.kind.startswith("clip")
         network = self.load("CLIPVisionModelWithProjection" if is_clip else "SiglipVisionModel")
-        return network, self.front_end("AutoImageProcessor")
+        return network, self.picture_front_end()
 
     def of_film(self, path: Path) -> float:
         """The mean over every 5th frame. Raises MediaError."""

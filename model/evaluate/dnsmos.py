@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model.evaluate.media import mono_sound
 from model.evaluate.metric import Metric, has_text, of_set3
 from model.evaluate.networks import DECODER, VOICE_HZ, guarded
-from schemas.errors import MediaError
+from schemas.errors import MediaError, ModelError
 from schemas.files import sha256_of
 
 PACKAGE = "speechmos"
@@ -25,11 +25,11 @@ WINDOW, STEP = int(9.01 * VOICE_HZ), VOICE_HZ
 BANDS, FFT_SIZE, HOP = 120, 321, 160
 
 
-def network_path() -> Path | None:
-    """Where the network lies; None where the package is not installed."""
+def network_path() -> Path:
+    """Where the network lies. Raises ModelError where the package is not installed whole."""
     found = find_spec(PACKAGE)
     if found is None or found.origin is None:
-        return None
+        raise ModelError(f"the package {PACKAGE} is not installed.", remedy=f"pip install {PACKAGE}")
     return Path(found.origin).parent / "dnsmos_models" / "model_v8.onnx"
 
 
@@ -59,11 +59,9 @@ def _session(path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def opinion_metrics(is_only_set3: bool = False) -> tuple[Metric, ...]:
-    """The opinion of spoken items, MOVA's of set3 alone; none where the package is not installed."""
+def opinion_metric(is_only_set3: bool = False) -> Metric:
+    """The opinion of spoken items, MOVA's of set3 alone."""
     path = network_path()
-    if path is None:
-        return ()
 
     def read(sample: Path) -> float:
         samples, _ = mono_sound(sample, VOICE_HZ)
@@ -71,10 +69,8 @@ def opinion_metrics(is_only_set3: bool = False) -> tuple[Metric, ...]:
             raise MediaError(f"{sample.name} is silent.")
         return opinion(samples, path)
 
-    return (
-        Metric(
-            name="dnsmos_p808", doc="opinion of the speech, 1 bad to 5 excellent", better="higher",
-            read=guarded(lambda _, sample: read(sample)), applies=of_set3 if is_only_set3 else has_text, decoder=DECODER,
-            model=f"DNSMOS P.808 from the package {PACKAGE}", sha256=sha256_of(path)[0], crop="mono 16 kHz, windows of 9 s",
-        ),
+    return Metric(
+        name="dnsmos_p808", doc="opinion of the speech, 1 bad to 5 excellent", better="higher",
+        read=guarded(lambda _, sample: read(sample)), applies=of_set3 if is_only_set3 else has_text, decoder=DECODER,
+        model=f"DNSMOS P.808 from the package {PACKAGE}", sha256=sha256_of(path)[0], crop="mono 16 kHz, windows of 9 s",
     )  # fmt: skip

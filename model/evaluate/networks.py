@@ -66,11 +66,15 @@ class LocalNetwork:
         given = {"local_files_only": True, "use_safetensors": True}
         return getattr(transformers, name).from_pretrained(self.folder, **given).eval()
 
-    def front_end(self, name: str) -> Any:
+    def front_end(self, name: str, **options: Any) -> Any:
         """What prepares its input, transformers' class `name`."""
         import transformers
 
-        return getattr(transformers, name).from_pretrained(self.folder, local_files_only=True)
+        return getattr(transformers, name).from_pretrained(self.folder, local_files_only=True, **options)
+
+    def picture_front_end(self) -> Any:
+        """What prepares its pictures, in the slow way that published figures were made in."""
+        return self.front_end("AutoImageProcessor", use_fast=False)
 
 
 def spectrograms_by_numpy() -> None:
@@ -78,9 +82,12 @@ def spectrograms_by_numpy() -> None:
 
     To be called before the first sound tagger; its figures are then the same on every machine.
     """
+    import warnings
+
     from transformers.utils import import_utils
 
     import_utils._torchaudio_available = False
+    warnings.filterwarnings("ignore", message="At least one mel filter")  # 128 bands have one, as published
 
 
 def cosine(one: Vector, other: Vector) -> float:
@@ -191,7 +198,7 @@ class Dino(LocalNetwork):
 
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
-        return self.load("AutoModel"), self.front_end("AutoImageProcessor")
+        return self.load("AutoModel"), self.picture_front_end()
 
     def of_pictures(self, path: Path) -> Vector:
         """The class tokens [n, d] of every 5th frame. Raises MediaError."""

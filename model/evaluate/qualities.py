@@ -73,11 +73,8 @@ CONTENT_QUALITIES = (
     of_column(
         "quality", "blockiness", "how much borders of 8 x 8 blocks stand out", "ratio", "lower", "formula", CENTRE
     ),
-    of_column("sound", "mos_overall", "1 bad to 5 excellent, all of it", "", "higher", MOS, SPEECH),
-    of_column("sound", "mos_speech", "the same of the speech alone", "", "higher", MOS, SPEECH),
-    of_column("sound", "mos_background", "the same of the background alone", "", "higher", MOS, SPEECH),
 )
-"""They need the packages of the extra `content`."""
+"""They need the extra `content`."""
 OWN_QUALITIES = (
     of_column("picture", "sharpness", "median variance of the Laplacian", "grey level^2", "higher", "formula", WHOLE),
     of_column("picture", "brightness", "mean luma", "ratio", "neither", "formula", WHOLE),
@@ -94,4 +91,7 @@ OWN_QUALITIES = (
     of_column("audio", "clipping_ratio", "share of samples in flat tops", "ratio", "lower", "formula", CHANNELS),
     of_column("audio", "bandwidth_hz", "highest frequency that carries sound", "hz", "higher", "formula", CHANNELS),
     of_column("audio", "silence_ratio", "share of silent frames", "ratio", "neither", "formula", CHANNELS),
+    of_column("sound", "mos_overall", "1 bad to 5 excellent, all of it", "", "higher", MOS, SPEECH),
+    of_column("sound", "mos_speech", "the same of the speech alone", "", "higher", MOS, SPEECH),
+    of_column("sound", "mos_background", "the same of the background alone", "", "higher", MOS, SPEECH),
 )  # fmt: skip

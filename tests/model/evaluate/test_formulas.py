@@ -15,7 +15,7 @@ from torchmetrics.image.fid import _compute_fid
 
 from model.evaluate.alignment import overlap_of_peaks, peaks
 from model.evaluate.distances import divergence, frechet, inception_score, pair_frechet
-from model.evaluate.dnsmos import network_path, opinion, opinion_metrics
+from model.evaluate.dnsmos import network_path, opinion, opinion_metric
 from model.evaluate.intervals import paired, weighted_interval
 from model.evaluate.qualities import sound_rms_db
 from model.evaluate.records import EvalCase, EvalItem
@@ -108,11 +108,10 @@ def test_divergence_and_inception_score() -> None:
 def test_an_opinion_of_speech_is_that_of_the_package() -> None:
     """What `speechmos.dnsmos.run` of speechmos 0.0.1.1 says of the same samples, run once by hand."""
     path, time_s = network_path(), np.arange(5 * 16_000) / 16_000
-    assert path is not None
     noise = 0.02 * np.random.default_rng(8).standard_normal(len(time_s))
     bursts = 0.3 * np.sin(2 * np.pi * 180 * time_s) * (np.sin(2 * np.pi * 3 * time_s) > 0)
     assert opinion((bursts + noise).astype(np.float32), path) == pytest.approx(2.4026, abs=1e-3)
-    (metric,) = opinion_metrics(is_only_set3=True)
+    metric = opinion_metric(is_only_set3=True)
     assert [metric.applies(EvalItem(item_id="a", subset=name)) for name in ("set1", "set3", "")] == [False, True, True]
 
 
