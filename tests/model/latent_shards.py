@@ -27,6 +27,9 @@ from schemas.shard import CONTRACT_VERSION, LATENT_MEMBER
 from schemas.shard_file import ShardWriter
 
 TINY = NavaConfig.preset("nava_tiny")
+SHALLOW = {"num_align_layers": 1, "num_fusion_layers": 1}
+SMALL = TINY.model_copy(update=SHALLOW)
+"""One block of each kind: what most tests train."""
 
 
 def random_clip(number: int) -> Sample:
@@ -82,11 +85,11 @@ def write_latent_shards(folder: Path, samples: list[Sample], num_shards: int = 2
 
 
 def recipe(folder: Path, /, **changes: Any) -> TrainConfig:
-    """A tiny stage on the shards under `folder`; `changes` replace keys of sections, for example optim={...}."""
+    """A tiny stage that trains SMALL on the shards under `folder`; `changes` replace keys of sections: optim={...}."""
     content: dict[str, Any] = {
         "name": "test",
         "num_steps": 6,
-        "network": {"preset": "nava_tiny"},
+        "network": {"preset": "nava_tiny", "changes": SHALLOW},
         "data": {"shards": str(folder / "shards"), "num_workers": 2},
         "plan": {"num_packs": 4, "token_budget": 60},
         "optim": {"learning_rate": 1e-3, "warmup_steps": 3},

@@ -1,4 +1,7 @@
-"""What the ranks of multi-process tests do; top-level functions, because each rank is a fresh process."""
+"""What the ranks of multi-process tests do; top-level functions, because each rank is a fresh process.
+
+Ranks are forked off a process that has imported this: what every rank would import in its first step is imported here.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pandas  # noqa: F401
 import torch
+import torch._dynamo
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 

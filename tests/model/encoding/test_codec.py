@@ -22,6 +22,7 @@ from model.network.conditioning import PLACEHOLDER, mark_spans
 from model.network.config import NavaConfig
 from schemas.errors import ModelError
 
+pytestmark = pytest.mark.xdist_group("codecs")  # whoever has imported their libraries once
 CPU = torch.device("cpu")
 CONFIG = NavaConfig.preset("nava_tiny", max_text_tokens=64)
 

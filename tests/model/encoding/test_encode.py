@@ -32,6 +32,7 @@ from schemas.timing import Span
 from tests.model.curated_shards import KnownClip, flac_of, level_of, mp4_of, pitch_hz, refs_of, write_run
 from tests.model.latent_shards import recipe
 
+pytestmark = pytest.mark.xdist_group("codecs")  # whoever has imported their libraries once
 TINY = NavaConfig.preset("nava_tiny")
 SPEECH = (("hello there my friend", 0.1, 1.3), ("good bye now", 1.5, 1.95))
 CLIPS = [
@@ -53,8 +54,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def latents(home: Path) -> Path:
+    """The run, encoded; what was said meanwhile in `said.txt`."""
+    said: list[str] = []
+    encode_shards(str(home / "run"), home / "latents", settings(home), TINY, say=said.append)
+    (home / "said.txt").write_text("\n".join(said))
+    return home / "latents"
+
+
 def settings(home: Path, **changes: Any) -> EncodeConfig:
-    return EncodeConfig.model_validate({"codecs": home / "codecs", "resolution": 256, "max_frames": 33, **changes})
+    """Windows of 17 frames of the smallest size, so that encoding takes a second a clip."""
+    short = {"resolution": 256, "max_frames": 17, "min_frames": 17}
+    return EncodeConfig.model_validate({"codecs": home / "codecs", **short, **changes})
 
 
 @pytest.mark.parametrize("fps", [12, 24, 25, 30])
@@ -115,9 +127,13 @@ def test_windows_lie_side_by_side_and_are_never_padded() -> None:
 
 
 @pytest.mark.slow
-def test_shards_become_latent_shards_once(home: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    manifest = encode_shards(str(home / "run"), tmp_path, settings(home), TINY, say=said.append)
+def test_shards_become_latent_shards_once(home: Path, latents: Path, tmp_path: Path) -> None:
+    assert "there already" not in (home / "said.txt").read_text()
+    shutil.copytree(latents, tmp_path, dirs_exist_ok=True)
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    again: list[str] = []
+    manifest = encode_shards(str(home / "run"), tmp_path, settings(home), TINY, say=again.append)
+    assert sum("there already" in line for line in again) == 2, "nothing is encoded twice"
     assert (manifest.num_clips, manifest.num_samples) == (5, 4)
     assert list(manifest.left_out) == ["cc"]
     assert manifest.num_left_out_by_reason == {"too_short": 1}
@@ -132,16 +148,12 @@ def test_shards_become_latent_shards_once(home: Path, tmp_path: Path) -> None:
         assert rows[name]["video_tokens"] == video
         assert rows[name]["audio_tokens"] == (0 if sample.audio is None else len(sample.audio))
         assert rows[name]["text_tokens"] == len(sample.text)
-    assert samples["aa"].video.shape == (6, 9, 12, 21)
-    assert samples["aa"].audio.shape == (35, 10), "ceil(33 / 24 x 25)"
-    assert samples["bb"].video.shape == (6, 9, 21, 12)
+    assert samples["aa"].video.shape == (6, 5, 12, 21)
+    assert samples["aa"].audio.shape == (18, 10), "ceil(17 / 24 x 25)"
+    assert samples["bb"].video.shape == (6, 5, 21, 12)
     assert samples["dd"].video is None
-    assert samples["dd"].audio.shape == (35, 10)
+    assert samples["dd"].audio.shape == (18, 10)
     assert samples["ee"].audio is None
-    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
-    again: list[str] = []
-    encode_shards(str(home / "run"), tmp_path, settings(home), TINY, say=again.append)
-    assert sum("there already" in line for line in again) == 2, "nothing is encoded twice"
     (tmp_path / "index" / "00000.arrow").unlink()
     again.clear()
     encode_shards(str(home / "run"), tmp_path, settings(home), TINY, say=again.append)
@@ -161,7 +173,7 @@ def test_other_settings_are_encoded_anew_with_more_windows(home: Path, tmp_path:
     assert (entry["source_clip_id"], entry["num_frames"]) == ("aa", 17)
     assert entry["window_start_s"] == pytest.approx(17 / 24)
     again: list[str] = []
-    encode_shards(str(home / "run"), tmp_path, settings(home), TINY, say=again.append)
+    encode_shards(str(home / "run"), tmp_path, settings(home, max_frames=9, min_frames=9), TINY, say=again.append)
     assert not any("there already" in line for line in again)
 
 
@@ -212,7 +224,8 @@ def test_without_a_speaker_network_curations_vectors_are_taken_if_they_fit(home:
     shutil.copytree(home / "codecs", silent)
     (silent / "speaker.pt").unlink()
     network = TINY.model_copy(update={"max_text_tokens": 128})
-    clip = KnownClip("x", 2.0, spans=SPEECH, references=((1, 0.1, 1.3, False), (0, 0.1, 1.3, True)))
+    references = ((1, 0.1, 1.3, False), (0, 0.1, 1.3, True))
+    clip = KnownClip("x", 2.0, has_video=False, spans=SPEECH, references=references)
     config = settings(home, codecs=silent, max_frames=49, min_frames=5)
     (window,) = encoded(home, clip, ClipEncoder(config, network), tmp_path / "run")
     assert window.sample.speakers[0] is None
@@ -225,7 +238,8 @@ def test_without_a_speaker_network_curations_vectors_are_taken_if_they_fit(home:
 def test_a_reference_from_outside_the_clip_is_a_voice(home: Path, tmp_path: Path) -> None:
     """Its sound comes with the clip; one too short to tell a voice is none."""
     network = TINY.model_copy(update={"max_text_tokens": 128})
-    clip = KnownClip("x", 2.0, spans=SPEECH, references=((0, 71.3, 71.6, False), (1, 93.0, 94.0, False)))
+    references = ((0, 71.3, 71.6, False), (1, 93.0, 94.0, False))
+    clip = KnownClip("x", 2.0, has_video=False, spans=SPEECH, references=references)
     (window,) = encoded(home, clip, ClipEncoder(settings(home, max_frames=45), network), tmp_path / "run")
     assert window.sample.speakers[0] is None
     codecs = open_codecs(home / "codecs", network, torch.device("cpu"), torch.float32)
@@ -294,12 +308,11 @@ def test_a_caption_that_does_not_pair_is_left_out_and_named(home: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_online_encoding_trains_on_the_same_latents_as_stored_ones(home: Path, tmp_path: Path) -> None:
+def test_online_encoding_trains_on_the_same_latents_as_stored_ones(home: Path, latents: Path, tmp_path: Path) -> None:
     config = settings(home)
-    encode_shards(str(home / "run"), tmp_path / "latents", config, TINY, say=lambda _: None)
-    changes: dict[str, Any] = {"plan": {"num_packs": 1, "token_budget": 1536}, "num_steps": 1}
+    changes: dict[str, Any] = {"plan": {"num_packs": 1, "token_budget": 900}, "num_steps": 1}
     ahead = {"prefetch_packs": 1}
-    stored = recipe(tmp_path / "latents", **changes, data=ahead)
+    stored = recipe(latents, **changes, data=ahead)
     online = recipe(home / "run", **changes, data={**ahead, "online": json.loads(config.model_dump_json())})
     planned, real = open_index(online.data), open_index(stored.data)
     assert planned.table["clip_id"].to_pylist() == real.table["clip_id"].to_pylist()

@@ -29,6 +29,8 @@ from tests.model.latent_shards import run_ranks
 from tests.model.rank_jobs import generate_together
 from tests.model.sampling.conftest import CONFIG
 
+pytestmark = pytest.mark.xdist_group("codecs")  # whoever has imported their libraries once
+
 
 class ChatServer(ThreadingHTTPServer):
     """Answers completions with what stands in `answers`, one after the other, the last one for ever."""

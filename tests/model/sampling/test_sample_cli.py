@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import av
@@ -16,10 +16,11 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from model.cli import app
+from model.cli import app, main
 from model.encoding.clip_media import read_sound
 from model.encoding.codec import open_codecs
 from model.network.config import NavaConfig, read_config
+from model.sampling import sample
 from model.sampling.config import RECIPES, Prompt, SampleConfig, load_recipe
 from model.sampling.sample import (
     audio_latents,
@@ -32,6 +33,7 @@ from model.sampling.sample import (
 from schemas.errors import MediaError, ModelError, RecipeError
 from tests.model.sampling.conftest import CONFIG
 
+pytestmark = pytest.mark.xdist_group("codecs")  # whoever has imported their libraries once
 CAPTION = "two cats <S>hi<E> <S>ho<E>"
 
 
@@ -105,8 +107,9 @@ def test_single_modalities(folder: Path, tmp_path: Path, options: list[str], kin
 
 
 @pytest.mark.slow
-def test_every_option_reaches_the_sampler(folder: Path, tmp_path: Path) -> None:
+def test_every_option_reaches_the_sampler(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each option alone changes the latents; two that cannot matter here do not."""
+    monkeypatch.setattr(sample, "open_codecs", cache(open_codecs))
     voice = ["--voice", str(folder / "voice.wav"), "--voice", "none"]
     base = ["--codecs", str(folder / "codecs"), "--caption", CAPTION, *voice]
 
@@ -231,23 +234,25 @@ def test_models_are_named_by_preset_or_file(folder: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_command_itself_reports_and_refuses(folder: Path, tmp_path: Path) -> None:
-    """The installed command's own process: results on stdout, a mistake as one sentence and exit code 2."""
+def test_the_command_itself_reports_and_refuses(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its entry point: results on stdout, a mistake as one sentence and exit code 2."""
 
-    def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "model.cli", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    def entered(*arguments: str) -> object:
+        monkeypatch.setattr(sys, "argv", ["nava-train", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code
 
     options = ["--model", str(folder / "model.json"), "--dtype", "bfloat16"]
-    done = shell("convert", str(folder / "weights.safetensors"), str(tmp_path / "half.safetensors"), *options)
-    assert done.returncode == 0, done.stderr
+    assert entered("convert", str(folder / "weights.safetensors"), str(tmp_path / "half.safetensors"), *options) == 0
     num_tensors = len(load_file(folder / "weights.safetensors"))
-    assert done.stdout.startswith(f"{num_tensors} tensors, ")
+    assert capsys.readouterr().out.startswith(f"{num_tensors} tensors, ")
     assert all(value.dtype == torch.bfloat16 for value in load_file(tmp_path / "half.safetensors").values())
-    wrong = shell(
-        "convert", str(folder / "weights.safetensors"), str(tmp_path / "x.safetensors"), "--model", "nava_300m"
-    )
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: ")
-    assert "does not fit the network" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
+    wrong = [str(folder / "weights.safetensors"), str(tmp_path / "x.safetensors"), "--model", "nava_300m"]
+    assert entered("convert", *wrong) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert "does not fit the network" in said

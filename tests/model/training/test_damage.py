@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(folder: Path, num_steps: int = 6, **output: Any) -> TrainConfig:
     every = {"checkpoint_every_steps": 2, **output}
-    return recipe(folder / "data", num_steps=num_steps, plan={"num_packs": 2}, output=every)
+    return recipe(folder / "data", num_steps=num_steps, plan={"num_packs": 1}, output=every)
 
 
 @pytest.fixture

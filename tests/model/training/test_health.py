@@ -100,7 +100,7 @@ def test_too_many_in_a_row_end_training_and_the_last_sound_checkpoint_is_kept(
 
 @pytest.mark.slow
 def test_two_ranks_leave_out_the_same_step_and_stay_alike(data: Path, tmp_path: Path) -> None:
-    config = recipe(data, num_steps=5, parallel={"precision": "float64"})
+    config = recipe(data, num_steps=4, plan={"num_packs": 2}, parallel={"precision": "float64"})
     run_ranks(train_with_nan, 2, tmp_path, config, tmp_path / "two", 3, 1)
     train_with_nan(0, config, tmp_path / "one", 3, 0)
     two, one = (torch.load(tmp_path / f"{name}.pt") for name in ("two", "one"))
@@ -108,7 +108,7 @@ def test_two_ranks_leave_out_the_same_step_and_stay_alike(data: Path, tmp_path: 
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-12, atol=1e-12 * float(value.abs().max()))
     found = lines(tmp_path / "two")
-    assert [line["skipped_steps"] for line in found] == [0, 0, 1, 0, 0]
+    assert [line["skipped_steps"] for line in found] == [0, 0, 1, 0]
     assert {line["slowest_rank"]["rank"] for line in found} <= {0, 1}
     assert all(line["slowest_rank"]["over_median"] >= 1 for line in found)
     assert all(line["slowest_rank"]["host"] for line in found)

@@ -1,4 +1,4 @@
-"""What docs/ say to start training with, run as it stands there: SLURM's commands are stood in for, the rest is real."""
+"""What docs/ say to start training with, torchrun in it, run as it stands there: SLURM's commands are stood in for."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def test_the_slurm_script_starts_ranks_that_train_on_the_samples_of_one_process(
         (tmp_path / name).chmod(0o755)
     slurm = {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "7"}
     given = {"ENGINE": str(ROOT), "RECIPE": str(tmp_path / "recipe.yaml"), "DATA": str(tmp_path / "data"),
-             "OUT": str(tmp_path / "two"), "RANKS_PER_NODE": "2", "PORT": str(free_port()), "OMP_NUM_THREADS": "1"}  # fmt: skip
+             "OUT": str(tmp_path / "two"), "RANKS_PER_NODE": "2", "PORT": str(free_port()), "OMP_NUM_THREADS": "1",
+             "PYTHONFAULTHANDLER": "1"}  # fmt: skip
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", "docs/slurm_train.sh"], check=False, cwd=ROOT, capture_output=True, text=True, timeout=280,

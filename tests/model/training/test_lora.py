@@ -19,7 +19,7 @@ from model.weights.convert import convert, load_weights, write_safetensors
 from model.weights.dcp_files import read_metadata
 from model.weights.formats import TensorSpec
 from schemas.errors import ModelError, RecipeError
-from tests.model.latent_shards import TINY, random_clip, recipe, write_latent_shards
+from tests.model.latent_shards import SMALL, random_clip, recipe, write_latent_shards
 from tests.model.rank_jobs import whole
 
 LORA = {"rank": 3, "alpha": 6.0}
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Latent shards of 24 random clips, and `base.safetensors`, the weights to begin with."""
     folder = tmp_path_factory.mktemp("data") / "run"
     write_latent_shards(folder, [random_clip(i) for i in range(24)])
-    model = Nava(TINY)
+    model = Nava(SMALL)
     model.init_weights(torch.Generator().manual_seed(5))
     with torch.no_grad():
         model.head.head.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(6))
@@ -55,7 +55,7 @@ def config_of(data: Path, num_steps: int = 4, **network: Any) -> TrainConfig:
 def velocity(model: Any) -> list[torch.Tensor]:
     clips = [random_clip(i) for i in (1, 3, 4)]
     with torch.no_grad():
-        out = model(pack(clips, TINY), torch.tensor([900.0, 500.0, 100.0]))
+        out = model(pack(clips, SMALL), torch.tensor([900.0, 500.0, 100.0]))
     return [part for part in [*out.video, *out.audio] if part is not None]
 
 
@@ -70,8 +70,8 @@ def test_adapters_learn_while_the_weights_keep_their_bits(data: Path, tmp_path: 
         training.save(step)
         after = {name: whole(p) for name, p in training.model.named_parameters()}
         adapted = velocity(training.model)
-    plain = Nava(TINY)
-    load_weights(plain, data / "base.safetensors", TINY)
+    plain = Nava(SMALL)
+    load_weights(plain, data / "base.safetensors", SMALL)
     assert all(torch.equal(a, b) for a, b in zip(base, velocity(plain), strict=True)), "at first they add nothing"
     assert all(torch.equal(after[name], value) for name, value in before.items() if not is_adapter(name))
     assert not any(torch.equal(after[name], value) for name, value in before.items() if name.endswith("lora_b"))
@@ -80,14 +80,14 @@ def test_adapters_learn_while_the_weights_keep_their_bits(data: Path, tmp_path: 
     assert held
     assert all(is_adapter(name) for name in held)
 
-    done = convert(checkpoint, tmp_path / "merged.safetensors", TINY)
+    done = convert(checkpoint, tmp_path / "merged.safetensors", SMALL)
     assert done.num_parameters == sum(value.numel() for name, value in before.items() if not is_adapter(name))
-    model = Nava(TINY)
-    load_weights(model, tmp_path / "merged.safetensors", TINY)
+    model = Nava(SMALL)
+    load_weights(model, tmp_path / "merged.safetensors", SMALL)
     for merged_part, adapted_part in zip(velocity(model), adapted, strict=True):
         torch.testing.assert_close(merged_part, adapted_part, rtol=1e-4, atol=1e-5)
     assert not all(torch.allclose(a, b, atol=1e-4) for a, b in zip(adapted, base, strict=True))
-    convert(checkpoint, tmp_path / "averaged.safetensors", TINY, layout="ema")
+    convert(checkpoint, tmp_path / "averaged.safetensors", SMALL, layout="ema")
 
 
 def test_training_of_adapters_goes_on_where_it_was(data: Path, tmp_path: Path, world: World) -> None:
@@ -120,8 +120,8 @@ def test_only_what_is_named_is_trained(data: Path, tmp_path: Path, world: World)
     assert changed
     assert all(name.startswith(("head.", "head_audio.")) for name in changed)
     (checkpoint,) = complete(tmp_path / "checkpoints")
-    model = Nava(TINY)
-    load_weights(model, checkpoint, TINY)
+    model = Nava(SMALL)
+    load_weights(model, checkpoint, SMALL)
     assert all(torch.equal(a, b) for a, b in zip(velocity(model), trained, strict=True))
 
 

@@ -18,7 +18,7 @@ from model.training.transfer import DeviceCopies, IdleTime, each_tensor
 from model.weights.convert import write_safetensors
 from model.weights.formats import TensorSpec
 from schemas.errors import ModelError
-from tests.model.latent_shards import TINY, random_clip, recipe, write_latent_shards
+from tests.model.latent_shards import SMALL, TINY, random_clip, recipe, write_latent_shards
 from tests.model.rank_jobs import whole
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Latent shards, and `base.safetensors`, weights to freeze."""
     folder = tmp_path_factory.mktemp("data") / "run"
     write_latent_shards(folder, [random_clip(i) for i in range(24)])
-    model = Nava(TINY)
+    model = Nava(SMALL)
     model.init_weights(torch.Generator().manual_seed(5))
     weights = {name: value.detach() for name, value in model.state_dict().items()}
     specs = {name: TensorSpec(value.dtype, tuple(value.shape)) for name, value in weights.items()}

@@ -46,11 +46,10 @@ CONTINUED = "states flipped"
 
 def config_of(data: Path, every_steps: int = 2, *, is_asynchronous: bool = False, **place: Any) -> TrainConfig:
     """One pass over the clips, four steps, by a network of two blocks."""
-    network = {"changes": {"num_align_layers": 1, "num_fusion_layers": 1}}
     plan = {"num_packs": 2, "num_epochs": 1}
     output = {"checkpoint_every_steps": every_steps, "is_asynchronous": is_asynchronous}
     optim = {"ema_decay": 0.0}
-    return recipe(data, num_steps=100, network=network, plan=plan, data=place, output=output, optim=optim)
+    return recipe(data, num_steps=100, plan=plan, data=place, output=output, optim=optim)
 
 
 def flip_sample(data: Path, clip: str) -> None:

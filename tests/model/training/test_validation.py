@@ -24,7 +24,7 @@ from model.training.train import Training, train
 from model.training.validation import Validator
 from schemas.errors import PlanError, RecipeError
 from tests.model.latent_shards import random_clip, recipe, run_ranks, write_latent_shards
-from tests.model.rank_jobs import validate, whole
+from tests.model.rank_jobs import in_turn, validate, whole
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +85,15 @@ def _halved(latent: torch.Tensor | None) -> torch.Tensor | None:
 
 @pytest.mark.slow
 def test_any_number_of_ranks_and_any_packs_give_the_same_line(data: Path, tmp_path: Path) -> None:
-    for num_ranks, budget in ((1, 60), (2, 60), (2, 35)):
-        config = recipe(data, plan={"num_packs": 2, "token_budget": budget}, validation={"every_steps": 2},
-                        parallel={"precision": "float64"})  # fmt: skip
-        out = tmp_path / f"{num_ranks}-{budget}"
-        out.mkdir()
-        run_ranks(validate, num_ranks, out, config, out / "run")
-    found = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/run-*.json"))]
+    by_budget = {
+        budget: recipe(data, plan={"num_packs": 2, "token_budget": budget}, validation={"every_steps": 2},
+                       parallel={"precision": "float64"})
+        for budget in (60, 35)
+    }  # fmt: skip
+    validate(0, by_budget[60], tmp_path / "one")
+    jobs = [(validate, (config, tmp_path / f"two-{budget}")) for budget, config in by_budget.items()]
+    run_ranks(in_turn, 2, tmp_path, jobs)
+    found = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
     assert len(found) == 5
     for line in found[1:]:
         assert line["loss"] == pytest.approx(found[0]["loss"], rel=1e-9)
