@@ -56,7 +56,8 @@ class Windows:
     def frames(self, w: int) -> tuple[slice, slice]:
         """The part of window `w` that lies inside the sound: (frames of the sound, frames of the window)."""
         first = int(self.first[w])
-        low, high = max(0, first), max(0, min(self.num_frames, first + self.scores.shape[1]))
+        low = max(0, first)
+        high = max(low, min(self.num_frames, first + self.scores.shape[1]))
         return slice(low, high), slice(low - first, high - first)
 
     def mean(self, told: F32) -> F32:

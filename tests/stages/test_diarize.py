@@ -467,3 +467,11 @@ def test_speech_too_short_for_any_voice_gives_no_turns_rather_than_an_error(engi
     short = resample_poly(spoken, 16000, 22050)[:4800]
     samples = np.concatenate([np.zeros(60_000), short]).astype(np.float32)
     assert engine.turns(samples) == [] or len({turn.speaker for turn in engine.turns(samples)}) == 1
+
+
+@pytest.mark.parametrize("first", [-12, -10, -9, 4, 9, 10, 11, 12])
+def test_a_window_that_sees_nothing_of_the_sound_adds_nothing(first: int) -> None:
+    """The last of a sound may begin a frame past its end: the network's first frame is that of half a window in."""
+    windows = Windows(np.ones((1, 10, 3), np.float32), np.array([first]), num_frames=10)
+    seen = sum(0 <= at < 10 for at in range(first, first + 10))
+    assert windows.speech.sum() == windows.overlap.sum() == seen
