@@ -9,17 +9,19 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from pipeline import pack
 from pipeline.execute.adapter import LIBRARY_ENVIRONMENT, Worker
 from pipeline.execute.lease import Desk, Lease, Settled
-from pipeline.execute.monitor import Monitor, Snapshot
+from pipeline.execute.monitor import AtWork, Monitor, Snapshot, looking
 from pipeline.execute.parts import Joiner
 from pipeline.execute.processes import cpu_s
 from pipeline.execute.spent import Bill
 from pipeline.plan import Plan
 from pipeline.store import RunDir
 from pipeline.unit import Unit
+from schemas.records import identity_of
 
 
 class Here:
@@ -29,6 +31,7 @@ class Here:
         self._plan, self._directory = plan, directory
         self._monitor = Monitor()
         self._workers: dict[int, list[Worker]] = {}
+        self._unit: Unit | None = None
         self._packing_s = 0.0
         self._started = time.time(), cpu_s()
 
@@ -52,6 +55,7 @@ class Here:
     def _carried(self, desk: Desk, number: int, unit: Unit, first: int = 0) -> Iterator[Settled]:
         """The unit through all groups from `first` on, or its head and its parts."""
         for at, worker in enumerate(self.workers(number)[first:], first):
+            self._unit = unit
             parts = worker.advance(unit)
             if parts and unit.is_remade:
                 yield desk.head(unit, parts)
@@ -86,9 +90,23 @@ class Here:
 
     @contextmanager
     def watched(self, show: Callable[[Snapshot], None]) -> Iterator[None]:
-        """The display is fed when all is done; nothing runs beside the work."""
-        yield
-        show(self._monitor.snapshot())
+        """Feeds the display twice a second while the body runs, and once more when it has ended well."""
+        since, at_work = 0.0, ("", "")
+
+        def look() -> None:
+            nonlocal since, at_work
+            snapshot, unit, now = self._monitor.snapshot(), self._unit, time.monotonic()
+            stage = next((stage for stage, _ in dict(self._monitor.in_flight).values()), None)
+            if unit is not None and stage is not None:
+                if at_work != (unit.key, stage):
+                    since, at_work = now, (unit.key, stage)
+                duration_us = identity_of(unit.asset.structs)[1] or 0
+                at = AtWork(unit.source.uri, stage, now - since, duration_us, unit.part)
+                snapshot = replace(snapshot, at_work=[at])
+            show(snapshot)
+
+        with looking(look):
+            yield
 
     def close(self) -> None:
         """Ends the decoders' children."""

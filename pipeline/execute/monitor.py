@@ -7,14 +7,18 @@ announces every row before it touches it, so that a row that crashes its worker 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pipeline.execute.processes import Account
 from pipeline.unit import Part
 
+LOOKED_EVERY_S = 0.5
 MAX_CRASHES = 2
 """A row found in flight after this many worker deaths settles as an error; one death may be the node's fault."""
 
@@ -146,8 +150,27 @@ class Monitor:
         """What is known now."""
         now = time.monotonic()
         return Snapshot(
-            stages={name: replace(tally) for name, tally in self.tallies.items()},
+            stages={name: replace(tally) for name, tally in dict(self.tallies).items()},
             at_work=[replace(at, for_s=at.for_s + now - said) for at, said in self.at_work.values()],
             nodes=dict(self.nodes),
             accounts=list(self.accounts.values()),
         )
+
+
+@contextmanager
+def looking(look: Callable[[], None]) -> Iterator[None]:
+    """Calls `look` every `LOOKED_EVERY_S` from a thread while the body runs, and once more when it has ended well."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(LOOKED_EVERY_S):
+            look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+    look()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from pipeline import pack
 from pipeline.execute.cluster import connected, describe_cluster
 from pipeline.execute.dispatch import Dispatch
 from pipeline.execute.lease import Lease, Settled
-from pipeline.execute.monitor import Monitor, Snapshot
+from pipeline.execute.monitor import Monitor, Snapshot, looking
 from pipeline.execute.processes import Account, Family, own_cpu_s
 from pipeline.execute.spent import Bill
 from pipeline.plan import Plan, make_plan
@@ -22,7 +21,6 @@ from pipeline.store import RunDir
 from schemas.errors import NavaError
 from schemas.plain_arrow import without_pandas
 
-SHOWN_EVERY_S = 0.5
 ANSWERED_S = 5.0
 COUNTED_EVERY = 4
 """Looks at the workers from one look at Ray's processes to the next, which takes some milliseconds."""
@@ -114,9 +112,11 @@ class OnRay:
     @contextmanager
     def watched(self, show: Callable[[Snapshot], None]) -> Iterator[None]:
         """Feeds the display twice a second while the body runs, and once more when it has ended well."""
-        stop = threading.Event()
+        number = count()
 
         def look() -> None:
+            if self._family is not None and next(number) % COUNTED_EVERY == 0:
+                self._family.look()
             try:
                 snapshot = self._snapshot(ANSWERED_S)
             except (self._ray.exceptions.RayError, TimeoutError):
@@ -125,22 +125,8 @@ class OnRay:
                 self._started = time.time(), self.spent().total
             show(snapshot)
 
-        def watch() -> None:
-            for number in count():
-                if stop.wait(SHOWN_EVERY_S):
-                    return
-                look()
-                if self._family is not None and number % COUNTED_EVERY == 0:
-                    self._family.look()
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
+        with looking(look):
             yield
-        finally:
-            stop.set()
-            thread.join(timeout=10)
-        look()
 
 
 def _pack_remote(task: pack.ShardTask, plan: Plan, uri: str) -> tuple[list[str], Account]:

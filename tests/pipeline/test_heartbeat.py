@@ -15,8 +15,12 @@ from rich.console import Console
 
 from pipeline.ask.queries import Run
 from pipeline.ask.status import status
+from pipeline.config import parse_recipe
 from pipeline.execute.heartbeat import AT_WORK, FRESH_S, beating, heartbeat
+from pipeline.execute.here import here
+from pipeline.execute.lease import Lease
 from pipeline.execute.monitor import AtWork, Snapshot, StageTally
+from pipeline.plan import make_plan
 from pipeline.show.text import status_text
 from pipeline.show.watch import watched
 from pipeline.store import RunDir
@@ -54,6 +58,19 @@ def test_what_cannot_be_read_or_is_old_says_nothing(tmp_path: Path, damage: str)
         text = json.dumps({**told, "written": told["written"] - 2 * FRESH_S}) if damage == "old" else damage
         directory.write(AT_WORK, text.encode())
         assert heartbeat(directory) is None
+
+
+def test_a_run_without_ray_tells_what_it_is_at(tmp_path: Path, toy_recipe: dict[str, Any]) -> None:
+    source, seen = toy_source("film.mp4", faults={"probe": "sleep0.8"}), list[AtWork]()
+    with here(make_plan(parse_recipe(toy_recipe)), RunDir(tmp_path)) as executor:
+        with executor.watched(lambda snapshot: seen.extend(snapshot.at_work)):
+            assert len(list(executor.carry(Lease(0, (source,))))) == 1
+        seen_while_it_ran = {(at.stage, at.unit) for at in seen}
+        seen.clear()
+        with executor.watched(lambda snapshot: seen.extend(snapshot.at_work)):
+            pass
+    assert ("probe", "film.mp4") in seen_while_it_ran
+    assert not seen
 
 
 def test_status_says_what_is_being_worked_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
