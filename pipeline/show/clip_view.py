@@ -182,7 +182,7 @@ def _shot(shot: Shot, start: float, end: float) -> Lane:
     """The shot that the clip lies in, with how far away its ends are and what they are."""
     before, after = start - float(shot.span.start), float(shot.span.end) - end
     told = f"begins {before:.2f} s before ({shot.own['start_kind']}), ends {after:.2f} s after ({shot.own['end_kind']})"
-    return _lane("shot", "stretch", [{"start_s": -before, "end_s": end - start + after, "told": told}], end - start)
+    return _lane(Level.SHOT, "stretch", [{"start_s": -before, "end_s": end - start + after, "told": told}], end - start)
 
 
 def _moved(item: Item, start: float) -> dict[str, float]:
