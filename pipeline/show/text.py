@@ -157,7 +157,7 @@ def _count_lines(answer: Stats) -> list[str]:
 
 def provisional_line(number: int) -> str:
     """What to think of sources that are settled for now."""
-    return f"{number} of them for now: this recipe and its stages as they are now are not through with them; the same command goes on"
+    return f"{number} of them for now: the recipe and stages of now are not through with them; the same command goes on"
 
 
 def outdated_line(number: int) -> str:
