@@ -12,6 +12,7 @@ from model.evaluate.metric import Metric, SetMetric
 from model.evaluate.musiq import musiq_metrics
 from model.evaluate.networks import Clap, Dino, LocalNetwork, SoundTagger, WavlmVoice
 from model.evaluate.records import Protocol
+from model.evaluate.synchformer import synchformer_metrics
 from schemas.errors import ModelError
 
 KINDS: dict[str, type[Clap | WavlmVoice | Dino | SoundTagger | Aesthetics]] = {
@@ -31,6 +32,7 @@ FILES: dict[str, Callable[[Path, Protocol], tuple[Metric, ...]]] = {
     WEIGHTS: distance_metrics,
     "imagebind_*.*": imagebind_metrics,
     "musiq_*.*": musiq_metrics,
+    "synchformer_*.*": synchformer_metrics,
 }
 """Name of a published file -> the metrics it gives under a protocol."""
 

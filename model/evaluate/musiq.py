@@ -15,7 +15,7 @@ from model.evaluate.media import read_pictures
 from model.evaluate.metric import Metric
 from model.evaluate.networks import DECODER, EVERY, guarded
 from model.evaluate.records import Protocol
-from model.evaluate.tensors import TensorFile
+from model.evaluate.tensors import TensorFile, attention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,14 +115,8 @@ class Musiq:
         return self.weights.layer_norm(tokens, f"{ENCODER}.encoder_norm")
 
     def _attend(self, tokens: Tensor, name: str) -> Tensor:
-        from torch.nn.functional import scaled_dot_product_attention
-
-        parts = [
-            self.weights.linear(tokens, f"{name}.{part}").unflatten(2, (NUM_HEADS, -1)).transpose(1, 2)
-            for part in ("query", "key", "value")
-        ]
-        found = scaled_dot_product_attention(*parts)
-        return self.weights.linear(found.transpose(1, 2).flatten(2), f"{name}.out")
+        query, key, value = (self.weights.linear(tokens, f"{name}.{part}") for part in ("query", "key", "value"))
+        return self.weights.linear(attention(query, key, value, NUM_HEADS), f"{name}.out")
 
 
 def musiq_metrics(path: Path, protocol: Protocol) -> tuple[Metric, ...]:

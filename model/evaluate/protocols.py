@@ -65,12 +65,12 @@ PROTOCOLS: Mapping[Protocol, Rules] = {
     "versebench": Rules(
         "Verse-Bench as its owner computes it, as far as that needs no weights from elsewhere",
         (*VERSEBENCH_WORDS, *VERSEBENCH_ALIGNMENT),
-        absent="MANIQA, CE, CU, PC, PQ, AV-A, and the overall score of all; AS, ID, FD, KL, CS and LSE-C without --models",
+        absent="MANIQA, CE, CU, PC, PQ, and the overall score of all; AS, ID, FD, KL, CS, LSE-C and AV-A without --models",
     ),
     "mova": Rules(
         "MOVA's toolkit, as far as that needs no weights from elsewhere",
         (AV_ALIGN, LOUDNESS, RMS_DB),
-        absent="DeSync, IS by PANNs, VideoReward, cpCER; IB, CLAP, LSE-C and LSE-D without --models; its frame size is unknown",
+        absent="IS by PANNs, VideoReward, cpCER; DeSync, IB, CLAP, LSE-C and LSE-D without --models; its frame size is unknown",
     ),
 }  # fmt: skip
 

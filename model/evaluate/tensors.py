@@ -77,3 +77,11 @@ class TensorFile:
         from torch.nn.functional import gelu
 
         return self.linear(gelu(self.linear(given, f"{name}.fc1")), f"{name}.fc2")
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+    """[n, q, c] of queries [n, q, c], keys and values [n, k, c], by heads that lie side by side in the channels."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    query, key, value = (part.unflatten(2, (num_heads, -1)).transpose(1, 2) for part in (query, key, value))
+    return scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)

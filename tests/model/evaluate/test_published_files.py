@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import conv2d, conv3d, layer_norm, normalize
+from torch.nn.functional import conv2d, conv3d, layer_norm, normalize, scaled_dot_product_attention
 
 from model.evaluate.aesthetics import Aesthetics
 from model.evaluate.imagebind import ImageBind, _frames_of, _starts, imagebind_metrics
 from model.evaluate.local import local_metrics
 from model.evaluate.musiq import Musiq, musiq_metrics
 from model.evaluate.records import EvalCase, EvalItem
+from model.evaluate.synchformer import Synchformer, _bands, _segments, seen_and_heard, synchformer_metrics
 from pipeline.demo.write import Encoding, encode
-from schemas.errors import ModelError
-from tests.model.evaluate.tiny_networks import imagebind_tensors, musiq_tensors, write_aesthetics
+from schemas.errors import MediaError, ModelError
+from tests.model.evaluate.tiny_networks import (
+    SYNC_DIM,
+    imagebind_tensors,
+    musiq_tensors,
+    synchformer_tensors,
+    write_aesthetics,
+)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +104,76 @@ def test_musiq_is_what_torch_makes_of_the_same_tensors(tmp_path: Path, films: Pa
     assert Musiq(tmp_path / "musiq_ava_ckpt.pth").of_film(films / "one.png") == pytest.approx(5.5), "all ten alike"
     with pytest.raises(ModelError, match="several networks for musiq"):
         local_metrics(tmp_path, "own")
+
+
+def test_synchformer_is_what_others_make_of_the_same_tensors(tmp_path: Path) -> None:
+    from transformers import ASTConfig, ASTModel
+
+    torch.manual_seed(4)
+    tensors, gathering = synchformer_tensors(num_places=4)
+    torch.save(tensors, tmp_path / "synchformer_state_dict.pth")
+    network, dim = Synchformer(tmp_path / "synchformer_state_dict.pth"), SYNC_DIM
+    given = torch.randn(3, 5, dim)
+    first = tensors["vfeat_extractor.spatial_attn_agg.cls_token"].expand(3, 1, dim)
+    with torch.inference_mode():
+        gathered = network.gathered(given, "vfeat_extractor.spatial_attn_agg")
+        torch.testing.assert_close(gathered, gathering(torch.cat([first, given], 1))[:, 0], rtol=1e-4, atol=1e-5)
+        tokens, num_times, num_places = torch.randn(2, 1 + 6, dim), 2, 3
+        place = torch.tensor([-1, *(at % num_places for at in range(6))])
+        time = torch.tensor([-1, *(at // num_places for at in range(6))])
+        for part, group in (("timeattn", place), ("attn", time)):
+            name = f"vfeat_extractor.blocks.0.{part}"
+            packed = tokens @ tensors[f"{name}.qkv.weight"].T + tensors[f"{name}.qkv.bias"]
+            heads = [each.unflatten(2, (12, -1)).transpose(1, 2) for each in packed.chunk(3, -1)]
+            may_see = (group[:, None] == group) | (group == -1) | (group[:, None] == -1)
+            found = scaled_dot_product_attention(*heads, attn_mask=may_see).transpose(1, 2).flatten(2)
+            expected = found @ tensors[f"{name}.proj.weight"].T + tensors[f"{name}.proj.bias"]
+            told = network.divided(tokens, name, num_times, is_over_time=part == "timeattn")
+            torch.testing.assert_close(told, expected, rtol=1e-4, atol=1e-5)
+        config = ASTConfig(hidden_size=dim, num_hidden_layers=1, num_attention_heads=12, intermediate_size=2 * dim)
+        config.max_length = 66
+        ast, prefix = ASTModel(config).eval(), "afeat_extractor.ast."
+        ast.load_state_dict(
+            {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+        )
+        bands = torch.randn(2, 128, 66)
+        heard = ast(bands.transpose(1, 2)).last_hidden_state[:, 2:].unflatten(1, (12, 6))
+        expected = torch.stack(
+            [network.gathered(heard[:, :, at], "afeat_extractor.freq_attn_agg") for at in range(6)], 1
+        )
+        torch.testing.assert_close(network.of_sounds(bands), expected, rtol=1e-4, atol=1e-5)
+        assert network.of_pictures(torch.randn(1, 3, 16, 32, 32)).shape == (1, 8, dim)
+        assert network.logits(torch.randn(14, 3, 16, 32, 32), torch.randn(14, 128, 66)).shape == (21,)
+
+
+def test_pictures_and_sound_are_taken_on_one_clock(tmp_path: Path) -> None:
+    """A flash and a click at 2.0 s of 30 frames a second are in frame 50 of 25 a second and at 2 s of the sound."""
+    frames = np.zeros((156, 48, 64, 3), np.uint8)
+    frames[60:] = 255
+    sound = np.zeros(5 * 48_000, np.float32)
+    sound[2 * 48_000 :][:480] = 0.9
+    encode(tmp_path / "flash.mp4", iter(frames), sound, Encoding(64, 48, fps=Fraction(30)))
+    seen, heard = seen_and_heard(tmp_path / "flash.mp4")
+    assert seen.shape[1:] == (3, 224, 224)
+    assert 120 <= len(seen) <= 126
+    assert int((seen.mean((1, 2, 3)) > 0).nonzero()[0]) == 50
+    assert int(np.abs(heard).argmax()) / 16_000 == pytest.approx(2.0, abs=0.02)
+    assert _segments(seen).shape == (14, 3, 16, 224, 224)
+    bands = _bands(heard)
+    assert bands.shape == (14, 128, 66)
+    assert [at for at in range(14) if bands[at].max() > 0.5] == [5, 6], "segments of 0.64 s, one every 0.32 s"
+    torch.manual_seed(5)
+    torch.save(synchformer_tensors()[0], tmp_path / "synchformer_state_dict.pth")
+    (size,), _ = local_metrics(tmp_path, "mova")
+    (signed,) = synchformer_metrics(tmp_path / "synchformer_state_dict.pth", "versebench")
+    case = EvalCase(EvalItem(item_id="i"), tmp_path / "flash.mp4")
+    told = Synchformer(tmp_path / "synchformer_state_dict.pth").offsets_s(tmp_path / "flash.mp4")
+    assert size.read(case).value == pytest.approx(np.abs(told).mean())
+    assert signed.name == "signed_desync_s"
+    assert all(round(each / 0.2, 6).is_integer() for each in told), "of a grid"
+    encode(tmp_path / "short.mp4", iter(frames[:50]), sound, Encoding(64, 48, fps=Fraction(30)))
+    with pytest.raises(MediaError, match=r"fewer than 4\.8 s"):
+        seen_and_heard(tmp_path / "short.mp4")
 
 
 def test_an_aesthetic_head_is_one_map_of_the_direction(tmp_path: Path, films: Path) -> None:

@@ -139,6 +139,46 @@ def musiq_tensors() -> tuple[dict[str, Any], torch.nn.TransformerEncoderLayer]:
     return tensors, layer
 
 
+SYNC_DIM = 24
+
+
+def synchformer_tensors(num_places: int = 196) -> tuple[dict[str, Any], torch.nn.TransformerEncoderLayer]:
+    """(tensors by their published names, the layer that gathers over space)."""
+    from transformers import ASTConfig, ASTModel
+
+    dim, video, sound, last = SYNC_DIM, "vfeat_extractor", "afeat_extractor", "transformer"
+    tensors = {f"{video}.cls_token": torch.randn(1, 1, dim), f"{video}.pos_embed": torch.randn(1, 1 + num_places, dim)}
+    tensors[f"{video}.temp_embed"] = torch.randn(1, 8, dim)
+    tensors |= named(f"{video}.patch_embed_3d.proj", torch.nn.Conv3d(3, dim, (2, 16, 16)))
+    tensors |= named(f"{video}.norm", torch.nn.LayerNorm(dim))
+    for part in ("attn", "timeattn"):
+        tensors |= named(f"{video}.blocks.0.{part}.qkv", torch.nn.Linear(dim, 3 * dim))
+        tensors |= named(f"{video}.blocks.0.{part}.proj", torch.nn.Linear(dim, dim))
+    for number in (1, 2, 3):
+        tensors |= named(f"{video}.blocks.0.norm{number}", torch.nn.LayerNorm(dim))
+    tensors |= mlp_of(f"{video}.blocks.0.mlp", ("fc1", "fc2"), dim)
+    config = ASTConfig(
+        hidden_size=dim, num_hidden_layers=1, num_attention_heads=12, intermediate_size=2 * dim, max_length=66
+    )
+    tensors |= named(f"{sound}.ast", ASTModel(config))
+    gathering = layer_of(dim, 12)
+    for name, layer in {f"{video}.spatial_attn_agg": gathering, f"{sound}.freq_attn_agg": layer_of(dim, 12)}.items():
+        tensors |= named(name, layer) | {f"{name}.cls_token": torch.randn(1, 1, dim)}
+    for name in ("vis_in_lnorm", "aud_in_lnorm", "ln_f", "blocks.0.ln1", "blocks.0.ln2"):
+        tensors |= named(f"{last}.{name}", torch.nn.LayerNorm(dim))
+    for name in ("vproj", "aproj", *(f"{last}.blocks.0.attn.{part}" for part in ("query", "key", "value", "proj"))):
+        tensors |= named(name, torch.nn.Linear(dim, dim))
+    tensors |= mlp_of(f"{last}.blocks.0.mlp", ("0", "2"), dim) | named(f"{last}.off_head", torch.nn.Linear(dim, 21))
+    tensors |= {f"{last}.{name}_tok": torch.randn(1, 1, dim) for name in ("OFF", "MOD")}
+    return tensors | {f"{last}.pos_emb_cfg.pos_emb": torch.randn(1, 198, dim)}, gathering
+
+
+def mlp_of(prefix: str, names: tuple[str, str], dim: int) -> dict[str, Any]:
+    """Two layers, out to twice the width and back."""
+    out, back = torch.nn.Linear(dim, 2 * dim), torch.nn.Linear(2 * dim, dim)
+    return named(f"{prefix}.{names[0]}", out) | named(f"{prefix}.{names[1]}", back)
+
+
 FOLDERS: Mapping[str, Callable[[Path], None]] = {
     "clap": write_clap, "voice": write_wavlm, "dino": write_dino, "tags": write_tagger, "aesthetic": write_aesthetics,
 }  # fmt: skip
