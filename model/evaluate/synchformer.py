@@ -51,7 +51,7 @@ class Synchformer:
         with torch.inference_mode():
             found = [
                 self.logits(_segments(frames[first:]), _bands(sound[first * VOICE_HZ // FPS :]))
-                for first in (0, len(frames) - LENGTH_FRAMES)
+                for first in sorted({0, len(frames) - LENGTH_FRAMES})
             ]
         return [float(OFFSETS_S[int(each.argmax())]) for each in found]
 

@@ -148,14 +148,14 @@ def test_synchformer_is_what_others_make_of_the_same_tensors(tmp_path: Path) -> 
 
 def test_pictures_and_sound_are_taken_on_one_clock(tmp_path: Path) -> None:
     """A flash and a click at 2.0 s of 30 frames a second are in frame 50 of 25 a second and at 2 s of the sound."""
-    frames = np.zeros((156, 48, 64, 3), np.uint8)
+    frames = np.zeros((144, 48, 64, 3), np.uint8)
     frames[60:] = 255
     sound = np.zeros(5 * 48_000, np.float32)
     sound[2 * 48_000 :][:480] = 0.9
     encode(tmp_path / "flash.mp4", iter(frames), sound, Encoding(64, 48, fps=Fraction(30)))
     seen, heard = seen_and_heard(tmp_path / "flash.mp4")
     assert seen.shape[1:] == (3, 224, 224)
-    assert 120 <= len(seen) <= 126
+    assert len(seen) == 120
     assert int((seen.mean((1, 2, 3)) > 0).nonzero()[0]) == 50
     assert int(np.abs(heard).argmax()) / 16_000 == pytest.approx(2.0, abs=0.02)
     assert _segments(seen).shape == (14, 3, 16, 224, 224)
@@ -167,10 +167,10 @@ def test_pictures_and_sound_are_taken_on_one_clock(tmp_path: Path) -> None:
     (size,), _ = local_metrics(tmp_path, "mova")
     (signed,) = synchformer_metrics(tmp_path / "synchformer_state_dict.pth", "versebench")
     case = EvalCase(EvalItem(item_id="i"), tmp_path / "flash.mp4")
-    told = Synchformer(tmp_path / "synchformer_state_dict.pth").offsets_s(tmp_path / "flash.mp4")
-    assert size.read(case).value == pytest.approx(np.abs(told).mean())
-    assert signed.name == "signed_desync_s"
-    assert all(round(each / 0.2, 6).is_integer() for each in told), "of a grid"
+    told = size.read(case).value
+    assert 0 <= told <= 2
+    assert round(told / 0.2, 6).is_integer(), "one of 21 classes"
+    assert (size.name, signed.name) == ("desync_s", "signed_desync_s")
     encode(tmp_path / "short.mp4", iter(frames[:50]), sound, Encoding(64, 48, fps=Fraction(30)))
     with pytest.raises(MediaError, match=r"fewer than 4\.8 s"):
         seen_and_heard(tmp_path / "short.mp4")
