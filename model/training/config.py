@@ -76,8 +76,11 @@ class NetworkConfig(RecipePart):
 
 
 class OptimConfig(RecipePart):
-    """AdamW, learning rate over time, clipping, average of the weights. Defaults: the paper's, where it states any."""
+    """Optimiser, learning rate over time, clipping, average of the weights. Defaults: the paper's, where it states any."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """`muon` moves the matrices of the blocks by torch.optim.Muon, the rest by AdamW at the same learning rate."""
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
     learning_rate: float = Field(default=5e-5, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
@@ -181,6 +184,11 @@ class TrainConfig(RecipePart):
         if self.network.frozen != "master" and not self.network.is_partial:
             raise ValueError(
                 f"network.frozen={self.network.frozen} is for what network.lora or network.train_only freezes"
+            )
+        if self.optim.kind == "muon" and self.parallel.offload:
+            raise ValueError(
+                "optim.kind=muon multiplies whole matrices, which parallel.offload keeps in pieces in host memory, where GPUs "
+                "cannot exchange them; take one of the two"
             )
         members, num_heads = self.plan.context_parallel, self.network.network().num_heads
         if num_heads % members:

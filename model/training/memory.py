@@ -1,7 +1,7 @@
 """What training holds on one GPU, counted on the real blocks: run with tensors that have shapes and no numbers.
 
     states        this rank's shards: weights in the numbers they are held in, and of what is trained gradients, two
-                  moments, and the average if one is kept; in host memory with parallel.offload
+                  moments (matrices under Muon: one), and the average if one is kept; in host memory with parallel.offload
     gathered      what sharding holds whole: the root's parameters, the block in use and the one fetched ahead
     gradients     whole gradients of a block while they are reduced, and of everything while micro-steps are added up
     activations   kept for the backward pass, and the temporaries of forward and backward, at their peak
@@ -33,6 +33,7 @@ from model.network.config import NavaConfig
 from model.network.nava import Nava, pack
 from model.network.tokens import Packed, Sample
 from model.training.config import TrainConfig
+from model.training.optim import is_for_muon
 from model.training.parallel import compute_dtype, empty_model, master_dtype
 from model.training.recompute import set_recompute
 from schemas.budget import Recompute
@@ -117,10 +118,7 @@ def memory_per_gpu(config: TrainConfig, num_gpus: int) -> MemoryEstimate:
     network = config.network.network()
     counts = _count_parameters(config)
     master, compute = BYTES[master_dtype(parallel)], BYTES[compute_dtype(parallel)]
-    num_shards = max(1, num_gpus // parallel.num_replicas)
-    states = math.ceil(
-        (counts.frozen_bytes + master * (5 if config.optim.ema_decay else 4) * counts.trained) / num_shards
-    )
+    states = states_per_gpu(config, num_gpus)
     fetched = master * counts.block if parallel.offload else 0  # on its way from the host, before it is cast
     has_micro_steps = plan.num_packs > num_gpus and not parallel.sync_every_micro_step
     activations = count_activations(network, parallel.recompute, compute_dtype(parallel), plan.token_budget)
@@ -133,6 +131,15 @@ def memory_per_gpu(config: TrainConfig, num_gpus: int) -> MemoryEstimate:
         workspace_bytes=WORKSPACE_BYTES,
         host_bytes=states if parallel.offload else 0,
     )
+
+
+def states_per_gpu(config: TrainConfig, num_gpus: int) -> int:
+    """Bytes of what one rank keeps of weights, gradients, moments and averages, on the GPU or with parallel.offload beside it."""
+    counts, num_shards = _count_parameters(config), max(1, num_gpus // config.parallel.num_replicas)
+    held = (5 if config.optim.ema_decay else 4) * counts.trained
+    if config.optim.kind == "muon":
+        held -= counts.trained_matrices
+    return math.ceil((counts.frozen_bytes + BYTES[master_dtype(config.parallel)] * held) / num_shards)
 
 
 @lru_cache(maxsize=64)
@@ -225,6 +232,8 @@ class ParameterCounts(NamedTuple):
     """Parameters of the network outside its blocks, and of its largest block, all and trained ones."""
 
     trained: int
+    trained_matrices: int
+    """Those that Muon would move."""
     frozen_bytes: int
     root: int
     trained_root: int
@@ -240,6 +249,7 @@ def _count_parameters(config: TrainConfig) -> ParameterCounts:
     of_root = {name: "_blocks." not in name for name, _ in trained}
     return ParameterCounts(
         trained=sum(count for _, count in trained),
+        trained_matrices=sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and is_for_muon(n, p)),
         frozen_bytes=sum(p.nbytes for p in model.parameters() if not p.requires_grad),
         root=sum(p.numel() for name, p in model.named_parameters() if of_root[name]),
         trained_root=sum(count for name, count in trained if of_root[name]),

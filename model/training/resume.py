@@ -15,6 +15,8 @@ REFUSED = (
     "network.train_only",
     "network.frozen",
     "flow",
+    "optim.kind",
+    "optim.muon_momentum",
     "optim.betas",
     "optim.eps",
     "optim.weight_decay",

@@ -1,7 +1,7 @@
 """Training states on disk: written in the background, published whole, found again, read at any number of ranks.
 
     checkpoints/step-00000500/        appears by one rename when every rank's bytes are on disk
-        .metadata  *.distcp           DCP: model.*, ema.*, optimizer.exp_avg.*, optimizer.exp_avg_sq.*
+        .metadata  *.distcp           DCP: model.*, ema.*, optimizer.exp_avg.*, optimizer.exp_avg_sq.*, or momentum_buffer.*
         state.json                    step, plan position, damaged samples, schedule, recipe, sum of every file
     checkpoints/.partial-00001000/    being written; left behind by a kill, removed by the next start
     checkpoints/good                  a link to the newest one after which training went on soundly; never rotated away
@@ -18,7 +18,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ from model.data.position import PlanPosition
 from model.ranks import World
 from model.training.checkpoint_folders import complete, step_of
 from model.training.checkpoint_store import as_path, open_folder
-from model.training.optim import Ema
+from model.training.optim import Ema, moments
 from model.training.parallel import damage_seen_by_all
 from model.weights.dcp_files import NOTES, open_reader, read_metadata
 from schemas.errors import MachineError, ModelError
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoints", "Notes", "complete", "load_tensors", "read_notes", "set_optimizer_step", "state_tensors", "step_of"
 ]  # fmt: skip
-MOMENTS = ("exp_avg", "exp_avg_sq")
 MAX_FAILURES = 10
 """Checkpoints in a row that could not be written before training ends: what it learns would be lost."""
 WRITE_ERRORS = (CheckpointException, OSError, RuntimeError)
@@ -248,11 +246,7 @@ def state_tensors(model: nn.Module, optimizer: AdamW, ema: Ema | None) -> dict[s
         if not parameter.requires_grad:
             continue
         tensors[f"model.{name}"] = parameter.detach()
-        state = optimizer.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), device=parameter.device)
-            state |= {moment: torch.zeros_like(parameter) for moment in MOMENTS}
-        tensors |= {f"optimizer.{moment}.{name}": state[moment] for moment in MOMENTS}
+        tensors |= {f"optimizer.{moment}.{name}": value for moment, value in moments(optimizer, parameter).items()}
     if ema is not None:
         tensors |= {f"ema.{name}": average for name, average in ema.averages.items()}
     return tensors

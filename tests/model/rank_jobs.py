@@ -20,13 +20,16 @@ import pandas  # noqa: F401
 import torch
 import torch._dynamo
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.data import retry
 from model.ranks import open_world
 from model.sampling.batch import generate_all
 from model.sampling.config import SampleConfig
-from model.training.config import TrainConfig
+from model.training.config import OptimConfig, ParallelConfig, TrainConfig
+from model.training.optim import build_optimizer
+from model.training.parallel import make_mesh
 from model.training.state import complete, load_tensors, state_tensors
 from model.training.train import Training
 from schemas.errors import NavaError
@@ -42,6 +45,45 @@ def in_turn(rank: int, jobs: list[tuple[Callable[..., None], tuple[Any, ...]]]) 
     """Several of the functions here, one after the other: starting ranks costs seconds."""
     for job, arguments in jobs:
         job(rank, *arguments)
+
+
+class MuonMatrix(torch.nn.Module):
+    """Matrices under the names of a block, tall and wide, of odd sizes, and something for AdamW."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.single_blocks = torch.nn.ModuleList(torch.nn.Linear(*size, bias=True) for size in ((33, 64), (64, 33)))
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, generator=generator)
+
+    def steps(self, optimizer: Any) -> None:
+        """Three, along random gradients, the same at any number of ranks."""
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            for parameter in self.parameters():
+                gradient = torch.randn(parameter.shape, generator=generator)
+                parameter.grad = (
+                    distribute_tensor(gradient, parameter.device_mesh, parameter.placements)
+                    if isinstance(parameter, DTensor)
+                    else gradient
+                )
+            optimizer.step()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Whole ones, by name."""
+        return {name: whole(parameter) for name, parameter in self.named_parameters()}
+
+
+def muon_steps(rank: int, target: Path) -> None:
+    """Weights that Muon moved, sharded as training shards them, in `target`."""
+    with open_world() as world:
+        model = MuonMatrix()
+        fully_shard(model, mesh=make_mesh(world, ParallelConfig()))
+        model.steps(build_optimizer(model, OptimConfig(kind="muon")))
+        weights = model.weights()
+    if rank == 0:
+        torch.save(weights, target)
 
 
 def gradients_and_weights(rank: int, jobs: list[tuple[TrainConfig, Path, int]]) -> None:

@@ -9,12 +9,13 @@ import torch
 
 from model.network.nava import Nava, pack
 from model.ranks import open_world
-from model.training.config import ParallelConfig, TrainConfig
+from model.training.config import OptimConfig, ParallelConfig, TrainConfig
+from model.training.optim import build_optimizer
 from model.training.parallel import make_mesh, parallelize
 from schemas.errors import PlanError
 from tests.model.latent_shards import TINY, random_clip, recipe, run_ranks, write_latent_shards
 from tests.model.plain_training import plain_training, worst
-from tests.model.rank_jobs import gradients_and_weights
+from tests.model.rank_jobs import MuonMatrix, gradients_and_weights, in_turn, muon_steps
 
 NUM_STEPS = 10
 
@@ -31,7 +32,8 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[TrainConfi
         num_steps = NUM_STEPS if name == "float64" else 2
         config = recipe(folder / "data", num_steps=num_steps, parallel=parallel, network={"changes": {}})
         done[name] = config, folder / name, num_steps
-    run_ranks(gradients_and_weights, 2, folder, list(done.values()))
+    work = [(gradients_and_weights, (list(done.values()),)), (muon_steps, (folder / "muon.pt",))]
+    run_ranks(in_turn, 2, folder, work)
     return done
 
 
@@ -53,6 +55,21 @@ def test_two_ranks_equal_one_plain_process(
     if weight_bar is not None:
         assert worst_weight < weight_bar
     assert all((found["averages"][n] - w).abs().max() > 0 for n, w in found["weights"].items() if w.dim() > 1)
+
+
+@pytest.mark.slow
+def test_muon_moves_a_sharded_matrix_as_a_whole_one(jobs: dict[str, tuple[TrainConfig, Path, int]]) -> None:
+    """Its products are of bfloat16: some hundredths of what a matrix moves by are rounding."""
+    folder = jobs["float32"][1].parent
+    whole = MuonMatrix()
+    start = whole.weights()
+    whole.steps(build_optimizer(whole, OptimConfig(kind="muon")))
+    found, expected = torch.load(folder / "muon.pt"), whole.weights()
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        moved = (weight - start[name]).norm()
+        assert moved > 0
+        assert (found[name] - weight).norm() < 0.05 * moved, name
 
 
 @pytest.mark.slow
