@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from pipeline.splits import embeddings_at
 from pipeline.store import RunDir
 from schemas.errors import RecipeError
 from schemas.fields import Meaning
+from schemas.held_against import WAYS, Way
 from schemas.records import Level
 from stages.download.manifests import kind_of
 from stages.download.places import is_local, path_of, scheme_of
@@ -34,8 +35,6 @@ from stages.near_duplicates.across import PRINTS, near_pairs
 if TYPE_CHECKING:
     import polars as pl
 
-Way = Literal["seen", "heard", "said", "voice"]
-WAYS: tuple[Way, ...] = get_args(Way)
 MEANT: tuple[Meaning, ...] = ("picture_times", "picture_prints", "sound_prints")
 """What says where `PRINTS` are, in their order."""
 WORDS, LEAST_WORDS = 8, 4

@@ -8,7 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import Literal, get_args
 
+Way = Literal["seen", "heard", "said", "voice"]
+"""In which a clip may be near an item."""
+WAYS: tuple[Way, ...] = get_args(Way)
 CONTAMINATED = "contaminated.arrow"
 FACT = "held_against:"
 """Before the name of a set in the keys of facts."""
@@ -22,8 +26,8 @@ class HeldAgainst:
     """As it stands in column `set`."""
     places: tuple[str, ...] = ()
     """Where its media or its run lie: absolute paths, or addresses."""
-    ways: tuple[str, ...] = ()
-    """In which of them both sides could be compared: seen, heard, said, voice."""
+    ways: tuple[Way, ...] = ()
+    """Those in which both sides were compared."""
 
     def fact(self) -> dict[str, str]:
         """The fact that tells of it."""

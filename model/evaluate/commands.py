@@ -51,7 +51,9 @@ def evaluate(
     ] = "own",
     models: Annotated[
         Path | None,
-        typer.Option(exists=True, help="folder of networks as transformers saves them: CLAP, WavLM, DINO, AST"),
+        typer.Option(
+            exists=True, help="folder of published networks, see docs/evaluation.md: SyncNet, ImageBind, CLAP"
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="processes that measure; 1 GB and more each")] = 1,
     measure_with: StageSettings = None,
@@ -66,10 +68,11 @@ def evaluate(
 ) -> None:
     """Scores generated samples against a set: figures with intervals, each with its protocol, model and crop.
 
-    `nava-train evaluate SET --generated SAMPLES --out REPORT` writes report.json, items.parquet and report.html, and
-    counts what is missing or broken. With `--generate CHECKPOINT` the samples that are not there are made first, into
-    SAMPLES or OUT/generated, by all ranks under torchrun. `nava-train evaluate --compare REPORT_A REPORT_B` says which
-    differences are sure.
+    `nava-train evaluate SET --generated SAMPLES --out REPORT` writes report.json, items.parquet and report.html.
+
+    `--generate CHECKPOINT` first makes the samples that are not there, into SAMPLES or OUT/generated; all ranks under torchrun.
+
+    `nava-train evaluate --compare REPORT_A REPORT_B` says which differences are sure.
     """
     from schemas.errors import RecipeError
 

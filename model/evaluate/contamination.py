@@ -11,7 +11,7 @@ import yaml
 
 from schemas.arrow_file import read_facts, read_table
 from schemas.errors import RecipeError, ShardError
-from schemas.held_against import CONTAMINATED, HeldAgainst, held_against
+from schemas.held_against import CONTAMINATED, WAYS, HeldAgainst, held_against
 from schemas.pool import CLIPS_FILE, RULES_FILE, clips_in
 
 UNKNOWN = (
@@ -38,7 +38,9 @@ def _note(given: Path, folder: Path) -> str:
         others = sorted({*known, *(row["set"] for row in rows)})
         told = f"was held against {', '.join(others)}, not against this set" if others else "was held against no set"
         return f"trained on {folder}, which {told}: whether it holds items of this one is not known"
-    names, ways = {each.name for each in ours}, sorted({way for each in ours for way in each.ways})
+    names, compared = {each.name for each in ours}, {way for each in ours for way in each.ways}
+    ways, lacking = ([way for way in WAYS if (way in compared) is told] for told in (True, False))
+    by = ", ".join(ways) + (f" and not by {', '.join(lacking)}" if lacking else "")
     whole = any(_is_whole(each, given) for each in ours)
     what = "this set" if whole else f"a part of this set alone, {', '.join(sorted(names))},"
     near = [row for row in rows if row["set"] in names and (in_pool is None or row["clip_id"] in in_pool)]
@@ -50,7 +52,7 @@ def _note(given: Path, folder: Path) -> str:
         else "clips of the run, which pools leave out unless asked to keep them,"
     )
     of_these = f" ({found})" if found else ""
-    return f"trained on {folder}, which was held against {what} by {', '.join(ways)}: {num} {where} are near an item{of_these}"
+    return f"trained on {folder}, which was held against {what} by {by}: {num} {where} are near an item{of_these}"
 
 
 def _run_of(folder: Path) -> tuple[Path, set[str] | None]:

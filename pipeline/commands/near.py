@@ -30,11 +30,11 @@ def decontaminate(
 ) -> None:
     """Marks clips of RUN that are near an item of SET by what is seen, heard or said, or by voice; `select` leaves them out."""
     from pipeline.ask.queries import Run
-    from pipeline.decontaminate import WAYS, can_compare, is_run, measured_set, near
+    from pipeline.decontaminate import can_compare, is_run, measured_set, near
     from pipeline.near_marks import write_near
     from pipeline.show.near import near_plain, near_text
     from schemas.errors import RecipeError
-    from schemas.held_against import HeldAgainst
+    from schemas.held_against import WAYS, HeldAgainst
     from schemas.ids import digest
     from schemas.recipe import nearest
     from stages.download.places import is_local, path_of

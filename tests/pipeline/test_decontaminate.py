@@ -89,7 +89,9 @@ def test_each_way_finds_its_own_and_nothing_else(run: Run, items: Path, tmp_path
     found = select(run, str(tmp_path / "pool"), PoolRules())
     assert (len(found.clips), found.num_near) == (12, 8)
     (told,) = contamination_notes(items, [tmp_path / "pool"])
-    assert told.endswith("was held against this set by seen, voice: 0 clips of the pool are near an item")
+    assert told.endswith(
+        "was held against this set by seen, voice and not by heard, said: 0 clips of the pool are near an item"
+    )
     (told,) = contamination_notes(items, [Path(run.dir.uri)])
     assert (
         "8 clips of the run, which pools leave out unless asked to keep them, are near an item (seen 4, voice 4)"

@@ -42,14 +42,14 @@ def test_nothing_is_known_until_a_run_is_named_and_was_held_against_the_set(tmp_
     ]
     run = write_run(tmp_path / "run", whole, other, rows=rows)
     (told,) = contamination_notes(given, [run])
-    assert "held against this set by said, seen: 1 clips of the run" in told
+    assert "held against this set by seen, said and not by heard, voice: 1 clips of the run" in told
     assert told.endswith("are near an item (said 1)")
     meta = given / "meta.lst"
     meta.write_text("")
     assert "held against this set" in contamination_notes(meta, [run])[0]
     part = HeldAgainst(name="voices", places=(str(given / "part"),), ways=("voice",))
     (told,) = contamination_notes(given, [write_run(tmp_path / "half", part, other)])
-    assert "held against a part of this set alone, voices, by voice: 0 clips" in told
+    assert "held against a part of this set alone, voices, by voice and not by seen, heard, said: 0 clips" in told
     (tmp_path / "new").mkdir()
     (told,) = contamination_notes(tmp_path / "new", [run])
     assert "held against all, other, not against this set" in told
