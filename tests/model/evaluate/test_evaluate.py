@@ -264,6 +264,10 @@ def test_protocols_never_share_a_figure() -> None:
         assert name == "own" or rules.absent, "what of the owner's protocol is not measured is said"
     known = {(each.protocol, each.metric, each.model) for each in published_figures()}
     assert ("nava_table", "sync_c", "NAVA (6.3B)") in known
+    measured_here = {each.name for each in rules_here("mova").all} | {"desync_s", "ib", "lse_c", "lse_d", "clap"}
+    assert {metric for protocol, metric, _ in known if protocol == "mova"} - measured_here == {"is"}, (
+        "whose network is another"
+    )
     for protocol in ("own", "seedtts"):
         figure = Figure(
             metric="wer", unit="", better="lower", value=0.1, low=None, high=None, num_items=1,
