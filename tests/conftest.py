@@ -19,6 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 
+RAY = "ray"
+"""The group of tests that start Ray, one after the other."""
+
+
 @pytest.fixture(scope="session")
 def media_dir() -> Path:
     """Folder of real clips with a manifest.json; the test is skipped where there is none."""
@@ -47,7 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     One that reads the demo's run may be the one that starts Ray for it. Tests of a file stay on one worker of pytest-xdist,
     so that what it shares is made once and what it imports is imported once; those that read the demo's run are apart, as
-    they may have to wait for it. Who makes that run comes first and who waits for it last, and the slowest before the rest.
+    they may have to wait for it. Tests that start Ray take longest together and come first, before them who makes that run;
+    who waits for it comes last, and files with many slow tests before others.
     """
     for item in items:
         file = item.nodeid.split("::")[0]
@@ -58,7 +63,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(file))
     num_slow = Counter(group_of(item) for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: (place_of(item), -num_slow[group_of(item)]))
+    waiting = {group_of(item) for item in items if needs_demo(item)}
+
+    def place_of(item: pytest.Item) -> tuple[int, int]:
+        group = group_of(item)
+        if group == RAY:
+            return (0 if needs_demo(item) else 1), 0
+        return (3 if group in waiting else 2), -num_slow[group]
+
+    items.sort(key=place_of)
 
 
 def needs_demo(item: pytest.Item) -> bool:
@@ -71,13 +84,6 @@ def group_of(item: pytest.Item) -> str:
     mark = item.get_closest_marker("xdist_group")
     assert mark is not None, item.nodeid
     return str(mark.args[0])
-
-
-def place_of(item: pytest.Item) -> int:
-    """When its turn is: tests that start Ray one after the other take longest together, and the demo's run is one of theirs."""
-    if group_of(item) == "ray":
-        return 0 if needs_demo(item) else 1
-    return 3 if needs_demo(item) else 2
 
 
 @pytest.fixture

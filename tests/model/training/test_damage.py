@@ -19,6 +19,8 @@ from schemas.errors import MachineError, ModelError
 from tests.model.latent_shards import random_clip, recipe, write_latent_shards
 from tests.model.rank_jobs import full_disk
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -222,6 +222,7 @@ def test_weights_and_biases_gets_the_same_numbers_and_goes_on_with_its_run(
     assert runs[0].is_finished
 
 
+@pytest.mark.slow
 def test_a_signal_has_the_next_steps_profiled(data: Path, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGUSR2)
     config = recipe(data, plan={"num_packs": 2}, health={"profile_steps": 2})

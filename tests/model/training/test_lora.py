@@ -22,6 +22,7 @@ from schemas.errors import ModelError, RecipeError
 from tests.model.latent_shards import SMALL, random_clip, recipe, write_latent_shards
 from tests.model.rank_jobs import whole
 
+pytestmark = pytest.mark.slow
 LORA = {"rank": 3, "alpha": 6.0}
 
 

@@ -19,6 +19,7 @@ from model.training.recompute import POLICIES
 from schemas.budget import Recompute
 from schemas.errors import PlanError
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("memory")]  # counts are kept by who has made them
 ROOT = Path(__file__).resolve().parents[3]
 TOKENS_OF_THE_AUDIT = 65_424
 
@@ -86,7 +87,6 @@ for recompute in sys.argv[3:]:
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_a_real_step_on_a_cpu_takes_what_was_estimated() -> None:
     """Large blocks of memory are given back as soon as they are free, so the peak of the process is that of its tensors."""

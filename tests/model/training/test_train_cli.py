@@ -76,6 +76,7 @@ def test_nothing_encoded_is_an_error(tmp_path: Path) -> None:
         run(*encode, "--recipe", "tiny")
 
 
+@pytest.mark.slow
 def test_the_release_fits_eight_gpus_and_not_one() -> None:
     config = load_recipe("stage2_joint")
     assert check_parameters(config) == 6_296_995_520

@@ -90,6 +90,7 @@ def test_the_kernel_that_trains_is_the_fastest_that_runs(world: World, capsys: p
     assert Kernel("varlen") in kernels_here("cuda")
 
 
+@pytest.mark.slow
 def test_states_in_host_memory_learn_the_same(data: Path, tmp_path: Path, world: World) -> None:
     found = [
         trained(
@@ -102,6 +103,7 @@ def test_states_in_host_memory_learn_the_same(data: Path, tmp_path: Path, world:
     assert all(torch.equal(found[1][name], value) for name, value in found[0].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", ["bfloat16", "float8"])
 def test_frozen_weights_in_fewer_bits_stay_as_they_are_while_adapters_learn(
     data: Path, tmp_path: Path, world: World, frozen: str
