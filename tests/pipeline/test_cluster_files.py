@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
+from model.training.config import load_recipe
 from pipeline.execute.cluster import RAY_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,13 +23,13 @@ NOTICED = {name for name in RAY_ENVIRONMENT if re.match(r"RAY_(grpc|health)", na
 
 
 def check_command(words: list[str]) -> None:
-    """Fails unless `nava-curate` parses the words after its name."""
+    """Fails unless `nava-curate`, or `nava-train`, parses the words after its name."""
     import typer
 
-    from pipeline.cli import app
+    from model.cli import app as training
+    from pipeline.cli import app as curation
 
-    assert words[0] == "nava-curate"
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command({"nava-curate": curation, "nava-train": training}[words[0]])
     group.commands[words[1]].make_context(words[1], words[2:]).close()
 
 
@@ -45,9 +47,10 @@ def test_the_launchers_configuration_passes_its_own_validator() -> None:
     check_command(shlex.split(run))
 
 
-def test_the_kuberay_job_fits_its_schema() -> None:
+@pytest.mark.parametrize("name", ["kuberay.yaml", "kuberay_train.yaml"])
+def test_the_kuberay_job_fits_its_schema(name: str) -> None:
     schema = json.loads((Path(__file__).parent / "rayjob_schema.json").read_text())
-    job: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "kuberay.yaml").read_text())
+    job: dict[str, Any] = yaml.safe_load((ROOT / "docs" / name).read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(job, schema)
     check_command(shlex.split(job["spec"]["entrypoint"]))
@@ -61,6 +64,22 @@ def test_the_kuberay_job_fits_its_schema() -> None:
     job["spec"]["rayClusterSpec"]["headGroupSpec"]["replica"] = 1
     with pytest.raises(jsonschema.ValidationError, match="replica"):
         jsonschema.validate(job, schema)
+
+
+def test_the_kuberay_job_that_trains_has_a_gpu_for_every_rank_and_a_recipe_that_takes_its_settings() -> None:
+    spec: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "kuberay_train.yaml").read_text())["spec"]
+    words = shlex.split(spec["entrypoint"])
+    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    gpus = group["minReplicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert int(words[words.index("--workers") + 1]) == gpus
+    settings = [after for word, after in pairwise(words) if word == "--set"]
+    config = load_recipe(words[2], settings)
+    assert config.plan.num_packs % gpus == 0
+    assert config.output.checkpoints == "s3://BUCKET/runs/stage2"
+    out = words[words.index("--out") + 1]
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert any(out.startswith(f"{mount}/") for mount in mounts)
 
 
 def check_ray_start(params: dict[str, str]) -> None:

@@ -14,7 +14,12 @@ from model.training.train import train
 from tests.model.latent_shards import random_clip, recipe, write_latent_shards
 
 ROOT = Path(__file__).resolve().parents[3]
-SRUN = '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n'
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+"$@" & other=$!
+"$@" && wait $other
+"""
+"""Two machines in one."""
 SCONTROL = "#!/bin/bash\necho localhost\n"
 
 
@@ -25,16 +30,16 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_the_slurm_script_starts_ranks_that_train_on_the_samples_of_one_process(tmp_path: Path) -> None:
+def test_the_slurm_script_starts_machines_that_meet_and_train_on_the_samples_of_one_process(tmp_path: Path) -> None:
     write_latent_shards(tmp_path / "data", [random_clip(i) for i in range(24)])
     config = recipe(tmp_path / "data", num_steps=2)
     (tmp_path / "recipe.yaml").write_text(config.model_dump_json())
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    slurm = {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "7"}
+    slurm = {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7"}
     given = {"ENGINE": str(ROOT), "RECIPE": str(tmp_path / "recipe.yaml"), "DATA": str(tmp_path / "data"),
-             "OUT": str(tmp_path / "two"), "RANKS_PER_NODE": "2", "PORT": str(free_port()), "OMP_NUM_THREADS": "1",
+             "OUT": str(tmp_path / "two"), "RANKS_PER_NODE": "1", "PORT": str(free_port()), "OMP_NUM_THREADS": "1",
              "PYTHONFAULTHANDLER": "1"}  # fmt: skip
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(
