@@ -19,6 +19,12 @@ StageSettings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="of the stages that measure, e.g. stages.sync.engine=syncnet"),
 ]
+ModelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, help="folder of published networks (docs/evaluation.md), such as SyncNet, ImageBind, CLAP"
+    ),
+]
 GenerateOption = Annotated[
     Path | None, typer.Option(exists=True, help="a checkpoint that makes the samples first, from the set's prompts")
 ]
@@ -28,6 +34,9 @@ CodecsOption = Annotated[
 TrainedOption = Annotated[
     list[Path] | None,
     typer.Option(exists=True, help="a run or pool that was trained on: was it held against SET? repeatable"),
+]
+CompareOption = Annotated[
+    tuple[Path, Path] | None, typer.Option(help="instead: two reports of one set, the second against the first")
 ]
 SampleSettings = Annotated[
     list[str] | None,
@@ -49,12 +58,7 @@ def evaluate(
     protocol: Annotated[
         str, typer.Option(help="own, seedtts, versebench or mova: whose definitions the figures have")
     ] = "own",
-    models: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, help="folder of published networks, see docs/evaluation.md: SyncNet, ImageBind, CLAP"
-        ),
-    ] = None,
+    models: ModelsOption = None,
     workers: Annotated[int, typer.Option(min=1, help="processes that measure; 1 GB and more each")] = 1,
     measure_with: StageSettings = None,
     generate: GenerateOption = None,
@@ -62,9 +66,7 @@ def evaluate(
     recipe: Annotated[str, typer.Option(help="with --generate: a packaged sample recipe, or a .yaml file")] = "release",
     sample_with: SampleSettings = None,
     trained_on: TrainedOption = None,
-    compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="instead: two reports of one set, the second against the first")
-    ] = None,
+    compare: CompareOption = None,
 ) -> None:
     """Scores generated samples against a set: figures with intervals, each with its protocol, model and crop.
 
