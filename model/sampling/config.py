@@ -93,7 +93,8 @@ class SampleConfig(RecipePart):
     codecs: Path | None = None
     """Folder of the frozen networks (docs/checkpoints.md)."""
     num_steps: int = Field(default=50, ge=1)
-    solver: Literal["unipc", "euler"] = "unipc"
+    solver: Literal["unipc", "euler", "few_steps"] = "unipc"
+    """`few_steps` is for distilled networks (`model.sampling.sampler.FewSteps`): no pass but the condition's, no guidance."""
     shift: float = Field(default=5.0, gt=0)
     """How far noise levels are moved towards 1 (`model.sampling.sampler.shift_sigmas`)."""
     seed: int = Field(default=0, ge=0)

@@ -56,6 +56,11 @@ def unipc_sigmas(num_steps: int, shift: float = 5.0) -> Tensor:
     return torch.cat([shift_sigmas(grid, shift), torch.zeros(1, dtype=torch.float64)]).float()
 
 
+def few_step_sigmas(num_steps: int, shift: float = 5.0) -> Tensor:
+    """[num_steps] fp32 noise levels of a distilled network, descending: of four steps 1, 0.75, 0.5, 0.25, then shifted."""
+    return shift_sigmas(torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)[:-1], shift).float()
+
+
 class Euler:
     """First-order solver: one straight line per step."""
 
@@ -70,6 +75,31 @@ class Euler:
         self._index += 1
         there = self.sigmas[self._index].item() if self._index < len(self.sigmas) else 0.0
         return sample + velocity * (there - here)
+
+
+class FewSteps:
+    """Of a network distilled to few steps (DMD2, Yin et al. 2024, arXiv 2405.14867), whose guidance is in its weights.
+
+    Each step predicts x0 and puts new noise on it, of the next level; the last one lands on x0. The noise is drawn on the CPU
+    from a stream of its own for each `seed`, which is no seed of the noise that sampling begins with.
+    """
+
+    def __init__(self, num_steps: int, shift: float, seed: int) -> None:
+        self.sigmas = few_step_sigmas(num_steps, shift)
+        self.timesteps = self.sigmas * NUM_STEPS
+        self._levels: list[float] = [*self.sigmas.double().tolist(), 0.0]
+        self._generator = torch.Generator().manual_seed(2**40 + seed)
+        self._index = 0
+
+    def step(self, velocity: Tensor, sample: Tensor) -> Tensor:
+        """The sample at the next noise level."""
+        here, there = self._levels[self._index : self._index + 2]
+        self._index += 1
+        x0 = sample - here * velocity
+        if not there:
+            return x0
+        noise = torch.randn(sample.shape, generator=self._generator).to(sample)
+        return (1 - there) * x0 + there * noise
 
 
 class UniPC:
@@ -186,7 +216,7 @@ class SampleRequest:
     first_frame: Tensor | None = None
     num_steps: int
     shift: float
-    solver: Literal["unipc", "euler"]
+    solver: Literal["unipc", "euler", "few_steps"]
     seed: int
     guidance: Guidance
 
@@ -209,8 +239,9 @@ def sample(
     """The generated latents, on the device of the model. Ranks of a team share the clip's tokens, and all have the result.
 
     Cost: per step one network call each for the condition and its negative, one more for alignment (joint clips) and one
-    more for timbre (clips with voices). The noise depends on the seed and the sizes only, not on the device. A given
-    first frame is put back before every call and at the end. Raises ModelError if the request does not fit the network.
+    more for timbre (clips with voices); with `few_steps` one call alone. The noise depends on the seed and the sizes only,
+    not on the device. A given first frame is put back before every call and at the end. Raises ModelError if the request
+    does not fit the network.
     """
     device = model.patch_embedding.weight.device
     config = model.config
@@ -219,7 +250,7 @@ def sample(
         video = _noise((config.video_channels, *request.video_grid), 2 * request.seed).to(device)
     if request.num_audio_latents:
         audio = _noise((request.num_audio_latents, config.audio_channels), 2 * request.seed + 1).to(device)
-    video_solver, audio_solver = _solver(request), _solver(request)
+    video_solver, audio_solver = _solver(request, 2 * request.seed), _solver(request, 2 * request.seed + 1)
     conditions = _conditions(request, device if team is None else torch.device("cpu"))
     for index, t in enumerate(video_solver.timesteps.tolist()):
         video = _with_first_frame(video, request.first_frame)
@@ -235,7 +266,9 @@ def sample(
     return Latents(_with_first_frame(video, request.first_frame), audio)
 
 
-def _solver(request: SampleRequest) -> Solver:
+def _solver(request: SampleRequest, seed: int) -> Solver:
+    if request.solver == "few_steps":
+        return FewSteps(request.num_steps, request.shift, seed)
     if request.solver == "euler":
         return Euler(request.num_steps, request.shift)
     return UniPC(request.num_steps, request.shift)
@@ -253,6 +286,8 @@ def _conditions(request: SampleRequest, device: torch.device) -> dict[str, Sampl
         speakers=speakers,
         is_first_frame_clean=request.first_frame is not None,
     )
+    if request.solver == "few_steps":
+        return {"conditional": conditional}
     negative = replace(conditional, text=request.negative_text.to(device), placeholders=(), speakers=None)
     passes = {"conditional": conditional, "negative": negative}
     voiceless = replace(conditional, speakers=None)
@@ -306,6 +341,8 @@ def _guided_velocity(
             outputs[name] = outputs["conditional"]
             continue
         outputs[name] = passes.velocity(condition, latents, t_B)
+    if set(outputs) == {"conditional"}:
+        return outputs["conditional"]
     video, audio = ({name: output[i] for name, output in outputs.items()} for i in range(2))
     video_v = audio_v = None
     if latents.video is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from model.network.config import NavaConfig
 from model.network.nava import Nava, Sample, pack
 from model.sampling.config import Guidance, SampleConfig
-from model.sampling.sampler import Euler, SampleRequest, UniPC, euler_sigmas, guide_audio, guide_video, sample
+from model.sampling.sampler import Euler, FewSteps, SampleRequest, UniPC, euler_sigmas, guide_audio, guide_video, sample
 from schemas.errors import ModelError
 
 
@@ -172,6 +173,34 @@ def test_only_passes_that_matter_are_computed(model: CountingNava, changes: dict
     assert model.num_calls == 2 * num_calls
     assert (got.video is None) == (changes.get("video_grid", 0) is None)
     assert (got.audio is None) == (changes.get("num_audio_latents", 9) == 0)
+
+
+def test_few_steps_have_the_release_s_levels_and_land_on_x0_from_whatever_noise() -> None:
+    solver, x0 = FewSteps(4, 5.0, seed=3), torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    assert solver.sigmas.tolist() == pytest.approx([1.0, 15 / 16, 5 / 6, 5 / 8])
+    assert solver.timesteps.tolist() == pytest.approx([1000, 937.5, 2500 / 3, 625])
+    state = torch.randn(2000, generator=torch.Generator().manual_seed(1))
+    noises = [state]
+    for sigma, following in pairwise([*solver.sigmas.tolist(), 0.0]):
+        state = solver.step((state - x0) / sigma, state)
+        if following:
+            noises.append((state - (1 - following) * x0) / following)
+    torch.testing.assert_close(state, x0, atol=1e-5, rtol=0)
+    assert all(float(noise.std()) == pytest.approx(1, abs=0.05) for noise in noises)
+    likeness = torch.corrcoef(torch.stack(noises)) - torch.eye(4)
+    assert float(likeness.abs().max()) < 0.1, "noise is new each time"
+
+
+def test_few_steps_ask_the_condition_alone_and_follow_the_seed(model: CountingNava) -> None:
+    model.num_calls = 0
+    request = _request(num_steps=4, solver="few_steps")
+    first = sample(model, request)
+    assert model.num_calls == 4
+    assert torch.equal(sample(model, replace(request, guidance=Guidance(video_text=9.0))).video, first.video)
+    other = sample(model, replace(request, seed=1))
+    assert not torch.equal(other.audio, first.audio)
+    picture = torch.randn(6, 1, 4, 6, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(sample(model, replace(request, first_frame=picture)).video[:, :1], picture)
 
 
 def test_the_seed_decides(model: CountingNava) -> None:
