@@ -12,6 +12,7 @@ import pytest
 
 import stages
 from tests.pipeline import toy_stages
+from tests.ray_runs import shared_folder
 
 
 @pytest.fixture
@@ -23,16 +24,19 @@ def toy_recipe() -> Iterator[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def whole_light_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(media, run): four clips, curated and packed without Ray."""
+    """(media, run): four clips, curated and packed without Ray, for all workers; test_pack.py alone touches the media."""
+    folder = shared_folder(tmp_path_factory, "light", make_light_run)
+    return folder / "media", folder / "run"
+
+
+def make_light_run(folder: Path) -> None:
     from pipeline.demo import ball_clip
     from tests.pipeline.light_run import curate
 
-    folder = tmp_path_factory.mktemp("light")
     (folder / "media").mkdir()
     for seed in range(4):
         ball_clip(folder / "media" / f"{seed}.mp4", duration_s=3.0, seed=seed)
     curate(folder / "media", folder / "run")
-    return folder / "media", folder / "run"
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from pipeline.execute.here import here
 from pipeline.run import run
 from schemas.errors import PlanError
 from stages.download.sources import expand_sources
-from tests.model.latent_shards import TINY, by_euler, recipe, write_latent_shards
+from tests.model.latent_shards import SHALLOW, TINY, by_euler, recipe, write_latent_shards
 from tests.ray_runs import SAID, curate, finish, starts_ray
 
 NO_WEIGHTS = "stage diarize cannot start. No pyannote pipeline at '/nowhere'"
@@ -159,8 +159,11 @@ def test_export_gives_the_official_trainers_form(demo_run: Path, tmp_path: Path)
 
 
 def test_a_tiny_network_learns_eight_clips_of_the_demo(demo_run: Path, tmp_path: Path) -> None:
-    """From the demo's shards to a tenth of the loss; the sound depends on the voice it is given, and on no other."""
-    network = {"max_text_tokens": 512, "dim": 96, "num_heads": 4, "ffn_dim": 240}
+    """From the demo's shards to a tenth of the loss; the sound depends on the voice it is given, and on no other.
+
+    Of each picture a corner is learnt, and all of the sound.
+    """
+    network = {"max_text_tokens": 512, "dim": 96, "num_heads": 4, "ffn_dim": 240, **SHALLOW}
     config = NavaConfig.preset("nava_tiny", **network)
     write_tiny_codecs(tmp_path / "codecs", TINY)
     short = {"codecs": tmp_path / "codecs", "resolution": 256, "max_frames": 13, "min_frames": 13}
@@ -169,17 +172,18 @@ def test_a_tiny_network_learns_eight_clips_of_the_demo(demo_run: Path, tmp_path:
     clips = [read_latents(reader.read(row)) for row in range(len(reader.index))]
     clips = sorted((clip for clip in clips if clip.speakers), key=lambda clip: clip.speakers[0] is None)[:8]
     assert len(clips) == 8
+    clips = [replace(clip, video=clip.video[..., :4, :8].contiguous()) for clip in clips if clip.video is not None]
     write_latent_shards(tmp_path / "eight", clips, num_shards=1)
     never = dict.fromkeys(
         ("clean_first_frame_prob", "cross_modal_mask_prob", "text_dropout_prob", "timbre_dropout_prob"), 0.0
     )
     stage = recipe(
         tmp_path / "eight",
-        num_steps=140,
+        num_steps=130,
         network={"preset": "nava_tiny", "changes": network},
-        plan={"num_packs": 1, "token_budget": 8192},
+        plan={"num_packs": 1, "token_budget": 1024},
         flow=never,
-        optim={"learning_rate": 5e-3, "warmup_steps": 20, "final_fraction": 0.02},
+        optim={"learning_rate": 8e-3, "warmup_steps": 20, "final_fraction": 0.02, "ema_decay": 0.0},
         output={"checkpoint_every_steps": 10_000},
     )
     with open_world() as world, Training(stage, tmp_path / "train", world) as training:
@@ -253,7 +257,7 @@ KILLED_WHEN: dict[str, Callable[[Path], bool]] = {
 
 @starts_ray
 def test_killed_and_restarted_runs_end_as_if_undisturbed(tmp_path: Path, light: Path) -> None:
-    """On Ray, killed in every phase; the undisturbed run is one without Ray, and both ways give the same run."""
+    """On Ray, once without; killed in every phase. The undisturbed run is one without Ray: both ways give the same run."""
     media, calm, killed = (tmp_path / name for name in ("media", "calm", "killed"))
     write_balls(media, 6)
     (media / "broken.mp4").write_text("not a video")
@@ -262,7 +266,7 @@ def test_killed_and_restarted_runs_end_as_if_undisturbed(tmp_path: Path, light: 
     assert len(expected["files"]) > 1
     again = ["run", str(light), "--input", str(media), "--quiet", "--out", str(killed)]
     for phase, is_reached in KILLED_WHEN.items():
-        process = curate(*again)
+        process = curate(*again, *(["--here"] if phase == "rows are committed" else []))
         while not is_reached(killed):
             assert process.poll() is None, f"ended before {phase}: {process.communicate()[0]}"
             time.sleep(0.02)

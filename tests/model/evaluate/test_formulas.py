@@ -10,8 +10,6 @@ import scipy.linalg
 import scipy.stats
 import soundfile
 import torch
-from torchmetrics.functional.text import char_error_rate, word_error_rate
-from torchmetrics.image.fid import _compute_fid
 
 from model.evaluate.alignment import overlap_of_peaks, peaks
 from model.evaluate.distances import divergence, frechet, inception_score, pair_frechet
@@ -56,6 +54,8 @@ def test_what_counts_as_an_error_is_the_protocols() -> None:
 
 
 def test_error_rates_agree_with_another_implementation() -> None:
+    from torchmetrics.functional.text import char_error_rate, word_error_rate
+
     random = np.random.default_rng(0)
     for _ in range(50):
         wanted, heard = (" ".join(random.choice(list("abcde"), random.integers(1, 12))) for _ in range(2))
@@ -85,6 +85,8 @@ def test_the_distance_of_gaussians_is_that_of_their_closed_form() -> None:
 
 @pytest.mark.parametrize("num", [30, 300])
 def test_frechet_agrees_with_another_implementation(num: int) -> None:
+    from torchmetrics.image.fid import _compute_fid
+
     one, other = (gaussian(num, np.full(20, at), np.eye(20) * (at + 1), at) for at in (0, 1))
     told = [(torch.tensor(each.mean(0)), torch.tensor(np.cov(each, rowvar=False))) for each in (one, other)]
     assert frechet(one, other) == pytest.approx(float(_compute_fid(*told[0], *told[1])), rel=1e-6)
