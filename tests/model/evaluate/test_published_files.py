@@ -24,6 +24,7 @@ from tests.model.evaluate.tiny_networks import (
     musiq_tensors,
     synchformer_tensors,
     write_aesthetics,
+    write_aesthetics_of_clip,
 )
 
 
@@ -188,6 +189,11 @@ def test_an_aesthetic_head_is_one_map_of_the_direction(tmp_path: Path, films: Pa
     assert network.opinion(vector) == pytest.approx(float(told), rel=1e-5)
     assert network.opinion(3 * vector) == pytest.approx(float(told), rel=1e-5)
     assert network.of_film(films / "one.png") != network.of_film(films / "two.png")
+    (tmp_path / "clip").mkdir()
+    write_aesthetics_of_clip(tmp_path / "clip")
+    of_clip = Aesthetics(tmp_path / "clip")
+    assert of_clip.kind == "clip_vision_model"
+    assert of_clip.of_film(films / "one.png") != of_clip.of_film(films / "two.png")
     torch.save({"other.weight": torch.zeros(1)}, tmp_path / "aesthetic_predictor_v2_5.pth")
     with pytest.raises(ModelError, match="expected 5 layers"):
         Aesthetics(tmp_path).opinion(vector)

@@ -72,6 +72,19 @@ def write_aesthetics(folder: Path) -> None:
     torch.save(head, folder / "aesthetic_predictor_v2_5.pth")
 
 
+def write_aesthetics_of_clip(folder: Path) -> None:
+    """CLIP's half that sees, and a head on it under the names of the older predictor."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(**SMALL, image_size=32, patch_size=16, projection_dim=16)
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    head: dict[str, Any] = {}
+    for number, (given, told) in zip((0, 2, 4, 6, 7), pairwise((16, 8, 8, 8, 8, 1)), strict=True):
+        head |= named(f"layers.{number}", torch.nn.Linear(given, told))
+    torch.save(head, folder / "sac+logos+ava1-l14-linearMSE.pth")
+
+
 def named(prefix: str, module: torch.nn.Module) -> dict[str, Any]:
     """The tensors of a module under a prefix."""
     return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
