@@ -57,7 +57,7 @@ def evaluate(
     say(f"{given.name} ({given.form}): {len(given.items)} items, {len(samples)} samples in {generated}")
     cases = _cases(given.items, samples, rules, out, options)
     apart = {
-        settings: _measured_apart(cases, stages, settings, out, options)
+        settings: _measured_apart(cases, stages, settings, out / f"samples.{rules.key_of(settings)}", options)
         for settings, stages in rules.stages_apart.items()
     }
     memory = _Memory(out / READINGS)
@@ -110,10 +110,9 @@ def _cases(
 
 
 def _measured_apart(
-    cases: Sequence[EvalCase], stages: Sequence[str], settings: tuple[str, ...], out: Path, options: EvalOptions
+    cases: Sequence[EvalCase], stages: Sequence[str], settings: tuple[str, ...], folder: Path, options: EvalOptions
 ) -> list[EvalCase]:
     """The cases as `stages` measure their samples under settings of their own; recordings are not measured so."""
-    folder = out / f"samples.{digest(*settings)}"
     samples = [case.sample for case in cases if case.sample is not None]
     made = measure_files(samples, stages, folder, workers=options.workers, settings=(*options.settings, *settings))
     seen = []

@@ -14,6 +14,7 @@ from model.evaluate.qualities import CONTENT_QUALITIES, OWN_QUALITIES, RMS_DB
 from model.evaluate.records import Protocol
 from model.evaluate.words import OWN_WORDS, SEEDTTS_WORDS, VERSEBENCH_WORDS
 from schemas.errors import RecipeError
+from schemas.ids import digest
 from schemas.recipe import nearest
 
 
@@ -47,6 +48,10 @@ class Rules:
     def recording_stages(self) -> list[str]:
         """Stages that have to measure what items bring along."""
         return sorted({each.stage for each in self.all if each.reads_recording and each.stage and not each.settings})
+
+    def key_of(self, settings: tuple[str, ...]) -> str:
+        """A name for what is measured with `settings`: other weights at the same place have another."""
+        return digest(*settings, *sorted({each.sha256 for each in self.all if each.settings == settings}))
 
 
 SIMILARITY, *_ = OWN_LIKENESS

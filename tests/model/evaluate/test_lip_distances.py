@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -86,3 +87,6 @@ def test_distances_are_measured_apart_from_the_own_scale(weights: Path, tmp_path
     assert {each.metric: each.num_missing for each in report.figures} == {"lse_c": 1, "lse_d": 1}
     assert scores[-2].value == pytest.approx((120 * LONG.min() + 20 * SHORT.min()) / 140)
     assert len(report.figures[0].provenance.sha256) == 64
+    other = tuple(replace(each, sha256="f" * 64) for each in found)
+    settings = found[0].settings
+    assert Rules("", other).key_of(settings) != options.rules.key_of(settings), "other weights are measured anew"
