@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model.data import retry
 from model.ranks import World, open_world
+from model.training.config import load_stages
 from model.training.state import Checkpoints, load_tensors, read_notes
 from schemas.errors import ModelError, RecipeError
 from tests.pipeline.flaky_store import BUCKET, Faults, flaky_store
@@ -182,6 +183,13 @@ def test_a_kill_before_the_last_object_leaves_nothing_that_counts(url: str, worl
 def test_a_url_that_nothing_opens_is_refused_with_what_to_do(world: World) -> None:
     with pytest.raises(RecipeError, match="no checkpoints can be kept at nothing://x"):
         Checkpoints("nothing://x/y", world)
+
+
+def test_stages_are_refused_where_the_next_could_not_begin_from_the_store() -> None:
+    with pytest.raises(
+        RecipeError, match=r"stage 1 keeps its checkpoints at memory://x, where the next cannot begin from"
+    ):
+        load_stages("three_stages", ["output.checkpoints=memory://x"])
 
 
 @pytest.mark.slow
