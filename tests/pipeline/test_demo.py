@@ -27,7 +27,6 @@ from pipeline.demo import (
     talking_clip,
     turns_audio,
     variable_rate,
-    write_demo,
     write_known_truth,
 )
 from pipeline.demo.demo_set import MAKERS
@@ -316,10 +315,10 @@ def test_nobody_speaks_on_screen_unseen() -> None:
         film.check(Encoding(64, 48))
 
 
-@pytest.fixture(scope="module")
-def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of the demo's cheap files."""
-    return write_demo(tmp_path_factory.mktemp("demo"), 4, seed=3)
+@pytest.fixture
+def demo_set(demo_media: Path) -> Path:
+    """The manifest of the demo's files, which are written once for all tests. Who uses it is marked `slow`."""
+    return demo_media / "manifest.json"
 
 
 @pytest.mark.parametrize(
@@ -346,8 +345,8 @@ def test_media_repeat_byte_for_byte(tmp_path: Path, kind: str, chosen: dict[str,
 
 
 @pytest.mark.slow
-def test_demo_manifest_has_the_form_of_the_real_one(small_set: Path, media_dir: Path) -> None:
-    ours, real = json.loads(small_set.read_text()), json.loads((media_dir / "manifest.json").read_text())
+def test_demo_manifest_has_the_form_of_the_real_one(demo_set: Path, media_dir: Path) -> None:
+    ours, real = json.loads(demo_set.read_text()), json.loads((media_dir / "manifest.json").read_text())
     assert set(real) <= set(ours)
     assert {"rights", "licence", "repo", "path"} <= set(ours["items"][0]["origin"][0])
     for item in ours["items"]:
@@ -357,25 +356,27 @@ def test_demo_manifest_has_the_form_of_the_real_one(small_set: Path, media_dir: 
             assert set(turn) == {"speaker", "start", "end", "text", "on_screen"}
 
 
-def test_demo_files_are_as_the_manifest_describes_them(small_set: Path) -> None:
-    items = {item["path"]: item for item in json.loads(small_set.read_text())["items"]}
-    sources = [json.loads(line) for line in (small_set.parent / "sources.jsonl").read_text().splitlines()]
+@pytest.mark.slow
+def test_demo_files_are_as_the_manifest_describes_them(demo_set: Path) -> None:
+    items = {item["path"]: item for item in json.loads(demo_set.read_text())["items"]}
+    sources = [json.loads(line) for line in (demo_set.parent / "sources.jsonl").read_text().splitlines()]
     assert [source["uri"] for source in sources] == list(items)
     assert all(source["licence"] for source in sources)
     for name, item in items.items():
-        content = (small_set.parent / name).read_bytes()
+        content = (demo_set.parent / name).read_bytes()
         assert hashlib.sha256(content).hexdigest() == item["sha256"]
     assert not items["not_a_video.mp4"]["probe"]["readable_by_ffprobe"]
-    night = small_set.parent / "dark_and_silent.mp4"
+    night = demo_set.parent / "dark_and_silent.mp4"
     assert np.max(np.abs(sound_of(night))) == 0
     assert np.mean(pictures_of(night)[0]) < 20
 
 
-def test_demo_interview_shows_who_speaks(small_set: Path) -> None:
+@pytest.mark.slow
+def test_demo_interview_shows_who_speaks(demo_set: Path) -> None:
     """In every turn the speaker's mouth moves; in the shared shot the other one's stays shut."""
-    (item,) = (item for item in json.loads(small_set.read_text())["items"] if item["path"] == "interview_hard_cuts.mp4")
+    (item,) = (item for item in json.loads(demo_set.read_text())["items"] if item["path"] == "interview_hard_cuts.mp4")
     truth = item["ground_truth"]
-    pictures, times_s = pictures_of(small_set.parent / item["path"])
+    pictures, times_s = pictures_of(demo_set.parent / item["path"])
     shots = truth["shots"]
     assert [shot["first"] for shot in shots[1:]] == truth["hard_cuts"]
     for turn, shot in zip(truth["speaker_turns"], shots, strict=True):
@@ -410,9 +411,10 @@ def test_odd_demo_files_are_odd_as_stated(tmp_path: Path, name: str) -> None:
         assert streams[1]["start_s"] == pytest.approx(0.25 - 1024 / SAMPLE_RATE_HZ, abs=0.001)
 
 
-def test_the_copy_holds_the_same_bytes(small_set: Path, tmp_path: Path) -> None:
-    copy = dict(MAKERS)["copy_of_sound_late.mp4"](tmp_path / "copy.mp4", 3)
-    assert copy.path.read_bytes() == (small_set.parent / "sound_late_600ms.mp4").read_bytes()
+@pytest.mark.slow
+def test_the_copy_holds_the_same_bytes(demo_set: Path, tmp_path: Path) -> None:
+    copy = dict(MAKERS)["copy_of_sound_late.mp4"](tmp_path / "copy.mp4", 0)
+    assert copy.path.read_bytes() == (demo_set.parent / "sound_late_600ms.mp4").read_bytes()
 
 
 def test_unknown_kind_is_answered_with_the_known_ones(tmp_path: Path) -> None:

@@ -279,6 +279,7 @@ def test_killed_and_restarted_runs_end_as_if_undisturbed(tmp_path: Path, light: 
     assert before == sorted((path, path.stat().st_mtime_ns) for path in killed.rglob("*.tar"))
 
 
+@pytest.mark.slow
 def test_errors_are_taken_up_again_when_asked(tmp_path: Path, light: Path) -> None:
     media, out = tmp_path / "media", tmp_path / "run"
     write_balls(media, 2)

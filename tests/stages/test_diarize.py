@@ -149,6 +149,7 @@ def test_blocks_are_joined_by_voice(engine: EmbeddedDiarizer, tmp_path: Path) ->
     assert score["der_0.25"] < 0.2
 
 
+@pytest.mark.slow
 def test_a_local_pyannote_pipeline_runs(tmp_path: Path) -> None:
     _, samples, truth = spoken(tmp_path, num_speakers=2, num_turns=4, seed=7)
     (tmp_path / "config.yaml").write_text(
@@ -184,6 +185,7 @@ def test_the_networks_are_pyannotes_own_whose_filters_hear_the_sound_once(
         torch.testing.assert_close(network.network(sound, step), theirs, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_worker_starts_without_the_trainer_of_its_weights() -> None:
     """pyannote.audio brings lightning, which took two thirds of a worker's start."""
     code = (
@@ -432,6 +434,7 @@ def test_blocks_cover_everything_and_end_in_pauses() -> None:
 # --- voices ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_embedding_agrees_with_its_package(encoder: SpeakerEncoder, tmp_path: Path) -> None:
     from resemblyzer import VoiceEncoder
     from resemblyzer.audio import normalize_volume
