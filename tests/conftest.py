@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.ray_runs import curate_media, shared_folder, write_media
 
@@ -17,7 +18,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PYANNOTE_METRICS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 RAY = "ray"
 """The group of tests that start Ray, one after the other."""

@@ -89,7 +89,7 @@ def test_hours_are_shared_evenly_and_what_is_missing_goes_to_the_others(run: Run
     assert sums == {"zh": everything["zh"], "de": everything["de"], "en": everything["en"] - 4}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz"), st.integers(1, 9)), min_size=1, max_size=60),
     st.floats(0.5, 200),

@@ -43,7 +43,7 @@ def write(members: list[str], content: Samples) -> tuple[bytes, list[SampleLocat
     return file.getvalue(), places, shard
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shard_samples())
 def test_every_reader_finds_what_was_written(given_samples: tuple[list[str], Samples]) -> None:
     from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -71,7 +71,7 @@ def test_every_reader_finds_what_was_written(given_samples: tuple[list[str], Sam
     assert {key: {name: s[name] for name in members} for key, s in opened.items()} == content
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shard_samples(), st.data())
 def test_a_flipped_byte_anywhere_in_a_sample_is_found(given_samples: tuple[list[str], Samples], data: Any) -> None:
     tar, places, _ = write(*given_samples)

@@ -108,7 +108,7 @@ def plain_status(said: list[dict[str, bool]]) -> tuple[str, int | None]:
     return "open" if any(each["unreached"] for each in said) else "keep", None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(gates=all_gates(), rows=ROWS)
 def test_gates_say_of_any_table_what_they_say_of_one_row(
     gates: dict[str, dict[str, Gate]], rows: list[dict[str, Any]]

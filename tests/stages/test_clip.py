@@ -47,7 +47,7 @@ def utterances_of(words: list[Word], pause_s: float = 0.3) -> list[Stretch]:
     return [Stretch(u[0].start_s, u[-1].end_s) for u in group_utterances(words, pause_s)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(shots())
 def test_windows_are_disjoint_in_range_and_cut_no_word(case: Any) -> None:
     times, words, min_s, max_s = case
@@ -67,7 +67,7 @@ def test_windows_are_disjoint_in_range_and_cut_no_word(case: Any) -> None:
     assert kept + gaps == pytest.approx(times[-1] - times[0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shots())
 def test_no_silent_stretch_that_would_hold_a_window_is_left(case: Any) -> None:
     times, _, min_s, max_s = case

@@ -206,7 +206,7 @@ def cases(draw: st.DrawFn) -> tuple[Seen, list[Boundary]]:
     return clock, found
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases())
 def test_shots_tile_the_timeline(case: Any) -> None:
     clock, found = case
@@ -291,7 +291,7 @@ def test_hybrid_asks_the_network_only_in_doubt() -> None:
     assert abs(soft.end - 60) <= 3
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(-2, 400), st.integers(1, 130)), max_size=8))
 def test_a_window_shows_enough_around_every_frame_it_answers_for(places: list[tuple[int, int]]) -> None:
     asked: list[int] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.spans import SPEECH_RATE_HZ, Speaker, SpeechSpan, Turn, Word
@@ -153,7 +153,6 @@ def test_cleanliness_counts_silence_and_clipping() -> None:
 TURNS = st.lists(st.tuples(st.sampled_from("ABC"), st.floats(0, 36), st.floats(0.3, 8)), max_size=12)
 
 
-@settings(deadline=None)
 @given(TURNS, st.floats(0, 8), st.floats(0.2, 4))
 def test_a_reference_never_leaks(drawn: list[tuple[str, float, float]], start_s: float, length_s: float) -> None:
     turns = [Turn(s, a, min(40.0, a + d)) for s, a, d in drawn]

@@ -58,7 +58,7 @@ def rows_of(packs: list[Pack]) -> list[tuple[int, int]]:
 # ------------------------------------------------------------------------------------------------------ properties
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(index=indexes(), num_packs=st.sampled_from([1, 2, 4, 8]), seed=st.integers(0, 99), epochs=st.integers(1, 3))
 def test_every_sample_once_per_epoch_and_no_pack_over_budget(
     index: ShardIndex, num_packs: int, seed: int, epochs: int
@@ -77,7 +77,7 @@ def test_every_sample_once_per_epoch_and_no_pack_over_budget(
     assert plan.num_steps() == num_steps >= epochs * plan.steps_per_epoch * (1 - 1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(index=indexes(), seed=st.integers(0, 99))
 def test_the_global_order_is_the_same_at_any_world_size(index: ShardIndex, seed: int) -> None:
     plan = finite_plan(index, 8, seed)
@@ -91,7 +91,7 @@ def test_the_global_order_is_the_same_at_any_world_size(index: ShardIndex, seed:
             assert rows_of(in_order) == step
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(index=indexes(), seed=st.integers(0, 99), cuts=st.tuples(st.integers(0, 6), st.integers(1, 6)))
 def test_resume_at_other_world_sizes_equals_an_uninterrupted_run(
     index: ShardIndex, seed: int, cuts: tuple[int, int]
@@ -117,7 +117,7 @@ def test_resume_at_other_world_sizes_equals_an_uninterrupted_run(
     assert state["step"] == len(expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(index=indexes(), seed=st.integers(0, 99), members=st.sampled_from([2, 4]))
 def test_long_samples_are_shared_by_a_team_and_never_lost(index: ShardIndex, seed: int, members: int) -> None:
     longest = int((index.video_tokens + index.audio_tokens).max())
@@ -137,7 +137,7 @@ def test_long_samples_are_shared_by_a_team_and_never_lost(index: ShardIndex, see
     assert seen == Counter(range(len(index)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
 def test_the_shuffle_is_a_permutation(size: int, key: int) -> None:
     image = permuted(np.arange(size), size, key)
@@ -154,7 +154,7 @@ def test_the_shuffle_is_unbiased_and_pinned() -> None:
     assert [permuted(np.arange(6), 6, key).tolist() for key in range(3)] == pinned
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_closing_beats_every_single_item_and_pair(data: st.DataObject) -> None:
     n = data.draw(st.integers(1, 12))

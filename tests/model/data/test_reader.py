@@ -115,7 +115,7 @@ def test_an_object_store_gives_the_same_bytes(tmp_path: Path) -> None:
         remote.read(0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(row=st.integers(0, NUM_SHARDS * PER_SHARD - 1), where=st.floats(0, 0.999))
 def test_any_flipped_byte_is_found(tmp_path_factory: pytest.TempPathFactory, row: int, where: float) -> None:
     folder = tmp_path_factory.mktemp("shards")

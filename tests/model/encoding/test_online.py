@@ -81,7 +81,7 @@ configs = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(clips, min_size=1, max_size=40), configs)
 @example(
     [{"duration_s": 0.1, "has_video": True, "has_audio": True, "height_px": 9, "width_px": 9}],

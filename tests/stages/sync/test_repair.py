@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import soundfile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import correlate
 
@@ -161,7 +161,6 @@ def test_a_caption_that_still_holds_is_kept() -> None:
     assert moved["clip"]["spans"][0]["start_s"] == pytest.approx(1.88)
 
 
-@settings(deadline=None)
 @given(
     st.floats(-1300, 1300),
     st.floats(-15, 15),
