@@ -7,7 +7,6 @@ silence, over and over, stands for the rest of the 30 s: without it the decoder 
 
 from __future__ import annotations
 
-import unicodedata
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.spans import SPEECH_RATE_HZ, Word, is_unspaced
+from schemas.spans import SPEECH_RATE_HZ, Word
+from stages.transcribe.words import continues
 
 WINDOW_S = 30.0
 """What Whisper hears at once; it was trained on no other length."""
@@ -181,25 +181,11 @@ def _timed(words: list[tuple[str, int]], result: Any, length_s: float) -> list[W
 
 
 def split_words(tokens: list[int], tokenizer: Any) -> list[tuple[str, int]]:
-    """Words of a text and how many of its `tokens` each has; together they have all of them.
-
-    A word ends at a space, and in scripts without spaces after each character. Punctuation goes with the word it touches.
-    """
+    """Words of a text and how many of its `tokens` each has; together they have all of them."""
     words: list[tuple[str, int]] = []
     for piece, held in zip(*tokenizer.split_tokens_on_unicode(tokens), strict=True):
-        if words and _continues(words[-1][0], piece):
+        if words and continues(words[-1][0], piece):
             words[-1] = (words[-1][0] + piece, words[-1][1] + len(held))
         else:
             words.append((piece, len(held)))
     return [(text.strip(), num) for text, num in words]
-
-
-def _continues(word: str, piece: str) -> bool:
-    """Whether `piece` belongs to the `word` before it."""
-    if not word.strip() or not piece.strip():
-        return True
-    if word[-1].isspace() or piece[0].isspace():
-        return False
-    is_mark = not piece[0].isalnum() or unicodedata.category(piece[0]).startswith("M")
-    is_opening = not any(character.isalnum() for character in word)
-    return is_mark or is_opening or not (is_unspaced(word[-1]) or is_unspaced(piece[0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass, replace
 
-from schemas.spans import Hearing, Passage, Word
+from schemas.spans import Hearing, Passage, Word, is_unspaced
 from schemas.stretches import Stretch, covered_s, inside
 
 MIN_WORD_S = 0.02
@@ -80,6 +80,20 @@ def drop_loops(words: list[Word], max_repeats: int, longest: int = 4) -> list[Wo
 def _plain(text: str) -> str:
     """Letters, their marks and digits: in Hindi and Thai marks are vowels, which tell words apart."""
     return "".join(c for c in text.lower() if unicodedata.category(c)[0] in "LMN")
+
+
+def continues(word: str, piece: str) -> bool:
+    """Whether `piece`, a piece of a recogniser's text, belongs to the `word` before it.
+
+    A word ends at a space, and in scripts without spaces after each character. Punctuation goes with the word it touches.
+    """
+    if not word.strip() or not piece.strip():
+        return True
+    if word[-1].isspace() or piece[0].isspace():
+        return False
+    is_mark = not piece[0].isalnum() or unicodedata.category(piece[0]).startswith("M")
+    is_opening = not any(character.isalnum() for character in word)
+    return is_mark or is_opening or not (is_unspaced(word[-1]) or is_unspaced(piece[0]))
 
 
 def spread(texts: list[str], room: list[Stretch]) -> list[Word]:
