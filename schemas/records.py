@@ -125,7 +125,7 @@ HEARING = (
     f(
         "words_from",
         pa.string(),
-        doc="what timed the words: pocketsphinx, wav2vec2, attention, or letters: their length",
+        doc="what timed the words: pocketsphinx, wav2vec2, attention, peaks, or letters: their length",
     ),
     f("no_speech_prob", pa.float64(), unit="ratio", doc="whisper's probability that nobody speaks"),
     f("avg_logprob", pa.float64(), doc="whisper's mean log-probability of its text; near 0 is sure"),

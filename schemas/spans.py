@@ -18,8 +18,9 @@ and SyncNet were trained on."""
 
 LanguageFrom = Literal["detected", "stated", "engine"]
 """How a language is known: measured from the sound, told by the manifest or a file's name, or the only one the engine knows."""
-WordsFrom = Literal["pocketsphinx", "wav2vec2", "attention", "letters"]
-"""What told when words are spoken: a forced aligner, the recogniser's attention, or nothing but how long they are."""
+WordsFrom = Literal["pocketsphinx", "wav2vec2", "attention", "peaks", "letters"]
+"""What told when words are spoken: a forced aligner, the recogniser's attention, where it is surest of each character, or
+nothing but how long they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

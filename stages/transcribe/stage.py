@@ -21,6 +21,7 @@ from schemas.stretches import Stretch
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.engines.voice import VoiceActivity, VoiceConfig
 from stages.transcribe.align import AlignEngine, spoken_form
+from stages.transcribe.funasr import FunasrConfig, FunasrEngine
 from stages.transcribe.pocketsphinx import PocketsphinxEngine
 from stages.transcribe.transcripts import Transcript, find_transcripts, in_language
 from stages.transcribe.whisperx import WhisperxConfig, WhisperxEngine
@@ -33,15 +34,17 @@ SURE = 0.5
 class TranscribeConfig(StageConfig):
     """Which engine, and what counts as speech."""
 
-    engine: Literal["auto", "whisperx", "pocketsphinx", "align"] = "auto"
+    engine: Literal["auto", "whisperx", "pocketsphinx", "funasr", "align"] = "auto"
     """auto: align where a transcript in the language that is spoken is given, else `recogniser`. align alone refuses
     sources without a transcript, and trusts it to be in the language that is spoken."""
     recogniser: Literal["whisperx", "pocketsphinx"] = "whisperx"
     """Who listens under engine auto."""
-    second: Literal["whisperx", "pocketsphinx"] | None = None
+    second: Literal["whisperx", "pocketsphinx", "funasr"] | None = None
     """Another engine that hears the same sound, only to tell how far both agree; doubles the cost."""
     whisperx: WhisperxConfig = WhisperxConfig()
     """Weights and settings of engine whisperx."""
+    funasr: FunasrConfig = FunasrConfig()
+    """Weights of engine funasr: Paraformer or SenseVoice."""
     voice: VoiceConfig = VoiceConfig()
     """Voice activity, shared by all engines."""
     states: int = Field(default=6000, ge=100)
@@ -111,7 +114,10 @@ class Transcribe(Measure[TranscribeConfig]):
         self.engine = self._load(self.recogniser)
         self.second = None if config.second is None else self._load(config.second)
 
-    def _load(self, name: str) -> PocketsphinxEngine | WhisperxEngine:
+    def _load(self, name: str) -> PocketsphinxEngine | WhisperxEngine | FunasrEngine:
+        if name == "funasr":
+            funasr = self.config.funasr
+            return self.ctx.model(FunasrEngine.load, funasr.weights_path, funasr.writes_numbers)
         if name == "whisperx":
             return WhisperxEngine.load(self.config.whisperx, self.ctx)
         return PocketsphinxEngine(self.ctx.scratch_dir, self.config.states)
