@@ -11,6 +11,7 @@ from model.evaluate.lip_distances import WEIGHTS, distance_metrics
 from model.evaluate.metric import Metric, SetMetric
 from model.evaluate.musiq import musiq_metrics
 from model.evaluate.networks import Clap, Dino, LocalNetwork, SoundTagger, WavlmVoice
+from model.evaluate.recognisers import TOKENS, recogniser_metrics
 from model.evaluate.records import Protocol
 from model.evaluate.synchformer import synchformer_metrics
 from schemas.errors import ModelError
@@ -33,6 +34,7 @@ FILES: dict[str, Callable[[Path, Protocol], tuple[Metric, ...]]] = {
     "imagebind_*.*": imagebind_metrics,
     "musiq_*.*": musiq_metrics,
     "synchformer_*.*": synchformer_metrics,
+    TOKENS: recogniser_metrics,
 }
 """Name of a published file -> the metrics it gives under a protocol."""
 

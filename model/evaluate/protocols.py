@@ -65,12 +65,12 @@ PROTOCOLS: Mapping[Protocol, Rules] = {
     "seedtts": Rules(
         "Seed-TTS-eval: word error by utterance, similarity to the prompt's voice",
         (*SEEDTTS_WORDS, replace(SIMILARITY, name="sim")),
-        absent="Whisper-large-v3 and Paraformer where stages.transcribe names no other weights; zhconv; its own WavLM checkpoint",
+        absent="Whisper-large-v3 unless stages.transcribe has it; Paraformer without --models; zhconv; its own WavLM checkpoint",
     ),
     "versebench": Rules(
         "Verse-Bench as its owner computes it, as far as that needs no weights from elsewhere",
         (*VERSEBENCH_WORDS, *VERSEBENCH_ALIGNMENT),
-        absent="MANIQA, CE, CU, PC, PQ, and the overall score of all; AS, ID, FD, KL, CS, LSE-C and AV-A without --models",
+        absent="MANIQA, CE, CU, PC, PQ, the overall score of all; AS, ID, FD, KL, CS, LSE-C, AV-A, SenseVoice without --models",
     ),
     "mova": Rules(
         "MOVA's toolkit, as far as that needs no weights from elsewhere",

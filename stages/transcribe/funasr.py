@@ -28,6 +28,8 @@ NUM_BANDS = 80
 TOKENS = "tokens.txt"
 LANGUAGES = ("zh", "en", "ja", "ko", "yue")
 """Those SenseVoice tells, as it calls them."""
+MARK = re.compile(r"<[^<>]+>")
+"""Tokens that stand for no text, such as <unk> and <|BGM|>."""
 GOES_ON = "@@"
 """How those of Paraformer's tokens end that the next one belongs to."""
 Network = Literal["paraformer", "sense_voice_ctc"]
@@ -65,8 +67,7 @@ class FunasrEngine:
     @classmethod
     def load(cls, weights_path: str, writes_numbers: bool) -> FunasrEngine:
         """The engine, on one thread. Raises RecipeError without sherpa-onnx, and for files that it cannot run."""
-        model = Path(weights_path).expanduser()
-        network = checked(model)
+        model, network = checked(weights_path)
         try:
             from sherpa_onnx import OfflineRecognizer
         except ImportError as error:
@@ -121,9 +122,11 @@ class FunasrEngine:
 
 
 def words_of(pieces: Sequence[str]) -> list[tuple[str, int]]:
-    """Words of a text and the first of its `pieces` each has; punctuation that touches none is left out."""
+    """Words of a text and the first of its `pieces` each has; marks such as <unk> and lonely punctuation are none."""
     words: list[tuple[str, int]] = []
     for at, piece in enumerate(pieces):
+        if MARK.fullmatch(piece.strip()):
+            continue
         if words and continues(words[-1][0], piece):
             words[-1] = (words[-1][0] + piece, words[-1][1])
         else:
@@ -131,18 +134,21 @@ def words_of(pieces: Sequence[str]) -> list[tuple[str, int]]:
     return [(text.strip(), first) for text, first in words if any(each.isalnum() for each in text)]
 
 
-def checked(model: Path) -> Network:
-    """Which network an export is. Raises RecipeError where sherpa-onnx could not run it, which would end the process."""
+def checked(weights_path: str) -> tuple[Path, Network]:
+    """An export and which network it is. Raises RecipeError where sherpa-onnx could not run it, which would end the process."""
     import onnxruntime.capi.onnxruntime_pybind11_state as failures
 
+    model = Path(weights_path).expanduser()
     tokens = model.parent / TOKENS
     if missing := next((path for path in (model, tokens) if not path.is_file()), None):
-        raise RecipeError(
-            f"stages.transcribe.funasr.weights_path is '{model}', and there is no file '{missing}'.", remedy=EXPORT
-        )
+        where = f"'{model}', and there is no file '{missing}'" if weights_path else "empty"
+        raise RecipeError(f"stages.transcribe.funasr.weights_path is {where}.", remedy=EXPORT)
+    unreadable = (
+        failures.Fail, failures.InvalidArgument, failures.InvalidGraph, failures.InvalidProtobuf, failures.NotImplemented
+    )  # fmt: skip
     try:
         told = one_thread_session(model).get_modelmeta().custom_metadata_map
-    except (failures.Fail, failures.InvalidProtobuf, failures.InvalidGraph, failures.NotImplemented) as error:
+    except unreadable as error:
         raise RecipeError(f"{model} is no network that ONNX Runtime reads: {error}.", remedy=EXPORT) from error
     network = next((each for each in NUMBERS if each == told.get("model_type")), None)
     if network is None:
@@ -158,7 +164,7 @@ def checked(model: Path) -> Network:
             f"{model} lacks metadata that sherpa-onnx needs, or has it wrong: {', '.join(bad)}.", remedy=EXPORT
         )
     _check_tokens(tokens, int(told["vocab_size"]), network)
-    return network
+    return model, network
 
 
 def _check_tokens(path: Path, num: int, network: Network) -> None:

@@ -55,7 +55,7 @@ def test_numbers_are_written_as_asked(tmp_path: Path) -> None:
 
 
 def test_words_end_at_spaces_and_after_each_character_of_chinese() -> None:
-    pieces = ["，", "你", "好", "。", " we", "ll", " done", "2", "0", "年", "。"]
+    pieces = ["，", "你", "好", "。", " we", "ll", " done", "2", "0", "年", "。", "<|BGM|>", " <unk>"]
     words = words_of(pieces)
     assert [text for text, _ in words] == ["，你", "好。", "well", "done20", "年。"]
     assert [first for _, first in words] == [0, 2, 4, 6, 9]
@@ -90,6 +90,8 @@ def test_tokens_that_do_not_fit_are_named(tmp_path: Path, lines: str, why: str) 
 
 
 def test_files_that_would_end_the_process_are_refused_before(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"funasr\.weights_path is empty"):
+        FunasrEngine.load("", False)
     with pytest.raises(RecipeError, match=r"funasr\.weights_path is .* there is no file .*Point it to model\.onnx"):
         FunasrEngine.load(str(tmp_path), False)
     model = write_export(tmp_path, "sense_voice_ctc", "好", "你", lang_ko="", neg_mean="0,1")
@@ -101,9 +103,10 @@ def test_files_that_would_end_the_process_are_refused_before(tmp_path: Path) -> 
     model = write_export(tmp_path, "sense_voice_ctc", "好", "你", model_type="zipformer")
     with pytest.raises(RecipeError, match="says it is 'zipformer', expected paraformer, sense_voice_ctc"):
         FunasrEngine.load(str(model), False)
-    model.write_bytes(b"<html>")
-    with pytest.raises(RecipeError, match="no network that ONNX Runtime reads"):
-        FunasrEngine.load(str(model), False)
+    for content in (b"<html>", b""):
+        model.write_bytes(content)
+        with pytest.raises(RecipeError, match="no network that ONNX Runtime reads"):
+            FunasrEngine.load(str(model), False)
     (tmp_path / "tokens.txt").unlink()
     with pytest.raises(RecipeError, match=r"there is no file .*tokens\.txt"):
         FunasrEngine.load(str(model), False)
