@@ -19,13 +19,14 @@ def test_every_part_runs_and_failures_are_rows(tmp_path: Path, monkeypatch: pyte
     main()
     rows = json.loads(out.read_text())["rows"]
     assert {row["part"] for row in rows} == set(PARTS)
-    assert all("needs half precision on CUDA" in row["failed"] for row in rows if row["backend"] == "varlen")
-    of_sdpa = [row for row in rows if row["backend"] == "sdpa"]
+    assert all("needs half precision on CUDA" in row["failed"] for row in rows if row.get("backend") == "varlen")
+    of_sdpa = [row for row in rows if row.get("backend") == "sdpa"]
     assert not [row for row in of_sdpa if "failed" in row]
     assert all(row["is_finite"] for row in of_sdpa if row["part"] == "empty")
     assert all(row["is_equal"] for row in of_sdpa if row["part"] == "repeat")
     assert all(row["cosine"] > 0.99 for row in of_sdpa if row["part"] == "parity")
     assert all(row["estimated_bytes"] > 0 for row in of_sdpa if row["part"] == "pack")
+    assert all(row["products_repeat"] and row["products_error"] < 1e-5 for row in rows if row["part"] == "rows")
 
 
 def test_time_that_is_used_up_is_said() -> None:

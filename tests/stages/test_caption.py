@@ -96,12 +96,15 @@ def test_as_many_lines_as_spans_whatever_they_hold(drawn: list[tuple[str, str | 
 
 
 class Server(ThreadingHTTPServer):
-    """Answers with the statuses and texts of `script`, in turn, the last one for ever; keeps what it was asked."""
+    """Answers with the statuses and texts of `script`, in turn, the last one for ever; keeps what it was asked.
 
-    def __init__(self, script: list[tuple[int, str]], takes_s: float = 0.0) -> None:
+    Nobody is answered before `gathers` were asking at once.
+    """
+
+    def __init__(self, script: list[tuple[int, str]], gathers: int = 1) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.script, self.asked, self.takes_s = list(script), [], takes_s  # type: ignore[var-annotated]
-        self.lock, self.at_once, self.most_at_once = threading.Lock(), 0, 0
+        self.script, self.asked, self.gathers = list(script), [], gathers  # type: ignore[var-annotated]
+        self.lock, self.at_once, self.most_at_once = threading.Condition(), 0, 0
 
     @property
     def url(self) -> str:
@@ -121,7 +124,8 @@ class Handler(BaseHTTPRequestHandler):
             status, text = self.server.next_answer()
             self.server.at_once += 1
             self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
-        time.sleep(self.server.takes_s)
+            self.server.lock.notify_all()
+            self.server.lock.wait_for(lambda: self.server.most_at_once >= self.server.gathers, timeout=60)
         usage = {"prompt_tokens": 1000, "completion_tokens": 100}
         answer = {"choices": [{"message": {"content": text}}], "usage": usage} if status == 200 else {"error": text}
         data = json.dumps(answer).encode()
@@ -140,8 +144,8 @@ class Handler(BaseHTTPRequestHandler):
 def serve() -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(script: list[tuple[int, str]], takes_s: float = 0.0) -> Server:
-        servers.append(Server(script, takes_s))
+    def start(script: list[tuple[int, str]], gathers: int = 1) -> Server:
+        servers.append(Server(script, gathers))
         threading.Thread(target=servers[-1].serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return servers[-1]
 
@@ -311,7 +315,7 @@ def test_several_clips_are_asked_about_at_once(serve: Callable[..., Server], cli
     rows = [second_of(clip_file, worker, []) for _ in range(6)]
     rows[2]["download"] |= {"path": str(clip_file.with_name("gone.mp4"))}
     quiet = json.dumps(SEEN | HEARD | {"speech": ""})
-    server = serve([(429, ""), (200, quiet)], takes_s=0.15)
+    server = serve([(429, ""), (200, quiet)], gathers=3)
     stage = Caption(CaptionConfig(**config_for(server, num_frames=1, in_flight=3)))
     stage.setup(worker)
     found = stage.process(rows)

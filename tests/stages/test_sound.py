@@ -121,6 +121,10 @@ def test_speech_over_music_is_heard_as_both(tmp_path: Path, context: Context) ->
     assert told["music_under_speech_ratio"] > 0.3
     assert told["stereo"] == "dual_mono"
     assert 1 < told["mos_overall"] < 5
+    unrated = SoundStage(SoundConfig(rate_speech=False))
+    unrated.setup(context)
+    opinions = [name for name in told if name.startswith("mos_")]
+    assert unrated.process([row]) == [{**told, **dict.fromkeys(opinions)}]
     silent = stage.measure(row | {"probe": {"has_audio": False}})
     assert set(silent.values()) == {None}
     context.media.close()
