@@ -45,7 +45,8 @@ SOUND = struct(
       "speech",
       show="histogram"),
     f("kind", pa.string(), doc="NAVA's class: single_speaker, multi_speaker, singing, music, ambience, or silence", show="label"),
-    f("mos_overall", pa.float64(), doc="DNSMOS P.835, 1 bad to 5 excellent, of the whole; null under 1 s of speech",
+    f("mos_overall", pa.float64(), doc="DNSMOS P.835, 1 bad to 5 excellent, of the whole; null under 1 s of speech, and if not "
+      "asked for",
       show="histogram"),
     f("mos_speech", pa.float64(), doc="the same of the speech alone"),
     f("mos_background", pa.float64(), doc="the same of the background alone"),
@@ -58,11 +59,14 @@ SOUND = struct(
 
 
 class SoundConfig(StageConfig):
-    """Nothing to choose."""
+    """What is asked for."""
+
+    rate_speech: bool = True
+    """Rate speech by DNSMOS, which takes most of the stage's time; without it the opinions (`mos_*`) are null."""
 
 
 class SoundStage(Measure[SoundConfig]):
-    """What is heard in a clip. About 1.5 CPU s a minute, of which most is the rating of speech.
+    """What is heard in a clip. About 3 to 4 CPU s a minute, of which most is the rating of speech.
 
     A noise that holds a pitch may pass for music, and barks now and then for speech: where `transcribe` heard no speech,
     there is none here either. Speakers are those of `clip.spans`.
@@ -79,7 +83,7 @@ class SoundStage(Measure[SoundConfig]):
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
         self.network = ctx.model(EventNetwork.load)
-        self.rater = ctx.model(SpeechRater.load)
+        self.rater = ctx.model(SpeechRater.load) if self.config.rate_speech else None
 
     def measure(self, row: Row) -> dict[str, Any]:
         """The struct of one clip; all fields null where the asset has no sound."""
@@ -92,7 +96,7 @@ class SoundStage(Measure[SoundConfig]):
         heard = heard_in(self.network.probabilities(samples), [one.moved(-float(span.start)) for one in known])
         speakers = {said["speaker"] for said in row["clip"]["spans"] or () if said["speaker"] is not None}
         spoken_s = sum(stretch.duration_s for stretch in heard["speech"])
-        rating = self.rater.rate(samples) if spoken_s >= RATED_S else None
+        rating = self.rater.rate(samples) if self.rater and spoken_s >= RATED_S else None
         stereo, unlike = stereo_of(channels)
         return {
             **described(heard, samples, len(speakers)),
