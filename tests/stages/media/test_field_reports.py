@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import gzip
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
