@@ -202,15 +202,23 @@ def balance(rows: Scannable) -> Balance:
 
 
 def _placed(rows: Scannable, level: Level) -> pl.LazyFrame:
-    """The rows of a level with where they lie on the asset clock, in microseconds as `schemas.timing` rounds them."""
+    """The rows of a level with where they lie on the asset clock, in microseconds as `schemas.timing` rounds them.
+
+    A recipe that ends before a level has none of it.
+    """
     import polars as pl
 
+    found = rows.scan(level)
+    is_made = f"{level}.start_pts" in found.collect_schema()
+
     def microseconds(pts: str) -> pl.Expr:
+        if not is_made:
+            return pl.lit(None, pl.Int64)
         den, ticks = pl.col(f"{level}.tb_den"), pl.col(f"{level}.{pts}") * pl.col(f"{level}.tb_num")
         return ticks // den * 1_000_000 + (2_000_000 * (ticks % den) + den) // (2 * den)
 
     keys = ["source_id", "row_id", "parent_id", "duration_us"]
-    return rows.scan(level).select(
+    return found.select(
         *(keys if level is Level.CLIP else keys[:2] + keys[3:]),
         start_us=microseconds("start_pts"),
         end_us=microseconds("end_pts"),

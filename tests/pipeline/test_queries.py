@@ -158,3 +158,9 @@ def test_replay_finds_what_a_stage_now_measures_otherwise(run: Run, monkeypatch:
 def test_a_folder_without_a_run_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="run --out"):
         Run(str(tmp_path))
+
+
+def test_a_run_whose_recipe_makes_no_clips_adds_up(tmp_path: Path, toy_recipe: dict[str, Any]) -> None:
+    recipe = {"name": "inventory", "stages": {name: toy_recipe["stages"][name] for name in ("download", "probe")}}
+    sheet = balance(make_run(recipe, [toy_source("good.mp4")], tmp_path / "run").ledger)
+    assert (sheet.difference_us, sheet.clips, list(sheet.rejected_us)) == (0, {}, ["asset.no_clip"])
