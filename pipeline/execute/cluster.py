@@ -128,7 +128,10 @@ def _start(ray: Any, address: str | None, num_cpus: int | None) -> None:
 
 @contextmanager
 def _guarded(needed_s: Mapping[str, float], head: str | None = None) -> Iterator[None]:
-    """Ends the body with a MachineError once the private runtime or the head at HOST:PORT is gone, or else this process."""
+    """Ends the body with a MachineError once the private runtime or the head at HOST:PORT is gone, or else this process.
+
+    Processes are looked at through /proc: where there is none, Ray ends by itself.
+    """
     ended, stop, before = list[str](), threading.Event(), fallen(os.getpid())
     seen: dict[tuple[int, int], Process] = {}
 
