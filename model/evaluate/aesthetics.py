@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from model.evaluate.media import read_pictures
 from model.evaluate.metric import Metric, SetMetric
-from model.evaluate.networks import DECODER, EVERY, WEIGHTS, LocalNetwork, guarded
-from model.evaluate.tensors import TensorFile
+from model.evaluate.networks import DECODER, EVERY, guarded
+from networks.folders import WEIGHTS, LocalNetwork
+from networks.tensors import TensorFile
 from schemas.errors import ModelError
 
 if TYPE_CHECKING:

@@ -10,14 +10,15 @@ from model.evaluate.imagebind import imagebind_metrics
 from model.evaluate.lip_distances import WEIGHTS, distance_metrics
 from model.evaluate.metric import Metric, SetMetric
 from model.evaluate.musiq import musiq_metrics
-from model.evaluate.networks import Clap, Dino, LocalNetwork, SoundTagger, WavlmVoice
+from model.evaluate.networks import ClapMetrics, Dino, SoundTagger, WavlmVoice
 from model.evaluate.recognisers import TOKENS, recogniser_metrics
 from model.evaluate.records import Protocol
 from model.evaluate.synchformer import synchformer_metrics
+from networks.folders import LocalNetwork
 from schemas.errors import ModelError
 
-KINDS: dict[str, type[Clap | WavlmVoice | Dino | SoundTagger | Aesthetics]] = {
-    "clap": Clap,
+KINDS: dict[str, type[ClapMetrics | WavlmVoice | Dino | SoundTagger | Aesthetics]] = {
+    "clap": ClapMetrics,
     "wavlm": WavlmVoice,
     "dinov2": Dino,
     "dinov3_vit": Dino,
@@ -70,6 +71,6 @@ def network_metrics(models: Path, protocol: Protocol) -> tuple[tuple[Metric, ...
         some, of_sets = network.metrics()
         metrics += some
         sets += of_sets
-        if protocol == "versebench" and isinstance(network, Clap):
+        if protocol == "versebench" and isinstance(network, ClapMetrics):
             metrics.append(network.pair_distance())
     return tuple(metrics), tuple(sets)

@@ -15,7 +15,7 @@ from model.evaluate.media import read_pictures
 from model.evaluate.metric import Metric
 from model.evaluate.networks import DECODER, EVERY, guarded
 from model.evaluate.records import Protocol
-from model.evaluate.tensors import TensorFile, attention
+from networks.tensors import TensorFile, attention
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,6 @@ of their own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -23,111 +22,26 @@ from model.evaluate.distances import divergence, frechet, inception_score, pair_
 from model.evaluate.media import mono_sound, read_pictures
 from model.evaluate.metric import Metric, SeenFile, SetMetric, Vector, has_reference, has_voice
 from model.evaluate.records import EvalCase, EvalItem, Reading
-from schemas.errors import MediaError, ModelError
-from schemas.files import sha256_of
+from networks.clap import Clap
+from networks.folders import LocalNetwork, cosine, spectrograms_by_numpy
+from schemas.errors import MediaError
 
 VOICE_HZ = 16_000
-CLAP_PEAK = 10 ** (-1 / 20)
-"""Verse-Bench scales sound to a peak of -1 dB before it is heard."""
 HEARD = "mono, as long as the network hears"
 CLAP_CROP = "mono 48 kHz, first 10 s, peak -1 dB"
 EVERY = 5
 """Frames from one that is looked at to the next."""
 SIDE_PX = 256
-WEIGHTS = "model.safetensors"
 DECODER = "PyAV"
 
 
-class LocalNetwork:
-    """A folder with a network, loaded when it is first asked."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        if not (folder / WEIGHTS).is_file():
-            raise ModelError(
-                f"{folder} has no {WEIGHTS}.", remedy="Save the network as transformers saves models, in safetensors."
-            )
-        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-    @property
-    def kind(self) -> str:
-        """What transformers calls the network."""
-        return str(self.config.get("model_type", ""))
-
-    @cached_property
-    def sha256(self) -> str:
-        """Of its weights."""
-        return sha256_of(self.folder / WEIGHTS)[0]
-
-    def load(self, name: str) -> Any:
-        """The network as transformers' class `name`, for inference."""
-        import transformers
-
-        given = {"local_files_only": True, "use_safetensors": True}
-        return getattr(transformers, name).from_pretrained(self.folder, **given).eval()
-
-    def front_end(self, name: str, **options: Any) -> Any:
-        """What prepares its input, transformers' class `name`."""
-        import transformers
-
-        return getattr(transformers, name).from_pretrained(self.folder, local_files_only=True, **options)
-
-    def picture_front_end(self) -> Any:
-        """What prepares its pictures, in the slow way that published figures were made in."""
-        return self.front_end("AutoImageProcessor", use_fast=False)
-
-
-def spectrograms_by_numpy() -> None:
-    """Has transformers make spectrograms without torchaudio, whose wheels do not import beside a CPU build of torch.
-
-    To be called before the first sound tagger; its figures are then the same on every machine.
-    """
-    import warnings
-
-    from transformers.utils import import_utils
-
-    import_utils._torchaudio_available = False
-    warnings.filterwarnings("ignore", message="At least one mel filter")  # 128 bands have one, as published
-
-
-def cosine(one: Vector, other: Vector) -> float:
-    """Of two vectors."""
-    return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
-
-
-class Clap(LocalNetwork):
-    """Sound and text in one space."""
-
-    @cached_property
-    def _parts(self) -> tuple[Any, Any, Any]:
-        return self.load("ClapModel"), self.front_end("ClapFeatureExtractor"), self.front_end("AutoTokenizer")
+class ClapMetrics(Clap):
+    """Sounds of files against texts and against each other."""
 
     @lru_cache(maxsize=4096)  # noqa: B019 - as long as the metric, which is as long as the command
-    def of_sound(self, path: Path) -> Vector:
-        """The vector of the beginning of a file's sound, as long as the network hears; its peak at -1 dB. Raises MediaError.
-
-        The published front end takes a random part of longer sound instead, another one each time.
-        """
-        import torch
-
-        network, extractor, _ = self._parts
-        sound = mono_sound(path, extractor.sampling_rate)[0][: extractor.nb_max_samples]
-        sound = sound * (CLAP_PEAK / max(float(np.abs(sound).max()), 1e-9))
-        with torch.inference_mode():
-            given = extractor(sound, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-            return np.asarray(network.get_audio_features(**given)[0].double().numpy())
-
-    def of_text(self, text: str) -> Vector:
-        """The vector of a text."""
-        import torch
-
-        network, _, tokenizer = self._parts
-        with torch.inference_mode():
-            return np.asarray(
-                network.get_text_features(**tokenizer([text], return_tensors="pt", return_token_type_ids=False))[0]
-                .double()
-                .numpy()
-            )
+    def of_file(self, path: Path) -> Vector:
+        """The vector of the beginning of a file's sound, as `of_sound` has it. Raises MediaError."""
+        return self.of_sound(mono_sound(path, self.rate_hz)[0])
 
     def metrics(self) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:
         """Agreement with the text, and distance of sets."""
@@ -135,13 +49,13 @@ class Clap(LocalNetwork):
         return (
             Metric(
                 name="clap", doc="cosine of the sound and what is to be heard", unit="cosine", better="higher",
-                read=guarded(lambda case, path: cosine(self.of_sound(path), self.of_text(case.item.sounds[0]))),
+                read=guarded(lambda case, path: cosine(self.of_file(path), self.of_text(case.item.sounds[0]))),
                 applies=_has_sounds, crop=CLAP_CROP, model=about, sha256=self.sha256, decoder=DECODER,
             ),
         ), (
             SetMetric(
                 name="fd_clap", doc="Frechet distance of all sounds and all real ones", better="lower",
-                describe=vector_or_none(self.of_sound), distance=frechet, crop=CLAP_CROP, model=about, sha256=self.sha256,
+                describe=vector_or_none(self.of_file), distance=frechet, crop=CLAP_CROP, model=about, sha256=self.sha256,
                 decoder=DECODER,
             ),
         )  # fmt: skip
@@ -151,7 +65,7 @@ class Clap(LocalNetwork):
 
         def apart(case: EvalCase, path: Path) -> float:
             assert case.item.reference is not None
-            return pair_frechet(self.of_sound(path), self.of_sound(case.item.reference))
+            return pair_frechet(self.of_file(path), self.of_file(case.item.reference))
 
         return Metric(
             name="fd_pair_clap", doc="squared distance of the sound's vector and the real one's", better="lower",

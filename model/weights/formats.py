@@ -19,8 +19,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch._weights_only_unpickler import UnpicklingError
 
+from networks.tensors import plain_state
 from schemas.errors import ModelError
 
 BATCH_BYTES = 256 * 2**20
@@ -159,20 +159,7 @@ class TorchSource:
                 yield name, state.pop(name)
 
     def _load(self) -> dict[str, Tensor]:
-        try:
-            content = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, UnpicklingError, EOFError, LookupError, ValueError, TypeError) as error:
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            cause = next((line for line in said if "Unsupported" in line or "GLOBAL" in line), said[0])
-            raise ModelError(
-                f"{self._path} cannot be read as plain weights: {cause.strip()}",
-                remedy="Save it again with a current torch.save, tensors and numbers only, or as safetensors.",
-            ) from error
-        state = content.get("state_dict", content) if isinstance(content, dict) else content
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-            raise ModelError(f"{self._path}: expected a state dict, or one under 'state_dict'; found {_some(found)}.")
-        return state
+        return plain_state(self._path)
 
 
 class DcpSource:

@@ -15,9 +15,10 @@ import torch
 from model.evaluate.evaluate import EvalOptions, evaluate
 from model.evaluate.local import local_metrics, network_metrics
 from model.evaluate.metric import Metric, SeenFile
-from model.evaluate.networks import Clap, spectrograms_by_numpy
+from model.evaluate.networks import ClapMetrics
 from model.evaluate.protocols import Rules
 from model.evaluate.records import EvalCase, EvalItem, EvalSet
+from networks.folders import spectrograms_by_numpy
 from pipeline.demo.write import Encoding, encode
 from schemas.errors import ModelError
 from schemas.measured import MeasuredFile
@@ -77,13 +78,14 @@ def test_the_same_is_alike_and_another_is_less(root: Path, found: tuple[dict[str
 
 
 def test_loudness_is_no_matter_to_clap_and_long_sound_is_heard_from_its_beginning(root: Path) -> None:
-    clap = Clap(root / "models" / "clap")
+    clap = ClapMetrics(root / "models" / "clap")
     sound, rate_hz = soundfile.read(root / "one.wav")
     soundfile.write(root / "quiet.wav", 0.2 * sound, rate_hz, subtype="FLOAT")
-    assert clap.of_sound(root / "quiet.wav") == pytest.approx(clap.of_sound(root / "one.wav"), abs=2e-3)
+    assert clap.of_file(root / "quiet.wav") == pytest.approx(clap.of_file(root / "one.wav"), abs=2e-3)
     soundfile.write(root / "long.wav", np.tile(sound, 4), rate_hz)
     assert (
-        Clap(root / "models" / "clap").of_sound(root / "long.wav").tolist() == clap.of_sound(root / "long.wav").tolist()
+        ClapMetrics(root / "models" / "clap").of_file(root / "long.wav").tolist()
+        == clap.of_file(root / "long.wav").tolist()
     )
 
 

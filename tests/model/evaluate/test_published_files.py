@@ -11,11 +11,14 @@ import torch
 from torch.nn.functional import conv2d, conv3d, layer_norm, normalize, scaled_dot_product_attention
 
 from model.evaluate.aesthetics import Aesthetics
-from model.evaluate.imagebind import ImageBind, _frames_of, _starts, imagebind_metrics
+from model.evaluate.imagebind import imagebind_metrics
 from model.evaluate.local import local_metrics
+from model.evaluate.media import mono_sound, read_pictures
 from model.evaluate.musiq import Musiq, musiq_metrics
 from model.evaluate.records import EvalCase, EvalItem
-from model.evaluate.synchformer import Synchformer, _bands, _segments, seen_and_heard, synchformer_metrics
+from model.evaluate.synchformer import synchformer_metrics
+from networks.imagebind import ImageBind, _frames_of, _starts
+from networks.synchformer import SIDE_PX, Synchformer, _bands, _segments, seen_and_heard
 from pipeline.demo.write import Encoding, encode
 from schemas.errors import MediaError, ModelError
 from tests.model.evaluate.tiny_networks import (
@@ -147,6 +150,10 @@ def test_synchformer_is_what_others_make_of_the_same_tensors(tmp_path: Path) -> 
         assert network.logits(torch.randn(14, 3, 16, 32, 32), torch.randn(14, 128, 66)).shape == (21,)
 
 
+def both_of(path: Path) -> tuple[torch.Tensor, np.ndarray]:
+    return seen_and_heard(*read_pictures(path, SIDE_PX, "rgb24"), *mono_sound(path, 16_000))
+
+
 def test_pictures_and_sound_are_taken_on_one_clock(tmp_path: Path) -> None:
     """A flash and a click at 2.0 s of 30 frames a second are in frame 50 of 25 a second and at 2 s of the sound."""
     frames = np.zeros((144, 48, 64, 3), np.uint8)
@@ -154,7 +161,7 @@ def test_pictures_and_sound_are_taken_on_one_clock(tmp_path: Path) -> None:
     sound = np.zeros(5 * 48_000, np.float32)
     sound[2 * 48_000 :][:480] = 0.9
     encode(tmp_path / "flash.mp4", iter(frames), sound, Encoding(64, 48, fps=Fraction(30)))
-    seen, heard = seen_and_heard(tmp_path / "flash.mp4")
+    seen, heard = both_of(tmp_path / "flash.mp4")
     assert seen.shape[1:] == (3, 224, 224)
     assert len(seen) == 120
     assert int((seen.mean((1, 2, 3)) > 0).nonzero()[0]) == 50
@@ -174,7 +181,7 @@ def test_pictures_and_sound_are_taken_on_one_clock(tmp_path: Path) -> None:
     assert (size.name, signed.name) == ("desync_s", "signed_desync_s")
     encode(tmp_path / "short.mp4", iter(frames[:50]), sound, Encoding(64, 48, fps=Fraction(30)))
     with pytest.raises(MediaError, match=r"fewer than 4\.8 s"):
-        seen_and_heard(tmp_path / "short.mp4")
+        both_of(tmp_path / "short.mp4")
 
 
 def test_an_aesthetic_head_is_one_map_of_the_direction(tmp_path: Path, films: Path) -> None:

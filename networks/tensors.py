@@ -15,6 +15,41 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def named_tensors(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file whose names begin so. Raises ModelError for a file that is not whole."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return {name: handle.get_tensor(name) for name in handle.keys() if name.startswith(prefixes)}  # noqa: SIM118
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ModelError(f"{path} is not a whole safetensors file: {error}.", remedy="Copy it again.") from error
+
+
+def plain_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of torch.save by name, mapped: a flat state dict, or one under the key 'state_dict'.
+
+    No code in it is run; files of torch before 1.6 cannot be mapped. Raises ModelError for those and for what is no state dict.
+    """
+    import torch
+    from torch._weights_only_unpickler import UnpicklingError
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, UnpicklingError, EOFError, LookupError, ValueError, TypeError, FileNotFoundError) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        cause = next((line for line in said if "Unsupported" in line or "GLOBAL" in line), said[0])
+        raise ModelError(
+            f"{path} cannot be read as plain weights: {cause.strip()}",
+            remedy="Save it again with a current torch.save, tensors and numbers only, or as safetensors.",
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        found = ", ".join(sorted(map(str, content))[:4]) if isinstance(content, dict) else type(content).__name__
+        raise ModelError(f"{path}: expected a state dict, or one under 'state_dict'; found {found}.")
+    return state
+
+
 class TensorFile:
     """A state dict on disk, safetensors or a torch file of plain tensors, of which some parts are read when first asked."""
 
@@ -29,11 +64,11 @@ class TensorFile:
 
     @cached_property
     def _tensors(self) -> dict[str, Tensor]:
-        from model.weights.formats import open_checkpoint
-
-        source = open_checkpoint(self.path)
-        names = [name for name in source.specs if name.startswith(self._prefixes)]
-        return {name: tensor.float() for name, tensor in source.read(names)}
+        if self.path.suffix == ".safetensors":
+            found = named_tensors(self.path, self._prefixes)
+        else:
+            found = {name: each for name, each in plain_state(self.path).items() if name.startswith(self._prefixes)}
+        return {name: tensor.float() for name, tensor in found.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor of a published name, float32. Raises ModelError where the file has none."""
