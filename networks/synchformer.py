@@ -41,17 +41,27 @@ class Synchformer:
     def __init__(self, path: Path) -> None:
         self.weights = TensorFile(path)
 
-    def judge(self, frames: Tensor, sound: NDArray[np.float32]) -> Tensor:
-        """[1 or 2, 21]: log odds of `OFFSETS_S` of the first and of the last 4.8 s of what `seen_and_heard` gives."""
+    def judge(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        times_s: NDArray[np.float64],
+        sound: NDArray[np.float32],
+        start_s: float,
+    ) -> Tensor:
+        """[1 or 2, 21]: log odds of `OFFSETS_S` of the first and of the last 4.8 s.
+
+        `frames` are RGB [h, w, 3], shown at `times_s` [n]; `sound` is mono at 16 kHz and begins at `start_s`. Raises
+        MediaError for less than 4.8 s of both.
+        """
         import torch
 
+        nearest, heard = on_one_clock(times_s, sound, start_s)
         with torch.inference_mode():
-            return torch.stack(
-                [
-                    self.logits(_segments(frames[first:]), _bands(sound[first * SPEECH_RATE_HZ // FPS :]))
-                    for first in sorted({0, len(frames) - LENGTH_FRAMES})
-                ]
-            )
+            found = []
+            for first in sorted({0, len(nearest) - LENGTH_FRAMES}):
+                seen = shown([frames[at] for at in nearest[first : first + LENGTH_FRAMES]])
+                found.append(self.logits(_segments(seen), _bands(heard[first * SPEECH_RATE_HZ // FPS :])))
+            return torch.stack(found)
 
     def logits(self, segments: Tensor, bands: Tensor) -> Tensor:
         """[21] of pictures [14, 3, 16, 224, 224] of -1 to 1 and sounds [14, 128, 66]."""
@@ -166,28 +176,31 @@ class Synchformer:
         return (first + weights.linear(inner, f"{name}.linear2"))[:, 0]
 
 
-def seen_and_heard(
-    frames: Sequence[NDArray[np.uint8]], times_s: NDArray[np.float64], sound: NDArray[np.float32], start_s: float
-) -> tuple[Tensor, NDArray[np.float32]]:
-    """(pictures [t, 3, 224, 224] of -1 to 1, 25 a second, and the sound at 16 kHz from the first on).
+def on_one_clock(
+    times_s: NDArray[np.float64], sound: NDArray[np.float32], start_s: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(numbers [t] of the frames nearest to each 25th of a second from the first on, and the sound at 16 kHz from there on).
 
-    `frames` are RGB [h, w, 3], shown at `times_s` [n]; `sound` is mono at 16 kHz and begins at `start_s`. Raises MediaError for
-    less than 4.8 s of both.
+    Frames are shown at `times_s` [n], `sound` begins at `start_s`. Raises MediaError for less than 4.8 s of both.
     """
-    import torch
-    from torch.nn.functional import interpolate
-
     late = round((start_s - times_s[0]) * SPEECH_RATE_HZ)
     sound = np.pad(sound, (max(0, late), 0))[max(0, -late) :]
     num = min(int((times_s[-1] - times_s[0]) * FPS) + 1, len(sound) * FPS // SPEECH_RATE_HZ)
     if num < LENGTH_FRAMES:
         raise MediaError(f"{num / FPS:.1f} s of picture with sound are fewer than 4.8 s.", reason="too_short")
-    nearest = np.abs(times_s[:, None] - times_s[0] - np.arange(num) / FPS).argmin(0)
-    seen = torch.from_numpy(np.stack([frames[at] for at in nearest])).permute(0, 3, 1, 2) / 127.5 - 1
+    return np.abs(times_s[:, None] - times_s[0] - np.arange(num) / FPS).argmin(0), sound
+
+
+def shown(frames: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """[t, 3, 224, 224] of -1 to 1: the middle of RGB frames [h, w, 3], whose shorter side becomes 256 px where it is less."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    seen = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) / 127.5 - 1
     if (shorter := min(seen.shape[2:])) < SIDE_PX:
         seen = interpolate(seen, scale_factor=SIDE_PX / shorter, mode="bilinear")
     top, left = (round((side - CROP_PX) / 2) for side in seen.shape[2:])
-    return seen[:, :, top : top + CROP_PX, left : left + CROP_PX], sound
+    return seen[:, :, top : top + CROP_PX, left : left + CROP_PX]
 
 
 def _segments(frames: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from model.evaluate.media import mono_sound, read_pictures
 from model.evaluate.metric import Metric
 from model.evaluate.networks import DECODER, VOICE_HZ, guarded
 from model.evaluate.records import Protocol
-from networks.synchformer import OFFSETS_S, SIDE_PX, Synchformer, seen_and_heard
+from networks.synchformer import OFFSETS_S, SIDE_PX, Synchformer
 
 
 def offsets_s(network: Synchformer, path: Path) -> list[float]:
     """Of the first and of the last 4.8 s, positive = sound early. Raises MediaError for what is shorter or half."""
-    told = network.judge(*seen_and_heard(*read_pictures(path, SIDE_PX, "rgb24"), *mono_sound(path, VOICE_HZ)))
+    told = network.judge(*read_pictures(path, SIDE_PX, "rgb24"), *mono_sound(path, VOICE_HZ))
     return [float(OFFSETS_S[int(each)]) for each in told.argmax(1)]
 
 

@@ -22,7 +22,8 @@ from networks.folders import spectrograms_by_numpy
 from pipeline.demo.write import Encoding, encode
 from schemas.errors import ModelError
 from schemas.measured import MeasuredFile
-from tests.model.evaluate.tiny_networks import FOLDERS, imagebind_tensors, musiq_tensors
+from tests.model.evaluate.tiny_networks import FOLDERS, musiq_tensors
+from tests.networks.tiny import imagebind_tensors
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import conv2d, conv3d, layer_norm, normalize, scaled_dot_product_attention
+from torch.nn.functional import layer_norm
 
 from model.evaluate.aesthetics import Aesthetics
 from model.evaluate.imagebind import imagebind_metrics
@@ -17,18 +17,11 @@ from model.evaluate.media import mono_sound, read_pictures
 from model.evaluate.musiq import Musiq, musiq_metrics
 from model.evaluate.records import EvalCase, EvalItem
 from model.evaluate.synchformer import synchformer_metrics
-from networks.imagebind import ImageBind, _frames_of, _starts
-from networks.synchformer import SIDE_PX, Synchformer, _bands, _segments, seen_and_heard
+from networks.synchformer import SIDE_PX, _bands, _segments, on_one_clock, shown
 from pipeline.demo.write import Encoding, encode
 from schemas.errors import MediaError, ModelError
-from tests.model.evaluate.tiny_networks import (
-    SYNC_DIM,
-    imagebind_tensors,
-    musiq_tensors,
-    synchformer_tensors,
-    write_aesthetics,
-    write_aesthetics_of_clip,
-)
+from tests.model.evaluate.tiny_networks import musiq_tensors, write_aesthetics, write_aesthetics_of_clip
+from tests.networks.tiny import imagebind_tensors, synchformer_tensors
 
 
 @pytest.fixture(scope="module")
@@ -45,37 +38,13 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_imagebind_is_what_torch_makes_of_the_same_tensors(tmp_path: Path, films: Path) -> None:
+def test_imagebind_tells_films_apart(tmp_path: Path, films: Path) -> None:
     torch.manual_seed(1)
-    tensors, blocks = imagebind_tensors()
-    torch.save(tensors, tmp_path / "imagebind_huge.pth")
-    network = ImageBind(tmp_path / "imagebind_huge.pth")
-    given = {"vision": torch.randn(2, 3, 2, 224, 224), "audio": torch.randn(2, 1, 128, 204)}
-    for kind, inputs in given.items():  # with gradients: torch's fast path leaves the learned key out
-        own = f"modality_preprocessors.{kind}"
-        dim = tensors[f"{own}.cls_token"].shape[-1]
-        if kind == "vision":
-            patches = conv3d(inputs, tensors[f"{own}.rgbt_stem.proj.1.weight"], stride=(2, 14, 14)).flatten(2)
-        else:
-            patches = conv2d(inputs, tensors[f"{own}.rgbt_stem.proj.weight"], stride=10).flatten(2)
-        patches = layer_norm(patches.mT, (dim,)) if kind == "audio" else patches.mT
-        tokens = torch.cat([tensors[f"{own}.cls_token"].expand(2, 1, dim), patches], 1)
-        tokens = tokens + tensors[f"{own}.pos_embedding_helper.pos_embed"]
-        tokens = layer_norm(tokens, (dim,), eps=1e-6) if kind == "vision" else tokens
-        told = layer_norm(blocks[kind](tokens)[:, 0], (dim,), eps=1e-6)
-        expected = normalize(told @ tensors[f"modality_heads.{kind}.2.weight"].T, dim=1)
-        torch.testing.assert_close(network.vectors(kind, inputs), expected.detach(), rtol=1e-4, atol=1e-5)
+    torch.save(imagebind_tensors()[0], tmp_path / "imagebind_huge.pth")
     (metric,) = imagebind_metrics(tmp_path / "imagebind_huge.pth", "own")
     one, two = (metric.read(EvalCase(EvalItem(item_id="i"), films / f"{name}.mp4")).value for name in ("one", "two"))
     assert -1 <= one != two <= 1
     assert "no sound that can be decoded" in metric.read(EvalCase(EvalItem(item_id="i"), films / "one.png")).why
-
-
-def test_clips_lie_evenly_and_have_a_first_and_a_last_frame() -> None:
-    times_s = np.arange(100) / 25
-    assert _starts(4.0, 5) == [0.0, 0.5, 1.0, 1.5, 2.0]
-    assert [_frames_of(times_s, at) for at in (0.0, 2.0)] == [[0, 49], [50, 99]]
-    assert _starts(1.0, 3) == [0.0, 0.0, 0.0]
 
 
 def test_musiq_is_what_torch_makes_of_the_same_tensors(tmp_path: Path, films: Path) -> None:
@@ -110,48 +79,10 @@ def test_musiq_is_what_torch_makes_of_the_same_tensors(tmp_path: Path, films: Pa
         local_metrics(tmp_path, "own")
 
 
-def test_synchformer_is_what_others_make_of_the_same_tensors(tmp_path: Path) -> None:
-    from transformers import ASTConfig, ASTModel
-
-    torch.manual_seed(4)
-    tensors, gathering = synchformer_tensors(num_places=4)
-    torch.save(tensors, tmp_path / "synchformer_state_dict.pth")
-    network, dim = Synchformer(tmp_path / "synchformer_state_dict.pth"), SYNC_DIM
-    given = torch.randn(3, 5, dim)
-    first = tensors["vfeat_extractor.spatial_attn_agg.cls_token"].expand(3, 1, dim)
-    with torch.inference_mode():
-        gathered = network.gathered(given, "vfeat_extractor.spatial_attn_agg")
-        torch.testing.assert_close(gathered, gathering(torch.cat([first, given], 1))[:, 0], rtol=1e-4, atol=1e-5)
-        tokens, num_times, num_places = torch.randn(2, 1 + 6, dim), 2, 3
-        place = torch.tensor([-1, *(at % num_places for at in range(6))])
-        time = torch.tensor([-1, *(at // num_places for at in range(6))])
-        for part, group in (("timeattn", place), ("attn", time)):
-            name = f"vfeat_extractor.blocks.0.{part}"
-            packed = tokens @ tensors[f"{name}.qkv.weight"].T + tensors[f"{name}.qkv.bias"]
-            heads = [each.unflatten(2, (12, -1)).transpose(1, 2) for each in packed.chunk(3, -1)]
-            may_see = (group[:, None] == group) | (group == -1) | (group[:, None] == -1)
-            found = scaled_dot_product_attention(*heads, attn_mask=may_see).transpose(1, 2).flatten(2)
-            expected = found @ tensors[f"{name}.proj.weight"].T + tensors[f"{name}.proj.bias"]
-            told = network.divided(tokens, name, num_times, is_over_time=part == "timeattn")
-            torch.testing.assert_close(told, expected, rtol=1e-4, atol=1e-5)
-        config = ASTConfig(hidden_size=dim, num_hidden_layers=1, num_attention_heads=12, intermediate_size=2 * dim)
-        config.max_length = 66
-        ast, prefix = ASTModel(config).eval(), "afeat_extractor.ast."
-        ast.load_state_dict(
-            {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
-        )
-        bands = torch.randn(2, 128, 66)
-        heard = ast(bands.transpose(1, 2)).last_hidden_state[:, 2:].unflatten(1, (12, 6))
-        expected = torch.stack(
-            [network.gathered(heard[:, :, at], "afeat_extractor.freq_attn_agg") for at in range(6)], 1
-        )
-        torch.testing.assert_close(network.of_sounds(bands), expected, rtol=1e-4, atol=1e-5)
-        assert network.of_pictures(torch.randn(1, 3, 16, 32, 32)).shape == (1, 8, dim)
-        assert network.logits(torch.randn(14, 3, 16, 32, 32), torch.randn(14, 128, 66)).shape == (21,)
-
-
 def both_of(path: Path) -> tuple[torch.Tensor, np.ndarray]:
-    return seen_and_heard(*read_pictures(path, SIDE_PX, "rgb24"), *mono_sound(path, 16_000))
+    frames, times_s = read_pictures(path, SIDE_PX, "rgb24")
+    nearest, sound = on_one_clock(times_s, *mono_sound(path, 16_000))
+    return shown([frames[at] for at in nearest]), sound
 
 
 def test_pictures_and_sound_are_taken_on_one_clock(tmp_path: Path) -> None:
