@@ -224,7 +224,7 @@ def train(
 
         train_on_ray(config, out, workers, allow_changes=allow_changes)
     else:
-        from model.training.train import train as train_here
+        from model.training.start import train as train_here
 
         train_here(config, out, allow_changes=allow_changes)
 

@@ -39,7 +39,7 @@ def train_on_ray(config: TrainConfig, folder: Path, num_workers: int, *, allow_c
 
 
 def _train_rank(given: dict[str, Any]) -> None:
-    from model.training.train import train
+    from model.training.start import train
 
     config = TrainConfig.model_validate_json(given["config"])
     train(config, Path(given["folder"]), allow_changes=given["allow_changes"])

@@ -16,8 +16,8 @@ import torch.distributed as dist
 
 from model.ranks import World, open_world
 from model.training.config import Bound, LoadedStage, TrainConfig
+from model.training.start import open_training
 from model.training.state import complete
-from model.training.train import Training
 from schemas.errors import ModelError
 
 
@@ -35,7 +35,7 @@ def run_stages(stages: Sequence[LoadedStage], out: Path, *, allow_changes: bool 
                 tell(world, f"{folder.name}: finished at step {config.num_steps}")
             else:
                 tell(world, f"{folder.name}: from {config.network.weights or 'initial weights'}")
-                with Training(config, folder, world, allow_changes=allow_changes) as training:
+                with open_training(config, folder, world, allow_changes=allow_changes) as training:
                     if not training.run():
                         return False
             dist.barrier(group=world.control)

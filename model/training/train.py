@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from model.data.batching import EpochPlan
 from model.data.position import PlanPosition, merge_positions
@@ -26,8 +27,8 @@ from model.data.reader import PackLoader, SampleReader, open_shards
 from model.encoding.online import open_decoder, open_index
 from model.network.context_parallel import whole_errors
 from model.network.flow import FlowObjective, LossTerms
-from model.ranks import World, make_team, open_world
-from model.training.config import TrainConfig
+from model.ranks import World, make_team
+from model.training.config import NetworkConfig, TrainConfig
 from model.training.feed import Step, StepFeed
 from model.training.health import gradient_norms, leave_out_unless_finite, num_updates
 from model.training.kernels import choose_kernel
@@ -38,7 +39,7 @@ from model.training.profiling import ProfileWindow
 from model.training.resume import compare_recipes
 from model.training.state import Checkpoints, Notes, load_tensors, read_notes, set_optimizer_step, state_tensors
 from model.training.transfer import IdleTime
-from model.training.validation import open_validator
+from model.training.validation import Validator, open_validator
 from schemas.errors import MachineError, ShardError
 from schemas.files import write_whole
 from schemas.machine import GOES_ON
@@ -51,18 +52,11 @@ LAST_TRIES = (5.0, 20.0, 60.0)
 """Seconds to wait before the states after the last step are written again, where that failed: somebody may make room."""
 
 
-def train(config: TrainConfig, folder: Path, *, allow_changes: bool = False) -> int:
-    """Steps done in all. Starts in `folder`, or goes on from its newest checkpoint; every rank calls this.
+class Training:
+    """Everything one rank holds while it trains: starts in `folder`, or goes on from its newest checkpoint.
 
     `allow_changes` goes on although the recipe differs in what it may not (`model/training/resume.py`).
     """
-    with open_world() as world, Training(config, folder, world, allow_changes=allow_changes) as training:
-        training.run()
-        return training.step
-
-
-class Training:
-    """Everything one rank holds while it trains."""
 
     def __init__(self, config: TrainConfig, folder: Path, world: World, *, allow_changes: bool = False) -> None:
         self.config, self.folder, self.world = config, folder, world
@@ -88,10 +82,7 @@ class Training:
         shape, numbers = config.network.network(), compute_dtype(config.parallel)
         backend = choose_kernel(config.network.attention_backend, shape, numbers, config.plan.token_budget, world)
         network = config.network.model_copy(update={"attention_backend": backend})
-        self.model: Any = build_model(network, config.parallel, mesh, world, config.seed)
-        self.optimizer = build_optimizer(self.model, config.optim)
-        self.schedule = build_schedule(self.optimizer, config.optim, config.num_steps)
-        self.ema = Ema(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.build(network, mesh)
         notes = self._resume(allow_changes)
         self.validator = open_validator(config, folder, world, self.plan.index)
         self.feed = self._open_feed(notes)
@@ -101,6 +92,18 @@ class Training:
         if world.is_first:
             recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             write_whole(folder / "recipe.yaml", recipe.encode())
+
+    def build(self, network: NetworkConfig, mesh: DeviceMesh) -> None:
+        """What is trained, and what moves it."""
+        config = self.config
+        self.model: Any = build_model(network, config.parallel, mesh, self.world, config.seed)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.schedule = build_schedule(self.optimizer, config.optim, config.num_steps)
+        self.ema = Ema(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of a checkpoint by name, the live ones."""
+        return state_tensors(self.model, self.optimizer, self.ema)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -155,17 +158,11 @@ class Training:
         """
         self.profile.before_step()
         terms = self.accumulate(step)
-        by_part = gradient_norms(self.model) if self.metrics.is_due(step.number) else {}
-        norm = clip_gradients(self.model.parameters(), self.config.optim.max_grad_norm)
-        leave_out_unless_finite(self.optimizer, norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.update()
+        norms = self.move(step)
         self.idle.ends()
         self.step = step.number
         self.profile.after_step(self.step)
-        return terms, StepNorms(norm, by_part)
+        return terms, norms
 
     def accumulate(self, step: Step) -> list[LossTerms]:
         """Gradients of the whole step, summed over packs and ranks, left in the parameters; errors as `learn` has them."""
@@ -183,6 +180,17 @@ class Training:
             errors.append(whole_errors(terms, micro.num_shared, self.team))
         return errors
 
+    def move(self, step: Step) -> StepNorms:
+        """Weights along their gradients, of which none are left, and their average; norms before clipping."""
+        by_part = gradient_norms(self.model) if self.metrics.is_due(step.number) else {}
+        norm = clip_gradients(self.model.parameters(), self.config.optim.max_grad_norm)
+        leave_out_unless_finite(self.optimizer, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update()
+        return StepNorms(norm, by_part)
+
     def report(self, step: Step, learnt: tuple[list[LossTerms], StepNorms]) -> None:
         """Record the step, move the learning rate on, publish a checkpoint that has become whole."""
         self.checkpoints.poll()
@@ -197,8 +205,12 @@ class Training:
         if self.validator is None or not every or self._is_stopping:
             return
         if self.step % every == 0 or self.step == self.num_steps:
-            self.metrics.log("validation", self.validator.measure(self.model, self.step))
-            self.validator.generate(self.model, self.ema, self.step)
+            self.look(self.validator)
+
+    def look(self, validator: Validator) -> None:
+        """The loss of held-out clips, and some of them generated."""
+        self.metrics.log("validation", validator.measure(self.model, self.step))
+        validator.generate(self.model, self.ema, self.step)
 
     def save(self, step: Step) -> None:
         """Write the states after `step`; with the samples seen until then, which lie on disk before it is published."""
@@ -209,8 +221,7 @@ class Training:
             trouble = f"{error.strerror}: {error.filename}"
         self._last = step
         notes, trouble = self._notes(step.position, trouble)
-        tensors = state_tensors(self.model, self.optimizer, self.ema)
-        self.checkpoints.save(self.step, tensors, notes, trouble)
+        self.checkpoints.save(self.step, self.tensors(), notes, trouble)
 
     def settle(self) -> None:
         """Wait until the last states are on disk, writing them again where that failed.
@@ -285,7 +296,7 @@ class Training:
         if isinstance(notes["recipe"], dict):  # a digest in checkpoints of earlier versions
             given = self.config.model_dump(mode="json")
             changes = compare_recipes(notes["recipe"], given, allow_changes=allow_changes)
-        load_tensors(newest, state_tensors(self.model, self.optimizer, self.ema), self.world)
+        load_tensors(newest, self.tensors(), self.world)
         self.step = notes["step"]
         set_optimizer_step(self.optimizer, notes.get("num_updates", self.step))
         resume_schedule(self.schedule, notes["schedule"], self.config.optim)

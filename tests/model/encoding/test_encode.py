@@ -24,7 +24,7 @@ from model.encoding.online import open_decoder, open_index
 from model.encoding.tiny_codec import write_tiny_codecs
 from model.network.config import NavaConfig
 from model.training.metrics import read_samples
-from model.training.train import train
+from model.training.start import train
 from schemas.arrow_file import read_table, table_bytes, with_facts
 from schemas.budget import clip_budget
 from schemas.errors import MediaError, ModelError, ShardError

@@ -13,8 +13,9 @@ import torch
 from model.ranks import World, open_world
 from model.training.config import TrainConfig
 from model.training.metrics import read_samples
+from model.training.start import train
 from model.training.state import MAX_FAILURES, Checkpoints, complete
-from model.training.train import Training, train
+from model.training.train import Training
 from schemas.errors import MachineError, ModelError
 from tests.model.latent_shards import random_clip, recipe, write_latent_shards
 from tests.model.rank_jobs import full_disk

@@ -18,9 +18,10 @@ import torch
 from model.ranks import World, open_world
 from model.training.config import HealthConfig
 from model.training.health import Spikes, gradient_norms, longest_run
+from model.training.start import train
 from model.training.state import complete, state_tensors
 from model.training.trackers import JsonLines, finite, forget_after, open_trackers
-from model.training.train import Training, train
+from model.training.train import Training
 from schemas.errors import DamagedSampleError, ModelError, RecipeError
 from tests.model.latent_shards import random_clip, recipe, run_ranks, write_latent_shards
 from tests.model.rank_jobs import poison, train_with_nan, whole

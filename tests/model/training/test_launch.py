@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from model.training.metrics import read_samples
-from model.training.train import train
+from model.training.start import train
 from tests.model.latent_shards import random_clip, recipe, write_latent_shards
 
 ROOT = Path(__file__).resolve().parents[3]

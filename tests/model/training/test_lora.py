@@ -13,8 +13,9 @@ from model.network.lora import is_adapter
 from model.network.nava import Nava, pack
 from model.ranks import World, open_world
 from model.training.config import TrainConfig
+from model.training.start import train
 from model.training.state import complete
-from model.training.train import Training, train
+from model.training.train import Training
 from model.weights.convert import convert, load_weights, write_safetensors
 from model.weights.dcp_files import read_metadata
 from model.weights.formats import TensorSpec

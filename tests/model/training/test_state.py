@@ -14,8 +14,9 @@ import torch
 
 from model.ranks import open_world
 from model.training.config import TrainConfig
+from model.training.start import train
 from model.training.state import Checkpoints, complete, load_tensors, read_notes
-from model.training.train import Training, train
+from model.training.train import Training
 from schemas.errors import ModelError
 from tests.model.latent_shards import SHALLOW, random_clip, recipe, run_ranks, write_latent_shards
 from tests.model.rank_jobs import in_turn, load_states, save_states, train_until
@@ -108,7 +109,7 @@ def test_a_kill_while_writing_leaves_the_previous_checkpoint_and_the_next_start_
     config = recipe(data, num_steps=10_000, network=large, plan=one, output={"checkpoint_every_steps": 1})
     (tmp_path / "recipe.json").write_text(config.model_dump_json())
     program = (
-        "import sys; from pathlib import Path; from model.training.train import train; "
+        "import sys; from pathlib import Path; from model.training.start import train; "
         "from model.training.config import TrainConfig; "
         "train(TrainConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))"
     )

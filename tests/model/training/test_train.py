@@ -17,7 +17,8 @@ from model.ranks import open_world
 from model.training.config import RECIPES, TrainConfig, load_recipe
 from model.training.losses import NUM_NOISE_LEVELS, losses
 from model.training.metrics import read_samples
-from model.training.train import Training, train
+from model.training.start import train
+from model.training.train import Training
 from schemas.budget import NAVA_6B
 from schemas.errors import NavaError, PlanError, RecipeError
 from schemas.recipe import packaged

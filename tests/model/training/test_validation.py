@@ -19,8 +19,9 @@ from model.ranks import World, open_world
 from model.training.config import TrainConfig
 from model.training.losses import NUM_NOISE_LEVELS
 from model.training.resume import compare_recipes
+from model.training.start import train
 from model.training.state import state_tensors
-from model.training.train import Training, train
+from model.training.train import Training
 from model.training.validation import Validator
 from schemas.errors import PlanError, RecipeError
 from tests.model.latent_shards import random_clip, recipe, run_ranks, write_latent_shards
