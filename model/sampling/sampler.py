@@ -10,7 +10,7 @@ Grids, updates and guidance are those of the official release; tests hold them t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -288,14 +288,26 @@ def _conditions(request: SampleRequest, device: torch.device) -> dict[str, Sampl
     )
     if request.solver == "few_steps":
         return {"conditional": conditional}
-    negative = replace(conditional, text=request.negative_text.to(device), placeholders=(), speakers=None)
+    return passes_of(
+        conditional,
+        request.negative_text.to(device),
+        request.guidance,
+        has_picture=request.video_grid is not None,
+        has_sound=request.num_audio_latents > 0,
+    )
+
+
+def passes_of(
+    conditional: Sample, negative_text: Tensor, guidance: Guidance, *, has_picture: bool, has_sound: bool
+) -> dict[str, Sample]:
+    """What the network is asked for a guided velocity, by name: the condition, and what `guidance` holds it against."""
+    negative = replace(conditional, text=negative_text, placeholders=(), speakers=None)
     passes = {"conditional": conditional, "negative": negative}
     voiceless = replace(conditional, speakers=None)
-    guidance = request.guidance
     if guidance.has_alignment:
         base = voiceless if guidance.is_alignment_voiceless else conditional
-        passes["masked"] = replace(base, is_cross_modal_masked=True)
-    if guidance.has_timbre and request.num_audio_latents and any(voice is not None for voice in speakers or ()):
+        passes["masked"] = replace(base, is_cross_modal_masked=has_picture and has_sound)
+    if guidance.has_timbre and has_sound and any(voice is not None for voice in conditional.speakers or ()):
         passes["voiceless"] = voiceless
     return passes
 
@@ -341,13 +353,20 @@ def _guided_velocity(
             outputs[name] = outputs["conditional"]
             continue
         outputs[name] = passes.velocity(condition, latents, t_B)
+    return guide(outputs, guidance)
+
+
+def guide(
+    outputs: Mapping[str, tuple[Tensor | None, Tensor | None]], guidance: Guidance
+) -> tuple[Tensor | None, Tensor | None]:
+    """(video velocity, audio velocity) out of those of the passes of `passes_of`; the condition's where there is no other."""
     if set(outputs) == {"conditional"}:
         return outputs["conditional"]
-    video, audio = ({name: output[i] for name, output in outputs.items()} for i in range(2))
+    video, audio = ({name: v for name, output in outputs.items() if (v := output[i]) is not None} for i in range(2))
     video_v = audio_v = None
-    if latents.video is not None:
+    if video:
         video_v = guide_video(video["conditional"], video["negative"], video.get("masked"), guidance)
-    if latents.audio is not None:
+    if audio:
         masked, voiceless = audio.get("masked"), audio.get("voiceless")
         audio_v = guide_audio(audio["conditional"], audio["negative"], masked, voiceless, guidance)
     return video_v, audio_v
