@@ -24,6 +24,7 @@ CATALOG: dict[str, str] = {
     "sync": "stages.sync.stage:Sync",
     "timbre": "stages.timbre:Timbre",
     "caption": "stages.caption.stage:Caption",
+    "match": "stages.match.stage:Match",
     "fingerprint": "stages.fingerprint:Fingerprint",
     "duplicates": "stages.duplicates:Duplicates",
     "near_duplicates": "stages.near_duplicates.stage:NearDuplicates",

@@ -48,7 +48,7 @@ def motion(change: Array, times_s: Array, start_s: float, end_s: float) -> Signa
     first, last = int(np.ceil(start_s * GRID_HZ)), int(np.ceil(end_s * GRID_HZ))
     middle = times_s - step / 2  # a difference belongs between its two frames
     speed = np.interp(np.arange(first, last) / GRID_HZ, middle, speed)[:, None]
-    values = np.concatenate([speed, _smooth(np.abs(np.gradient(speed, axis=0)))], axis=1)
+    values = np.concatenate([speed, smooth(np.abs(np.gradient(speed, axis=0)))], axis=1)
     return Signal(first, without_trend(values), np.ones(last - first))
 
 
@@ -65,11 +65,12 @@ def onsets(sound: Waveform, start_s: float, end_s: float) -> Signal:
     rise[:2] = 0
     grid = np.arange(first, last) / GRID_HZ
     known = (grid >= float(sound.start)) & (grid < float(sound.end))
-    values = np.stack([mel.mean(1), _smooth(rise[:, None])[:, 0]], axis=1)
+    values = np.stack([mel.mean(1), smooth(rise[:, None])[:, 0]], axis=1)
     return Signal(first, without_trend(values), known.astype(np.float64))
 
 
-def _smooth(values: Array) -> Array:
+def smooth(values: Array) -> Array:
+    """[n, k] under a Hann window of `SMOOTHING_S` to either side."""
     from scipy.ndimage import convolve1d
 
     window = np.hanning(round(2 * SMOOTHING_S * GRID_HZ) + 1)
