@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from re import Pattern
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 from schemas.errors import ModelError
 from schemas.files import sha256_of
@@ -26,16 +27,20 @@ def named_tensors(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
         raise ModelError(f"{path} is not a whole safetensors file: {error}.", remedy="Copy it again.") from error
 
 
-def plain_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of torch.save by name, mapped: a flat state dict, or one under the key 'state_dict'.
+SECTIONS = ("state_dict", "model", "params")
+"""Keys under which trainers put a state dict beside what else they keep."""
 
-    No code in it is run; files of torch before 1.6 cannot be mapped. Raises ModelError for those and for what is no state dict.
+
+def plain_content(path: Path, *, is_mapped: bool = True) -> Any:
+    """What a file of torch.save holds, mapped or read whole. No code in it is run; what torch before 1.6 wrote cannot be mapped.
+
+    Raises ModelError for one that holds more than tensors, numbers and texts.
     """
     import torch
     from torch._weights_only_unpickler import UnpicklingError
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except (RuntimeError, UnpicklingError, EOFError, LookupError, ValueError, TypeError, FileNotFoundError) as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
         cause = next((line for line in said if "Unsupported" in line or "GLOBAL" in line), said[0])
@@ -43,10 +48,23 @@ def plain_state(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as plain weights: {cause.strip()}",
             remedy="Save it again with a current torch.save, tensors and numbers only, or as safetensors.",
         ) from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
+
+
+def plain_state(path: Path, sections: Sequence[str] = ("state_dict",), *, is_mapped: bool = True) -> dict[str, Tensor]:
+    """The tensors of a file of torch.save by name: a flat state dict, or one under a key of `sections`.
+
+    Raises ModelError for what cannot be read and for what is no state dict.
+    """
+    import torch
+
+    content = plain_content(path, is_mapped=is_mapped)
+    state = content
+    if isinstance(content, dict):
+        state = next((content[name] for name in sections if name in content), content)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         found = ", ".join(sorted(map(str, content))[:4]) if isinstance(content, dict) else type(content).__name__
-        raise ModelError(f"{path}: expected a state dict, or one under 'state_dict'; found {found}.")
+        told = " or ".join(f"'{name}'" for name in sections)
+        raise ModelError(f"{path}: expected a state dict, or one under {told}; found {found}.")
     return state
 
 
@@ -67,7 +85,11 @@ class TensorFile:
         if self.path.suffix == ".safetensors":
             found = named_tensors(self.path, self._prefixes)
         else:
-            found = {name: each for name, each in plain_state(self.path).items() if name.startswith(self._prefixes)}
+            found = {
+                name: each
+                for name, each in plain_state(self.path, SECTIONS, is_mapped=is_zipfile(self.path)).items()
+                if name.startswith(self._prefixes)
+            }
         return {name: tensor.float() for name, tensor in found.items()}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -85,8 +107,12 @@ class TensorFile:
 
     def num_blocks(self, prefix: str) -> int:
         """How many numbers follow `prefix` in names, such as blocks of a transformer."""
-        numbers = {name.removeprefix(prefix).partition(".")[0] for name in self._tensors if name.startswith(prefix)}
-        return len(numbers)
+        return len(self.numbers(prefix))
+
+    def numbers(self, prefix: str) -> list[int]:
+        """The numbers that follow `prefix` in names, in order: layers that have tensors."""
+        found = {name.removeprefix(prefix).partition(".")[0] for name in self._tensors if name.startswith(prefix)}
+        return sorted(map(int, found))
 
     def names(self, layer: Pattern[str], num: int) -> list[str]:
         """The layers whose names fit `layer`, in the order of the number in it. Raises ModelError unless they are `num`."""
@@ -106,6 +132,15 @@ class TensorFile:
         from torch.nn.functional import layer_norm
 
         return layer_norm(given, given.shape[-1:], self[f"{name}.weight"], self[f"{name}.bias"], eps)
+
+    def batch_norm(self, given: Tensor, name: str) -> Tensor:
+        """`given` [n, c, ...] scaled by the means and deviations that the layer of that name has seen."""
+        from torch.nn.functional import batch_norm
+
+        mean, variance, weight, bias = (
+            self[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return batch_norm(given, mean, variance, weight, bias)
 
     def mlp(self, given: Tensor, name: str) -> Tensor:
         """`given` [..., c] through the two layers `fc1` and `fc2` of that name with a GELU between."""
