@@ -167,10 +167,9 @@ def _evaluate(
     given, generated, out = places
     rules = rules_here(name := protocol_named(measuring.protocol))
     if measuring.models is not None:
-        from model.evaluate.local import local_metrics
+        from model.evaluate.local import with_local
 
-        metrics, sets = local_metrics(measuring.models, name)
-        rules = replace(rules, metrics=(*rules.metrics, *metrics), sets=(*rules.sets, *sets))
+        rules = with_local(rules, measuring.models, name)
     options = EvalOptions(name, rules, measuring.workers, measuring.settings)
     of_set, notes = read_set(given), contamination_notes(given, trained_on)
     if making is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model.evaluate.combined import absent_parts, combined_figure
 from model.evaluate.intervals import weighted_interval
 from model.evaluate.measuring import measure_files
 from model.evaluate.metric import Metric, SeenFile, SetMetric
@@ -70,6 +71,12 @@ def evaluate(
             scores += of_metric
             figures.append(_figure(metric, of_metric, _provenance(metric, seen, options.protocol)))
     figures += [_set_figure(each, cases, _provenance(each, cases, options.protocol)) for each in rules.sets]
+    notes = _notes(cases, rules)
+    for each in rules.combined:
+        if (combined := combined_figure(each, figures, scores, options.protocol)) is not None:
+            figures.append(combined)
+        else:
+            notes.append(f"no {each.name}, which needs {', '.join(absent_parts(each, figures))} besides")
     return (
         Report(
             set_name=given.name,
@@ -81,7 +88,7 @@ def evaluate(
             failed={_name(case.item): case.failure for case in cases if case.failure},
             ambiguous=ambiguous,
             figures=tuple(figures),
-            notes=tuple(_notes(cases, rules)),
+            notes=tuple(notes),
             settings=options.settings,
         ),
         scores,

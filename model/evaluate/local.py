@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from model.evaluate.aesthetics import Aesthetics
+from model.evaluate.combined import COMBINED
 from model.evaluate.imagebind import imagebind_metrics
 from model.evaluate.lip_distances import WEIGHTS, distance_metrics
 from model.evaluate.metric import Metric, SetMetric
 from model.evaluate.musiq import musiq_metrics
 from model.evaluate.networks import ClapMetrics, Dino, SoundTagger, WavlmVoice
+from model.evaluate.pictures.maniqa import maniqa_metrics
+from model.evaluate.protocols import Rules
 from model.evaluate.recognisers import TOKENS, recogniser_metrics
 from model.evaluate.records import Protocol
+from model.evaluate.sounds.audiobox import audiobox_metrics, is_audiobox
+from model.evaluate.sounds.panns import panns_metrics
+from model.evaluate.sounds.passt import passt_metrics
+from model.evaluate.sounds.unispeech import unispeech_metrics
 from model.evaluate.synchformer import synchformer_metrics
+from networks.folders import WEIGHTS as FOLDER_WEIGHTS
 from networks.folders import LocalNetwork
 from schemas.errors import ModelError
 
@@ -30,22 +39,37 @@ KINDS: dict[str, type[ClapMetrics | WavlmVoice | Dino | SoundTagger | Aesthetics
 }
 """What transformers calls a network -> what it measures."""
 
-FILES: dict[str, Callable[[Path, Protocol], tuple[Metric, ...]]] = {
+FILES: dict[str, Callable[[Path, Protocol], tuple[Metric | SetMetric, ...]]] = {
     WEIGHTS: distance_metrics,
+    "Cnn14_mAP*.*": panns_metrics,
+    "checkpoint.pt": audiobox_metrics,
+    "ckpt_koniq10k.*": maniqa_metrics,
     "imagebind_*.*": imagebind_metrics,
     "musiq_*.*": musiq_metrics,
+    "passt-s-*.*": passt_metrics,
     "synchformer_*.*": synchformer_metrics,
+    "wavlm_large_finetune.*": unispeech_metrics,
     TOKENS: recogniser_metrics,
 }
 """Name of a published file -> the metrics it gives under a protocol."""
+
+
+def with_local(rules: Rules, models: Path, protocol: Protocol) -> Rules:
+    """The rules with what all networks in `models` measure besides. Raises ModelError as `local_metrics` does."""
+    metrics, sets = local_metrics(models, protocol)
+    combined = COMBINED.get(protocol, ())
+    return replace(rules, metrics=(*rules.metrics, *metrics), sets=(*rules.sets, *sets), combined=combined)
 
 
 def local_metrics(models: Path, protocol: Protocol) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:
     """The metrics of all networks in `models`. Raises ModelError for a folder that holds none, or one that is not known."""
     metrics, sets = network_metrics(models, protocol)
     files = [(file, make) for name, make in FILES.items() for file in sorted(models.glob(name))]
-    for file, make in files:
-        metrics += make(file, protocol)
+    for made in (each for file, make in files for each in make(file, protocol)):
+        if isinstance(made, SetMetric):
+            sets += (made,)
+        else:
+            metrics += (made,)
     if not files and not metrics:
         raise ModelError(
             f"{models} holds no network: no folder with a config.json and no file of a known name.",
@@ -64,7 +88,10 @@ def network_metrics(models: Path, protocol: Protocol) -> tuple[tuple[Metric, ...
     metrics: list[Metric] = []
     sets: list[SetMetric] = []
     for folder in sorted(path.parent for path in models.glob("*/config.json")):
-        kind = LocalNetwork(folder).kind
+        if is_audiobox((found := LocalNetwork(folder)).config):
+            metrics += audiobox_metrics(folder / FOLDER_WEIGHTS, protocol)
+            continue
+        kind = found.kind
         if kind not in KINDS:
             raise ModelError(f"{folder} is a '{kind}', which measures nothing.", remedy=f"Known: {', '.join(KINDS)}.")
         network = KINDS[kind](folder)

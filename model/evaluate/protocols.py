@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from model.evaluate.alignment import AV_ALIGN, OWN_ALIGNMENT, VERSEBENCH_ALIGNMENT
+from model.evaluate.combined import Combined
 from model.evaluate.dnsmos import opinion_metric
 from model.evaluate.likeness import OWN_LIKENESS, OWN_SETS
 from model.evaluate.metric import Metric, SetMetric
@@ -25,6 +26,8 @@ class Rules:
     about: str
     metrics: tuple[Metric, ...]
     sets: tuple[SetMetric, ...] = ()
+    combined: tuple[Combined, ...] = ()
+    """Figures of those, looked for where networks from local files measure."""
     absent: str = ""
     """What of the owner's protocol is not measured, and why."""
 
@@ -65,17 +68,17 @@ PROTOCOLS: Mapping[Protocol, Rules] = {
     "seedtts": Rules(
         "Seed-TTS-eval: word error by utterance, similarity to the prompt's voice",
         (*SEEDTTS_WORDS, replace(SIMILARITY, name="sim")),
-        absent="Whisper-large-v3 unless stages.transcribe has it; Paraformer without --models; zhconv; its own WavLM checkpoint",
+        absent="Whisper-large-v3 unless stages.transcribe has it; Paraformer and UniSpeech's WavLM without --models; zhconv",
     ),
     "versebench": Rules(
         "Verse-Bench as its owner computes it, as far as that needs no weights from elsewhere",
         (*VERSEBENCH_WORDS, *VERSEBENCH_ALIGNMENT),
-        absent="MANIQA, CE, CU, PC, PQ, the overall score of all; AS, ID, FD, KL, CS, LSE-C, AV-A, SenseVoice without --models",
+        absent="AS, ID, FD, KL, CS, CE, CU, PC, PQ, LSE-C, AV-A, SenseVoice and the overall score of all, without --models",
     ),
     "mova": Rules(
         "MOVA's toolkit, as far as that needs no weights from elsewhere",
         (AV_ALIGN, LOUDNESS, RMS_DB),
-        absent="IS by PANNs, VideoReward, cpCER; DeSync, IB, CLAP, LSE-C and LSE-D without --models; its frame size is unknown",
+        absent="VideoReward, cpCER; IS, DeSync, IB, CLAP, LSE-C and LSE-D without --models; its frame size is unknown",
     ),
 }  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""What published networks say of the pictures of a film."""

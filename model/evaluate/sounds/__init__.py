@@ -1,0 +1,1 @@
+"""What published networks say of what is heard in a film."""
