@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from model.evaluate.aesthetics import Aesthetics
 from model.evaluate.combined import COMBINED
 from model.evaluate.imagebind import imagebind_metrics
 from model.evaluate.lip_distances import WEIGHTS, distance_metrics
 from model.evaluate.metric import Metric, SetMetric
-from model.evaluate.musiq import musiq_metrics
 from model.evaluate.networks import ClapMetrics, Dino, SoundTagger, WavlmVoice
+from model.evaluate.pictures.aesthetics import Aesthetics
 from model.evaluate.pictures.maniqa import maniqa_metrics
+from model.evaluate.pictures.musiq import musiq_metrics
 from model.evaluate.protocols import Rules
 from model.evaluate.recognisers import TOKENS, recogniser_metrics
 from model.evaluate.records import Protocol

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
-from model.evaluate.aesthetics import Aesthetics
 from model.evaluate.imagebind import imagebind_metrics
 from model.evaluate.local import local_metrics
 from model.evaluate.media import mono_sound, read_pictures
-from model.evaluate.musiq import Musiq, musiq_metrics
+from model.evaluate.pictures.aesthetics import Aesthetics
+from model.evaluate.pictures.musiq import Musiq, musiq_metrics
 from model.evaluate.records import EvalCase, EvalItem
 from model.evaluate.synchformer import synchformer_metrics
 from networks.synchformer import SIDE_PX, _bands, _segments, on_one_clock, shown
