@@ -122,6 +122,16 @@ def _av_align(case: EvalCase) -> Reading:
 
 LIPS = "mouth shapes against sound (own scale, no published one)"
 WHOLE = "every clip with a face, whole"
+
+
+def lips_by(settings: Sequence[str]) -> str:
+    """What holds lips against sound with settings of a recipe, KEY=VALUE, of which the last of a key counts."""
+    told = dict(each.split("=", 1) for each in settings)
+    if told.get("stages.sync.engine") != "syncnet":
+        return LIPS
+    return f"SyncNet in {Path(told.get('stages.sync.weights_path', '')).name}, by stage {SYNC}"
+
+
 AV_ALIGN = Metric(
     name="av_align", doc="onsets heard and motion seen within a frame of each other, of all", unit="ratio", better="higher",
     read=_av_align, model="librosa onsets, Farneback flow; no weights", decoder="PyAV", crop=f"whole picture at {SIDE_PX} px",

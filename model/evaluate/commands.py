@@ -165,7 +165,7 @@ def _evaluate(
     from model.evaluate.sets import find_samples, read_set
 
     given, generated, out = places
-    rules = rules_here(name := protocol_named(measuring.protocol))
+    rules = rules_here(name := protocol_named(measuring.protocol), measuring.settings)
     if measuring.models is not None:
         from model.evaluate.local import with_local
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-from model.evaluate.alignment import AV_ALIGN, OWN_ALIGNMENT, VERSEBENCH_ALIGNMENT
+from model.evaluate.alignment import AV_ALIGN, LIPS, OWN_ALIGNMENT, VERSEBENCH_ALIGNMENT, lips_by
 from model.evaluate.combined import Combined
 from model.evaluate.dnsmos import opinion_metric
 from model.evaluate.likeness import OWN_LIKENESS, OWN_SETS
@@ -87,9 +87,15 @@ BRISQUE = "brisque"
 """Package of the extra `content` that stage `quality` needs."""
 
 
-def rules_here(protocol: Protocol) -> Rules:
-    """The rules of a protocol with what lies in packages, own with what the extra `content` measures where it is installed."""
+def rules_here(protocol: Protocol, settings: Sequence[str] = ()) -> Rules:
+    """The rules of a protocol with what lies in packages, own with what the extra `content` measures where it is installed.
+
+    Lips are said to be held by whatever `settings` of a recipe, KEY=VALUE, have hold them.
+    """
     rules = PROTOCOLS[protocol]
+    if (by := lips_by(settings)) != LIPS:
+        named = (replace(each, model=by) if each.model == LIPS else each for each in rules.metrics)
+        rules = replace(rules, metrics=tuple(named))
     if protocol in ("own", "mova"):
         rules = replace(rules, metrics=(*rules.metrics, opinion_metric(is_only_set3=protocol == "mova")))
     if protocol != "own":
