@@ -8,7 +8,7 @@ Backgrounds stand still, tremble as in a hand, or glide; half of the films show 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.quality_camera import trembling
 from pipeline.demo.face import photograph
+from pipeline.demo.sound import music
 from pipeline.demo.voice import SAMPLE_RATE_HZ
 
 Half = Literal["choose", "publish"]
@@ -31,6 +32,9 @@ PHOTOGRAPHS: dict[Half, tuple[str, ...]] = {
 }
 SOUNDS: dict[Half, tuple[str, ...]] = {"choose": ("click", "knock", "hit"), "publish": ("ring", "thud", "rattle")}
 FIRST_SEED: dict[Half, int] = {"choose": 0, "publish": 1000}
+SOUNDS_MADE = ("every event", "every second event", "as many unseen", "music as loud")
+"""What is heard: a strike at every event, at every second one, at as many instants besides at which nothing happens, and over
+music of the same level."""
 GAP_S = (0.35, 1.4)
 """Between two events."""
 
@@ -44,8 +48,8 @@ class Happening:
     events_s: F64
     pictures: NDArray[np.uint8]
     """[n, h, w, 3]"""
-    sound: F32
-    """At the demo's rate, as long as the film."""
+    sounds: Mapping[str, F32]
+    """`SOUNDS_MADE` -> sound at the demo's rate, as long as the film."""
 
 
 def happenings(half: Half, rounds: int) -> Iterator[Happening]:
@@ -54,9 +58,19 @@ def happenings(half: Half, rounds: int) -> Iterator[Happening]:
         rng = np.random.default_rng((FIRST_SEED[half] + number, 16))
         kind = KINDS[number % len(KINDS)]
         events_s = instants(rng)
-        yield Happening(
-            number, kind, events_s, np.stack(list(film(half, kind, events_s, rng))), heard(half, events_s, rng)
-        )
+        pictures = np.stack(list(film(half, kind, events_s, rng)))
+        sounds = dict(zip(SOUNDS_MADE, sounds_of(half, events_s, rng), strict=True))
+        yield Happening(number, kind, events_s, pictures, sounds)
+
+
+def sounds_of(half: Half, events_s: F64, rng: np.random.Generator) -> Iterator[F32]:
+    """The sounds of a film in the order of `SOUNDS_MADE`."""
+    plain = heard(half, events_s, rng)
+    yield plain
+    yield heard(half, events_s[::2], rng)
+    yield heard(half, np.sort(np.concatenate([events_s, instants(rng)])), rng)
+    bed = music(SECONDS, seed=int(rng.integers(1_000)))
+    yield plain + bed * np.sqrt(np.square(plain).mean() / np.square(bed).mean())
 
 
 def instants(rng: np.random.Generator) -> F64:
@@ -84,7 +98,7 @@ def film(half: Half, kind: str, events_s: F64, rng: np.random.Generator) -> Iter
     grain = rng.uniform(0, 6)
     for index in range(num):
         x, y = camera[index] + (WIDTH_PX / 2, HEIGHT_PX / 2)
-        moved = np.float32([[1, 0, -x], [0, 1, -y]])
+        moved = np.array([[1, 0, -x], [0, 1, -y]], np.float32)
         picture = cv2.warpAffine(background, moved, (WIDTH_PX, HEIGHT_PX), borderMode=cv2.BORDER_REFLECT)
         if passer is not None:
             at = (WIDTH_PX * (0.5 + 0.45 * np.sin(passer * index / FPS)), 0.15 * HEIGHT_PX)
@@ -159,4 +173,4 @@ def struck(kind: str, rng: np.random.Generator) -> F64:
         "rattle": noise * np.exp(-t * 12) * (np.sin(2 * np.pi * rng.uniform(12, 25) * t) > 0),
     }
     shape = np.asarray(shapes[kind], np.float64)
-    return shape / np.abs(shape).max()
+    return np.asarray(shape / np.abs(shape).max())

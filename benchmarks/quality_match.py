@@ -1,15 +1,15 @@
 """Whether sound is told from sound that belongs elsewhere: `python -m benchmarks.quality_match DIR --json FILE`.
 
 Drawn events (`benchmarks.match_events`) are seen by stage `match` with the sound made for them, with the sounds of other films
-and with their own moved by 1 s and more; pieces of DIR's real clips without speech likewise, with the sounds of other files. The half
-`choose` has other photographs, strikes and seeds than the half `publish`.
+and with their own moved by 1 s and more; pieces of DIR's real clips without speech likewise, with the sounds of other files. The
+half `choose` has other photographs, strikes and seeds than the half `publish`.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.halves import parser_of_halves
 from benchmarks.intervals import bootstrap_interval
-from benchmarks.match_events import F64, FPS, HEIGHT_PX, KINDS, WIDTH_PX, Half, happenings
+from benchmarks.match_events import F64, FPS, HEIGHT_PX, KINDS, SOUNDS_MADE, WIDTH_PX, Half, happenings
 from benchmarks.quality_sound import to_16k
 from pipeline.demo.write import Encoding, encode
 from schemas.spans import SPEECH_RATE_HZ
@@ -32,6 +32,7 @@ MOVES_S = (1.0, -1.3, 1.7, 2.3)
 """By how much a film's own sound is moved, what leaves one end coming in at the other."""
 NUM_FOREIGN = 6
 """Sounds of other films that each is seen with: one of its own kind, the others of the next ones."""
+AS_IT_IS, *HARDER = SOUNDS_MADE
 PIECE_S = 5
 """Length of pieces of real clips."""
 REAL = (
@@ -50,7 +51,8 @@ class Seen:
     name: str
     kind: str
     motion: SeenMotion
-    sound: Waveform
+    sounds: Mapping[str, Waveform]
+    """As it is, or made harder -> sound."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def drawn(half: Half, rounds: int) -> Iterator[Seen]:
             encode(path, iter(film.pictures), None, encoding)
             watch, whole = context.asset_pass.look(path, EventWatch), context.asset_pass.seen(path)
             motion = watch.of(Span(int(whole.pts[0]), whole.end_pts, whole.num, whole.den))
-            yield Seen(str(film.number), film.kind, motion, Waveform(to_16k(film.sound), SPEECH_RATE_HZ, Fraction(0)))
+            sounds = {name: Waveform(to_16k(each), SPEECH_RATE_HZ, Fraction(0)) for name, each in film.sounds.items()}
+            yield Seen(str(film.number), film.kind, motion, sounds)
         context.media.close()
 
 
@@ -88,7 +91,7 @@ def real(media_dir: Path) -> Iterator[Seen]:
             first, end = int(whole.pts[0]), whole.end_pts
             for number in range((end - first) // piece):
                 span = Span(first + number * piece, first + (number + 1) * piece, whole.num, whole.den)
-                yield Seen(f"{Path(name).stem} {number}", Path(name).stem, watch.of(span), sound)
+                yield Seen(f"{Path(name).stem} {number}", Path(name).stem, watch.of(span), {AS_IT_IS: sound})
         context.media.close()
 
 
@@ -109,14 +112,14 @@ def laid_under(sound: Waveform, from_s: float, at_s: float) -> Waveform:
     return Waveform(sound.samples, sound.rate_hz, sound.start + moved)
 
 
-def told_of(films: Sequence[Seen], strangers: Sequence[Sequence[Seen]]) -> list[Told]:
-    """Every film under its own sound, under that of its strangers, and under its own moved."""
+def told_of(films: Sequence[Seen], strangers: Sequence[Sequence[Seen]], made: str = AS_IT_IS) -> list[Told]:
+    """Every film under its own sound, under that of its strangers, and under its own moved; sounds made as `made` says."""
     told = []
     for seen, others in zip(films, strangers, strict=True):
         at_s = float(seen.motion.times_s[0])
-        foreign = [agreement(seen, laid_under(o.sound, float(o.motion.times_s[0]), at_s)) for o in others]
-        moved = [agreement(seen, rolled(seen.sound, by_s)) for by_s in MOVES_S]
-        own = agreement(seen, seen.sound)
+        foreign = [agreement(seen, laid_under(o.sounds[made], float(o.motion.times_s[0]), at_s)) for o in others]
+        moved = [agreement(seen, rolled(seen.sounds[made], by_s)) for by_s in MOVES_S]
+        own = agreement(seen, seen.sounds[made])
         told.append(Told(seen.name, seen.kind, own, np.array(foreign), np.array(moved)))
     return told
 
@@ -159,12 +162,14 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     films = list(drawn(given.half, given.rounds))
     steps = (len(KINDS), *range(1, NUM_FOREIGN))
-    told = told_of(films, [[films[(number + step) % len(films)] for step in steps] for number in range(len(films))])
+    others = [[films[(number + step) % len(films)] for step in steps] for number in range(len(films))]
+    told = told_of(films, others)
     pieces = list(real(given.media))
     strangers = [[other for other in pieces if other.kind != piece.kind] for piece in pieces]
     told_real = told_of(pieces, strangers)
     names = [Path(name).stem for name in REAL]
     figures = {"drawn": score(told), "real": score(told_real)}
+    figures |= {made: score(told_of(films, others, made)) for made in HARDER}
     figures |= {kind: score([each for each in told if each.kind == kind]) for kind in KINDS}
     figures |= {name: score([each for each in told_real if each.kind == name]) for name in names}
     given.json.write_text(json.dumps(figures, indent=1) + "\n")

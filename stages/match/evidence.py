@@ -78,7 +78,7 @@ class EventWatch:
         import cv2
 
         cv2.setNumThreads(1)
-        self._follow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._follow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._last: NDArray[np.uint8] | None = None
         self._pts: list[int] = []
         self._flow: list[NDArray[np.float16]] = []
