@@ -14,7 +14,7 @@ from model.evaluate.networks import ClapMetrics, Dino, SoundTagger, WavlmVoice
 from model.evaluate.pictures.aesthetics import Aesthetics
 from model.evaluate.pictures.maniqa import maniqa_metrics
 from model.evaluate.pictures.musiq import musiq_metrics
-from model.evaluate.protocols import Rules
+from model.evaluate.protocols import Rules, of_items
 from model.evaluate.recognisers import TOKENS, recogniser_metrics
 from model.evaluate.records import Protocol
 from model.evaluate.sounds.audiobox import audiobox_metrics, is_audiobox
@@ -57,8 +57,8 @@ FILES: dict[str, Callable[[Path, Protocol], tuple[Metric | SetMetric, ...]]] = {
 def with_local(rules: Rules, models: Path, protocol: Protocol) -> Rules:
     """The rules with what all networks in `models` measure besides. Raises ModelError as `local_metrics` does."""
     metrics, sets = local_metrics(models, protocol)
-    combined = COMBINED.get(protocol, ())
-    return replace(rules, metrics=(*rules.metrics, *metrics), sets=(*rules.sets, *sets), combined=combined)
+    metrics, combined = (*rules.metrics, *of_items(metrics, protocol)), COMBINED.get(protocol, ())
+    return replace(rules, metrics=metrics, sets=(*rules.sets, *sets), combined=combined)
 
 
 def local_metrics(models: Path, protocol: Protocol) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
@@ -10,9 +10,9 @@ from model.evaluate.alignment import AV_ALIGN, LIPS, OWN_ALIGNMENT, VERSEBENCH_A
 from model.evaluate.combined import Combined
 from model.evaluate.dnsmos import opinion_metric
 from model.evaluate.likeness import OWN_LIKENESS, OWN_SETS
-from model.evaluate.metric import Metric, SetMetric
+from model.evaluate.metric import Metric, SetMetric, has_reference
 from model.evaluate.qualities import CONTENT_QUALITIES, OWN_QUALITIES, RMS_DB
-from model.evaluate.records import Protocol
+from model.evaluate.records import EvalItem, Protocol
 from model.evaluate.words import OWN_WORDS, SEEDTTS_WORDS, VERSEBENCH_WORDS
 from schemas.errors import RecipeError
 from schemas.ids import digest
@@ -81,6 +81,31 @@ PROTOCOLS: Mapping[Protocol, Rules] = {
         absent="VideoReward, cpCER; IS, DeSync, IB, CLAP, LSE-C and LSE-D without --models; its frame size is unknown",
     ),
 }  # fmt: skip
+
+
+def with_sounds(item: EvalItem) -> bool:
+    """Of Verse-Bench's set1 and set2, and of a set without parts, the items that are to sound like something."""
+    return bool(item.sounds) and before_set3(item)
+
+
+def before_set3(item: EvalItem) -> bool:
+    """Of Verse-Bench set1 and set2, of a set without parts every item."""
+    return item.subset != "set3"
+
+
+VERSEBENCH_ITEMS: Mapping[str, Callable[[EvalItem], bool]] = {
+    **dict.fromkeys(("audiobox_ce", "audiobox_cu", "audiobox_pc", "audiobox_pq"), before_set3),
+    **dict.fromkeys(("clap", "signed_desync_s"), with_sounds),
+    **dict.fromkeys(("fd_pair_clap", "kl_passt"), lambda item: with_sounds(item) and has_reference(item)),
+}
+"""Items that its owner takes a figure of, where they are fewer than those that the figure can be taken of."""
+
+
+def of_items(metrics: Iterable[Metric], protocol: Protocol) -> tuple[Metric, ...]:
+    """The metrics, each of the items that the protocol's owner takes it of."""
+    if protocol != "versebench":
+        return tuple(metrics)
+    return tuple(replace(each, applies=VERSEBENCH_ITEMS.get(each.name, each.applies)) for each in metrics)
 
 
 BRISQUE = "brisque"

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.evaluate.media import mono_sound
-from model.evaluate.metric import Metric, always
+from model.evaluate.metric import Metric
 from model.evaluate.networks import DECODER, guarded
-from model.evaluate.records import Better, EvalCase, EvalItem, Protocol
+from model.evaluate.records import Better, EvalCase, Protocol
 from model.evaluate.sounds.wavlm import RATE_HZ, HiddenStates
 from networks.tensors import TensorFile, plain_content
 from schemas.errors import ModelError
@@ -135,13 +135,8 @@ def audiobox_metrics(path: Path, protocol: Protocol) -> tuple[Metric, ...]:
         Metric(
             name=f"audiobox_{name.lower()}", doc=f"{name}: how {how} it is, 1 to 10", better=better, model=model,
             read=guarded(partial(network.one_of_file, name)), sha256=network.weights.sha256,
-            applies=before_set3 if protocol == "versebench" else always, decoder=DECODER,
+            decoder=DECODER,
             crop=f"mono 16 kHz, windows of {WINDOW_S} s, by their length",
         )
         for name, (how, better) in OPINIONS.items()
     )  # fmt: skip
-
-
-def before_set3(item: EvalItem) -> bool:
-    """Of Verse-Bench set1 and set2, of a set without parts every item."""
-    return item.subset != "set3"

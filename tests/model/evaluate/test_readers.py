@@ -11,9 +11,10 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from model.evaluate.local import local_metrics
-from model.evaluate.metric import Metric, SeenFile, SetMetric
+from model.evaluate.local import local_metrics, with_local
+from model.evaluate.metric import SeenFile
 from model.evaluate.pictures.maniqa import APART, Maniqa, strangers
+from model.evaluate.protocols import PROTOCOLS
 from model.evaluate.records import EvalCase, EvalItem
 from model.evaluate.sounds.audiobox import Audiobox
 from model.evaluate.sounds.panns import Cnn14
@@ -151,11 +152,15 @@ def case(root: Path, name: str) -> EvalCase:
     return EvalCase(EvalItem(item_id="i", reference=root / "one.wav", voice=root / "one.wav"), root / name)
 
 
-def test_versebench_hears_audiobox_of_its_first_two_sets(root: Path) -> None:
-    found: list[Metric | SetMetric] = [*local_metrics(root / "models", "versebench")[0]]
-    (opinion,) = (each for each in found if isinstance(each, Metric) and each.name == "audiobox_pq")
-    applies = [opinion.applies(EvalItem(item_id="i", subset=subset)) for subset in ("set1", "set2", "set3", "")]
-    assert applies == [True, True, False, True]
+def test_versebench_takes_figures_of_the_items_that_its_owner_does(root: Path) -> None:
+    rules = with_local(PROTOCOLS["versebench"], root / "models", "versebench")
+    applies = {each.name: each.applies for each in rules.metrics}
+    sounding = {"sounds": ("rain",), "reference": root / "one.wav"}
+    items = [EvalItem(item_id="i", subset=subset, **told) for subset in ("set1", "set3", "") for told in ({}, sounding)]
+    assert [applies["audiobox_pq"](item) for item in items] == [True, True, False, False, True, True]
+    assert [applies["kl_passt"](item) for item in items] == [False, True, False, False, False, True]
+    assert all(applies["maniqa"](item) for item in items)
+    assert [each.name for each in rules.combined] == ["as", "overall"]
 
 
 def test_divergence_is_of_the_real_from_the_made() -> None:
