@@ -13,8 +13,13 @@ from schemas.files import write_whole
 from schemas.ids import digest
 from schemas.measured import MeasuredFile, read_measured
 
-WHOLE_SAMPLES = ("stages.clip.whole_shots=true", "stages.clip.min_s=0.1", "stages.transcribe.engine=whisperx")
-"""Every shot is looked at whole; what is said is heard, never read from subtitles that lie beside a sample."""
+WHOLE_SAMPLES = (
+    "stages.clip.whole_shots=true",
+    "stages.clip.min_s=0.1",
+    "stages.transcribe.engine=whisperx",
+    "stages.sound.rate_speech=true",
+)
+"""Every shot is looked at whole; what is said is heard, never read from subtitles beside a sample; speech is rated."""
 
 
 def measure_files(

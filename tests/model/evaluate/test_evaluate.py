@@ -17,6 +17,7 @@ from model.cli import app
 from model.evaluate.alignment import AV_ALIGN, of_lips, offset
 from model.evaluate.evaluate import READINGS, EvalOptions, evaluate
 from model.evaluate.likeness import OWN_SETS, face_distance, voice_similarity
+from model.evaluate.measuring import WHOLE_SAMPLES
 from model.evaluate.metric import Metric, of_asset, of_columns
 from model.evaluate.page import write_page
 from model.evaluate.protocols import PROTOCOLS, Rules, protocol_named, rules_here
@@ -25,6 +26,7 @@ from model.evaluate.records import EvalCase, EvalItem, Figure, Protocol, Provena
 from model.evaluate.report import compare, compared_text, read_report, report_text, write_report
 from model.evaluate.sets import find_samples, read_set
 from model.evaluate.words import OWN_WORDS, SEEDTTS_WORDS
+from pipeline.config import load_recipe
 from pipeline.demo.write import Encoding, encode
 from schemas.errors import ModelError, RecipeError
 from schemas.measured import MeasuredFile
@@ -283,6 +285,11 @@ def test_protocols_never_share_a_figure() -> None:
             provenance=Provenance(protocol=protocol, model="m"),
         )  # fmt: skip
         assert {each.protocol for each in beside(figure)} == ({"seedtts"} if protocol == "seedtts" else set())
+
+
+def test_speech_is_rated_where_the_recipe_leaves_that_out() -> None:
+    rated = [load_recipe("quickstart", told).stage_configs()["sound"] for told in ((), WHOLE_SAMPLES)]
+    assert [each.model_dump()["rate_speech"] for each in rated] == [False, True]
 
 
 @pytest.mark.slow
