@@ -92,7 +92,7 @@ def asked(ctx: Context, load: Callable[[Path], N], key: str, path: str, *inside:
     if not place.joinpath(*inside).is_file():
         raise RecipeError(
             f"stages.match.{key}: '{place.joinpath(*inside)}' does not exist.",
-            remedy=f"Set it to the published weights, or leave it empty: match.{key.removesuffix('_path')} is null then.",
+            remedy="Set it to the published weights, or leave it empty, and that network is not asked.",
         )
     return ctx.model(load, place)
 

@@ -130,7 +130,7 @@ def test_networks_are_asked_where_there_is_a_path(context: Context, hammer: Path
 def test_weights_that_are_not_there_end_the_run_before_it_begins(context: Context, tmp_path: Path, name: str) -> None:
     stage = Match(MatchConfig(**{f"{name}_path": str(tmp_path / "gone")}))
     with pytest.raises(
-        RecipeError, match=rf"stages\.match\.{name}_path: .*gone.* does not exist\. .* match\.{name} is null"
+        RecipeError, match=rf"stages\.match\.{name}_path: .*gone.* does not exist\. Set it to .* leave it empty"
     ):
         stage.setup(context)
 
