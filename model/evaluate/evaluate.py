@@ -242,6 +242,8 @@ def _name(item: EvalItem) -> str:
 
 def _notes(cases: Sequence[EvalCase], rules: Rules) -> list[str]:
     notes = [f"not measured of this protocol: {rules.absent}"] if rules.absent else []
+    if rules.by_models:
+        notes.append(f"measured only by networks in a folder that --models names: {rules.by_models}")
     named = {path for case in cases for path in (case.item.voice, case.item.reference) if path is not None}
     gone = sorted(str(path) for path in named if not path.is_file())
     if gone:

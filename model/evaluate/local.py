@@ -58,7 +58,7 @@ def with_local(rules: Rules, models: Path, protocol: Protocol) -> Rules:
     """The rules with what all networks in `models` measure besides. Raises ModelError as `local_metrics` does."""
     metrics, sets = local_metrics(models, protocol)
     metrics, combined = (*rules.metrics, *of_items(metrics, protocol)), COMBINED.get(protocol, ())
-    return replace(rules, metrics=metrics, sets=(*rules.sets, *sets), combined=combined)
+    return replace(rules, metrics=metrics, sets=(*rules.sets, *sets), combined=combined, by_models="")
 
 
 def local_metrics(models: Path, protocol: Protocol) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:

@@ -30,6 +30,8 @@ class Rules:
     """Figures of those, looked for where networks from local files measure."""
     absent: str = ""
     """What of the owner's protocol is not measured, and why."""
+    by_models: str = ""
+    """What of it only networks from local files measure, where there are none."""
 
     @property
     def all(self) -> list[Metric | SetMetric]:
@@ -68,17 +70,18 @@ PROTOCOLS: Mapping[Protocol, Rules] = {
     "seedtts": Rules(
         "Seed-TTS-eval: word error by utterance, similarity to the prompt's voice",
         (*SEEDTTS_WORDS, replace(SIMILARITY, name="sim")),
-        absent="Whisper-large-v3 unless stages.transcribe has it; Paraformer and UniSpeech's WavLM without --models; zhconv",
+        absent="Whisper-large-v3 unless stages.transcribe has it; zhconv", by_models="Paraformer, UniSpeech's WavLM",
     ),
     "versebench": Rules(
         "Verse-Bench as its owner computes it, as far as that needs no weights from elsewhere",
         (*VERSEBENCH_WORDS, *VERSEBENCH_ALIGNMENT),
-        absent="AS, ID, FD, KL, CS, CE, CU, PC, PQ, LSE-C, AV-A, SenseVoice and the overall score of all, without --models",
+        absent="RAFT's flow, which is no part of its score",
+        by_models="AS, ID, FD, KL, CS, CE, CU, PC, PQ, LSE-C, AV-A, SenseVoice and the overall score of all",
     ),
     "mova": Rules(
         "MOVA's toolkit, as far as that needs no weights from elsewhere",
         (AV_ALIGN, LOUDNESS, RMS_DB),
-        absent="VideoReward, cpCER; IS, DeSync, IB, CLAP, LSE-C and LSE-D without --models; its frame size is unknown",
+        absent="VideoReward, cpCER; its frame size is unknown", by_models="IS, DeSync, IB, CLAP, LSE-C and LSE-D",
     ),
 }  # fmt: skip
 

@@ -161,6 +161,7 @@ def test_versebench_takes_figures_of_the_items_that_its_owner_does(root: Path) -
     assert [applies["kl_passt"](item) for item in items] == [False, True, False, False, False, True]
     assert all(applies["maniqa"](item) for item in items)
     assert [each.name for each in rules.combined] == ["as", "overall"]
+    assert not rules.by_models
 
 
 def test_divergence_is_of_the_real_from_the_made() -> None:
