@@ -21,6 +21,10 @@ class Clap(LocalNetwork):
     def _parts(self) -> tuple[Any, Any, Any]:
         return self.load("ClapModel"), self.front_end("ClapFeatureExtractor"), self.front_end("AutoTokenizer")
 
+    def ready(self) -> None:
+        """Loads the network. Raises what transformers raises for a folder with another."""
+        assert self._parts
+
     @property
     def rate_hz(self) -> int:
         """Of the sound that it hears."""
@@ -37,8 +41,8 @@ class Clap(LocalNetwork):
         sound = sound[: extractor.nb_max_samples]
         sound = sound * (CLAP_PEAK / max(float(np.abs(sound).max()), 1e-9))
         with torch.inference_mode():
-            given = extractor(sound, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-            return np.asarray(network.get_audio_features(**given)[0].double().numpy())
+            given = extractor(sound, sampling_rate=extractor.sampling_rate, return_tensors="pt").to(self.device)
+            return np.asarray(network.get_audio_features(**given)[0].double().cpu().numpy())
 
     def of_text(self, text: str) -> Vector:
         """The vector of a text."""
@@ -46,8 +50,5 @@ class Clap(LocalNetwork):
 
         network, _, tokenizer = self._parts
         with torch.inference_mode():
-            return np.asarray(
-                network.get_text_features(**tokenizer([text], return_tensors="pt", return_token_type_ids=False))[0]
-                .double()
-                .numpy()
-            )
+            given = tokenizer([text], return_tensors="pt", return_token_type_ids=False).to(self.device)
+            return np.asarray(network.get_text_features(**given)[0].double().cpu().numpy())

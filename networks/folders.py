@@ -20,8 +20,8 @@ WEIGHTS = "model.safetensors"
 class LocalNetwork:
     """A folder with a network, loaded when it is first asked."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        self.folder, self.device = folder, device
         if not (folder / WEIGHTS).is_file():
             raise ModelError(
                 f"{folder} has no {WEIGHTS}.", remedy="Save the network as transformers saves models, in safetensors."
@@ -43,7 +43,7 @@ class LocalNetwork:
         import transformers
 
         given = {"local_files_only": True, "use_safetensors": True}
-        return getattr(transformers, name).from_pretrained(self.folder, **given).eval()
+        return getattr(transformers, name).from_pretrained(self.folder, **given).eval().to(self.device)
 
     def front_end(self, name: str, **options: Any) -> Any:
         """What prepares its input, transformers' class `name`."""

@@ -37,9 +37,14 @@ STRIDE = 10
 class ImageBind:
     """Pictures and sound in one space of vectors."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: str = "cpu") -> None:
         parts = ("preprocessors", "trunks", "heads")
-        self.weights = TensorFile(path, [f"modality_{part}.{kind}." for part in parts for kind in NUM_HEADS])
+        self.weights = TensorFile(path, [f"modality_{part}.{kind}." for part in parts for kind in NUM_HEADS], device)
+
+    def ready(self) -> None:
+        """Reads the weights. Raises ModelError for a file that has none of this network's."""
+        for kind in NUM_HEADS:
+            _ = self.weights[f"modality_heads.{kind}.2.weight"]
 
     def of_pictures(self, frames: Sequence[NDArray[np.uint8]], times_s: Vector) -> Vector:
         """The vector of a film: mean over five clips of two frames by three crops of each.
@@ -73,7 +78,7 @@ class ImageBind:
         """Unit vectors [n, d]: of "vision" [n, 3, 2, 224, 224] normalised pictures, of "audio" [n, 1, 128, 204] bands."""
         from torch.nn.functional import normalize
 
-        tokens = self._tokens(kind, given)
+        tokens = self._tokens(kind, given.to(self.weights.device))
         for number in range(self.weights.num_blocks(f"modality_trunks.{kind}.blocks.")):
             block = f"modality_trunks.{kind}.blocks.{number}"
             tokens = tokens + self._attend(self.weights.layer_norm(tokens, f"{block}.norm_1"), f"{block}.attn", kind)
@@ -153,4 +158,4 @@ def _crops(frames: Tensor) -> Tensor:
 
 
 def _mean(vectors: Tensor) -> Vector:
-    return np.asarray(vectors.mean(0).double().numpy())
+    return np.asarray(vectors.mean(0).double().cpu().numpy())

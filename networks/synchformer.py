@@ -38,8 +38,12 @@ VIDEO, SOUND, GLOBAL = "vfeat_extractor", "afeat_extractor", "transformer"
 class Synchformer:
     """How far sound and picture of a film are apart."""
 
-    def __init__(self, path: Path) -> None:
-        self.weights = TensorFile(path)
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        self.weights = TensorFile(path, device=device)
+
+    def ready(self) -> None:
+        """Reads the weights. Raises ModelError for a file that has none of this network's."""
+        _ = self.weights[f"{GLOBAL}.off_head.weight"]
 
     def judge(
         self,
@@ -61,15 +65,15 @@ class Synchformer:
             for first in sorted({0, len(nearest) - LENGTH_FRAMES}):
                 seen = shown([frames[at] for at in nearest[first : first + LENGTH_FRAMES]])
                 found.append(self.logits(_segments(seen), _bands(heard[first * SPEECH_RATE_HZ // FPS :])))
-            return torch.stack(found)
+            return torch.stack(found).cpu()
 
     def logits(self, segments: Tensor, bands: Tensor) -> Tensor:
         """[21] of pictures [14, 3, 16, 224, 224] of -1 to 1 and sounds [14, 128, 66]."""
         import torch
 
         weights = self.weights
-        seen = weights.linear(self.of_pictures(segments).flatten(0, 1), "vproj")
-        heard = weights.linear(self.of_sounds(bands).flatten(0, 1), "aproj")
+        seen = weights.linear(self.of_pictures(segments.to(weights.device)).flatten(0, 1), "vproj")
+        heard = weights.linear(self.of_sounds(bands.to(weights.device)).flatten(0, 1), "aproj")
         seen, heard = (
             weights.layer_norm(each, f"{GLOBAL}.{name}_in_lnorm", 1e-5)
             for each, name in ((seen, "vis"), (heard, "aud"))

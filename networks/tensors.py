@@ -71,8 +71,8 @@ def plain_state(path: Path, sections: Sequence[str] = ("state_dict",), *, is_map
 class TensorFile:
     """A state dict on disk, safetensors or a torch file of plain tensors, of which some parts are read when first asked."""
 
-    def __init__(self, path: Path, prefixes: Iterable[str] = ("",)) -> None:
-        self.path = path
+    def __init__(self, path: Path, prefixes: Iterable[str] = ("",), device: str = "cpu") -> None:
+        self.path, self.device = path, device
         self._prefixes = tuple(prefixes)
 
     @cached_property
@@ -90,7 +90,7 @@ class TensorFile:
                 for name, each in plain_state(self.path, SECTIONS, is_mapped=is_zipfile(self.path)).items()
                 if name.startswith(self._prefixes)
             }
-        return {name: tensor.float() for name, tensor in found.items()}
+        return {name: tensor.float().to(self.device) for name, tensor in found.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor of a published name, float32. Raises ModelError where the file has none."""

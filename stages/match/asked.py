@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,17 @@ MOST_S = 30
 """Pictures and sound of longer clips are held against each other up to there."""
 STEP_S = 0.2
 """Between two offsets that Synchformer tells apart."""
-N = TypeVar("N")
+
+
+class Loadable(Protocol):
+    """A network whose weights are read when it is first asked, or told to."""
+
+    def ready(self) -> None:
+        """Reads them."""
+        ...
+
+
+N = TypeVar("N", bound=Loadable)
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,9 @@ class AskedNetworks:
 
     def __init__(self, config: MatchConfig, ctx: Context) -> None:
         self._ctx = ctx
-        self._imagebind = asked(ctx, ImageBind, "imagebind_path", config.imagebind_path)
-        self._synchformer = asked(ctx, Synchformer, "synchformer_path", config.synchformer_path)
-        self._clap = asked(ctx, Clap, "clap_path", config.clap_path, WEIGHTS)
+        self._imagebind = asked(ctx, config.device, ImageBind, "imagebind_path", config.imagebind_path)
+        self._synchformer = asked(ctx, config.device, Synchformer, "synchformer_path", config.synchformer_path)
+        self._clap = asked(ctx, config.device, Clap, "clap_path", config.clap_path, WEIGHTS)
 
     def judge(self, path: Path, span: Span, side_ratio: float, text: str | None) -> Judged:
         """What they say of the clip `span` of a file with picture and sound, and of its sound against `text`.
@@ -84,8 +94,11 @@ class AskedNetworks:
         return ShownClip(list(found.images), found.times_s, sound, float(span.start))
 
 
-def asked(ctx: Context, load: Callable[[Path], N], key: str, path: str, *inside: str) -> N | None:
-    """The network at `path`, one for all stages of a worker; None for no path. Raises RecipeError where nothing lies there."""
+def asked(ctx: Context, device: str, make: Callable[[Path, str], N], key: str, path: str, *inside: str) -> N | None:
+    """The network at `path`, one for all stages of a worker; None for no path.
+
+    Raises RecipeError where nothing lies there, and ModelError where it is another network.
+    """
     if not path:
         return None
     place = Path(path).expanduser()
@@ -94,7 +107,14 @@ def asked(ctx: Context, load: Callable[[Path], N], key: str, path: str, *inside:
             f"stages.match.{key}: '{place.joinpath(*inside)}' does not exist.",
             remedy="Set it to the published weights, or leave it empty, and that network is not asked.",
         )
-    return ctx.model(load, place)
+    return ctx.model(loaded, make, place, device)
+
+
+def loaded(make: Callable[[Path, str], N], place: Path, device: str) -> N:
+    """The network at `place`, its weights read."""
+    network = make(place, device)
+    network.ready()
+    return network
 
 
 def likeness_of(network: ImageBind, clip: ShownClip) -> float | None:

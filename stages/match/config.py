@@ -14,3 +14,5 @@ class MatchConfig(StageConfig):
     """synchformer_state_dict.pth, tensors alone, or the same names in safetensors; 1 GB of memory."""
     clap_path: str = ""
     """Folder of CLAP as transformers saves it (laion/clap-htsat-fused); 0.7 GB of memory."""
+    device: str = "cpu"
+    """Where they run: cpu, cuda, cuda:1. State what a worker then needs in `resources.match`."""

@@ -38,7 +38,7 @@ class Match(Measure[MatchConfig]):
     """Whether a clip's sound belongs to its picture.
 
     Its own evidence needs no weights: events that are seen and heard, docs/quality.md says of which it tells. Whether a hum or
-    music belongs to a picture only networks can say, which are asked on the CPU where the recipe has paths for them.
+    music belongs to a picture only networks can say, which are asked where the recipe has paths for them.
     """
 
     name = "match"

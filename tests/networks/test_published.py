@@ -80,3 +80,14 @@ def test_synchformer_is_what_others_make_of_the_same_tensors(tmp_path: Path) -> 
         torch.testing.assert_close(network.of_sounds(bands), expected, rtol=1e-4, atol=1e-5)
         assert network.of_pictures(torch.randn(1, 3, 16, 32, 32)).shape == (1, 8, dim)
         assert network.logits(torch.randn(14, 3, 16, 32, 32), torch.randn(14, 128, 66)).shape == (21,)
+
+
+def test_all_that_a_network_computes_is_where_it_was_put(tmp_path: Path) -> None:
+    """Tensors without numbers stand for a GPU: torch refuses to compute with them and those of the CPU at once."""
+    torch.save(imagebind_tensors()[0], tmp_path / "imagebind.pth")
+    torch.save(synchformer_tensors(num_places=4)[0], tmp_path / "synchformer.pth")
+    bound = ImageBind(tmp_path / "imagebind.pth", "meta")
+    assert bound.vectors("vision", torch.zeros(1, 3, 2, 224, 224)).is_meta
+    assert bound.vectors("audio", torch.zeros(1, 1, 128, 204)).is_meta
+    former = Synchformer(tmp_path / "synchformer.pth", "meta")
+    assert former.logits(torch.zeros(14, 3, 16, 32, 32), torch.zeros(14, 128, 66)).is_meta

@@ -13,14 +13,14 @@ import torch
 
 from benchmarks.match_events import HEIGHT_PX, SECONDS, WIDTH_PX, film, heard, instants
 from pipeline.demo.write import Encoding, encode
-from schemas.errors import RecipeError
+from schemas.errors import ModelError, RecipeError
 from schemas.timing import Span
 from stages.base import Context
 from stages.match.config import MatchConfig
 from stages.match.evidence import EventWatch, SeenMotion, evidence_of
 from stages.match.stage import MATCH, Match, told_of_sound
 from stages.media.decoder import Waveform
-from tests.networks.tiny import imagebind_tensors, synchformer_tensors, write_clap
+from tests.networks.tiny import SYNC_DIM, imagebind_tensors, synchformer_tensors, write_clap
 from tests.rows import clip_row, span_of_file, struct_of
 
 RATE_HZ = 16_000
@@ -92,7 +92,9 @@ def test_where_there_is_nothing_to_tell_it_says_why(context: Context, hammer: Pa
 def test_networks_are_asked_where_there_is_a_path(context: Context, hammer: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(imagebind_tensors()[0], tmp_path / "imagebind_huge.pth")
-    torch.save(synchformer_tensors()[0], tmp_path / "synchformer_state_dict.pth")
+    early = synchformer_tensors()[0] | {"transformer.off_head.weight": torch.zeros(21, SYNC_DIM)}
+    early["transformer.off_head.bias"] = 20.0 * (torch.arange(21) == 11)
+    torch.save(early, tmp_path / "synchformer_state_dict.pth")
     write_clap(tmp_path / "clap")
     probe = context.media.probe(hammer)
     row = clip_row(hammer, span_of_file(probe, 0, Fraction(24, 5)), probe=probe)
@@ -115,8 +117,8 @@ def test_networks_are_asked_where_there_is_a_path(context: Context, hammer: Path
     assert None not in told.values()
     assert told["onset_agreement"] == own["onset_agreement"] > 5
     assert -1 <= told["imagebind"] <= 1
-    assert told["synchformer_offset_ms"] in [200.0 * step for step in range(-10, 11)]
-    assert 0 < told["synchformer_in_sync"] < 1
+    assert told["synchformer_offset_ms"] == pytest.approx(-200), "its twelfth class is sound 0.2 s early"
+    assert told["synchformer_in_sync"] == pytest.approx(1, abs=1e-3)
     assert told["clap_text"] == "music"
     half = span_of_file(probe, 0, 3)
     (short,) = asking.process([row | {"clip": clip_row(hammer, half)["clip"]}])
@@ -133,6 +135,13 @@ def test_weights_that_are_not_there_end_the_run_before_it_begins(context: Contex
         RecipeError, match=rf"stages\.match\.{name}_path: .*gone.* does not exist\. Set it to .* leave it empty"
     ):
         stage.setup(context)
+
+
+def test_weights_of_another_network_end_it_as_well(context: Context, tmp_path: Path) -> None:
+    torch.save({"layer.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    for name in ("imagebind", "synchformer"):
+        with pytest.raises(ModelError, match=r"other\.pth has no tensor '.*'\. Give the published file"):
+            Match(MatchConfig(**{f"{name}_path": str(tmp_path / "other.pth")})).setup(context)
 
 
 def test_a_caption_of_the_sound_goes_before_what_was_heard() -> None:
