@@ -1,8 +1,8 @@
 """Whether sound is told from sound that belongs elsewhere: `python -m benchmarks.quality_match DIR --json FILE`.
 
 Drawn events (`benchmarks.match_events`) are seen by stage `match` with the sound made for them, with the sounds of other films
-and with their own moved by 1 s and more; pieces of DIR's real clips without speech likewise, with the sounds of other files. The
-half `choose` has other photographs, strikes and seeds than the half `publish`.
+and with their own moved by 1 s and more; pieces of DIR's real clips without speech, and of talking ones, likewise, with the
+sounds of other files. The half `choose` has other photographs, strikes and seeds than the half `publish`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ MOVES_S = (1.0, -1.3, 1.7, 2.3)
 NUM_FOREIGN = 6
 """Sounds of other films that each is seen with: one of its own kind, the others of the next ones."""
 AS_IT_IS, *HARDER = SOUNDS_MADE
-PIECE_S = 5
-"""Length of pieces of real clips."""
+MOST_STRANGERS = 8
+"""Pieces of other files whose sound each piece of a real clip is seen with."""
 REAL = (
     "nonspeech/dog_barks_720p.mp4",
     "nonspeech/tennis_serves_indoor.mp4",
@@ -80,14 +80,14 @@ def drawn(half: Half, rounds: int) -> Iterator[Seen]:
         context.media.close()
 
 
-def real(media_dir: Path) -> Iterator[Seen]:
-    """Pieces of real clips without speech, each with the whole sound of its file."""
+def real(media_dir: Path, names: Sequence[str], piece_s: int) -> Iterator[Seen]:
+    """Pieces of real clips, each with the whole sound of its file."""
     with tempfile.TemporaryDirectory() as folder:
         context = Context(Path(folder))
-        for name in REAL:
+        for name in names:
             watch = context.asset_pass.look(media_dir / name, EventWatch)
             whole, sound = context.asset_pass.seen(media_dir / name), context.media.audio(media_dir / name)
-            piece = round(PIECE_S * whole.den / whole.num)
+            piece = round(piece_s * whole.den / whole.num)
             first, end = int(whole.pts[0]), whole.end_pts
             for number in range((end - first) // piece):
                 span = Span(first + number * piece, first + (number + 1) * piece, whole.num, whole.den)
@@ -122,6 +122,15 @@ def told_of(films: Sequence[Seen], strangers: Sequence[Sequence[Seen]], made: st
         own = agreement(seen, seen.sounds[made])
         told.append(Told(seen.name, seen.kind, own, np.array(foreign), np.array(moved)))
     return told
+
+
+def told_of_pieces(pieces: Sequence[Seen]) -> list[Told]:
+    """Every piece of a real clip, its strangers of other files."""
+    strangers = []
+    for piece in pieces:
+        others = [other for other in pieces if other.kind != piece.kind]
+        strangers.append(others[:: max(1, len(others) // MOST_STRANGERS)])
+    return told_of(pieces, strangers)
 
 
 def auc_of(told: Sequence[Told], what: str) -> float:
@@ -164,11 +173,11 @@ def main(arguments: list[str] | None = None) -> None:
     steps = (len(KINDS), *range(1, NUM_FOREIGN))
     others = [[films[(number + step) % len(films)] for step in steps] for number in range(len(films))]
     told = told_of(films, others)
-    pieces = list(real(given.media))
-    strangers = [[other for other in pieces if other.kind != piece.kind] for piece in pieces]
-    told_real = told_of(pieces, strangers)
+    told_real = told_of_pieces(list(real(given.media, REAL, 5)))
+    talking = sorted(path.relative_to(given.media).as_posix() for path in (given.media / "talking").iterdir())
+    told_talking = told_of_pieces(list(real(given.media, talking, 3)))
     names = [Path(name).stem for name in REAL]
-    figures = {"drawn": score(told), "real": score(told_real)}
+    figures = {"drawn": score(told), "real": score(told_real), "talking": score(told_talking)}
     figures |= {made: score(told_of(films, others, made)) for made in HARDER}
     figures |= {kind: score([each for each in told if each.kind == kind]) for kind in KINDS}
     figures |= {name: score([each for each in told_real if each.kind == name]) for name in names}

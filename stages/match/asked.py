@@ -107,7 +107,8 @@ def asked(ctx: Context, device: str, make: Callable[[Path, str], N], key: str, p
             f"stages.match.{key}: '{place.joinpath(*inside)}' does not exist.",
             remedy="Set it to the published weights, or leave it empty, and that network is not asked.",
         )
-    return ctx.model(loaded, make, place, device)
+    network: N = ctx.model(loaded, make, place, device)
+    return network
 
 
 def loaded(make: Callable[[Path, str], N], place: Path, device: str) -> N:
