@@ -60,10 +60,9 @@ class Maniqa:
         import torch
 
         frames, _ = read_pictures(path, ANY_SIDE_PX, "rgb24", every=EVERY)
-        if min(frames[0].shape[:2]) < self.crop_px:
-            raise MediaError(
-                f"{path.name} is {min(frames[0].shape[:2])} px high or wide, less than a crop of {self.crop_px}."
-            )
+        smallest_px = min((min(each.shape[:2]) for each in frames), default=0)
+        if smallest_px < self.crop_px:
+            raise MediaError(f"{path.name} is {smallest_px} px high or wide, less than a crop of {self.crop_px}.")
         random = np.random.default_rng(0)
         with torch.inference_mode():
             return float(
