@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model.evaluate.distances import SMALLEST
-from model.evaluate.intervals import draws, interval_of
+from model.evaluate.intervals import Paired, draws, interval_of
 from model.evaluate.metric import Described, Vector
 from model.evaluate.records import Figure, Protocol, Provenance, Score
 
+Readings = Mapping[tuple[tuple[str, str], str], tuple[float, float]]
+"""((subset, item), part) -> (value, weight)."""
 Means = Mapping[str, Vector]
 """Part -> its mean [n], of one set of items or of many that were drawn."""
 
@@ -34,39 +35,70 @@ def combined_figure(
     found = {figure.metric: figure for figure in figures if figure.metric in metric.parts and figure.value is not None}
     if set(found) != set(metric.parts):
         return None
-    items = sorted({(each.subset, each.item_id) for each in scores if each.metric in found})
-    row = {item: at for at, item in enumerate(items)}
-    held = {name: np.zeros((len(items), 2)) for name in metric.parts}
-    for each in scores:
-        if each.metric in held and each.value is not None:
-            held[each.metric][row[each.subset, each.item_id]] = each.value * each.weight, each.weight
-    value = metric.combine({name: np.array([found[name].value], float) for name in metric.parts})
-    low, high = _interval(metric, held, draws(len(items)))
-    states = {(each.subset, each.item_id, each.state) for each in scores if each.metric in held}
+    value, *drawn = _drawn(metric, _readings(metric, scores))
+    low, high = _interval(np.array(drawn)) or (None, None)
+    states = {(each.subset, each.item_id, each.state) for each in scores if each.metric in metric.parts}
     count = Counter(state for *_, state in states)
+    weights = dict.fromkeys(part for each in found.values() for part in each.provenance.sha256.split(","))
     return Figure(
-        metric=metric.name, unit=metric.unit, better=metric.better, value=float(value[0]), low=low, high=high,
+        metric=metric.name, unit=metric.unit, better=metric.better, value=float(value), low=low, high=high,
         num_items=count["measured"], num_missing=count["missing"], num_failed=count["failed"],
         num_unmeasured=count["unmeasured"],
         provenance=Provenance(
-            protocol=protocol, model=metric.model, crop=metric.crop, decoder=metric.decoder,
-            sha256=",".join(each.provenance.sha256 for each in found.values()),
+            protocol=protocol, model=metric.model, crop=metric.crop, decoder=metric.decoder, sha256=",".join(weights),
         ),
     )  # fmt: skip
 
 
-def _interval(
-    metric: Combined, held: Mapping[str, Vector], drawn: NDArray[np.int64]
-) -> tuple[float, float] | tuple[None, None]:
-    """The middle 95 % over draws in which every part has an item; none where half of them have not."""
-    means = {}
-    for name, pairs in held.items():
-        sums = pairs[drawn].sum(1)
-        with np.errstate(invalid="ignore"):
-            means[name] = sums[:, 0] / sums[:, 1]
-    values = metric.combine(means)
-    values = values[np.isfinite(values)]
-    return interval_of(values) if len(values) > len(drawn) / 2 else (None, None)
+@dataclass(frozen=True, slots=True)
+class CombinedPair:
+    """A combined figure of two reports, over what both have measured of each item."""
+
+    first: float
+    second: float
+    found: Paired | None
+    num_first_only: int
+    num_second_only: int
+    """Items of which only one of them has anything."""
+
+
+def combined_pair(metric: Combined, one: Sequence[Score], other: Sequence[Score]) -> CombinedPair | None:
+    """The figure of two lists of scores, paired: every draw is of the same items. None where a part has no item in both."""
+    first, second = (_readings(metric, scores) for scores in (one, other))
+    shared = sorted(first.keys() & second.keys())
+    if {part for _, part in shared} != set(metric.parts):
+        return None
+    before, after = (_drawn(metric, {key: held[key] for key in shared}) for held in (first, second))
+    interval = _interval(after[1:] - before[1:])
+    items, alone = ({item for item, _ in keys} for keys in (first, second))
+    paired = Paired(float(after[0] - before[0]), *interval, len({item for item, _ in shared})) if interval else None
+    return CombinedPair(float(before[0]), float(after[0]), paired, len(items - alone), len(alone - items))
+
+
+def _readings(metric: Combined, scores: Sequence[Score]) -> Readings:
+    return {
+        ((each.subset, each.item_id), each.metric): (each.value, each.weight)
+        for each in scores
+        if each.metric in metric.parts and each.value is not None
+    }
+
+
+def _drawn(metric: Combined, readings: Readings) -> Vector:
+    """The figure [1 + draws]: of all items, then of items drawn anew; not a number where a part has no item in a draw."""
+    row = {item: at for at, item in enumerate(sorted({item for item, _ in readings}))}
+    held = {name: np.zeros((len(row), 2)) for name in metric.parts}
+    for (item, part), (value, weight) in readings.items():
+        held[part][row[item]] = value * weight, weight
+    drawn = np.concatenate([np.arange(len(row))[None], draws(len(row))])
+    sums = {name: pairs[drawn].sum(1) for name, pairs in held.items()}
+    with np.errstate(invalid="ignore"):
+        return metric.combine({name: each[:, 0] / each[:, 1] for name, each in sums.items()})
+
+
+def _interval(drawn: Vector) -> tuple[float, float] | None:
+    """The middle 95 % of what is a number; None where half of it is none."""
+    values = drawn[np.isfinite(drawn)]
+    return interval_of(values) if len(values) > len(drawn) / 2 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model.evaluate.combined import COMBINED, combined_pair
 from model.evaluate.intervals import Paired, paired
 from model.evaluate.records import Figure, Provenance, Report, Score
 from schemas.errors import RecipeError
@@ -114,26 +115,29 @@ def compare(one: Path, other: Path) -> list[Compared]:
                 remedy="Evaluate both on the same set by the same protocol.",
             )
     provenance = {each.metric: each.provenance for each in second.figures}
+    combined = {each.name: each for each in COMBINED.get(first.protocol, ())}
     found = []
     for figure in first.figures:
-        pairs = _pairs(figure.metric, first_scores, second_scores)
-        if not len(pairs) or figure.metric not in provenance:
+        if figure.metric not in provenance:
             continue
-        differs = [
+        how = ", ".join(
             name
             for name in Provenance.__dataclass_fields__
             if getattr(figure.provenance, name) != getattr(provenance[figure.metric], name)
-        ]
-        weights = pairs[:, 2]
-        first_mean, second_mean = (float(np.average(pairs[:, at], weights=weights)) for at in (0, 1))
-        held = paired(pairs[:, 0], pairs[:, 1], weights)
-        first_only, second_only = (
-            _num_measured(figure.metric, scores) - len(pairs) for scores in (first_scores, second_scores)
         )
-        how = ", ".join(differs)
-        found.append(
-            Compared(figure.metric, figure.better, first_mean, second_mean, held, first_only, second_only, how)
-        )
+        if (metric := combined.get(figure.metric)) is not None:
+            if (told := combined_pair(metric, first_scores, second_scores)) is not None:
+                alone = (told.num_first_only, told.num_second_only)
+                found.append(Compared(metric.name, metric.better, told.first, told.second, told.found, *alone, how))
+        elif len(pairs := _pairs(figure.metric, first_scores, second_scores)):
+            first_mean, second_mean = (float(np.average(pairs[:, at], weights=pairs[:, 2])) for at in (0, 1))
+            held = paired(pairs[:, 0], pairs[:, 1], pairs[:, 2])
+            first_only, second_only = (
+                _num_measured(figure.metric, scores) - len(pairs) for scores in (first_scores, second_scores)
+            )
+            found.append(
+                Compared(figure.metric, figure.better, first_mean, second_mean, held, first_only, second_only, how)
+            )
     return found
 
 

@@ -12,7 +12,8 @@ from model.evaluate.combined import AS, BOUNDS, COMBINED, OPINIONS, combined_fig
 from model.evaluate.evaluate import EvalOptions, evaluate
 from model.evaluate.metric import Metric
 from model.evaluate.protocols import Rules
-from model.evaluate.records import EvalItem, EvalSet, Reading
+from model.evaluate.records import EvalItem, EvalSet, Reading, Report, Score
+from model.evaluate.report import compare, write_report
 
 AS_OF_THREE, OVERALL = COMBINED["versebench"]
 
@@ -73,14 +74,33 @@ def test_opinions_make_up_as_and_what_the_overall_score_lacks_is_named(tmp_path:
 
 def test_the_interval_draws_items_with_all_their_parts(tmp_path: Path) -> None:
     """Opinions that cancel in every item leave nothing to chance, though each of them moves."""
-    items = tuple(EvalItem(item_id=str(number)) for number in range(20))
-    for item in items:
-        (tmp_path / f"{item.item_id}.wav").write_text(item.item_id)
-    up = {item.item_id: 10 * at / 20 for at, item in enumerate(items)}
-    parts = (up, {name: 100 - 10 * value for name, value in up.items()}, dict.fromkeys(up, 0.5))
-    metrics = tuple(metric_of(name, values) for name, values in zip(OPINIONS, parts, strict=True))
-    options = EvalOptions("versebench", Rules("r", metrics, combined=(AS_OF_THREE,)))
-    report, _ = evaluate(EvalSet("s", "list", items), tmp_path, tmp_path / "out", options, say=lambda _: None)
+    report, _ = evaluate_opinions(tmp_path, up=0.0)
     *alone, figure = report.figures
     assert alone[0].high - alone[0].low > 1
     assert (figure.low, figure.high) == (pytest.approx(0.5), pytest.approx(0.5))
+
+
+def test_two_reports_are_compared_by_what_both_have(tmp_path: Path) -> None:
+    for name, up in (("one", 0.0), ("better", 0.3), ("same", 0.0)):
+        write_report(*evaluate_opinions(tmp_path / name, up), tmp_path / name)
+    found = {
+        name: {each.metric: each for each in compare(tmp_path / "one", tmp_path / name)} for name in ("better", "same")
+    }
+    better = found["better"]["as"]
+    assert (better.first, better.second) == (pytest.approx(0.5), pytest.approx(0.6))
+    assert (better.verdict, better.found.num_items) == ("better", 20)
+    assert (better.found.low, better.found.high) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert found["same"]["as"].verdict == "no difference is sure"
+
+
+def evaluate_opinions(folder: Path, up: float) -> tuple[Report, list[Score]]:
+    """Twenty items whose opinions cancel but for `up`, which is on the third."""
+    items = tuple(EvalItem(item_id=str(number)) for number in range(20))
+    (folder / "made").mkdir(parents=True)
+    for item in items:
+        (folder / "made" / f"{item.item_id}.wav").write_text(item.item_id)
+    rising = {item.item_id: 10 * at / 20 for at, item in enumerate(items)}
+    parts = (rising, {name: 100 - 10 * value for name, value in rising.items()}, dict.fromkeys(rising, 0.5 + up))
+    metrics = tuple(metric_of(name, values) for name, values in zip(OPINIONS, parts, strict=True))
+    options = EvalOptions("versebench", Rules("r", metrics, combined=(AS_OF_THREE,)))
+    return evaluate(EvalSet("s", "list", items), folder / "made", folder, options, say=lambda _: None)
