@@ -43,7 +43,7 @@ class Audiobox:
         self.weights = TensorFile(path)
         told = read_config(path)
         published = {"use_weighted_layer_sum": True, "normalize_embed": True}
-        if got := {name: told.get(name) for name, value in published.items() if told.get(name) != value}:
+        if got := {name: told.get(name) for name, value in published.items() if told.get(name, value) != value}:
             raise ModelError(
                 f"{path} is configured with {got}, expected {published}.", remedy="Give the published one."
             )
