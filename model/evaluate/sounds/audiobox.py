@@ -48,7 +48,10 @@ class Audiobox:
                 f"{path} is configured with {got}, expected {published}.", remedy="Give the published one."
             )
         self._scales: Mapping[str, Mapping[str, float]] = told["target_transform"]
-        self._prefix = "model." if "model.layer_weights.CE" in self.weights else ""
+
+    @cached_property
+    def _prefix(self) -> str:
+        return "model." if "model.layer_weights.CE" in self.weights else ""
 
     @cached_property
     def _states(self) -> HiddenStates:
