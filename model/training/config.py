@@ -20,6 +20,7 @@ from model.data.preview import Hardware
 from model.encoding.config import DataConfig
 from model.network.config import NavaConfig
 from model.network.flow_config import FlowConfig
+from model.sampling.config import Guidance
 from schemas.budget import ModelShape, Recompute
 from schemas.errors import RecipeError
 from schemas.recipe import RecipePart, nearest, read_recipe, validated
@@ -143,6 +144,25 @@ class ValidationConfig(RecipePart):
     """Solver steps of each."""
 
 
+class DistillConfig(RecipePart):
+    """A student of few steps out of `network.weights`, by distribution matching (`model/training/distill.py`)."""
+
+    student_steps: int = Field(default=4, ge=1)
+    """Passes of the student from noise to a clip: `num_steps` of the sample recipe `few_steps`."""
+    fake_updates: int = Field(default=5, ge=1)
+    """Updates of the fake network for each of the student (the paper's 5); a step of training is one of the former."""
+    fake_rate: float = Field(default=1.0, gt=0)
+    """Learning rate of the fake network over that of the student."""
+    teacher: Literal["master", "bfloat16", "float8"] = "bfloat16"
+    """How the teacher is held, see `network.frozen`."""
+    guidance: Guidance = Guidance()
+    """Of the teacher, as a sample recipe has it; the student learns to do without."""
+
+    def teacher_of(self, network: NetworkConfig) -> NetworkConfig:
+        """The network that `network.weights` are, all of it frozen."""
+        return network.model_copy(update={"lora": None, "train_only": (), "frozen": self.teacher})
+
+
 class OutputConfig(RecipePart):
     """What is written, and how often."""
 
@@ -174,6 +194,8 @@ class TrainConfig(RecipePart):
     health: HealthConfig = HealthConfig()
     validation: ValidationConfig = ValidationConfig()
     output: OutputConfig = OutputConfig()
+    distill: DistillConfig | None = None
+    """None trains; otherwise steps distil."""
     hardware: Hardware = Hardware()
     """The GPU that hours, memory and MFU are reckoned with."""
 
@@ -201,9 +223,21 @@ class TrainConfig(RecipePart):
                 "flow.modes_per_sample=false and drop_all_text=false decide per pack, but with plan.context_parallel > 1 "
                 "a sample may be in the packs of several ranks"
             )
+        if self.distill is not None:
+            self._check_distillation()
         if self.flow.mean_over == "samples" and self.plan.num_packs > 1 and not self.flow.modes_per_sample:
             raise ValueError("flow.modes_per_sample=false draws modes per pack and needs plan.num_packs 1 to repeat")
         return self
+
+    def _check_distillation(self) -> None:
+        if self.network.weights is None:
+            raise ValueError("distill makes a student of network.weights, which is not given")
+        if self.plan.context_parallel > 1:
+            raise ValueError("distill generates whole clips on each rank: leave plan.context_parallel at 1")
+        if self.validation.every_steps is not None and not self.validation.num_samples:
+            raise ValueError(
+                "with distill, validation generates held-out clips and measures no loss: set validation.num_samples"
+            )
 
     @property
     def shape(self) -> ModelShape:

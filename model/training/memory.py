@@ -1,7 +1,8 @@
 """What training holds on one GPU, counted on the real blocks: run with tensors that have shapes and no numbers.
 
     states        this rank's shards: weights in the numbers they are held in, and of what is trained gradients, two
-                  moments (matrices under Muon: one), and the average if one is kept; in host memory with parallel.offload
+                  moments (matrices under Muon: one), and the average if one is kept; in host memory with parallel.offload.
+                  A stage that distils has them twice, the average once, and the teacher's weights
     gathered      what sharding holds whole: the root's parameters, the block in use and the one fetched ahead
     gradients     whole gradients of a block while they are reduced, and of everything while micro-steps are added up
     activations   kept for the backward pass, and the temporaries of forward and backward, at their peak
@@ -124,9 +125,9 @@ def memory_per_gpu(config: TrainConfig, num_gpus: int) -> MemoryEstimate:
     activations = count_activations(network, parallel.recompute, compute_dtype(parallel), plan.token_budget)
     return MemoryEstimate(
         states_bytes=0 if parallel.offload else states,
-        gathered_bytes=(counts.root + 2 * counts.block) * compute + fetched,
+        gathered_bytes=((1 if config.distill is None else 3) * counts.root + 2 * counts.block) * compute + fetched,
         gradients_bytes=(counts.trained_root + 2 * counts.trained_block) * (master + compute)
-        + (master * counts.trained if has_micro_steps else 0),
+        + (master * counts.trained * (1 if config.distill is None else 2) if has_micro_steps else 0),
         activations=activations,
         workspace_bytes=WORKSPACE_BYTES,
         host_bytes=states if parallel.offload else 0,
@@ -136,10 +137,11 @@ def memory_per_gpu(config: TrainConfig, num_gpus: int) -> MemoryEstimate:
 def states_per_gpu(config: TrainConfig, num_gpus: int) -> int:
     """Bytes of what one rank keeps of weights, gradients, moments and averages, on the GPU or with parallel.offload beside it."""
     counts, num_shards = _count_parameters(config), max(1, num_gpus // config.parallel.num_replicas)
-    held = (5 if config.optim.ema_decay else 4) * counts.trained
-    if config.optim.kind == "muon":
-        held -= counts.trained_matrices
-    return math.ceil((counts.frozen_bytes + BYTES[master_dtype(config.parallel)] * held) / num_shards)
+    held = 4 * counts.trained - (counts.trained_matrices if config.optim.kind == "muon" else 0)
+    network = counts.frozen_bytes + BYTES[master_dtype(config.parallel)] * held
+    average = BYTES[master_dtype(config.parallel)] * counts.trained if config.optim.ema_decay else 0
+    beside = 0 if config.distill is None else network + counts.teacher_bytes
+    return math.ceil((network + average + beside) / num_shards)
 
 
 @lru_cache(maxsize=64)
@@ -235,6 +237,8 @@ class ParameterCounts(NamedTuple):
     trained_matrices: int
     """Those that Muon would move."""
     frozen_bytes: int
+    teacher_bytes: int
+    """Of what a student is distilled from."""
     root: int
     trained_root: int
     block: int
@@ -243,7 +247,9 @@ class ParameterCounts(NamedTuple):
 
 def _count_parameters(config: TrainConfig) -> ParameterCounts:
     """Counted on the meta device."""
-    model = empty_model(config.network, config.parallel)
+    model, teacher = empty_model(config.network, config.parallel), None
+    if config.distill is not None:
+        teacher = empty_model(config.distill.teacher_of(config.network), config.parallel, is_trained=False)
     trained = [(name, p.numel() if p.requires_grad else 0) for name, p in model.named_parameters()]
     blocks = [*model.double_blocks, *model.single_blocks]
     of_root = {name: "_blocks." not in name for name, _ in trained}
@@ -251,6 +257,7 @@ def _count_parameters(config: TrainConfig) -> ParameterCounts:
         trained=sum(count for _, count in trained),
         trained_matrices=sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and is_for_muon(n, p)),
         frozen_bytes=sum(p.nbytes for p in model.parameters() if not p.requires_grad),
+        teacher_bytes=sum(p.nbytes for p in teacher.parameters()) if teacher is not None else 0,
         root=sum(p.numel() for name, p in model.named_parameters() if of_root[name]),
         trained_root=sum(count for name, count in trained if of_root[name]),
         block=max(sum(p.numel() for p in block.parameters()) for block in blocks),

@@ -101,14 +101,16 @@ def compute_dtype(config: ParallelConfig) -> torch.dtype:
     return dtype
 
 
-def empty_model(network: NetworkConfig, config: ParallelConfig) -> Nava:
+def empty_model(network: NetworkConfig, config: ParallelConfig, *, is_trained: bool = True) -> Nava:
     """The network on the meta device, with adapters and frozen parts, every weight in the numbers it is held in."""
     with torch.device("meta"):
         model = Nava(network.network(), network.attention_backend)
         if network.lora is not None:
             add_adapters(model, network.lora.rank, network.lora.alpha, network.lora.targets)
     model.to(master_dtype(config))
-    if network.is_partial:
+    if not is_trained:
+        model.requires_grad_(False)
+    elif network.is_partial:
         train_only(model, network.train_only)
     if network.frozen != "master":
         for parameter in model.parameters():
@@ -119,13 +121,21 @@ def empty_model(network: NetworkConfig, config: ParallelConfig) -> Nava:
     return model
 
 
-def build_model(network: NetworkConfig, config: ParallelConfig, mesh: DeviceMesh, world: World, seed: int) -> Nava:
+def build_model(
+    network: NetworkConfig,
+    config: ParallelConfig,
+    mesh: DeviceMesh,
+    world: World,
+    seed: int,
+    *,
+    is_trained: bool = True,
+) -> Nava:
     """The sharded network with its weights: from a checkpoint, or initialised alike at every number of ranks.
 
     A checkpoint is read by every rank, tensor by tensor, each keeping its shard; nothing is held whole. Initialisation
     builds the whole network in rank 0's memory (25 GB for 6.3B) and hands out shards.
     """
-    model = empty_model(network, config)
+    model = empty_model(network, config, is_trained=is_trained)
     parallelize(model, mesh, config)
     model.to_empty(device="cpu" if config.offload else world.device)
     parameters = {name: p for name, p in model.named_parameters() if not is_adapter(name)}

@@ -120,6 +120,8 @@ def memory_text(config: TrainConfig, memory: list[MemoryRow]) -> str:
                   row["activations_bytes"], row["total_bytes"])  # fmt: skip
         numbers = "".join(f"{n / 1e9:>{width}.1f}" for n, (_, width) in zip(counts, titles, strict=True))
         lines.append(f"{row['num_gpus']:>6}{row['micro_steps']:>13}{numbers}  {'yes' if row['fits'] else 'NO'}")
+    if config.distill is not None:
+        lines.append("three networks: student and fake network with their optimisers, and the teacher's weights.")
     lines.append(
         "activations at their peak, of which kept after the forward pass; counted on the blocks themselves, not compiled. "
         f"total with {memory[0]['workspace_bytes'] / 1e9:.0f} GB set aside for CUDA, NCCL and fragmentation."

@@ -15,6 +15,7 @@ REFUSED = (
     "network.train_only",
     "network.frozen",
     "flow",
+    "distill",
     "optim.kind",
     "optim.muon_momentum",
     "optim.betas",

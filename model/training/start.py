@@ -6,6 +6,7 @@ from pathlib import Path
 
 from model.ranks import World, open_world
 from model.training.config import TrainConfig
+from model.training.distill import Distillation
 from model.training.train import Training
 
 
@@ -17,5 +18,6 @@ def train(config: TrainConfig, folder: Path, *, allow_changes: bool = False) -> 
 
 
 def open_training(config: TrainConfig, folder: Path, world: World, *, allow_changes: bool = False) -> Training:
-    """What trains the stage, to be entered."""
-    return Training(config, folder, world, allow_changes=allow_changes)
+    """What trains the stage, or distils, to be entered."""
+    trainer = Training if config.distill is None else Distillation
+    return trainer(config, folder, world, allow_changes=allow_changes)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -54,6 +54,8 @@ class Notes(TypedDict):
     """State of the learning rate's schedule."""
     num_updates: int
     """Steps that changed the weights: without those whose gradients were not finite."""
+    num_fake_updates: NotRequired[int]
+    """Of the fake network, where a student is distilled."""
     num_ema_updates: int
     recipe: dict[str, Any]
     """The resolved recipe, of which `network` describes the weights."""

@@ -116,7 +116,7 @@ class Validator:
         Each gets the caption and voices of its clip and a noise of its own that stays the same; latents of `step` end up in
         generated/step-N/CLIP.safetensors. All ranks compute the same, because weights are gathered for all together.
         """
-        settings, flow = self._config.validation, self._config.flow
+        settings, flow, distill = self._config.validation, self._config.flow, self._config.distill
         let_go(model)
         with ema.swapped() if ema is not None else nullcontext():
             for number, row in enumerate(self.rows[: settings.num_samples]):
@@ -131,9 +131,9 @@ class Validator:
                     speakers=clip.speakers,
                     video_grid=None if clip.video is None else _grid(clip.video),
                     num_audio_latents=0 if clip.audio is None else len(clip.audio),
-                    num_steps=settings.sample_steps,
+                    num_steps=settings.sample_steps if distill is None else distill.student_steps,
                     shift=flow.shift,
-                    solver="unipc",
+                    solver="unipc" if distill is None else "few_steps",
                     seed=number,
                     guidance=Guidance(),
                 )
