@@ -28,13 +28,14 @@ class NearDuplicatesConfig(StageConfig):
 class NearDuplicates(Collect[NearDuplicatesConfig]):
     """Groups of clips that are copies of one another: recoded, scaled, cropped around the middle, mirrored, trimmed, letterboxed.
 
-    Copies at another speed are found where something moves. The largest picture stands for a group, of equals the longest clip.
+    Copies from half to twice as fast are found by a sound that moves its pitch along or keeps it, and where something moves by
+    pictures alone. The largest picture stands for a group, of equals the longest clip.
     A clip of bytes that were given twice is one. Clips of one source are not held against each other, and what is dubbed is no
     copy. A clip that a gate has turned away before it had a fingerprint stands for none.
     """
 
     name = "near_duplicates"
-    version = "1"
+    version = "2"
     level = "clip"
     reads = (*PRINTS, *CHOSEN_BY)
     adds = struct(
@@ -44,7 +45,7 @@ class NearDuplicates(Collect[NearDuplicatesConfig]):
         f(
             "sound_group",
             pa.string(),
-            doc="smallest id of the clips with this sound, whatever they show",
+            doc="smallest id of the clips with this sound, whatever they show; at another speed, where they show the same",
             in_shard=False,
         ),
     )
