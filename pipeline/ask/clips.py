@@ -254,12 +254,13 @@ class ClipLists:
             if kind is None or not kind.is_numeric():
                 remedy = nearest(name, [each for each, kind in self.known.items() if kind.is_numeric()])
                 raise LedgerError(f"clips cannot be sorted by '{name}': it is no number of theirs.", remedy=remedy)
-            values = self.column(name).cast(pl.Float64).to_numpy()
+            keys: Numbers = self.column(name).cast(pl.Float64).to_numpy(writable=True)
             if question.sort.startswith(MARGIN):
-                values = np.abs(margin(check_on(self.run.plan, name), values))
+                keys = margin(check_on(self.run.plan, name), keys)
+                np.abs(keys, out=keys)
             elif question.sort.startswith("-"):
-                values = -values
-            keys: Numbers = np.nan_to_num(values, nan=np.inf)
+                np.negative(keys, out=keys)
+            keys[np.isnan(keys)] = np.inf
             return keys
         return np.broadcast_to(np.float64(0), len(self.spine))
 

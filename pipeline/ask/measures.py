@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from schemas.recipe import nearest
 from schemas.records import Level
 from schemas.verdict import Check, expressions
 
+if TYPE_CHECKING:
+    import polars as pl
+
 Mask = NDArray[np.bool_]
 Bounds = Mapping[str, float | None]
 """Name of a check, such as `sync.offset_ms.abs_max` -> its new bound; None: the gate is dropped."""
@@ -34,8 +37,10 @@ SAMPLE = 100_000
 MOST_LABELS = 8
 """Values of a label that are told apart; the rest are `others`."""
 OTHERS = "others"
-KEPT_CURVES = 3
+KEPT_CURVES = 2
 """Of gates that were dragged last: 16 bytes a clip each."""
+KEPT_VALUES = 3
+"""Of gates whose bound moved last: 8 bytes a clip each. Those of others are read from the facts when they are asked about."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,8 @@ class _Gate:
     """What one check says of every clip, apart from its bound."""
 
     check: Check
-    values: NDArray[np.float64]
-    """NaN where the gate does not look."""
-    looks: Mask
+    read: Callable[[], NDArray[np.float64]]
+    """Float64 [num_clips]: what the gate looks at, NaN where it does not look."""
     fixed: Mask
     """Turned away whatever the bound: could not be measured, and missing means reject. Of gates without an order, all."""
     errors: Mask
@@ -104,12 +108,14 @@ class _Gate:
     def rejects(self, bound: float | None) -> Mask:
         """The clips it turns away under a bound; none if it is dropped."""
         if bound is None:
-            return np.zeros(len(self.looks), bool)
+            return np.zeros(len(self.fixed), bool)
         if self.check.operator not in ORDERED:
             return self.fixed
-        values = np.abs(self.values) if self.check.operator == "abs_max" else self.values
-        within = values >= bound if self.check.operator == "min" else values <= bound
-        found: Mask = (self.looks & ~within) | self.fixed
+        values = self.read()
+        found: Mask = values < bound if self.check.operator == "min" else values > bound
+        if self.check.operator == "abs_max":
+            found |= values < -bound
+        found |= self.fixed
         return found
 
 
@@ -156,18 +162,23 @@ class Measures:
         return {**self.bounds, **bounds}
 
     @cached_property
-    def _rejects(self) -> NDArray[np.bool_]:
-        """Bool [num_gates, num_clips] under the recipe's own bounds."""
-        own = [gate.rejects(self.bounds[gate.check.name]) for gate in self.gates]
-        return np.array(own, bool).reshape(len(own), len(self.us))
+    def _own(self) -> Callable[[int], Mask]:
+        """What the gate of a number turns away under the recipe's own bound; kept as values are."""
+        return lru_cache(KEPT_VALUES)(lambda at: self.gates[at].rejects(self.bounds[self.gates[at].check.name]))
 
     @cached_property
-    def _base(self) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-        """Per clip: gates that turn it away, and the sum of their numbers, which names the one where it is one."""
-        numbers = np.arange(len(self.gates), dtype=np.uint16)
-        return self._rejects.sum(axis=0, dtype=np.uint8), (self._rejects * numbers[:, None]).sum(
-            axis=0, dtype=np.uint16
-        )
+    def _base(self) -> tuple[NDArray[np.uint8], NDArray[np.uint16], list[int], NDArray[np.bool_]]:
+        """Under the recipe's own bounds: how many gates turn a clip away; the sum of their numbers, which names the one where
+        it is one; microseconds that each gate turns away; and bool [num_gates, num_audits], which audited clips."""
+        num, numbers = np.zeros(len(self.us), np.uint8), np.zeros(len(self.us), np.uint16)
+        gross_us, of_audits = [], np.zeros((len(self.gates), len(self.audits)), bool)
+        for at in range(len(self.gates)):
+            own = self._own(at)
+            num += own
+            numbers += own * np.uint16(at)
+            gross_us.append(int(self.us.sum(where=own)))
+            of_audits[at] = own[self.audits]
+        return num, numbers, gross_us, of_audits
 
     @cached_property
     def _base_open(self) -> NDArray[np.uint8]:
@@ -182,14 +193,10 @@ class Measures:
     @cached_property
     def _totals(self) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
         """What is kept now, by bin and by label."""
-        us = self.us * self.is_kept
+        us = (self.us * self.is_kept).astype(np.float64)
         by_bin = {path: _summed(codes, us, NUM_BINS + 1) for path, codes in self.codes.items()}
         by_label = {path: _summed(codes, us, len(names)) for path, (names, codes) in self.labels.items()}
         return by_bin, by_label
-
-    @cached_property
-    def _gross_us(self) -> list[int]:
-        return [int(self.us[mask].sum()) for mask in self._rejects]
 
     @cached_property
     def _now(self) -> tuple[int, int]:
@@ -199,16 +206,17 @@ class Measures:
     def answer(self, bounds: Bounds) -> Moved:
         """What these bounds keep. Raises LedgerError for a gate that is none."""
         asked = self.asked(bounds)
-        num, numbers = self._base[0].copy(), self._base[1].copy()
+        base = self._base
+        num, numbers, gross_us, of_audits = base[0].copy(), base[1].copy(), list(base[2]), base[3].copy()
         errors, is_open = self._base_errors, self._base_open
-        gross_us = list(self._gross_us)
         for at, gate in enumerate(self.gates):
             name = gate.check.name
             if asked[name] == self.bounds[name]:
                 continue
             new = gate.rejects(asked[name])
-            gross_us[at] = int(self.us[new].sum())
-            change = new.view(np.int8) - self._rejects[at].view(np.int8)
+            gross_us[at] = int(self.us.sum(where=new))
+            of_audits[at] = new[self.audits]
+            change = new.view(np.int8) - self._own(at).view(np.int8)
             num += change.view(np.uint8)
             numbers += (change.astype(np.int16) * at).view(np.uint16)
             if asked[name] is None:
@@ -216,7 +224,7 @@ class Measures:
         is_undecided = (num == 0) & (errors == 0)
         then = is_undecided & (is_open == 0)
         is_undecided &= ~then
-        low_us, undecided_us = int(self.us[then].sum()), int(self.us[is_undecided].sum())
+        low_us, undecided_us = int(self.us.sum(where=then)), int(self.us.sum(where=is_undecided))
         low_clips = int(then.sum())
         return Moved(
             now_us=self._now[0],
@@ -225,7 +233,7 @@ class Measures:
             low_clips=low_clips,
             high_us=low_us + undecided_us,
             high_clips=low_clips + int(is_undecided.sum()),
-            estimate_us=self._estimate(low_us, undecided_us, asked, then),
+            estimate_us=self._estimate(low_us, undecided_us, of_audits, then),
             gates=self._gates_now(asked, gross_us, num, numbers),
             **self._spread(then),
         )
@@ -243,7 +251,8 @@ class Measures:
     def _spread(self, then: Mask) -> dict[str, Any]:
         """Histograms and labels of what is kept `then`: those of now, and the clips that change sides."""
         moved = np.flatnonzero(then != self.is_kept)
-        us = np.where(then[moved], self.us[moved], -self.us[moved])
+        us = self.us[moved].astype(np.float64)
+        us[~then[moved]] *= -1
         by_bin, by_label = self._totals
         kept = {path: total + _summed(self.codes[path][moved], us, NUM_BINS + 1) for path, total in by_bin.items()}
         labels = {}
@@ -253,16 +262,13 @@ class Measures:
             labels[path] = {name: (int(a), int(b)) for name, a, b in zip(names, now, after, strict=True)}
         return {"kept_us": kept, "labels": labels}
 
-    def _estimate(self, low_us: int, undecided_us: int, asked: Mapping[str, Any], then: Mask) -> int | None:
+    def _estimate(self, low_us: int, undecided_us: int, of_audits: NDArray[np.bool_], then: Mask) -> int | None:
         """See `what_if`: the share that is kept of audited clips which get as far as before."""
         if not undecided_us:
             return low_us
-        rows = self.audits
-        gets_as_far = np.ones(len(rows), bool)
-        for at, gate in enumerate(self.gates):
-            gets_as_far &= ~(gate.rejects(asked[gate.check.name])[rows] & (at < self.decided))
-        us = self.us[rows] * gets_as_far
-        audited, passed = int(us.sum()), int(us[then[rows]].sum())
+        is_before = np.arange(len(self.gates))[:, None] < self.decided
+        us = self.us[self.audits] * ~(of_audits & is_before).any(axis=0)
+        audited, passed = int(us.sum()), int(us[then[self.audits]].sum())
         return low_us + round(undecided_us * passed / audited) if audited else None
 
     def dragged(self, name: str, bounds: Bounds) -> Moved:
@@ -296,22 +302,24 @@ class Measures:
         """Of clips that all other gates keep: the gate's values in order, time before each, and time that it never looks at."""
         key = (name, *(bound for other, bound in asked.items() if other != name))
         if key not in self._curves:
-            num, _ = self._base
-            others = num.copy()
+            others = self._base[0].copy()
             errors, is_open = self._base_errors, self._base_open
             for at, gate in enumerate(self.gates):
-                new = gate.rejects(None if gate.check.name == name else asked[gate.check.name])
-                others += (new.view(np.int8) - self._rejects[at].view(np.int8)).view(np.uint8)
+                bound = None if gate.check.name == name else asked[gate.check.name]
+                if bound != self.bounds[gate.check.name]:
+                    others += (gate.rejects(bound).view(np.int8) - self._own(at).view(np.int8)).view(np.uint8)
                 if asked[gate.check.name] is None:
                     errors, is_open = errors - gate.errors, is_open - gate.unreached
             (gate,) = (each for each in self.gates if each.check.name == name)
             left = (others == 0) & (errors == 0) & (is_open == 0) & ~gate.fixed
-            looked = left & gate.looks & ~np.isnan(gate.values)
-            values = np.abs(gate.values[looked]) if gate.check.operator == "abs_max" else gate.values[looked]
+            seen_by_it = gate.read()
+            is_seen = ~np.isnan(seen_by_it)
+            looked = left & is_seen
+            values = np.abs(seen_by_it[looked]) if gate.check.operator == "abs_max" else seen_by_it[looked]
             order = np.argsort(values, kind="stable")
             us = self.us[looked][order]
             sums = np.concatenate([[0], np.cumsum(us[::-1] if gate.check.operator == "min" else us)])
-            self._curves[key] = values[order], sums, int(self.us[left & ~gate.looks].sum())
+            self._curves[key] = values[order], sums, int(self.us[left & ~is_seen].sum())
             if len(self._curves) > KEPT_CURVES:
                 self._curves.popitem(last=False)
         return self._curves[key]
@@ -324,14 +332,17 @@ class Measures:
         rows = np.sort(np.random.default_rng(0).choice(len(self.us), SAMPLE, replace=False))
         inside = np.searchsorted(rows, self.audits)
         is_in = np.isin(self.audits, rows)
-        masks = ("looks", "values", "fixed", "errors", "unreached")
+        masks = ("fixed", "errors", "unreached")
         return Measures(
             us=self.us[rows],
             is_kept=self.is_kept[rows],
             is_stuck=self.is_stuck[rows],
             audits=inside[is_in],
             decided=self.decided[is_in],
-            gates=tuple(replace(gate, **{name: getattr(gate, name)[rows] for name in masks}) for gate in self.gates),
+            gates=tuple(
+                replace(gate, read=_held(gate.read()[rows]), **{name: getattr(gate, name)[rows] for name in masks})
+                for gate in self.gates
+            ),
             axes=self.axes,
             codes={path: codes[rows] for path, codes in self.codes.items()},
             labels={path: (names, codes[rows]) for path, (names, codes) in self.labels.items()},
@@ -339,13 +350,13 @@ class Measures:
         )
 
 
-def _summed(codes: NDArray[Any], us: NDArray[np.int64], num: int) -> NDArray[np.int64]:
+def _summed(codes: NDArray[Any], us: NDArray[np.int64] | NDArray[np.float64], num: int) -> NDArray[np.int64]:
     """Int64 [num]: microseconds by code. Sums of whole numbers below 2^53 are exact in doubles."""
     return np.bincount(codes, us, num).astype(np.int64)
 
 
 def measures(run: Run) -> Measures:
-    """The clips of a run as arrays. Holds 8 bytes for each clip and gate, and 1 for each clip and measure."""
+    """The clips of a run as arrays. Holds a byte for each clip and measure, and what `KEPT_VALUES` and `KEPT_CURVES` say."""
     import polars as pl
 
     facts, plan = run.facts, run.plan
@@ -356,7 +367,9 @@ def measures(run: Run) -> Measures:
     drawn = {path: unit_of(kept) for path, kept in plan.fields(Level.CLIP) if path in gated or path in counted}
     order = {spec.name: number for number, spec in enumerate(plan.stages)}
     clips = seen(facts, plan, Level.CLIP, [*leaves_of(checks), *drawn, *labels])
-    clips = clips.join(kept_sources(facts), on="source_id", how="semi", maintain_order="left")
+    counts = pl.col("source_id").is_in(kept_sources(facts).collect().to_series().implode())
+    is_counted = clips.select(counts).collect().to_series()
+    clips = clips if is_counted.all() else clips.filter(is_counted)
     of_stage = pl.col("failed_by").is_not_null() | pl.col("verdict.stage").is_null()
     base = clips.select(
         us=pl.col("duration_us").fill_null(0),
@@ -367,7 +380,8 @@ def measures(run: Run) -> Measures:
     ).collect()
     audits = np.flatnonzero(base["is_audit"].to_numpy())
     stage_of = np.array([order[check.stage] for check in checks], np.int64)
-    gates = tuple(_Gate(check, **_said(clips, check)) for check in checks)
+    values_of = lru_cache(KEPT_VALUES)(lambda at: clips.select(_looked_at(checks[at])).collect().to_series().to_numpy())
+    gates = tuple(_Gate(check, partial(values_of, at), **_said(clips, check)) for at, check in enumerate(checks))
     axes, codes = list[Axis](), dict[str, NDArray[np.uint8]]()
     for path, unit in drawn.items():
         values = clips.select(pl.col(path).cast(pl.Float64)).collect().to_series().to_numpy()
@@ -388,25 +402,31 @@ def measures(run: Run) -> Measures:
     )
 
 
-def _said(clips: Any, check: Check) -> dict[str, Any]:
-    """The fields of `_Gate` for one check."""
+def _looked_at(check: Check) -> pl.Expr:
+    """What one check looks at as a number, null where it does not look."""
     import polars as pl
 
-    is_ordered = check.operator in ORDERED
+    (said,) = expressions([replace(check, operator="min", bound=math.inf)], reached)
+    return pl.when(said.failed).then(pl.col(check.path).cast(pl.Float64))
+
+
+def _said(clips: pl.LazyFrame, check: Check) -> dict[str, Mask]:
+    """The masks of `_Gate` for one check."""
+    import polars as pl
+
     (said,) = expressions([check], reached)
-    everything = replace(check, operator="min", bound=math.inf) if is_ordered else check
-    (looks,) = expressions([everything], reached)
     missing = said.missing if check.gate.missing == "reject" else pl.lit(False)
-    number = pl.col(check.path).cast(pl.Float64) if is_ordered else pl.lit(None, pl.Float64)
     told = clips.select(
-        values=number,
-        looks=looks.failed,
-        fixed=missing if is_ordered else said.rejects,
+        fixed=missing if check.operator in ORDERED else said.rejects,
         errors=said.errors,
         unreached=said.unreached,
         rows=pl.col("duration_us"),
     ).collect()
-    return {each.name: _spared(told[each.name].to_numpy()) for each in fields(_Gate)[1:]}
+    return {name: _spared(told[name].to_numpy()) for name in ("fixed", "errors", "unreached")}
+
+
+def _held(values: NDArray[np.float64]) -> Callable[[], NDArray[np.float64]]:
+    return lambda: values
 
 
 def _spared(values: NDArray[Any]) -> NDArray[Any]:

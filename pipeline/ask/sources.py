@@ -92,11 +92,11 @@ class SourceLists:
         if reason:
             is_of_shots = pl.col("shot_reasons").list.contains(reason).fill_null(False)
             found = found.filter((pl.col("reason").cast(pl.String) == reason).fill_null(False) | is_of_shots)
-        found = found.sort(
-            column.removeprefix("-"), "rank", descending=[column.startswith("-"), False], nulls_last=True
-        )
+        by, is_down = column.removeprefix("-"), column.startswith("-")
+        order = found.select(pl.arg_sort_by(by, "rank", descending=[is_down, False], nulls_last=True)).to_series()
         names = [*SourceRow.__dataclass_fields__]
-        part = found.slice(after, limit).rename({"source.uri": "uri", "source.licence": "licence"}).select(names)
+        part = found[order.slice(after, limit)]
+        part = part.rename({"source.uri": "uri", "source.licence": "licence"}).select(names)
         return SourcePage(
             rows=tuple(SourceRow(*row) for row in part.iter_rows()),
             num_found=len(found),

@@ -205,7 +205,7 @@ def one_clip(session: Session, view: RunView, clip_id: str, given: Mapping[str, 
     stage = view.clip(clip_id).verdict.stage or next(iter(view.run.recipe.ordered_gates()), "")
     return {
         **head(session, view),
-        **view.once(f"view {clip_id}", lambda: clip_view(view.chain(clip_id), view.run.plan)),
+        **view.lately(f"view {clip_id}", lambda: clip_view(view.chain(clip_id), view.run.plan)),
         "is_packed": kept,
         "previous": before,
         "next": behind,

@@ -111,14 +111,15 @@ def packed_clips(table: Measures) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     num = min(len(rows), MOST_CLIPS)
     gates = [gate for gate in table.gates if gate.check.operator in ORDERED]
-    steps = [gate_steps(gate.check, gate.values[gate.looks]) for gate in gates]
+    looked_at = [gate.read() for gate in gates]
+    steps = [gate_steps(gate.check, values) for gate, values in zip(gates, looked_at, strict=True)]
     while True:
         chosen = rows if num == len(rows) else np.sort(rng.choice(len(rows), num, replace=False))
         state = _state(table, chosen)
         columns = [np.minimum(table.us[chosen] // TEN_MS, 65_535).astype("<u2").tobytes(), state.tobytes()]
         columns += [codes[chosen].tobytes() for codes in table.codes.values()]
-        for gate, (low, step) in zip(gates, steps, strict=True):
-            codes = coded(gate.check, gate.values[chosen], gate.looks[chosen], low, step)
+        for gate, values, (low, step) in zip(gates, looked_at, steps, strict=True):
+            codes = coded(gate.check, values[chosen], ~np.isnan(values[chosen]), low, step)
             columns.append(np.where(gate.fixed[chosen], FIXED, codes).astype(np.uint8).tobytes())
         compressor = zlib.compressobj(9, wbits=-15)
         text = base64.b64encode(compressor.compress(b"".join(columns)) + compressor.flush()).decode()

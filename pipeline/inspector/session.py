@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import threading
@@ -22,16 +23,18 @@ from pipeline.ask.status import RunStatus, status
 from pipeline.pack.index import MANIFEST, read_manifest
 from pipeline.pack.where import PackedClips
 from schemas.errors import LedgerError
+from schemas.plain_arrow import without_pandas
 from schemas.records import Clip, Level
 
 T = TypeVar("T")
 
 ID = re.compile(r"[a-z][0-9a-f]{20}")
 """What an id of a source, asset, shot or clip looks like."""
-KEPT_CHAINS = 64
-ALLOCATOR = ("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0")
-"""What Polars' allocator reads when Polars is loaded: memory of an answered question goes back at once. A server that is
-asked now and then would else stay as large as its largest question."""
+KEPT_LATELY = 128
+POLARS_MALLOC = ("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0")
+"""What Polars' allocator reads when Polars is loaded."""
+LIBC_MALLOC = {-3: 1 << 20, -8: 2}
+"""glibc's M_MMAP_THRESHOLD and M_ARENA_MAX (malloc.h): a column of NumPy's is mapped for itself, and few heaps are kept."""
 NEAR_IDS = 5
 
 
@@ -42,7 +45,7 @@ class RunView:
     run: Run
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _kept: dict[str, Any] = field(default_factory=dict)
-    _chains: OrderedDict[str, Chain] = field(default_factory=OrderedDict)
+    _lately: OrderedDict[str, Any] = field(default_factory=OrderedDict)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """What `make` returned when it was first asked for under this name."""
@@ -50,6 +53,15 @@ class RunView:
             if name not in self._kept:
                 self._kept[name] = make()
             found: T = self._kept[name]
+            return found
+
+    def lately(self, name: str, make: Callable[[], T]) -> T:
+        """The same for what there are many of: the `KEPT_LATELY` asked for last are kept."""
+        with self._lock:
+            found: T = self._lately.pop(name) if name in self._lately else make()
+            self._lately[name] = found
+            if len(self._lately) > KEPT_LATELY:
+                self._lately.popitem(last=False)
             return found
 
     @property
@@ -103,15 +115,14 @@ class RunView:
         """The rows from a source down to this one, or down to all below it. Raises UnknownIdError."""
         if not ID.fullmatch(row_id):
             raise UnknownIdError(row_id, self.near(row_id))
-        with self._lock:
-            if row_id not in self._chains:
-                try:
-                    self._chains[row_id] = chain_of_clip(self.lists, row_id) or find(self.run, row_id)
-                except LedgerError:
-                    raise UnknownIdError(row_id, self.near(row_id)) from None
-                if len(self._chains) > KEPT_CHAINS:
-                    self._chains.popitem(last=False)
-            return self._chains[row_id]
+
+        def made() -> Chain:
+            try:
+                return chain_of_clip(self.lists, row_id) or find(self.run, row_id)
+            except LedgerError:
+                raise UnknownIdError(row_id, self.near(row_id)) from None
+
+        return self.lately(f"chain {row_id}", made)
 
     def clip(self, clip_id: str) -> Clip:
         """One clip. Raises UnknownIdError."""
@@ -132,6 +143,19 @@ class RunView:
             ids = self.run.facts.scan(level).filter(pl.col("row_id").str.starts_with(beginning)).select("row_id")
             found += ids.unique().sort("row_id").head(NEAR_IDS).collect()["row_id"].to_list()
         return found[:NEAR_IDS]
+
+
+def spare_memory() -> None:
+    """Has allocators return at once what an answered question took, and pyarrow do without pandas.
+
+    A server that is asked now and then would else stay as large as its largest question. To be called before Polars is loaded.
+    """
+    os.environ.setdefault(*POLARS_MALLOC)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in LIBC_MALLOC.items():
+            mallopt(option, value)
+    without_pandas()
 
 
 class UnknownIdError(LedgerError):
@@ -157,7 +181,7 @@ class Session:
         training: Path | None = None,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
-        os.environ.setdefault(*ALLOCATOR)
+        spare_memory()
         self._open: Callable[[], Run] = lambda: Run(uri, cache, report)
         run = self._open()
         self.cache = run.cache

@@ -95,7 +95,7 @@ def test_moved_histograms_are_those_of_the_clips_kept_then(run: Run) -> None:
     bounds = {"picture.brightness.min": 0.5}
     told = table.answer(bounds)
     (gate,) = (each for each in table.gates if each.check.name == "picture.brightness.min")
-    kept = table.is_kept & (gate.values >= 0.5)
+    kept = table.is_kept & (gate.read() >= 0.5)
     for path, codes in table.codes.items():
         expected = np.bincount(codes[kept], table.us[kept], NUM_BINS + 1)
         assert told.kept_us[path].tolist() == expected.astype(np.int64).tolist()
