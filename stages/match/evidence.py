@@ -29,6 +29,10 @@ F64 = NDArray[np.float64]
 Status = Literal["measured", "no_sound", "no_picture", "too_short", "too_few_frames", "static_picture", "no_onset"]
 
 LONG_SIDE_PX = 192
+LEAST_SIDE_PX = 48
+"""Narrower pictures are widened by their edges: of 28 rows of 192 px and fewer OpenCV 4.14 has no flow, or crashes; 32 are safe."""
+MOST_SEEN_S = 60
+"""Longer clips are looked at up to there."""
 CELLS = (8, 5)
 """Parts of the picture, across and down."""
 LEAST_JERK_PX = 0.2
@@ -88,7 +92,8 @@ class EventWatch:
         """Adds pictures, uint8 [n, h, w]."""
         import cv2
 
-        for picture in run.images:
+        for shown in run.images:
+            picture = widened(shown)
             before = self._last if self._last is not None and self._last.shape == picture.shape else picture
             flow = self._follow.calc(before, picture, None)
             parts = cv2.resize(flow, CELLS, interpolation=cv2.INTER_AREA)
@@ -96,14 +101,25 @@ class EventWatch:
             self._change.append(float(cv2.absdiff(before, picture).mean()))
             self._last = picture
         self._pts += run.pts.tolist()
-        self._last = run.images[-1].copy()
+        self._last = picture.copy()
 
     def of(self, span: Span) -> SeenMotion:
         """What was seen of the clip `span`."""
-        low, high = (bisect_left(self._pts, pts) for pts in (span.start_pts, span.end_pts))
+        end_pts = min(span.end_pts, span.start_pts + round(MOST_SEEN_S / span.time_base))
+        low, high = (bisect_left(self._pts, pts) for pts in (span.start_pts, end_pts))
         times_s = np.array(self._pts[low:high], np.float64) * float(span.time_base)
         flow = np.array(self._flow[low:high], np.float64).reshape(high - low, CELLS[0] * CELLS[1], 2)
-        return SeenMotion(times_s, float(span.end), flow, np.array(self._change[low:high]))
+        return SeenMotion(times_s, float(end_pts * span.time_base), flow, np.array(self._change[low:high]))
+
+
+def widened(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[h, w] with `LEAST_SIDE_PX` rows and columns at least."""
+    import cv2
+
+    down, across = (max(0, LEAST_SIDE_PX - side) for side in picture.shape)
+    if not down and not across:
+        return picture
+    return np.asarray(cv2.copyMakeBorder(picture, 0, down, 0, across, cv2.BORDER_REPLICATE), np.uint8)
 
 
 def evidence_of(seen: SeenMotion, sound: Waveform) -> OnsetEvidence:

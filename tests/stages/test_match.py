@@ -19,7 +19,7 @@ from stages.base import Context
 from stages.match.config import MatchConfig
 from stages.match.evidence import EventWatch, SeenMotion, evidence_of
 from stages.match.stage import MATCH, Match, told_of_sound
-from stages.media.decoder import Waveform
+from stages.media.decoder import Frames, Waveform
 from tests.networks.tiny import SYNC_DIM, imagebind_tensors, synchformer_tensors, write_clap
 from tests.rows import clip_row, span_of_file, struct_of
 
@@ -87,6 +87,18 @@ def test_where_there_is_nothing_to_tell_it_says_why(context: Context, hammer: Pa
     }
     assert {name: found.status for name, found in told.items()} == {name: name for name in told}
     assert {found.onset_agreement for found in told.values()} == {None}
+
+
+@pytest.mark.parametrize(("height_px", "width_px"), [(16, 192), (192, 16), (2, 2), (108, 192)])
+def test_pictures_of_any_shape_are_looked_at(height_px: int, width_px: int) -> None:
+    """Of a strip OpenCV's flow ends the process."""
+    watch, images = EventWatch(), np.random.default_rng(0).integers(0, 255, (3, height_px, width_px)).astype(np.uint8)
+    for first in (0, 3):
+        watch.see(Frames(images, first + np.arange(3), first + 3, 1, 25, np.zeros(3, bool)))
+    seen = watch.of(Span(1, 6, 1, 25))
+    assert seen.flow.shape == (5, 40, 2)
+    assert np.isfinite(seen.flow).all()
+    assert seen.times_s.tolist() == pytest.approx([0.04, 0.08, 0.12, 0.16, 0.2])
 
 
 def test_networks_are_asked_where_there_is_a_path(context: Context, hammer: Path, tmp_path: Path) -> None:
