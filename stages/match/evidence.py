@@ -30,7 +30,7 @@ Status = Literal["measured", "no_sound", "no_picture", "too_short", "too_few_fra
 
 LONG_SIDE_PX = 192
 LEAST_SIDE_PX = 48
-"""Narrower pictures are widened by their edges: of 28 rows of 192 px and fewer OpenCV 4.14 has no flow, or crashes; 32 are safe."""
+"""Narrower pictures are widened by their edges: of 28 rows of 192 px or fewer OpenCV 4.14 has no flow or crashes; 32 are safe."""
 MOST_SEEN_S = 60
 """Longer clips are looked at up to there."""
 CELLS = (8, 5)
