@@ -40,10 +40,10 @@ ANY_SIDE_PX = 10_000
 
 
 class Maniqa:
-    """Opinions of pictures."""
+    """Opinions of pictures, computed on `device`: a crop takes seconds of a CPU."""
 
-    def __init__(self, path: Path) -> None:
-        self.weights = TensorFile(path)
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        self.weights = TensorFile(path, device=device)
 
     @property
     def crop_px(self) -> int:
@@ -77,6 +77,7 @@ class Maniqa:
         side = self.crop_px
         corners = random.integers((height - side + 1, width - side + 1), size=(NUM_CROPS, 2)).tolist()
         crops = torch.stack([picture[:, top : top + side, left : left + side] for top, left in corners])
+        crops = crops.to(self.weights.device)
         return float(torch.cat([self.scores(each) for each in (crops * 2 - 1).split(AT_ONCE)]).mean())
 
     def scores(self, crops: Tensor) -> Tensor:
@@ -132,7 +133,8 @@ class Maniqa:
         packed = self.weights.linear(windows(normed), f"{name}.attn.qkv").unflatten(3, (3, WINDOW_HEADS, -1))
         query, key, value = packed.permute(3, 0, 1, 4, 2, 5)
         bias = self.weights[f"{name}.attn.relative_position_bias_table"][places_apart()].permute(2, 0, 1)
-        told = scaled_dot_product_attention(query, key, value, bias + strangers(tokens.shape[1], shift)[:, None])
+        apart = strangers(tokens.shape[1], shift)[:, None].to(bias.device)
+        told = scaled_dot_product_attention(query, key, value, bias + apart)
         told = self.weights.linear(told.transpose(2, 3).flatten(3), f"{name}.attn.proj")
         tokens = tokens + from_windows(told, tokens.shape[1]).roll((shift, shift), (1, 2))
         return tokens + self.weights.mlp(self.weights.layer_norm(tokens, f"{name}.norm2", eps=1e-5), f"{name}.mlp")
@@ -181,8 +183,10 @@ def strangers(side: int, shift: int) -> Tensor:
 
 
 def maniqa_metrics(path: Path, protocol: Protocol) -> tuple[Metric, ...]:
-    """The opinion of a film's pictures, by the network in a file."""
-    network = Maniqa(path)
+    """The opinion of a film's pictures, by the network in a file, on a CUDA device where there is one."""
+    import torch
+
+    network = Maniqa(path, "cuda" if torch.cuda.is_available() else "cpu")
     return (
         Metric(
             name="maniqa", doc="opinion of the pictures, about 0 to 1", better="higher",

@@ -62,6 +62,11 @@ def test_maniqa(root: Path) -> None:
     assert scores.tolist() == pytest.approx([32.098545, 38.287323, 39.792431], rel=1e-5)
 
 
+def test_maniqa_leaves_nothing_behind_on_another_device(root: Path) -> None:
+    network = Maniqa(root / "models" / "ckpt_koniq10k.pt", "meta")
+    assert network.scores(torch.empty(2, 3, 64, 64, device="meta")).device.type == "meta"
+
+
 def test_a_shift_brings_strangers_together() -> None:
     """Of four windows of a picture of eight patches the first holds neighbours alone, the last four parts of four places."""
     told = strangers(8, shift=2)
