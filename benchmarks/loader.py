@@ -52,6 +52,8 @@ from schemas.shard import MEMBERS
 from schemas.shard_file import ShardWriter
 
 NUM_PARTS = 16
+PACK_FLOPS = 7.7e15
+"""What the plan itself takes for packs of 150,000 tokens; to derive it would take longer than to read a part."""
 Mode = Literal["warm", "cold"]
 MODES: tuple[Mode, ...] = ("warm", "cold")
 Sample = dict[str, Any]
@@ -127,7 +129,8 @@ def read_ours(folder: Path, *, verify: bool) -> Iterator[Sample]:
 def read_ours_planned(folder: Path) -> Iterator[Sample]:
     """The whole path of training: plan, packs, one worker thread ahead; one epoch in shuffled order, unverified."""
     index = ShardIndex.open(folder / "index.arrow")
-    plan = EpochPlan(index, PlanConfig(num_packs=1, num_epochs=1, token_budget=150_000), NAVA_6B)
+    config = PlanConfig(num_packs=1, num_epochs=1, token_budget=150_000, flop_target=PACK_FLOPS)
+    plan = EpochPlan(index, config, NAVA_6B)
     reader = SampleReader(index, LocalShards(folder / "tar"), verify=False)
     loader = PackLoader(plan.stream(), reader, lambda raw: raw.members, num_workers=1, prefetch=2)
 
