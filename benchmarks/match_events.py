@@ -32,9 +32,9 @@ PHOTOGRAPHS: dict[Half, tuple[str, ...]] = {
 }
 SOUNDS: dict[Half, tuple[str, ...]] = {"choose": ("click", "knock", "hit"), "publish": ("ring", "thud", "rattle")}
 FIRST_SEED: dict[Half, int] = {"choose": 0, "publish": 1000}
-SOUNDS_MADE = ("every event", "every second event", "as many unseen", "music as loud")
-"""What is heard: a strike at every event, at every second one, at as many instants besides at which nothing happens, and over
-music of the same level."""
+SOUNDS_MADE = ("every event", "every second event", "as many unseen", "music as loud", "three events", "one event")
+"""What is heard: a strike at every event, at every second one, at as many instants besides at which nothing happens, over music
+of the same level, and at three of the events or one."""
 GAP_S = (0.35, 1.4)
 """Between two events."""
 
@@ -71,6 +71,8 @@ def sounds_of(half: Half, events_s: F64, rng: np.random.Generator) -> Iterator[F
     yield heard(half, np.sort(np.concatenate([events_s, instants(rng)])), rng)
     bed = music(SECONDS, seed=int(rng.integers(1_000)))
     yield plain + bed * np.sqrt(np.square(plain).mean() / np.square(bed).mean())
+    for num in (3, 1):
+        yield heard(half, np.sort(rng.choice(events_s, num, replace=False)), rng)
 
 
 def instants(rng: np.random.Generator) -> F64:

@@ -74,7 +74,7 @@ class OnsetEvidence:
 
 
 class EventWatch:
-    """Follows motion in 40 parts of grey pictures: 0.2 kB for each of up to 30 a second. About 0.3 ms a picture."""
+    """Follows motion in 40 parts of grey pictures: 0.3 kB for each of up to 30 a second. About 0.3 ms a picture."""
 
     look = Look(long_side_px=LONG_SIDE_PX, max_fps=30.0, format="gray")
 
