@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model.encoding.clip_media import read_sound
-from model.encoding.codec import Codecs, EncodedText, open_codecs
+from model.encoding.codec import Codecs, EncodedText, TextEncoder, open_codecs
 from model.network.config import NavaConfig, network_of
 from model.network.context_parallel import Team
 from model.network.float8 import hold_in_float8
@@ -206,16 +206,21 @@ def read_text_file(path: Path, config: NavaConfig) -> tuple[EncodedText, Tensor,
     return EncodedText(tensors["text"].float(), rows), negative, voices
 
 
+def encode_negative(prompt: Prompt, encoder: TextEncoder) -> Tensor:
+    """Rows of the prompt's negative, by default the release's for its mode: [n, text_dim]."""
+    default = NEGATIVE_SOUND if prompt.mode == "audio" else NEGATIVE_PICTURE
+    (encoded,) = encoder.encode([default if prompt.negative is None else prompt.negative])
+    return encoded.rows
+
+
 def _encode_text(prompt: Prompt, codecs: Codecs) -> tuple[EncodedText, Tensor]:
     if codecs.text is None:
         raise ModelError(
             "No text encoder to read the caption with.",
             remedy="Give --codecs with text_encoder/ and tokenizer/, or encoded text as --set prompt.text_file=FILE.",
         )
-    default = NEGATIVE_SOUND if prompt.mode == "audio" else NEGATIVE_PICTURE
-    negative = default if prompt.negative is None else prompt.negative
-    text, negative_text = codecs.text.encode([prompt.caption]), codecs.text.encode([negative])
-    return text[0], negative_text[0].rows
+    (text,) = codecs.text.encode([prompt.caption])
+    return text, encode_negative(prompt, codecs.text)
 
 
 def _encode_voices(prompt: Prompt, text: EncodedText, codecs: Codecs) -> list[Tensor | None] | None:

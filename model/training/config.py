@@ -157,6 +157,8 @@ class DistillConfig(RecipePart):
     """How the teacher is held, see `network.frozen`."""
     guidance: Guidance = Guidance()
     """Of the teacher, as a sample recipe has it; the student learns to do without."""
+    codecs: Path | None = None
+    """Frozen networks, whose text encoder reads the release's negative prompts once; None holds captions against no text."""
 
     def teacher_of(self, network: NetworkConfig) -> NetworkConfig:
         """The network that `network.weights` are, all of it frozen."""
@@ -256,6 +258,8 @@ class TrainConfig(RecipePart):
         for part in content["plan"]["mixture"]:
             part["pool"] = absolute(part["pool"])
         content["network"]["weights"] = absolute(content["network"]["weights"])
+        if content["distill"] is not None:
+            content["distill"]["codecs"] = absolute(content["distill"]["codecs"])
         if content["data"]["online"] is not None:
             content["data"]["online"]["codecs"] = absolute(content["data"]["online"]["codecs"])
         return TrainConfig.model_validate(content)

@@ -9,6 +9,7 @@ Clips are read for their captions, voices, sizes and first frames alone. `matchi
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,20 +18,26 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from model.data.position import PlanPosition
+from model.encoding.codec import open_codecs
+from model.network.config import NavaConfig
 from model.network.flow import LossTerms, Noised, clip_generators
 from model.network.tokens import Sample, Velocity, pack
+from model.ranks import World
+from model.sampling.config import Prompt
+from model.sampling.sample import encode_negative
 from model.sampling.sampler import few_step_sigmas
 from model.training.config import DistillConfig, NetworkConfig
 from model.training.feed import MicroStep, Step
 from model.training.health import gradient_norms, leave_out_unless_finite, num_updates
 from model.training.losses import Losses, add_losses, losses, no_sums
-from model.training.matching import each_latent, generate, guided_velocity, matched
+from model.training.matching import Negatives, each_latent, generate, guided_velocity, matched
 from model.training.metrics import StepNorms
 from model.training.optim import build_optimizer, build_schedule, clip_gradients
 from model.training.parallel import build_model, let_go
 from model.training.state import Notes, set_optimizer_step, state_tensors
 from model.training.train import Training
 from model.training.validation import Validator
+from schemas.errors import ModelError
 
 
 class DistillLine(Losses):
@@ -58,6 +65,7 @@ class Distillation(Training):
         teacher = self.settings.teacher_of(network)
         self.teacher: Any = build_model(teacher, config.parallel, mesh, world, config.seed, is_trained=False)
         self.sigmas: list[float] = few_step_sigmas(self.settings.student_steps, config.flow.shift).tolist()
+        self.negatives = read_negatives(self.settings.codecs, network.network(), world)
         self._moved: list[tuple[Tensor, LossTerms]] = []
         self._norms: list[Tensor] = []
 
@@ -156,7 +164,7 @@ class Distillation(Training):
             noised = objective.noise(clips, generators)
             timesteps = noised.timesteps.to(self.world.device)
             fake = self.fake(pack(noised.samples, self.fake.config), timesteps)
-            real = guided_velocity(self.teacher, noised, timesteps, self.settings.guidance)
+            real = guided_velocity(self.teacher, noised, timesteps, self.settings.guidance, self.negatives)
             targets: Noised = matched(clips, noised, real, fake)
         made = Velocity([clip.video for clip in clips], [clip.audio for clip in clips])
         terms = objective.loss(made, targets)
@@ -192,3 +200,22 @@ class Distillation(Training):
         if notes is not None:
             set_optimizer_step(self.fake_optimizer, notes["num_fake_updates"])
         return notes
+
+
+def read_negatives(codecs: Path | None, network: NavaConfig, world: World) -> Negatives:
+    """The release's negative prompts, read by the first rank through the text encoder among `codecs`; without it no text.
+
+    Every rank calls it. Raises ModelError when there is no text encoder.
+    """
+    rows = [torch.zeros(0, network.text_dim)] * 2
+    if codecs is not None:
+        if world.is_first:
+            encoder = open_codecs(codecs, network, torch.device("cpu"), torch.bfloat16).text
+            if encoder is None:
+                raise ModelError(
+                    f"{codecs} has no text encoder to read negative prompts with.",
+                    remedy="Give distill.codecs a folder with text_encoder/ and tokenizer/, or leave it out.",
+                )
+            rows = [encode_negative(Prompt(mode=mode), encoder).float() for mode in ("joint", "audio")]
+        dist.broadcast_object_list(rows, src=0, group=world.control)
+    return Negatives(*rows)

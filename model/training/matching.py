@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,16 +48,31 @@ def generate(
     return clips
 
 
+class Negatives(NamedTuple):
+    """Rows of text that a caption is held against, [n, text_dim]; no rows stand for no text."""
+
+    of_pictures: Tensor
+    of_sound_alone: Tensor
+
+
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def guided_velocity(teacher: Nava, noised: Noised, timesteps: Tensor, guidance: Guidance) -> Velocity:
-    """The teacher's velocity of every sample after guidance, without a caption as its negative.
+def guided_velocity(
+    teacher: Nava, noised: Noised, timesteps: Tensor, guidance: Guidance, negatives: Negatives
+) -> Velocity:
+    """The teacher's velocity of every sample after guidance.
 
     Cost: a network call each for the conditions, their negatives, and what `guidance` asks for, whatever the samples are: ranks
     gather weights together.
     """
     samples = noised.samples
     passes = [
-        passes_of(s, s.text[:0], guidance, has_picture=s.video is not None, has_sound=s.audio is not None)
+        passes_of(
+            s,
+            negatives.of_sound_alone if s.video is None else negatives.of_pictures,
+            guidance,
+            has_picture=s.video is not None,
+            has_sound=s.audio is not None,
+        )
         for s in samples
     ]
     names = ["conditional", "negative"]

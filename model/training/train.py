@@ -294,7 +294,7 @@ class Training:
         began, notes = time.perf_counter(), read_notes(newest)
         changes: list[str] = []
         if isinstance(notes["recipe"], dict):  # a digest in checkpoints of earlier versions
-            given = self.config.model_dump(mode="json")
+            given = self.config.with_absolute_paths().model_dump(mode="json")
             changes = compare_recipes(notes["recipe"], given, allow_changes=allow_changes)
         load_tensors(newest, self.tensors(), self.world)
         self.step = notes["step"]

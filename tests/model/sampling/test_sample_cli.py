@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from fractions import Fraction
 from functools import cache
@@ -20,6 +21,7 @@ from model.cli import app, main
 from model.encoding.clip_media import read_sound
 from model.encoding.codec import open_codecs
 from model.network.config import NavaConfig, read_config
+from model.ranks import open_world
 from model.sampling import sample
 from model.sampling.config import RECIPES, Prompt, SampleConfig, load_recipe
 from model.sampling.sample import (
@@ -30,11 +32,20 @@ from model.sampling.sample import (
     video_grid,
     write_mp4,
 )
+from model.training.distill import read_negatives
 from schemas.errors import MediaError, ModelError, RecipeError
 from tests.model.sampling.conftest import CONFIG
 
 pytestmark = pytest.mark.xdist_group("codecs")  # whoever has imported their libraries once
 CAPTION = "two cats <S>hi<E> <S>ho<E>"
+
+
+def _codecs_of_sound(folder: Path) -> Path:
+    """The codecs without those of text and pictures."""
+    target = folder / "sound_codecs"
+    for name in ("audio_vae", "vocoder"):
+        shutil.copytree(folder / "codecs" / name, target / name)
+    return target
 
 
 def _set(*settings: str) -> list[str]:
@@ -157,6 +168,19 @@ def test_a_first_frame_is_cropped_not_squeezed(folder: Path) -> None:
     request = make_request(SampleConfig(prompt=prompt), CONFIG, codecs)
     assert request.first_frame is not None
     assert request.first_frame.shape == (6, 1, 2, 3)
+
+
+def test_a_student_s_teacher_has_the_negative_prompts_of_the_sampler(folder: Path) -> None:
+    with open_world() as world:
+        found = read_negatives(folder / "codecs", CONFIG, world)
+        assert [len(rows) for rows in read_negatives(None, CONFIG, world)] == [0, 0]
+        with pytest.raises(ModelError, match="no text encoder to read negative prompts with"):
+            read_negatives(_codecs_of_sound(folder), CONFIG, world)
+    codecs = open_codecs(folder / "codecs", CONFIG, torch.device("cpu"), torch.float32)
+    for mode, rows in zip(("joint", "audio"), found, strict=True):
+        prompt = Prompt(caption="rain", mode=mode, height_px=32, width_px=48)
+        due = make_request(SampleConfig(prompt=prompt), CONFIG, codecs).negative_text
+        torch.testing.assert_close(rows, due, atol=0.1, rtol=0.1)
 
 
 def test_sizes_are_the_release_s() -> None:

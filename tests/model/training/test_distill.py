@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +23,13 @@ from model.sampling.sample import load_model
 from model.sampling.sampler import SampleRequest, sample
 from model.training.config import TrainConfig
 from model.training.distill import Distillation
+from model.training.memory import states_per_gpu
+from model.training.resume import compare_recipes
 from model.training.start import open_training
 from model.training.state import complete
 from model.weights.convert import write_safetensors
 from model.weights.formats import TensorSpec
+from schemas.errors import RecipeError
 from tests.model.latent_shards import SMALL, TINY, recipe, write_latent_shards
 from tests.model.rank_jobs import whole
 
@@ -82,10 +86,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
             "betas": (0.0, 0.99),
         },
         output={"log_every_steps": 4, "checkpoint_every_steps": NUM_STEPS - 4},
+        validation={"every_steps": NUM_STEPS, "num_samples": 1},
         distill=distill,
     )
     generator = torch.Generator().manual_seed(0)
-    write_latent_shards(folder, two_clips(generator), num_shards=1)
+    held_out = replace(two_clips(generator)[0], clip_id="held_out")
+    write_latent_shards(folder, [*two_clips(generator), held_out], num_shards=1, held_out=1)
     model, objective = Nava(SMALL), FlowObjective(config.flow)
     model.init_weights(generator)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0, fused=True)
@@ -158,6 +164,8 @@ def test_pictures_of_four_passes_come_nearer_to_what_the_teacher_has_learnt(
     )
     print(f"{before:.3f} undistilled, {after:.3f} distilled")
     assert after < 0.8 * before
+    assert (folder / "generated" / f"step-{NUM_STEPS:08d}" / "held_out.safetensors").is_file()
+    assert not (folder / "validation.jsonl").exists()
     lines = [json.loads(line) for line in (folder / "distill.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8, 12, 16, 20]
     assert all(line["num_updates"] == 2 and line["loss_video"] > 0 and line["loss_audio"] > 0 for line in lines)
@@ -192,3 +200,9 @@ def test_what_cannot_be_distilled_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             recipe(tmp_path, distill={}, **changes)
+    config = recipe(tmp_path, network=weights, distill={})
+    stored, given = config.model_dump(mode="json"), config.model_dump(mode="json")
+    given["distill"]["fake_updates"] = 1
+    with pytest.raises(RecipeError, match=r"distill\.fake_updates: 5 -> 1"):
+        compare_recipes(stored, given, allow_changes=False)
+    assert states_per_gpu(config, 1) > 2 * states_per_gpu(config.model_copy(update={"distill": None}), 1) * 4 / 5

@@ -11,9 +11,10 @@ from model.network.nava import Nava
 from model.network.tokens import Packed, Sample, Velocity, pack
 from model.sampling.config import Guidance
 from model.sampling.sampler import SampleRequest, few_step_sigmas, sample
-from model.training.matching import each_latent, generate, guided_velocity, matched
+from model.training.matching import Negatives, each_latent, generate, guided_velocity, matched
 from tests.model.latent_shards import SMALL, TINY
 
+NOTHING = Negatives(*[torch.zeros(0, TINY.text_dim)] * 2)
 PLAIN = Guidance(video_text=1, audio_text=1, has_alignment=False, has_timbre=False)
 
 
@@ -65,7 +66,7 @@ def test_a_student_comes_to_make_what_the_teacher_has_seen() -> None:
         generators = clip_generators(0, step, ["a"])
         clips = generate(student, [silent("a")], few_step_sigmas(1).tolist(), generators)
         noised = objective.noise([each_latent(clip, Tensor.detach) for clip in clips], generators)
-        real = guided_velocity(teacher, noised, noised.timesteps, PLAIN)
+        real = guided_velocity(teacher, noised, noised.timesteps, PLAIN, NOTHING)
         targets = matched(clips, noised, real, fake(pack(noised.samples, TINY), noised.timesteps))
         made = Velocity([clip.video for clip in clips], [clip.audio for clip in clips])
         of_student = objective.total(objective.loss(made, targets))
@@ -88,11 +89,12 @@ def test_a_teacher_is_guided_as_the_sampler_guides(tiny_nava: Nava) -> None:
         {"video_grid": None, "num_audio_latents": 7},
         {"video_grid": (3, 4, 4), "num_audio_latents": 0, "first_frame": frame},
     ]
-    guidance, samples, expected = Guidance(), [], []
+    guidance, negatives = Guidance(), Negatives(text[:2], text[1:4])
+    samples, expected = [], []
     for seed, kind in enumerate(kinds):
         request = SampleRequest(
             text=text,
-            negative_text=text[:0],
+            negative_text=negatives[0 if kind["video_grid"] else 1],
             num_steps=1,
             shift=5.0,
             solver="euler",
@@ -120,7 +122,8 @@ def test_a_teacher_is_guided_as_the_sampler_guides(tiny_nava: Nava) -> None:
             )
         )
     timesteps = torch.full((3,), 1000.0)
-    found = guided_velocity(tiny_nava, Noised(samples, timesteps, torch.ones(3), [], []), timesteps, guidance)
+    noised = Noised(samples, timesteps, torch.ones(3), [], [])
+    found = guided_velocity(tiny_nava, noised, timesteps, guidance, negatives)
     for i, (video, audio) in enumerate(expected):
         for got, due in ((found.video[i], video), (found.audio[i], audio)):
             assert (got is None) == (due is None)
