@@ -24,7 +24,7 @@ from pipeline.demo.write import Encoding, encode
 from stages.base import Context
 from stages.quality.brisque import Brisque
 from stages.quality.faults import bars, blockiness, blur, is_combed, noise
-from stages.quality.stage import centre
+from stages.quality.stage import centre, most_detailed
 
 Half = Literal["choose", "publish"]
 Picture = NDArray[np.uint8]
@@ -128,18 +128,15 @@ def score_ladders(all_pictures: Mapping[str, Picture]) -> dict[str, Any]:
     """Means on each rung, and the share of steps down on which a picture's figure rises."""
     brisque, figures = Brisque.load(), {}
     measures: dict[str, Callable[[Picture], float | None]] = {
-        "brisque": brisque.score,
-        "blur": blur,
-        "noise": noise,
-        "blockiness": blockiness,
+        "brisque": lambda picture: brisque.score(most_detailed(picture, None)),
+        "blur": lambda picture: blur(centre(picture, None)),
+        "noise": lambda picture: noise(centre(picture, None)),
+        "blockiness": lambda picture: blockiness(centre(picture, None)),
     }
     for name, (worse, rungs, fault) in LADDERS.items():
         table = np.array(
             [
-                [
-                    [measures[each](centre(grey(worse(picture, rung)), None)) for each in ("brisque", fault)]
-                    for rung in rungs
-                ]
+                [[measures[each](grey(worse(picture, rung))) for each in ("brisque", fault)] for rung in rungs]
                 for picture in all_pictures.values()
             ],
             float,

@@ -61,12 +61,13 @@ def of_column(stage: str, column: str, doc: str, unit: str, better: Better, mode
 
 WHOLE = "whole picture at 384 px"
 CENTRE = "middle 640 px, once a second"
+DETAILED = "most detailed of five places of 448 px, once a second"
 CHANNELS = "all channels at the file's own rate"
 SPEECH = "clips with 1 s of speech and more"
 MOS = "DNSMOS P.835 from the package speechmos"
 CONTENT_QUALITIES = (
     of_column(
-        "quality", "brisque", "unlike any photograph: 0 clean to 100", "", "lower", "BRISQUE from its package", CENTRE
+        "quality", "brisque", "unlike any photograph: 0 clean to 100", "", "lower", "BRISQUE from its package", DETAILED
     ),
     of_column("quality", "blur", "0 sharp to 1 blurred", "ratio", "lower", "formula", CENTRE),
     of_column("quality", "noise", "standard deviation of noise and grain", "grey level", "lower", "formula", CENTRE),

@@ -15,7 +15,7 @@ from stages.base import Context
 from stages.media.decoder import Frames
 from stages.quality.brisque import Brisque
 from stages.quality.faults import bars, blockiness, blur, is_combed, noise
-from stages.quality.stage import QUALITY, QualityWatch
+from stages.quality.stage import QUALITY, QualityWatch, centre, most_detailed
 
 GREY = cv2.cvtColor(photograph("chelsea.png"), cv2.COLOR_RGB2GRAY)[:288, :448]
 
@@ -45,6 +45,18 @@ def test_faults_and_brisque_rise_along_a_ladder(
         found = [measure(picture) for picture in pictures]
         assert found == sorted(found), measure
         assert found[-1] > found[0]
+
+
+def test_brisque_looks_where_most_detail_is() -> None:
+    """A person before a wall, lower left, in a picture between bars."""
+    soft = blurred(cv2.resize(GREY, (1200, 1000), interpolation=cv2.INTER_CUBIC), 6)
+    soft[600:888, 40:488] = GREY
+    boxed = np.pad(soft, ((90, 0), (0, 0)))
+    place = most_detailed(boxed, (0, 90, 0, 0))
+    assert place.shape == (448, 448)
+    assert blur(place) < blur(centre(boxed, (0, 90, 0, 0)))
+    assert Brisque.load().score(place) < Brisque.load().score(centre(boxed, (0, 90, 0, 0))) - 10
+    np.testing.assert_array_equal(most_detailed(GREY, None), GREY)
 
 
 def test_noise_is_told_in_grey_levels() -> None:
