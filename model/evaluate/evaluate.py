@@ -68,6 +68,7 @@ def evaluate(
         seen = apart.get(metric.settings, cases)
         of_metric = [_score(metric, case, memory) for case in seen if metric.applies(case.item)]
         if of_metric:
+            of_metric = _balanced(of_metric) if metric.is_mean_of_subsets else of_metric
             scores += of_metric
             figures.append(_figure(metric, of_metric, _provenance(metric, seen, options.protocol)))
     figures += [_set_figure(each, cases, _provenance(each, cases, options.protocol)) for each in rules.sets]
@@ -181,6 +182,15 @@ def _score(metric: Metric, case: EvalCase, memory: _Memory) -> Score:
     return named(state="measured", value=found.value, weight=found.weight)
 
 
+def _balanced(scores: Sequence[Score]) -> list[Score]:
+    """The same with weights by which the parts of the set count alike."""
+    weight_of = {
+        subset: sum(each.weight for each in scores if each.subset == subset and each.value is not None)
+        for subset in {each.subset for each in scores}
+    }
+    return [replace(each, weight=each.weight / (weight_of[each.subset] or 1.0)) for each in scores]
+
+
 def _figure(metric: Metric, scores: Sequence[Score], provenance: Provenance) -> Figure:
     measured = [(each.value, each.weight) for each in scores if each.value is not None]
     values, weights = np.array(measured, float).reshape(-1, 2).T
@@ -197,17 +207,20 @@ def _figure(metric: Metric, scores: Sequence[Score], provenance: Provenance) -> 
 def _set_figure(metric: SetMetric, cases: Sequence[EvalCase], provenance: Provenance) -> Figure:
     """Of the items of which both sides have a vector. Without interval: drawing items twice is no other set of samples."""
     pairs = [
-        (one, other)
+        (case.item.subset if metric.is_mean_of_subsets else "", one, other)
         for case in cases
         if case.sample is not None and not case.failure
         if (recording := _recording(case) if metric.reads_recording else SeenFile(case.sample, case.made)) is not None
         if (one := metric.describe(SeenFile(case.sample, case.made))) is not None
         if (other := metric.describe(recording)) is not None
     ]
-    value = None
-    if len(pairs) > 1:
-        made, real_vectors = (np.stack(side) for side in zip(*pairs, strict=True))
-        value = metric.distance(made, real_vectors)
+    values = []
+    for subset in sorted({subset for subset, *_ in pairs}):
+        sides = [both for of, *both in pairs if of == subset]
+        if len(sides) > 1:
+            made, real_vectors = (np.stack(side) for side in zip(*sides, strict=True))
+            values.append(metric.distance(made, real_vectors))
+    value = float(np.mean(values)) if values else None
     num_missing, num_failed = sum(case.sample is None for case in cases), sum(bool(case.failure) for case in cases)
     return Figure(
         metric=metric.name, unit=metric.unit, better=metric.better, value=value, low=None, high=None, num_items=len(pairs),

@@ -14,7 +14,7 @@ from model.evaluate.networks import ClapMetrics, Dino, SoundTagger, WavlmVoice
 from model.evaluate.pictures.aesthetics import Aesthetics
 from model.evaluate.pictures.maniqa import maniqa_metrics
 from model.evaluate.pictures.musiq import musiq_metrics
-from model.evaluate.protocols import Rules, of_items
+from model.evaluate.protocols import Rules, of_items, of_subsets
 from model.evaluate.recognisers import TOKENS, recogniser_metrics
 from model.evaluate.records import Protocol
 from model.evaluate.sounds.audiobox import audiobox_metrics, is_audiobox
@@ -57,8 +57,9 @@ FILES: dict[str, Callable[[Path, Protocol], tuple[Metric | SetMetric, ...]]] = {
 def with_local(rules: Rules, models: Path, protocol: Protocol) -> Rules:
     """The rules with what all networks in `models` measure besides. Raises ModelError as `local_metrics` does."""
     metrics, sets = local_metrics(models, protocol)
-    metrics, combined = (*rules.metrics, *of_items(metrics, protocol)), COMBINED.get(protocol, ())
-    return replace(rules, metrics=metrics, sets=(*rules.sets, *sets), combined=combined, by_models="")
+    metrics = (*rules.metrics, *of_subsets(of_items(metrics, protocol), protocol))
+    sets, combined = (*rules.sets, *of_subsets(sets, protocol)), COMBINED.get(protocol, ())
+    return replace(rules, metrics=metrics, sets=sets, combined=combined, by_models="")
 
 
 def local_metrics(models: Path, protocol: Protocol) -> tuple[tuple[Metric, ...], tuple[SetMetric, ...]]:

@@ -38,6 +38,8 @@ class Described:
     """Of the weights of a network that is read here."""
     decoder: str = "PyAV, by nava-curate score"
     crop: str
+    is_mean_of_subsets: bool = False
+    """Every part of the set counts alike, however many items it has; otherwise every item does."""
     is_as_published: bool = False
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from typing import TypeVar
 
 from model.evaluate.alignment import AV_ALIGN, LIPS, OWN_ALIGNMENT, VERSEBENCH_ALIGNMENT, lips_by
 from model.evaluate.combined import Combined
@@ -109,6 +110,20 @@ def of_items(metrics: Iterable[Metric], protocol: Protocol) -> tuple[Metric, ...
     if protocol != "versebench":
         return tuple(metrics)
     return tuple(replace(each, applies=VERSEBENCH_ITEMS.get(each.name, each.applies)) for each in metrics)
+
+
+Either = TypeVar("Either", Metric, SetMetric)
+MEANS_OF_SUBSETS: Mapping[Protocol, tuple[str, ...]] = {"mova": ("clap", "is_panns")}
+"""Figures that are means of the figures of the set's parts."""
+
+
+def of_subsets(metrics: Iterable[Either], protocol: Protocol) -> tuple[Either, ...]:
+    """The metrics, those of them as means of the set's parts that the protocol's owner takes so."""
+    names = MEANS_OF_SUBSETS.get(protocol, ())
+    return tuple(
+        replace(each, is_mean_of_subsets=True, crop=f"{each.crop}; mean over sets") if each.name in names else each
+        for each in metrics
+    )
 
 
 BRISQUE = "brisque"
