@@ -38,7 +38,8 @@ FINE = Encoding(width_px=320, height_px=240)
 COARSE = replace(FINE, quality=36)
 TOLERANCE = {
     "wer": 0.02, "cer": 0.02, "voice_similarity": 0.05, "num_voices": 0.2, "face_distance": 0.1, "lip_offset_ms": 40.0,
-    "lip_confidence": 1.0, "lip_agreement": 1.0, "event_offset_ms": 40.0, "av_align": 0.05, "picture_sharpness": 20.0,
+    "lip_confidence": 1.0, "lip_agreement": 1.0, "event_offset_ms": 40.0, "event_agreement": 1.0, "av_align": 0.05,
+    "picture_sharpness": 20.0,
     "picture_brightness": 0.01, "picture_flicker": 0.001, "picture_motion": 0.002, "picture_freeze_ratio": 0.02,
     "picture_ssim": 0.02, "sound_loudness_lufs": 1.0, "sound_snr_db": 1.0, "sound_clipping_ratio": 0.001,
     "sound_bandwidth_hz": 1000.0, "sound_silence_ratio": 0.05, "fd_voice": 0.1,

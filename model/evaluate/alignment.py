@@ -22,7 +22,7 @@ SOUND_HZ = 22_050
 """librosa's own rate, at which the published metric finds onsets."""
 LEAST_FLOW_PX = 0.1
 """Motion below this is no peak (MOVA's toolkit)."""
-SYNC = "sync"
+SYNC, MATCH = "sync", "match"
 
 Clip = Mapping[str, Struct]
 
@@ -61,6 +61,18 @@ def of_lips(column: str) -> Callable[[EvalCase], Reading]:
         return Reading(weighted_mean(found)) if found else Reading(None, why=reason(case, "speech"))
 
     return read
+
+
+def event_agreement(case: EvalCase) -> Reading:
+    """Reads how far sounds set in where the picture moves, over chance, in the clips of a sample in which nobody speaks."""
+    found = [
+        (clip[MATCH]["onset_agreement"], seconds_of(clip))
+        for clip in _measured(case, "event")
+        if (clip.get(MATCH) or {}).get("onset_agreement") is not None
+    ]
+    if found:
+        return Reading(weighted_mean(found))
+    return Reading(None, why="nothing is heard to begin" if _measured(case, "event") else reason(case, "event"))
 
 
 def onsets_s(samples: NDArray[np.float32]) -> Vector:
@@ -152,6 +164,11 @@ OWN_ALIGNMENT = (
     Metric(
         name="event_offset_ms", doc="how far sounds and motion are apart, either way", unit="ms", better="lower",
         read=offset("event"), model="onsets against motion", stage=SYNC, crop="whole picture of clips without lips",
+    ),
+    Metric(
+        name="event_agreement", doc="how far sounds set in where the picture moves, over chance", better="higher",
+        read=event_agreement, model="onsets against jerks of motion (own scale, no published one)", stage=MATCH,
+        crop="clips without speech, whole",
     ),
     AV_ALIGN,
 )  # fmt: skip

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from model.cli import app
-from model.evaluate.alignment import AV_ALIGN, of_lips, offset
+from model.evaluate.alignment import AV_ALIGN, event_agreement, of_lips, offset
 from model.evaluate.evaluate import READINGS, EvalOptions, evaluate
 from model.evaluate.likeness import OWN_SETS, face_distance, voice_similarity
 from model.evaluate.measuring import WHOLE_SAMPLES
@@ -79,6 +79,15 @@ def test_offsets_count_either_way_and_only_where_they_stand_out() -> None:
     assert offset("speech")(case(measured([clips[2]]))).why == "no offset stands out"
     assert of_lips("confidence")(case(measured([clip(2, sync=lips(0, status="no_face"))]))).why == "no_face"
     assert of_lips("confidence")(case(measured())).why == "it has no clip"
+
+
+def test_events_are_read_where_nobody_speaks() -> None:
+    def seen(agreement: float | None, kind: str = "event") -> dict[str, Any]:
+        return clip(2, sync=lips(0, kind=kind), match={"onset_agreement": agreement})
+
+    assert event_agreement(case(measured([seen(8.0), seen(4.0), seen(None), seen(0.0, "speech")]))).value == 6
+    assert event_agreement(case(measured([seen(None)]))).why == "nothing is heard to begin"
+    assert event_agreement(case(measured([seen(5.0, "speech")]))).why == "nothing in it is judged by event"
 
 
 def test_voices_are_held_against_each_other_in_their_order() -> None:
