@@ -101,6 +101,7 @@ def test_pictures_of_any_shape_are_looked_at(height_px: int, width_px: int) -> N
     assert seen.times_s.tolist() == pytest.approx([0.04, 0.08, 0.12, 0.16, 0.2])
 
 
+@pytest.mark.slow
 def test_networks_are_asked_where_there_is_a_path(context: Context, hammer: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(imagebind_tensors()[0], tmp_path / "imagebind_huge.pth")
