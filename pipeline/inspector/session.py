@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 from pipeline.ask.clips import ClipLists
 from pipeline.ask.find import Chain, find
 from pipeline.ask.marks import MarkFile, marks_file_of, pictures_of
-from pipeline.ask.measures import Measures, measures
+from pipeline.ask.measures import Measures
 from pipeline.ask.one_clip import chain_of_clip
 from pipeline.ask.queries import Run
+from pipeline.ask.read_measures import measures
 from pipeline.ask.stats import Stats, stats
 from pipeline.ask.status import RunStatus, status
 from pipeline.pack.index import MANIFEST, read_manifest

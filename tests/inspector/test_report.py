@@ -12,10 +12,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.ask.measures import measures
+from pipeline.ask.read_measures import measures
 from pipeline.inspector.report import FIXED, STEPS, coded, data_of, gate_steps, packed_clips, scripts, write_report
 from pipeline.inspector.session import Session
 from schemas.verdict import Check, Gate
@@ -67,6 +68,7 @@ def test_the_codes_of_a_run_keep_what_the_run_keeps(session: Session) -> None:
     assert bins.tolist() == [codes.tolist() for codes in table.codes.values()]
 
 
+@pytest.mark.slow
 def test_it_is_one_small_file_that_asks_nobody(session: Session, tmp_path: Path) -> None:
     (path,) = write_report(session, tmp_path / "report.html")
     text = path.read_text()
@@ -83,6 +85,7 @@ def test_it_is_one_small_file_that_asks_nobody(session: Session, tmp_path: Path)
         assert not re.search(r"^(?:import|export) ", script, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_media_lie_beside_it(session: Session, tmp_path: Path) -> None:
     page, *files = write_report(session, tmp_path / "report.html", 2)
     assert sorted(path.suffix for path in files) == [".jpg", ".jpg", ".mp4", ".mp4"]

@@ -14,9 +14,9 @@ from pipeline.ask import measures as module
 from pipeline.ask.clips import ClipLists
 from pipeline.ask.facts import Facts
 from pipeline.ask.find import find
-from pipeline.ask.measures import measures
 from pipeline.ask.one_clip import chain_of_clip
 from pipeline.ask.queries import US_PER_HOUR, Run
+from pipeline.ask.read_measures import measures
 from pipeline.ask.stats import NUM_BINS, stats
 from pipeline.ask.what_if import what_if
 from pipeline.config import load_recipe
@@ -55,6 +55,7 @@ def drawn(rng: np.random.Generator) -> dict[str, float | None]:
     return {str(name): float(rng.uniform(*SLIDERS[name])) for name in names}
 
 
+@pytest.mark.slow
 def test_the_answer_is_that_of_the_ledger(run: Run) -> None:
     table, rng = measures(run), np.random.default_rng(1)
     for _ in range(12):
@@ -66,6 +67,7 @@ def test_the_answer_is_that_of_the_ledger(run: Run) -> None:
         assert told.low_us != told.now_us or not then.low_us - then.now_us
 
 
+@pytest.mark.slow
 def test_the_curve_is_exact_for_any_slider(run: Run) -> None:
     table, rng = measures(run), np.random.default_rng(2)
     for _ in range(100):
@@ -113,6 +115,7 @@ def test_a_sample_is_near(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert near.low_us == exact.low_us
 
 
+@pytest.mark.slow
 def test_a_clip_is_found_by_the_place_of_its_facts(run: Run, tmp_path: Path) -> None:
     cached = Run(run.dir.uri)
     cached.__dict__["facts"] = Facts(cached.ledger, cached.plan, tmp_path, least_rows=1)
