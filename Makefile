@@ -1,6 +1,6 @@
 # make demo   set up, curate generated demo media, show what came of it
 # make test   set up, run all tests
-# make quick  set up, run the tests that start no Ray and take less than four seconds each
+# make quick  set up, run the tests that start no Ray and take less than a second of a core each
 # make lint   style and types
 # make docs   the parts of docs/ that the code says itself
 # make bench  the benchmarks that run on one CPU, tables into build/
@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 # Tests in the order tests/conftest.py gives them, and what they compile kept for the next time.
-SHARED_OUT := -n 3 --dist loadgroup --no-loadscope-reorder
+SHARED_OUT := -n 4 --dist loadgroup --no-loadscope-reorder
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test quick lint docs bench clean

@@ -90,7 +90,10 @@ def test_module(path: Path) -> None:
     found = set(imports(path))
     foreign = {name for name, _ in found if name in PACKAGES} - MAY_IMPORT[package] - {package}
     assert not foreign, f"{package} must not import {foreign}"
-    if package in ("schemas", "networks", "stages", "pipeline") and path.relative_to(ROOT).as_posix() not in RUN_AS_CHILD:
+    if (
+        package in ("schemas", "networks", "stages", "pipeline")
+        and path.relative_to(ROOT).as_posix() not in RUN_AS_CHILD
+    ):
         eager = {name for name, at_import in found if at_import} & HEAVY
         assert not eager, f"{eager} must be imported where it is used, so that commands start at once"
     if package == "schemas":

@@ -45,6 +45,7 @@ def test_the_corpus_is_the_described_one() -> None:
     assert synthetic_index(5000, "S2")[1] < 0.05
 
 
+@pytest.mark.slow
 def test_ours_beats_every_peer_and_meets_the_targets() -> None:
     index, _ = synthetic_index(20_000, "S1")
     budgets = batching.Budgets.for_index(index, "S1")

@@ -11,6 +11,7 @@ from pipeline.demo.clips import flash_and_click
 from pipeline.demo.write import Encoding
 
 
+@pytest.mark.slow
 def test_both_engines_are_measured_on_the_same_frames(tmp_path: Path) -> None:
     pytest.importorskip("decord")
     small = Encoding(width_px=192, height_px=96)

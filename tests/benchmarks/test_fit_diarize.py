@@ -31,6 +31,7 @@ def test_no_voice_both_chooses_and_is_published() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.slow
 def test_a_meeting_is_loud_where_its_turns_are_and_the_same_every_time(voices: Voices, number: int) -> None:
     made, again = make_meeting(voices, number, seed=3), make_meeting(voices, number, seed=3)
     assert (made.samples == again.samples).all()

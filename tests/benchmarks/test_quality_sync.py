@@ -37,6 +37,7 @@ def faceless(name: str) -> Staged:
     "ignore:invalid value encountered:RuntimeWarning"
 )  # errors that are infinite have no spread
 @pytest.mark.parametrize("score", [score_talk, score_events])
+@pytest.mark.slow
 def test_figures_of_clips_that_cannot_be_measured_are_missing(score: Callable[..., dict[str, Any]]) -> None:
     figures = score(ShippedJudge([]), [faceless("a"), faceless("b")])
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
@@ -46,6 +47,7 @@ def test_figures_of_clips_that_cannot_be_measured_are_missing(score: Callable[..
     assert (errors["median_ms"], errors["median_ms_interval"], errors["within_80_ms"]) == (None, [None, None], 0.0)
 
 
+@pytest.mark.slow
 def test_no_clips_have_no_figures() -> None:
     figures = score_talk(ShippedJudge([]), [])
     json.dumps(figures, allow_nan=False)

@@ -59,6 +59,7 @@ def test_parts_lie_one_behind_the_other() -> None:
     assert [len(part.heard.sound.samples) for part in found] == [3 * RATE_HZ] * 3
 
 
+@pytest.mark.slow
 def test_small_pictures_are_mirrored_and_keep_their_times(tmp_path: Path, context: Any) -> None:
     made = talking_clip(tmp_path / "made.mp4", duration_s=3.0)
     write_small(made.path, tmp_path / "small.mp4", 80.0)

@@ -43,6 +43,7 @@ def _row(report: dict[str, Any], recompute: str, backend: str = "sdpa") -> dict[
     return next(r for r in report["contenders"] if (r["recompute"], r["backend"]) == (recompute, backend))
 
 
+@pytest.mark.slow
 def test_figures_follow_from_budget_and_ceilings(report: dict[str, Any]) -> None:
     assert report["tokens"] == {"video": 2 * VIDEO_TOKENS, "audio": 2 * AUDIO_TOKENS}
     shape = ModelShape.from_config(NavaConfig.preset("nava_tiny"))

@@ -31,6 +31,7 @@ def test_it_is_served_on_loopback_alone_unless_asked_otherwise() -> None:
     assert "token=" in Access("0.0.0.0", PORT).address
 
 
+@pytest.mark.slow
 def test_any_other_address_needs_the_token_which_becomes_a_cookie(session: Session) -> None:
     access = Access("192.0.2.7", PORT)
     app = Inspector(session, access).app()
@@ -79,6 +80,7 @@ def test_a_mark_needs_the_origin_and_the_token(
     assert client.post("/marks", content="x" * 5000, headers=ours).status_code == 413
 
 
+@pytest.mark.slow
 def test_every_answer_carries_the_policy_and_no_page_a_script_of_its_own(
     client: TestClient, ids: dict[str, str]
 ) -> None:

@@ -36,6 +36,7 @@ def got(client: TestClient, path: str, **headers: str) -> httpx.Response:
     return answer
 
 
+@pytest.mark.slow
 def test_a_packed_clip_is_served_by_ranges_out_of_its_shard(client: TestClient, ids: dict[str, str]) -> None:
     path = f"/media/{ids['keep']}.mp4"
     whole = client.get(path)

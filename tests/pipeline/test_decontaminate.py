@@ -75,6 +75,7 @@ def of_sources(run: Run) -> set[tuple[str, str]]:
     return {(uris[name].rpartition("/")[2], by) for name, by in found.select("source_id", "by").iter_rows()}
 
 
+@pytest.mark.slow
 def test_each_way_finds_its_own_and_nothing_else(run: Run, items: Path, tmp_path: Path) -> None:
     told = decontaminate(run, items)
     assert of_sources(run) == {

@@ -152,6 +152,7 @@ def test_face_is_found_and_its_mouth_opens(who: str) -> None:
     ("offset_ms", "encoding"),
     [(0.0, Encoding(fps=Fraction(30_000, 1001))), (120.0, Encoding()), (-200.0, Encoding(fps=Fraction(24)))],
 )
+@pytest.mark.slow
 def test_talking_clip_has_exactly_the_stated_offset(tmp_path: Path, offset_ms: float, encoding: Encoding) -> None:
     made = talking_clip(tmp_path / "clip.mp4", offset_ms, duration_s=4.0, encoding=encoding, seed=5)
     truth = made.item["ground_truth"]
@@ -176,6 +177,7 @@ def _agreement(seen: NDArray[np.float64], times_s: NDArray[np.float64], opening:
     return float(np.corrcoef(seen, known)[0, 1])
 
 
+@pytest.mark.slow
 def test_drift_stretches_the_sound_as_stated(tmp_path: Path) -> None:
     made = talking_clip(tmp_path / "drift.mp4", drift_ms_per_s=25, duration_s=7, seed=1, who="dan")
     sound = sound_of(made.path)
@@ -201,6 +203,7 @@ def test_swapped_clip_says_other_words_than_its_lips(tmp_path: Path) -> None:
     assert _agreement(seen, times_s, speech.opening, turn["start"]) < 0.5
 
 
+@pytest.mark.slow
 def test_cuts_lie_on_the_stated_frames(tmp_path: Path) -> None:
     made = cuts_clip(tmp_path / "cuts.mp4", 7, kinds=("cut", "dissolve", "fade"), shot_frames=(15, 30), seed=3)
     truth = made.item["ground_truth"]
@@ -269,6 +272,7 @@ def test_ball_is_on_the_ground_when_it_knocks(tmp_path: Path) -> None:
         assert np.abs(sound[onset : onset + 200]).max() > 10 * np.abs(sound[onset - 400 : onset - 100]).max()
 
 
+@pytest.mark.slow
 def test_dialog_stages_every_turn_as_asked(tmp_path: Path) -> None:
     made = dialog_clip(tmp_path / "dialog.mp4", 3, ("off_screen", "both", "alone"), Encoding(320, 240), seed=2)
     truth = made.item["ground_truth"]
@@ -334,6 +338,7 @@ def demo_set(demo_media: Path) -> Path:
         ("flash_and_click", {"duration_s": 2, "suffix": ".mkv"}),
     ],
 )
+@pytest.mark.slow
 def test_media_repeat_byte_for_byte(tmp_path: Path, kind: str, chosen: dict[str, Any]) -> None:
     synthesise.cache_clear()
     first = write_known_truth(tmp_path / "first", kind, 11, **chosen)

@@ -121,6 +121,7 @@ def test_every_scalar_has_its_own_type_and_no_list_is_there(real: tuple[Run, Pat
     assert {"clip.spans[].language", "clip.num_speakers", "cut.sha256", "failed_gates"} <= set(found)
 
 
+@pytest.mark.slow
 def test_a_bound_decides_as_it_does_in_the_ledger_at_every_value_there_is(real: tuple[Run, Path]) -> None:
     """Rounded to 32 bits, half of these values would lie on the other side of a bound that is one of them."""
     cached, plain = kept(*real), from_ledger(real[0])
@@ -152,6 +153,7 @@ def files_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return read
 
 
+@pytest.mark.slow
 def test_only_files_that_the_ledger_gained_are_read(
     run: Run, tmp_path: Path, toy_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +183,7 @@ def test_only_files_that_the_ledger_gained_are_read(
     check(run, cache, ["gates.audio={}"])
 
 
+@pytest.mark.slow
 def test_rows_that_stay_are_told_from_those_that_were_replaced(
     tmp_path: Path, toy_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +253,7 @@ def test_a_damaged_cache_is_made_again(run: Run, tmp_path: Path, damage: Callabl
     assert check(run, tmp_path / "cache")[Level.CLIP].read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_a_cache_of_another_ledger_is_not_believed(run: Run, tmp_path: Path, toy_recipe: Recipe) -> None:
     """Even where it lies in the place of this one: a run folder may be removed and another one made under its name."""
     check(run, tmp_path / "cache")
@@ -306,6 +310,7 @@ def test_what_takes_long_says_so() -> None:
             assert said.wait(30)
 
 
+@pytest.mark.slow
 def test_a_file_that_was_replaced_stays_for_whoever_reads_it(run: Run, tmp_path: Path, toy_recipe: Recipe) -> None:
     cache = tmp_path / "cache"
     old = check(run, cache)[Level.CLIP]

@@ -288,6 +288,7 @@ class TestDamage:
         assert "run --out" in caught.value.remedy
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_is_completed(toy_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was not flushed is gone, whatever was is whole; the same command ends as if undisturbed."""
     sources = [unit(str(number), x=number) for number in range(7)]

@@ -37,6 +37,7 @@ def cost_of(run: Path) -> Iterator[dict[str, Any]]:
     yield from asset["cost"]
 
 
+@pytest.mark.slow
 def test_a_frame_is_decoded_once_before_cutting_and_little_more_to_cut_it(film: Path, tmp_path: Path) -> None:
     curate(film, tmp_path / "run", "stages.clip.max_s=3", "stages.cut.whole_check=0", "stages.cut.allow_copy=false")
     frames = {each["stage"]: each["frames_decoded"] for each in cost_of(tmp_path / "run")}

@@ -26,6 +26,7 @@ class Counted(dict[str, Packaged]):
         return super().__getitem__(name)
 
 
+@pytest.mark.slow
 def test_no_weights_are_loaded_twice_by_a_worker_with_all_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,7 @@ class TestLedger:
 
         return plan, make
 
+    @pytest.mark.slow
     def test_of_two_writers_at_once_one_commits(self, store: FlakyStore, made: Any) -> None:
         plan, make = made
         uri = f"s3://{BUCKET}/ledger"

@@ -67,6 +67,7 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> list[Settled]:
     return said
 
 
+@pytest.mark.slow
 def test_parts_leave_the_same_rows_as_one_piece(
     toy_recipe: dict[str, Any], in_one_piece: Any, carried: list[Settled], tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_parts_leave_the_same_rows_as_one_piece(
 
 
 @pytest.mark.parametrize("killed_at", [1, 20, 45, 70])
+@pytest.mark.slow
 def test_finished_parts_survive_a_kill(
     toy_recipe: dict[str, Any], in_one_piece: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:

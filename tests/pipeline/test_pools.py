@@ -59,6 +59,7 @@ def kept(run: Run) -> set[str]:
     return set(lists.spine["row_id"].filter(pl.Series(lists.matching(ClipQuestion(status="keep")))))
 
 
+@pytest.mark.slow
 def test_a_pool_is_what_its_conditions_say_and_nothing_else(run: Run, tmp_path: Path) -> None:
     select(run, str(tmp_path / "all"), PoolRules())
     assert set(ids_in(tmp_path / "all")) == kept(run)

@@ -55,6 +55,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, np.nd
         yield Run(str(folder / "run"), folder / "cache"), sound
 
 
+@pytest.mark.slow
 def test_every_hour_of_sound_is_accounted_for_and_verified(heard: tuple[Run, np.ndarray]) -> None:
     sheet = balance(heard[0].ledger)
     assert (sheet.in_us, sheet.difference_us) == (9_000_000, 0)

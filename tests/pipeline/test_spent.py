@@ -90,6 +90,7 @@ def test_a_family_counts_every_process_once_whatever_becomes_of_it() -> None:
 
 
 @pytest.mark.parametrize("retire_gb", [0.01, 1.0])
+@pytest.mark.slow
 def test_a_worker_counts_its_decoder_once_whether_it_lives_or_was_replaced(
     retire_gb: float, toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_worker_counts_its_decoder_once_whether_it_lives_or_was_replaced(
     worker.close()
 
 
+@pytest.mark.slow
 def test_the_record_of_a_run_is_what_its_process_cost(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", CURATE, str(tmp_path)])
     _, status, used = os.wait4(process.pid, 0)

@@ -47,6 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
+@pytest.mark.slow
 def test_a_command_opens_no_library_that_it_does_not_need(run: str) -> None:
     """One after the other in one interpreter, which keeps what any of them has opened."""
     clip = Ledger(f"{run}/ledger").scan(Level.CLIP).select("row_id").limit(1).collect().item()

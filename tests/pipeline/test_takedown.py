@@ -152,6 +152,7 @@ WISHES = {
 
 
 @pytest.mark.parametrize("name", sorted(WISHES))
+@pytest.mark.slow
 def test_what_is_taken_down_is_in_no_file_and_all_else_is_as_it_was(
     name: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +249,7 @@ def test_people_are_named_by_vectors_and_told_apart(run: Run, tmp_path: Path) ->
         chosen(run, TakedownRequest(people=(Somebody("voice", str(tmp_path / "short.npy")),)))
 
 
+@pytest.mark.slow
 def test_the_same_bytes_go_wherever_they_lie_and_none_comes_back(tmp_path: Path) -> None:
     again = person_source("talk0.mp4", voices={"A": 0}, faces=[])
     copy = Source(source_id="scopy", uri="copy.mp4", metadata=again.metadata)

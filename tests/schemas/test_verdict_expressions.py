@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -110,6 +111,7 @@ def plain_status(said: list[dict[str, bool]]) -> tuple[str, int | None]:
 
 @settings(max_examples=200)
 @given(gates=all_gates(), rows=ROWS)
+@pytest.mark.slow
 def test_gates_say_of_any_table_what_they_say_of_one_row(
     gates: dict[str, dict[str, Gate]], rows: list[dict[str, Any]]
 ) -> None:

@@ -83,6 +83,7 @@ def test_places_are_those_in_the_written_picture() -> None:
     assert {name: said["ocr"][name] for name in none_left} == none_left
 
 
+@pytest.mark.slow
 def test_no_text_is_found_in_what_is_written_and_the_rest_is_as_it_was(
     tmp_path: Path, make_row: Any, context: Context
 ) -> None:

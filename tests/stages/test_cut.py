@@ -61,6 +61,7 @@ def test_what_is_left_is_what_the_struct_says(tmp_path: Path, ball: Path, make_r
 
 
 @pytest.mark.parametrize("size_kb", [8, 600])
+@pytest.mark.slow
 def test_a_full_disk_is_no_fault_of_the_clip_and_room_mends_it(
     tmp_path: Path, ball: Path, make_row: Any, context: Context, size_kb: int
 ) -> None:
@@ -115,6 +116,7 @@ def test_the_sound_of_references_is_that_of_the_source(
     context.media.close()
 
 
+@pytest.mark.slow
 def test_a_source_is_hashed_only_if_it_was_written_to(
     tmp_path: Path, ball: Path, make_row: Any, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def true_turns(truth: dict[str, Any]) -> list[Turn]:
 # --- whole engines ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_synthetic_voices_are_told_apart(engine: EmbeddedDiarizer, tmp_path: Path) -> None:
     _, samples, truth = spoken(tmp_path, num_speakers=2, num_turns=6, seed=1)
     turns = engine.turns(samples)
@@ -80,6 +81,7 @@ def test_two_synthetic_voices_are_told_apart(engine: EmbeddedDiarizer, tmp_path:
     assert all(0.5 <= t.confidence <= 1 for t in turns if t.confidence is not None)
 
 
+@pytest.mark.slow
 def test_one_voice_stays_one(engine: EmbeddedDiarizer, tmp_path: Path) -> None:
     _, samples, _ = spoken(tmp_path, num_speakers=1, num_turns=4, seed=3)
     assert {t.speaker for t in engine.turns(samples)} == {"0"}
@@ -90,6 +92,7 @@ def test_silence_and_next_to_nothing(engine: EmbeddedDiarizer, num_samples: int)
     assert engine.turns(np.zeros(num_samples, np.float32)) == []
 
 
+@pytest.mark.slow
 def test_stage_returns_what_it_declares(tmp_path: Path, context: Any, engine: EmbeddedDiarizer) -> None:
     path, _, truth = spoken(tmp_path, num_speakers=2, num_turns=4, overlap=0.5, seed=4)
     stage = Diarize(DiarizeConfig())
@@ -109,6 +112,7 @@ def test_stage_returns_what_it_declares(tmp_path: Path, context: Any, engine: Em
     context.media.close()
 
 
+@pytest.mark.slow
 def test_windows_without_speech_are_not_listened_to(engine: EmbeddedDiarizer, tmp_path: Path) -> None:
     _, samples, _ = spoken(tmp_path, num_speakers=2, num_turns=2, seed=5)
     samples = np.concatenate([samples, np.zeros(12 * SPEECH_RATE_HZ, np.float32), samples])
@@ -127,6 +131,7 @@ def test_a_pipeline_that_names_no_pieces_has_its_turns_cut() -> None:
     assert pieces_of(turns) == [Stretch(0, 3), Stretch(3, 6), Stretch(7, 8)]
 
 
+@pytest.mark.slow
 def test_real_two_speaker_recordings(media_dir: Path, engine: EmbeddedDiarizer, context: Any) -> None:
     import json
 
@@ -168,6 +173,7 @@ def test_a_local_pyannote_pipeline_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "window_s"), [("near", 5), ("far", 10)])
+@pytest.mark.slow
 def test_the_networks_are_pyannotes_own_whose_filters_hear_the_sound_once(
     engine: EmbeddedDiarizer, tmp_path: Path, kind: Kind, window_s: int
 ) -> None:

@@ -28,6 +28,7 @@ def part_of(context: Context, path: Path, start_s: float = 0.0, end_s: float | N
     return span_of_file(context.media.probe(path), start_s, end_s)
 
 
+@pytest.mark.slow
 def test_faces_and_whose_they_are(talk: Path, tmp_path: Path, context: Context) -> None:
     stage = Faces(FacesConfig())
     stage.setup(context)

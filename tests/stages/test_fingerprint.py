@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipeline.demo.clips import talking_clip
 from pipeline.demo.write import Encoding
@@ -14,6 +15,7 @@ from stages.near_duplicates.search import ClipPrints, likeness
 from tests.rows import clip_row, span_of_file
 
 
+@pytest.mark.slow
 def test_a_file_and_its_copy_have_one_fingerprint(tmp_path: Path, context: Context) -> None:
     """Through decoder and encoder: half the size, and another codec."""
     stage = Fingerprint(FingerprintConfig())

@@ -275,6 +275,7 @@ def test_network_answers_as_its_authors_code_does() -> None:
     assert int(np.argmax(middle)) == 44
 
 
+@pytest.mark.slow
 def test_hybrid_asks_the_network_only_in_doubt() -> None:
     asked: list[int] = []
     detector = HybridDetector()

@@ -89,6 +89,7 @@ def test_two_channels_are_stereo_only_if_they_differ() -> None:
     assert (name, unlike) == ("stereo", pytest.approx(0.31, abs=0.02))
 
 
+@pytest.mark.slow
 def test_a_rating_falls_with_noise() -> None:
     rater, speech = SpeechRater.load(), np.asarray(resample_poly(SPOKEN, 1, 3), np.float32)
     noise = np.random.default_rng(1).normal(0, 0.02, len(speech)).astype(np.float32)
@@ -101,6 +102,7 @@ def test_a_rating_falls_with_noise() -> None:
     assert rater.rate(speech[:0]) is None
 
 
+@pytest.mark.slow
 def test_speech_over_music_is_heard_as_both(tmp_path: Path, context: Context) -> None:
     bed = 0.5 * music(6.0, seed=2)
     bed[: len(SPOKEN)] += SPOKEN[: len(bed)]

@@ -171,6 +171,7 @@ def test_a_reference_never_leaks(drawn: list[tuple[str, float, float]], start_s:
         assert config.min_s <= where.duration_s <= config.max_s
 
 
+@pytest.mark.slow
 def test_stage_on_real_voices(media_dir: Path, context: Any) -> None:
     import json
 

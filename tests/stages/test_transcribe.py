@@ -322,6 +322,7 @@ def test_no_sound_means_no_words(context: Any) -> None:
 # --- recognisers -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pocketsphinx_hears_most_of_a_real_sentence(media_dir: Path, context: Any) -> None:
     path = media_dir / "speech" / "harvard_spk1_snt4.wav"
     found = run_stage(context, TranscribeConfig(engine="pocketsphinx"), row_for(path))

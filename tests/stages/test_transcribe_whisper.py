@@ -126,6 +126,7 @@ def heard_by(engine: WhisperxEngine, voice: VoiceActivity, sound: Spoken) -> Any
     return engine.hear(sound.samples, voice.stretches(sound.samples, VoiceConfig()))
 
 
+@pytest.mark.slow
 def test_english_words_have_times_from_the_forced_aligner(engine: WhisperxEngine, voice: VoiceActivity) -> None:
     sound = said("en", 0, 3, seed=2)
     heard = heard_by(engine, voice, sound)
@@ -142,6 +143,7 @@ def test_english_words_have_times_from_the_forced_aligner(engine: WhisperxEngine
 
 
 @pytest.mark.parametrize(("language", "voice_seed"), [("es", 0), ("de", 0), ("zh", 0)])
+@pytest.mark.slow
 def test_other_languages_are_told_and_written_as_themselves(
     engine: WhisperxEngine, voice: VoiceActivity, language: str, voice_seed: int
 ) -> None:
@@ -245,6 +247,7 @@ def test_weights_of_english_alone_hear_english_and_say_that_they_know_nothing_el
     assert {"window", "listened"} <= {word.text for word in heard.words}
 
 
+@pytest.mark.slow
 def test_weights_from_a_folder(said_english: Spoken, tiny_whisper: Path, context: Any, tmp_path: Path) -> None:
     import soundfile
 

@@ -93,6 +93,7 @@ def test_the_global_order_is_the_same_at_any_world_size(index: ShardIndex, seed:
 
 @settings(max_examples=20)
 @given(index=indexes(), seed=st.integers(0, 99), cuts=st.tuples(st.integers(0, 6), st.integers(1, 6)))
+@pytest.mark.slow
 def test_resume_at_other_world_sizes_equals_an_uninterrupted_run(
     index: ShardIndex, seed: int, cuts: tuple[int, int]
 ) -> None:
@@ -312,6 +313,7 @@ def test_balance_reaches_the_target_on_the_synthetic_corpus(regime: Any) -> None
     assert plan.limits.flop_target > 0
 
 
+@pytest.mark.slow
 def test_clips_of_one_size_fill_the_memory() -> None:
     index = index_of(np.full(2000, 27_280), np.full(2000, 127))  # 704 x 1280, 121 frames
     for token_budget, clips in ((30_000, 1), (65_536, 2), (131_072, 4)):
@@ -334,6 +336,7 @@ def test_a_derived_target_has_room_for_the_rarest_and_dearest_clip() -> None:
     [((27_280, 12_090), 131_072), ((858, 702, 792), 65_536), ((0,), 65_536)],
     ids=["two sizes", "sixty a pack", "more in a pack than in the buffer"],
 )
+@pytest.mark.slow
 def test_few_sizes_and_full_packs_are_balanced_as_well(sizes: tuple[int, ...], token_budget: int) -> None:
     rng = np.random.default_rng(5)
     weights = np.array([6.0, 3.0, 1.0])[: len(sizes)]
@@ -493,6 +496,7 @@ def resumed(plan: EpochPlan, at_step: int, num_steps: int) -> list[list[tuple[in
     return [rows_of(next(stream)) for _ in range(num_steps)]
 
 
+@pytest.mark.slow
 def test_the_mixture_changes_over_steps_within_one_plan() -> None:
     index, _ = synthetic_index(3000, "S1")
     parts = (MixPart(name="sound", weight=3, modality="audio"), MixPart(name="joint", weight=1, modality="audio_video"))
@@ -535,6 +539,7 @@ def test_a_step_can_be_given_in_samples() -> None:
         PlanConfig(num_packs=2, token_budget=9, strategy="padded", batch_samples=512)
 
 
+@pytest.mark.slow
 def test_a_plan_can_even_out_what_its_packs_cost_to_make_ready() -> None:
     index, _ = synthetic_index(6000, "S2")
     supply = SupplyConfig(per_sample=8000.0)

@@ -126,6 +126,7 @@ def test_any_flipped_byte_is_found(tmp_path_factory: pytest.TempPathFactory, row
         SampleReader(index, LocalShards(folder)).read(row)
 
 
+@pytest.mark.slow
 def test_damage_is_named_counted_and_replaced_alike_by_every_rank(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     bad = [3, 17, 30]
@@ -261,6 +262,7 @@ def test_a_sample_without_latents_is_damaged_not_empty(tmp_path: Path) -> None:
         decode_latents(nonsense)
 
 
+@pytest.mark.slow
 def test_resume_from_the_position_of_the_last_pack_taken(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     reader = SampleReader(index, LocalShards(tmp_path))
@@ -275,6 +277,7 @@ def test_resume_from_the_position_of_the_last_pack_taken(tmp_path: Path) -> None
     assert [pack.clip_ids for pack in first] + rest == straight
 
 
+@pytest.mark.slow
 def test_prefetch_is_bounded(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     stream = make_plan(index).stream()

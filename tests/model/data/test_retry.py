@@ -84,6 +84,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("fault", ["503", "429", "cut"])
+@pytest.mark.slow
 def test_every_third_answer_may_be_bad(server: Server, fault: str) -> None:
     index = write_shards(server.folder)
     server.fault = fault

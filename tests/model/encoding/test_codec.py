@@ -39,6 +39,7 @@ def codecs(folder: Path) -> Codecs:
     return open_codecs(folder, CONFIG, CPU, torch.float32)
 
 
+@pytest.mark.slow
 def test_video_latents_are_the_normalised_posterior_mean(codecs: Codecs) -> None:
     assert codecs.video is not None
     pixels = torch.rand(3, 9, 32, 48) * 2 - 1
@@ -160,6 +161,7 @@ def test_parts_that_are_absent_are_none(folder: Path, tmp_path: Path) -> None:
         open_codecs(tmp_path / "empty", CONFIG, CPU, torch.float32)
 
 
+@pytest.mark.slow
 def test_resemblyzer_serves_only_networks_of_its_width(tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"speaker_dim": 256})
     speaker = open_codecs(tmp_path, config, CPU, torch.float32).speaker

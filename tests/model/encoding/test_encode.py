@@ -298,6 +298,7 @@ def without(lost: str, home: Path, folder: Path) -> Path:
     return folder / "codecs"
 
 
+@pytest.mark.slow
 def test_a_caption_that_does_not_pair_is_left_out_and_named(home: Path, tmp_path: Path) -> None:
     good = KnownClip("good", 1.5)
     bad = replace(good, clip_id="bad", spans=SPEECH[:1], caption="Someone says <S>one<E> and <S>two<E>.")

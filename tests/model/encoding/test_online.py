@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -87,6 +88,7 @@ configs = st.builds(
     [{"duration_s": 0.1, "has_video": True, "has_audio": True, "height_px": 9, "width_px": 9}],
     EncodeConfig(codecs=Path("c")),
 )
+@pytest.mark.slow
 def test_the_plan_is_that_of_reckoning_clip_by_clip(found: list[dict[str, Any]], config: EncodeConfig) -> None:
     index = index_of(found)
     planned, expected = planned_index(index, config), planned_by_clip(index, config)
@@ -101,6 +103,7 @@ def test_the_plan_is_that_of_reckoning_clip_by_clip(found: list[dict[str, Any]],
     assert planned_index(index, config).digest == planned.digest
 
 
+@pytest.mark.slow
 def test_settings_that_change_the_plan_change_its_identity() -> None:
     rng = np.random.default_rng(0)
     index = index_of(

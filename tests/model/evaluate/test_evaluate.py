@@ -153,6 +153,7 @@ def reported(knocked: Path) -> tuple[Report, list[Score]]:
     return found
 
 
+@pytest.mark.slow
 def test_what_is_seen_and_heard_at_once_is_aligned_until_the_sound_is_late(
     reported: tuple[Report, list[Score]],
 ) -> None:

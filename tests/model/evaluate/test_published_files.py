@@ -85,6 +85,7 @@ def both_of(path: Path) -> tuple[torch.Tensor, np.ndarray]:
     return shown([frames[at] for at in nearest]), sound
 
 
+@pytest.mark.slow
 def test_pictures_and_sound_are_taken_on_one_clock(tmp_path: Path) -> None:
     """A flash and a click at 2.0 s of 30 frames a second are in frame 50 of 25 a second and at 2 s of the sound."""
     frames = np.zeros((144, 48, 64, 3), np.uint8)

@@ -200,6 +200,7 @@ def test_interpolation_ends_at_data_and_noise() -> None:
     assert torch.equal(interpolate(clean, noise, 1.0), noise)
 
 
+@pytest.mark.slow
 def test_a_tiny_network_learns_a_clip_by_heart(make_sample: Callable[..., Sample], tiny_nava: Nava) -> None:
     """One joint and one audio clip, thirty steps: the loss on fixed noise falls to a third."""
     samples = [make_sample("a", grid=(2, 4, 4), audio=6, placeholders=[2]), make_sample("b", grid=None, audio=12)]

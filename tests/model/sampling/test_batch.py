@@ -82,6 +82,7 @@ def config_of(folder: Path, **changes: Any) -> SampleConfig:
     )
 
 
+@pytest.mark.slow
 def test_prompts_are_shared_out_over_ranks_and_made_once(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +205,7 @@ def test_checkpoints_in_eight_bits_are_read(folder: Path, tmp_path: Path, scale_
     assert hold_in_float8(model) == sum("_blocks." in name and v.dim() == 2 for name, v in source.read(source.specs))
 
 
+@pytest.mark.slow
 def test_what_saves_memory_changes_nothing_else(folder: Path, tmp_path: Path) -> None:
     found = []
     for memory in (MemoryConfig(), MemoryConfig(offloads_text=True, offloads_blocks=True, has_tiles=True)):

@@ -47,6 +47,7 @@ def evaluated(given: Path, out: Path, folder: Path, *more: str) -> Any:
     return CliRunner().invoke(app, command, catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_a_set_is_made_and_scored_by_one_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two ranks makes its share and ends; the first makes the rest and scores all."""
     from model.evaluate import evaluate

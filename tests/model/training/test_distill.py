@@ -205,4 +205,5 @@ def test_what_cannot_be_distilled_is_refused(tmp_path: Path) -> None:
     given["distill"]["fake_updates"] = 1
     with pytest.raises(RecipeError, match=r"distill\.fake_updates: 5 -> 1"):
         compare_recipes(stored, given, allow_changes=False)
+    assert config.relative_cost == pytest.approx((3 + 2.5 + 7 / 5) / 3)
     assert states_per_gpu(config, 1) > 2 * states_per_gpu(config.model_copy(update={"distill": None}), 1) * 4 / 5

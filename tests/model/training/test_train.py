@@ -69,6 +69,7 @@ def test_losses_by_noise_level_add_up() -> None:
     assert found["loss"] == pytest.approx(found["loss_video"] + 0.2 * found["loss_audio"])
 
 
+@pytest.mark.slow
 def test_a_request_to_stop_ends_after_the_step_with_a_checkpoint(data: Path, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with open_world() as world, Training(recipe(data), tmp_path, world) as training:

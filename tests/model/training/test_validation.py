@@ -122,6 +122,7 @@ def test_training_validates_and_is_not_changed_by_it(data: Path, tmp_path: Path,
     assert all(torch.equal(saved[1][key], value) for key, value in saved[0].items())
 
 
+@pytest.mark.slow
 def test_clips_are_generated_by_the_average_from_the_same_noise(data: Path, tmp_path: Path, world: World) -> None:
     config = config_of(data, validation={"num_samples": 1, "sample_steps": 2}, optim={"ema_decay": 0.5})
     with Training(config, tmp_path, world) as training:

@@ -64,6 +64,7 @@ def store(request: pytest.FixtureRequest) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_objects_prefixes_patterns_and_lists(store: str, stage: Callable[..., Any]) -> None:
     def names(item: str) -> list[str]:
         return [row.uri.removeprefix(f"{store}/raw/") for row in list_inputs([item]).sources]

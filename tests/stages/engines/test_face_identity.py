@@ -67,6 +67,7 @@ def test_a_missing_dlib_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> Non
         FaceEncoder.load()
 
 
+@pytest.mark.slow
 def test_people_of_real_files(media_dir: Path, context: Any, encoder: FaceEncoder) -> None:
     """Two takes of one man and two strangers."""
     names = (

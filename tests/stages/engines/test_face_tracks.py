@@ -161,6 +161,7 @@ def test_change_is_measured_between_frames(tracker: FaceTracker) -> None:
     np.testing.assert_allclose(seen.change, [0, 0, 50, 0], atol=0.5)
 
 
+@pytest.mark.slow
 def test_faces_of_real_files(media_dir: Path, context: Any) -> None:
     """One face on every frame of a talking clip, two side by side, none in a film about a rabbit."""
     expected: dict[str, Callable[[Any], bool]] = {

@@ -25,6 +25,7 @@ def test_every_file_is_there_and_has_a_licence(name: str) -> None:
     assert WEIGHTS[name].source.startswith("https://")
 
 
+@pytest.mark.slow
 def test_every_name_that_is_loaded_stands_in_the_table_and_no_other() -> None:
     """By reading the code: names given to `packaged`, and the pictures of the demo."""
     used = {part for each in JOINED.values() for part in each.parts}

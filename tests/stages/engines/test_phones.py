@@ -35,6 +35,7 @@ def test_the_words_of_a_sentence_can_be_told_by_their_phones(
     assert 1.67 < times_s[-1] < 1.97
 
 
+@pytest.mark.slow
 def test_long_sound_is_heard_in_pieces_that_meet(phones: PhoneRecogniser, media_dir: Path, context: Any) -> None:
     samples = (
         context.media.audio(media_dir / "speech/narration_chemicals_67s.opus").samples[: 44 * SPEECH_RATE_HZ].copy()

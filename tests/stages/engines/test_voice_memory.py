@@ -43,6 +43,7 @@ def measured(stage: Any, context: Context, row: dict[str, Any]) -> dict[str, Any
     return found
 
 
+@pytest.mark.slow
 def test_a_stage_finds_the_same_where_it_has_to_listen_again(talk: Path, context: Context, tmp_path: Path) -> None:
     diarized = measured(Diarize(DiarizeConfig()), context, asset_row(talk))
     memory = VoiceMemory.of(context)

@@ -210,6 +210,7 @@ def test_verification_does_not_believe_a_wrong_clip(files: Any, decoder: Decoder
 
 
 @pytest.mark.parametrize("name", ["plain.mp4", "ntsc.mov", "vfr.mp4"])
+@pytest.mark.slow
 def test_clips_cut_in_order_decode_a_frame_once_and_are_the_same(
     files: Any, decoder: Decoder, tmp_path: Path, name: str
 ) -> None:
@@ -265,6 +266,7 @@ def test_shift_moves_sound_by_whole_samples() -> None:
     np.testing.assert_array_equal(early[4000:], waveform.samples[:12000])
 
 
+@pytest.mark.slow
 def test_drift_is_taken_out_around_the_middle() -> None:
     waveform, span, drift = _tone(), Span(1, 3, 1, 1), 5e-3
     at = np.arange(len(waveform.samples))

@@ -533,6 +533,7 @@ def test_phase_inverted_and_one_sided_sound_is_heard(media_dir: Path, decoder: D
         ("three_audio_tracks_second_is_default.mkv", 0),
     ],
 )
+@pytest.mark.slow
 def test_sound_and_picture_of_derived_files_keep_their_distance(
     media_dir: Path, decoder: Decoder, references: dict[str, Any], name: str, lag_ms: float
 ) -> None:
@@ -595,6 +596,7 @@ def test_a_child_that_has_grown_is_replaced_and_its_answer_kept(tmp_path: Path) 
     tight.close()
 
 
+@pytest.mark.slow
 def test_a_large_caller_does_not_make_its_children_look_grown(tmp_path: Path) -> None:
     """A Ray worker that holds models forks from gigabytes; its decoder must still keep the child."""
     from pipeline.demo import flash_and_click

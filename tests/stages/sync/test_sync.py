@@ -273,6 +273,7 @@ def test_what_cannot_be_measured_is_null_and_says_why(
     assert set(result) == {field.name for field in Sync.adds}
 
 
+@pytest.mark.slow
 def test_offset_of_120_ms_put_in_is_measured(tmp_path: Path, sync_of: Clip) -> None:
     made = talking_clip(tmp_path / "late.mp4", offset_ms=120.0, seed=3)
     spans = [speech_span("", t["start"], t["end"]) for t in made.item["ground_truth"]["speaker_turns"]]
@@ -295,12 +296,14 @@ def test_difference_of_two_offsets_is_exact_to_a_frame(tmp_path: Path, sync_of: 
     assert late["agreement"] < late["confidence"] / 2
 
 
+@pytest.mark.slow
 def test_lips_that_say_something_else_do_not_match(tmp_path: Path, sync_of: Clip) -> None:
     result = sync_of(swapped_clip(tmp_path / "swapped.mp4").path)
     assert result["agreement"] < 2.5
     assert result["finding"] in ("no_match", "unclear")
 
 
+@pytest.mark.slow
 def test_knocks_of_a_ball_are_events(tmp_path: Path, sync_of: Clip) -> None:
     for late in (0.0, 240.0):
         result = sync_of(ball_clip(tmp_path / f"ball{late}.mp4", offset_ms=late).path, speech=[])
