@@ -19,7 +19,7 @@ $(VENV)/.ready: constraints.txt pyproject.toml
 	$(BIN)/pip install --quiet "torch==$$(sed -n 's/^# torch==//p' constraints.txt)"
 	$(BIN)/pip install --quiet --no-deps -r constraints.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
-	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib schemas networks stages pipeline model >/dev/null || true
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib schemas stages pipeline model >/dev/null || true
 	touch $@
 
 demo: $(VENV)/.ready

@@ -17,14 +17,13 @@ from stages.base import Split
 pytestmark = pytest.mark.xdist_group("tree")  # whoever has read all of it once
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("schemas", "networks", "stages", "pipeline", "model", "benchmarks")
+PACKAGES = ("schemas", "stages", "pipeline", "model", "benchmarks")
 MAY_IMPORT = {
     "schemas": set(),
-    "networks": {"schemas"},
-    "stages": {"schemas", "networks"},
+    "stages": {"schemas"},
     "pipeline": {"schemas", "stages"},
-    "model": {"schemas", "networks"},
-    "benchmarks": {"schemas", "networks", "stages", "pipeline", "model"},
+    "model": {"schemas"},
+    "benchmarks": {"schemas", "stages", "pipeline", "model"},
 }
 HEAVY = {"torch", "ray", "cv2", "whisperx", "pyannote", "decord", "av", "transformers", "matplotlib"}
 MAX_LINES = 400
@@ -90,13 +89,10 @@ def test_module(path: Path) -> None:
     found = set(imports(path))
     foreign = {name for name, _ in found if name in PACKAGES} - MAY_IMPORT[package] - {package}
     assert not foreign, f"{package} must not import {foreign}"
-    if (
-        package in ("schemas", "networks", "stages", "pipeline")
-        and path.relative_to(ROOT).as_posix() not in RUN_AS_CHILD
-    ):
+    if package in ("schemas", "stages", "pipeline") and path.relative_to(ROOT).as_posix() not in RUN_AS_CHILD:
         eager = {name for name, at_import in found if at_import} & HEAVY
         assert not eager, f"{eager} must be imported where it is used, so that commands start at once"
-    if package == "schemas":
+    if package == "schemas" and path.parent.name != "networks":
         assert not {name for name, _ in found} & HEAVY
     assert path.stem not in FORBIDDEN_NAMES
     assert path.stem not in sys.stdlib_module_names, f"{path.stem} hides a standard module"

@@ -18,7 +18,7 @@ from stages.engines.packaged import WEIGHTS
 pytestmark = pytest.mark.xdist_group("tree")  # whoever has read all of it once
 
 ROOT = Path(__file__).resolve().parents[1]
-PRODUCT = ("schemas", "networks", "stages", "pipeline", "model")
+PRODUCT = ("schemas", "stages", "pipeline", "model")
 DISTRIBUTION = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",

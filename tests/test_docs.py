@@ -53,9 +53,7 @@ pytestmark = pytest.mark.xdist_group("tree")  # whoever has read all of it once
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 PRODUCT = sorted(
-    path
-    for package in ("schemas", "networks", "stages", "pipeline", "model")
-    for path in (ROOT / package).rglob("*.py")
+    path for package in ("schemas", "stages", "pipeline", "model") for path in (ROOT / package).rglob("*.py")
 )
 APPS = {"nava-curate": pipeline.cli.app, "nava-train": model.cli.app}
 RUN_AS_MODULE = {"pipeline.cli": "nava-curate", "model.cli": "nava-train"}

@@ -8,8 +8,8 @@ from model.evaluate.media import mono_sound, read_pictures
 from model.evaluate.metric import Metric
 from model.evaluate.networks import DECODER, VOICE_HZ, guarded
 from model.evaluate.records import Protocol
-from networks.folders import cosine
-from networks.imagebind import SIDE_PX, ImageBind
+from schemas.networks.folders import cosine
+from schemas.networks.imagebind import SIDE_PX, ImageBind
 
 
 def likeness(network: ImageBind, path: Path) -> float:

@@ -22,9 +22,9 @@ from model.evaluate.sounds.panns import panns_metrics
 from model.evaluate.sounds.passt import passt_metrics
 from model.evaluate.sounds.unispeech import unispeech_metrics
 from model.evaluate.synchformer import synchformer_metrics
-from networks.folders import WEIGHTS as FOLDER_WEIGHTS
-from networks.folders import LocalNetwork
 from schemas.errors import ModelError
+from schemas.networks.folders import WEIGHTS as FOLDER_WEIGHTS
+from schemas.networks.folders import LocalNetwork
 
 KINDS: dict[str, type[ClapMetrics | WavlmVoice | Dino | SoundTagger | Aesthetics]] = {
     "clap": ClapMetrics,

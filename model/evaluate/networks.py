@@ -22,9 +22,9 @@ from model.evaluate.distances import divergence, frechet, inception_score, pair_
 from model.evaluate.media import mono_sound, read_pictures
 from model.evaluate.metric import Metric, SeenFile, SetMetric, Vector, has_reference, has_voice
 from model.evaluate.records import EvalCase, EvalItem, Reading
-from networks.clap import Clap
-from networks.folders import LocalNetwork, cosine, spectrograms_by_numpy
 from schemas.errors import MediaError
+from schemas.networks.clap import Clap
+from schemas.networks.folders import LocalNetwork, cosine, spectrograms_by_numpy
 
 VOICE_HZ = 16_000
 HEARD = "mono, as long as the network hears"

@@ -11,7 +11,7 @@ from model.evaluate.media import mono_sound, read_pictures
 from model.evaluate.metric import Metric
 from model.evaluate.networks import DECODER, VOICE_HZ, guarded
 from model.evaluate.records import Protocol
-from networks.synchformer import OFFSETS_S, SIDE_PX, Synchformer
+from schemas.networks.synchformer import OFFSETS_S, SIDE_PX, Synchformer
 
 
 def offsets_s(network: Synchformer, path: Path) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from networks.tensors import TensorFile, attention
+from schemas.networks.tensors import TensorFile, attention
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,8 +20,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from networks.tensors import plain_state
 from schemas.errors import ModelError
+from schemas.networks.tensors import plain_state
 
 BATCH_BYTES = 256 * 2**20
 RELEASE_PREFIX = "backbone."

@@ -34,7 +34,7 @@ from schemas.verdict import Check
 from stages.base import Resources, Stage, StageConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("schemas", "networks", "stages", "pipeline", "model", "benchmarks")
+PACKAGES = ("schemas", "stages", "pipeline", "model", "benchmarks")
 REGION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -10,11 +10,11 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from networks.clap import Clap
-from networks.folders import WEIGHTS, cosine
-from networks.imagebind import ImageBind
-from networks.synchformer import FPS, OFFSETS_S, SIDE_PX, Synchformer
 from schemas.errors import MediaError, RecipeError
+from schemas.networks.clap import Clap
+from schemas.networks.folders import WEIGHTS, cosine
+from schemas.networks.imagebind import ImageBind
+from schemas.networks.synchformer import FPS, OFFSETS_S, SIDE_PX, Synchformer
 from schemas.spans import SPEECH_RATE_HZ
 from schemas.timing import Span
 from stages.base import Context

@@ -20,8 +20,8 @@ from stages.match.config import MatchConfig
 from stages.match.evidence import EventWatch, SeenMotion, evidence_of
 from stages.match.stage import MATCH, Match, told_of_sound
 from stages.media.decoder import Frames, Waveform
-from tests.networks.tiny import SYNC_DIM, imagebind_tensors, synchformer_tensors, write_clap
 from tests.rows import clip_row, span_of_file, struct_of
+from tests.schemas.networks.tiny import SYNC_DIM, imagebind_tensors, synchformer_tensors, write_clap
 
 RATE_HZ = 16_000
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from model.evaluate.media import read_pictures
 from model.evaluate.metric import Metric, SetMetric
 from model.evaluate.networks import DECODER, EVERY, guarded
-from networks.folders import WEIGHTS, LocalNetwork
-from networks.tensors import TensorFile
 from schemas.errors import ModelError
+from schemas.networks.folders import WEIGHTS, LocalNetwork
+from schemas.networks.tensors import TensorFile
 
 if TYPE_CHECKING:
     from torch import Tensor

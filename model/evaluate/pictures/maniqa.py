@@ -17,8 +17,8 @@ from model.evaluate.metric import Metric
 from model.evaluate.networks import DECODER, EVERY, guarded
 from model.evaluate.records import Protocol
 from model.evaluate.vision_blocks import vision_block
-from networks.tensors import TensorFile
 from schemas.errors import MediaError
+from schemas.networks.tensors import TensorFile
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ from model.evaluate.media import read_pictures
 from model.evaluate.metric import Metric
 from model.evaluate.networks import DECODER, EVERY, guarded
 from model.evaluate.records import Protocol
-from networks.tensors import TensorFile, attention
+from schemas.networks.tensors import TensorFile, attention
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,8 +19,8 @@ from model.evaluate.metric import Metric
 from model.evaluate.networks import DECODER, guarded
 from model.evaluate.records import Better, EvalCase, Protocol
 from model.evaluate.sounds.wavlm import RATE_HZ, HiddenStates
-from networks.tensors import TensorFile, plain_content
 from schemas.errors import ModelError
+from schemas.networks.tensors import TensorFile, plain_content
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ from model.evaluate.media import mono_sound
 from model.evaluate.metric import SetMetric, Vector
 from model.evaluate.networks import DECODER, vector_or_none
 from model.evaluate.records import Protocol
-from networks.tensors import TensorFile
+from schemas.networks.tensors import TensorFile
 
 if TYPE_CHECKING:
     from torch import Tensor

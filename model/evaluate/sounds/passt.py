@@ -16,8 +16,8 @@ from model.evaluate.metric import Metric, Vector, has_reference
 from model.evaluate.networks import DECODER, guarded
 from model.evaluate.records import EvalCase, Protocol
 from model.evaluate.vision_blocks import vision_block
-from networks.tensors import TensorFile
 from schemas.errors import MediaError
+from schemas.networks.tensors import TensorFile
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,9 +17,9 @@ from model.evaluate.metric import Metric, Vector, has_voice
 from model.evaluate.networks import DECODER, guarded
 from model.evaluate.records import EvalCase, Protocol
 from model.evaluate.sounds.wavlm import RATE_HZ, HiddenStates
-from networks.folders import cosine
-from networks.tensors import TensorFile
 from schemas.errors import MediaError
+from schemas.networks.folders import cosine
+from schemas.networks.tensors import TensorFile
 
 if TYPE_CHECKING:
     from torch import Tensor

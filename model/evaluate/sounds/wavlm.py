@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from networks.tensors import TensorFile
+from schemas.networks.tensors import TensorFile
 
 if TYPE_CHECKING:
     from torch import Tensor

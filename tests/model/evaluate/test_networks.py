@@ -18,12 +18,12 @@ from model.evaluate.metric import Metric, SeenFile
 from model.evaluate.networks import ClapMetrics
 from model.evaluate.protocols import Rules
 from model.evaluate.records import EvalCase, EvalItem, EvalSet
-from networks.folders import spectrograms_by_numpy
 from pipeline.demo.write import Encoding, encode
 from schemas.errors import ModelError
 from schemas.measured import MeasuredFile
+from schemas.networks.folders import spectrograms_by_numpy
 from tests.model.evaluate.tiny_networks import FOLDERS, musiq_tensors
-from tests.networks.tiny import imagebind_tensors
+from tests.schemas.networks.tiny import imagebind_tensors
 
 
 @pytest.fixture(scope="module")

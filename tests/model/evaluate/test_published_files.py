@@ -17,11 +17,11 @@ from model.evaluate.pictures.aesthetics import Aesthetics
 from model.evaluate.pictures.musiq import Musiq, musiq_metrics
 from model.evaluate.records import EvalCase, EvalItem
 from model.evaluate.synchformer import synchformer_metrics
-from networks.synchformer import SIDE_PX, _bands, _segments, on_one_clock, shown
 from pipeline.demo.write import Encoding, encode
 from schemas.errors import MediaError, ModelError
+from schemas.networks.synchformer import SIDE_PX, _bands, _segments, on_one_clock, shown
 from tests.model.evaluate.tiny_networks import musiq_tensors, write_aesthetics, write_aesthetics_of_clip
-from tests.networks.tiny import imagebind_tensors, synchformer_tensors
+from tests.schemas.networks.tiny import imagebind_tensors, synchformer_tensors
 
 
 @pytest.fixture(scope="module")

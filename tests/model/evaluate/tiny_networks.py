@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.networks.tiny import SMALL, layer_of, named, write_clap
+from tests.schemas.networks.tiny import SMALL, layer_of, named, write_clap
 
 
 def write_wavlm(folder: Path) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch.nn.functional import conv2d, conv3d, layer_norm, normalize, scaled_dot_product_attention
 
-from networks.imagebind import ImageBind, _frames_of, _starts
-from networks.synchformer import Synchformer
-from tests.networks.tiny import SYNC_DIM, imagebind_tensors, synchformer_tensors
+from schemas.networks.imagebind import ImageBind, _frames_of, _starts
+from schemas.networks.synchformer import Synchformer
+from tests.schemas.networks.tiny import SYNC_DIM, imagebind_tensors, synchformer_tensors
 
 
 def test_imagebind_is_what_torch_makes_of_the_same_tensors(tmp_path: Path) -> None:

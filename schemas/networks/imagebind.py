@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from networks.folders import Vector, spectrograms_by_numpy
-from networks.tensors import TensorFile
 from schemas.errors import MediaError
+from schemas.networks.folders import Vector, spectrograms_by_numpy
+from schemas.networks.tensors import TensorFile
 from schemas.spans import SPEECH_RATE_HZ
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from networks.tensors import TensorFile, attention
 from schemas.errors import MediaError
+from schemas.networks.tensors import TensorFile, attention
 from schemas.spans import SPEECH_RATE_HZ
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from networks.folders import LocalNetwork, Vector
+from schemas.networks.folders import LocalNetwork, Vector
 
 CLAP_PEAK = 10 ** (-1 / 20)
 """Verse-Bench scales sound to a peak of -1 dB before it is heard."""
