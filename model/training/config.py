@@ -160,6 +160,16 @@ class DistillConfig(RecipePart):
     codecs: Path | None = None
     """Frozen networks, whose text encoder reads the release's negative prompts once; None holds captions against no text."""
 
+    @property
+    def relative_cost(self) -> float:
+        """FLOPs of a step over those of training on its packs, which are three forward passes.
+
+        The fake network's three, the student's up to the pass that is drawn, and in its steps those of the teacher, one more
+        of the fake network and two for its gradients.
+        """
+        teacher = 2 + self.guidance.has_alignment + self.guidance.has_timbre
+        return (3 + (self.student_steps + 1) / 2 + (teacher + 3) / self.fake_updates) / 3
+
     def teacher_of(self, network: NetworkConfig) -> NetworkConfig:
         """The network that `network.weights` are, all of it frozen."""
         return network.model_copy(update={"lora": None, "train_only": (), "frozen": self.teacher})
@@ -240,6 +250,11 @@ class TrainConfig(RecipePart):
             raise ValueError(
                 "with distill, validation generates held-out clips and measures no loss: set validation.num_samples"
             )
+
+    @property
+    def relative_cost(self) -> float:
+        """FLOPs of a step over those of training on its packs."""
+        return 1.0 if self.distill is None else self.distill.relative_cost
 
     @property
     def shape(self) -> ModelShape:

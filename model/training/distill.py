@@ -97,7 +97,6 @@ class Distillation(Training):
             is_last = len(errors) == len(step.micro_steps) - 1
             for network in (self.model, self.fake):
                 network.set_requires_gradient_sync(is_last or self.config.parallel.sync_every_micro_step)
-            self.feed.receive(micro)
             if not errors:
                 self.idle.begins()
             errors.append(self._learn_from(step.number, micro, divisors))

@@ -296,7 +296,8 @@ class Metrics:
         """Share of the peak that went into useful FLOPs; None where there is no GPU to compare with."""
         if self._world.device.type == "cpu":
             return None
-        return flops / (elapsed_s * self._world.size * self._config.hardware.peak_flops)
+        done = flops * self._config.relative_cost
+        return done / (elapsed_s * self._world.size * self._config.hardware.peak_flops)
 
 
 def terminal_line(line: MetricsLine, num_steps: int) -> str:

@@ -78,7 +78,9 @@ def preview_facts(config: TrainConfig, index: ShardIndex, num_gpus: tuple[int, .
     """`model.data.preview.preview` of the stage, planned no further than it takes to tell."""
     plan = EpochPlan(index, config.plan, config.shape)
     num_steps = max(1, min(50, MAX_PREVIEWED_PACKS // config.plan.num_packs))
-    return preview(plan, num_steps=num_steps, num_gpus=num_gpus, hardware=config.hardware)
+    facts = preview(plan, num_steps=num_steps, num_gpus=num_gpus, hardware=config.hardware)
+    hours = {number: config.relative_cost * each for number, each in facts["epoch_hours"].items()}
+    return {**facts, "epoch_hours": hours}
 
 
 def stage_memory(config: TrainConfig, num_gpus: tuple[int, ...]) -> list[MemoryRow]:
@@ -121,7 +123,10 @@ def memory_text(config: TrainConfig, memory: list[MemoryRow]) -> str:
         numbers = "".join(f"{n / 1e9:>{width}.1f}" for n, (_, width) in zip(counts, titles, strict=True))
         lines.append(f"{row['num_gpus']:>6}{row['micro_steps']:>13}{numbers}  {'yes' if row['fits'] else 'NO'}")
     if config.distill is not None:
-        lines.append("three networks: student and fake network with their optimisers, and the teacher's weights.")
+        lines.append(
+            "three networks: student and fake network with their optimisers, and the teacher's weights. A step computes "
+            f"{config.relative_cost:.1f} times what training would, and hours are of that."
+        )
     lines.append(
         "activations at their peak, of which kept after the forward pass; counted on the blocks themselves, not compiled. "
         f"total with {memory[0]['workspace_bytes'] / 1e9:.0f} GB set aside for CUDA, NCCL and fragmentation."
