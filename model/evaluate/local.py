@@ -11,7 +11,7 @@ from model.evaluate.imagebind import imagebind_metrics
 from model.evaluate.lip_distances import WEIGHTS, distance_metrics
 from model.evaluate.metric import Metric, SetMetric
 from model.evaluate.networks import ClapMetrics, Dino, SoundTagger, WavlmVoice
-from model.evaluate.pictures.aesthetics import Aesthetics
+from model.evaluate.pictures.aesthetics import AestheticMetrics
 from model.evaluate.pictures.maniqa import maniqa_metrics
 from model.evaluate.pictures.musiq import musiq_metrics
 from model.evaluate.protocols import Rules, of_items, of_subsets
@@ -26,16 +26,16 @@ from schemas.errors import ModelError
 from schemas.networks.folders import WEIGHTS as FOLDER_WEIGHTS
 from schemas.networks.folders import LocalNetwork
 
-KINDS: dict[str, type[ClapMetrics | WavlmVoice | Dino | SoundTagger | Aesthetics]] = {
+KINDS: dict[str, type[ClapMetrics | WavlmVoice | Dino | SoundTagger | AestheticMetrics]] = {
     "clap": ClapMetrics,
     "wavlm": WavlmVoice,
     "dinov2": Dino,
     "dinov3_vit": Dino,
     "audio-spectrogram-transformer": SoundTagger,
-    "siglip": Aesthetics,
-    "siglip_vision_model": Aesthetics,
-    "clip": Aesthetics,
-    "clip_vision_model": Aesthetics,
+    "siglip": AestheticMetrics,
+    "siglip_vision_model": AestheticMetrics,
+    "clip": AestheticMetrics,
+    "clip_vision_model": AestheticMetrics,
 }
 """What transformers calls a network -> what it measures."""
 

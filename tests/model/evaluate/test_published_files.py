@@ -13,15 +13,20 @@ from torch.nn.functional import layer_norm
 from model.evaluate.imagebind import imagebind_metrics
 from model.evaluate.local import local_metrics
 from model.evaluate.media import mono_sound, read_pictures
-from model.evaluate.pictures.aesthetics import Aesthetics
+from model.evaluate.pictures.aesthetics import AestheticMetrics
 from model.evaluate.pictures.musiq import Musiq, musiq_metrics
 from model.evaluate.records import EvalCase, EvalItem
 from model.evaluate.synchformer import synchformer_metrics
 from pipeline.demo.write import Encoding, encode
 from schemas.errors import MediaError, ModelError
 from schemas.networks.synchformer import SIDE_PX, _bands, _segments, on_one_clock, shown
-from tests.model.evaluate.tiny_networks import musiq_tensors, write_aesthetics, write_aesthetics_of_clip
-from tests.schemas.networks.tiny import imagebind_tensors, synchformer_tensors
+from tests.model.evaluate.tiny_networks import musiq_tensors
+from tests.schemas.networks.tiny import (
+    imagebind_tensors,
+    synchformer_tensors,
+    write_aesthetics,
+    write_aesthetics_of_clip,
+)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +124,7 @@ def test_pictures_and_sound_are_taken_on_one_clock(tmp_path: Path) -> None:
 def test_an_aesthetic_head_is_one_map_of_the_direction(tmp_path: Path, films: Path) -> None:
     torch.manual_seed(3)
     write_aesthetics(tmp_path)
-    network = Aesthetics(tmp_path)
+    network = AestheticMetrics(tmp_path)
     head = torch.load(tmp_path / "aesthetic_predictor_v2_5.pth", weights_only=True)
     vector = torch.randn(1, 16)
     told = vector / vector.norm()
@@ -130,12 +135,12 @@ def test_an_aesthetic_head_is_one_map_of_the_direction(tmp_path: Path, films: Pa
     assert network.of_film(films / "one.png") != network.of_film(films / "two.png")
     (tmp_path / "clip").mkdir()
     write_aesthetics_of_clip(tmp_path / "clip")
-    of_clip = Aesthetics(tmp_path / "clip")
+    of_clip = AestheticMetrics(tmp_path / "clip")
     assert of_clip.kind == "clip_vision_model"
     assert of_clip.of_film(films / "one.png") != of_clip.of_film(films / "two.png")
     torch.save({"other.weight": torch.zeros(1)}, tmp_path / "aesthetic_predictor_v2_5.pth")
     with pytest.raises(ModelError, match="expected 5 layers"):
-        Aesthetics(tmp_path).opinion(vector)
+        AestheticMetrics(tmp_path).opinion(vector)
     (tmp_path / "aesthetic_predictor_v2_5.pth").unlink()
     with pytest.raises(ModelError, match="has 0 files for a head"):
-        Aesthetics(tmp_path)
+        AestheticMetrics(tmp_path)

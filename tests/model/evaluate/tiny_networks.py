@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.schemas.networks.tiny import SMALL, layer_of, named, write_clap
+from tests.schemas.networks.tiny import SMALL, layer_of, named, write_aesthetics, write_clap
 
 
 def write_wavlm(folder: Path) -> None:
@@ -38,31 +37,6 @@ def write_tagger(folder: Path) -> None:
     torch.nn.init.normal_(network.classifier.dense.weight)  # so that it tells anything apart
     network.save_pretrained(folder)
     ASTFeatureExtractor(max_length=64, num_mel_bins=32).save_pretrained(folder)
-
-
-def write_aesthetics(folder: Path) -> None:
-    """SigLIP's half that sees, and a head on it under the published names."""
-    from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
-
-    SiglipVisionModel(SiglipVisionConfig(**SMALL, image_size=32, patch_size=16)).save_pretrained(folder)
-    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    head: dict[str, Any] = {}
-    for number, (given, told) in enumerate(pairwise((16, 8, 8, 8, 8, 1))):
-        head |= named(f"scoring_head.{2 * number}", torch.nn.Linear(given, told))
-    torch.save(head, folder / "aesthetic_predictor_v2_5.pth")
-
-
-def write_aesthetics_of_clip(folder: Path) -> None:
-    """CLIP's half that sees, and a head on it under the names of the older predictor."""
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    config = CLIPVisionConfig(**SMALL, image_size=32, patch_size=16, projection_dim=16)
-    CLIPVisionModelWithProjection(config).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
-    head: dict[str, Any] = {}
-    for number, (given, told) in zip((0, 2, 4, 6, 7), pairwise((16, 8, 8, 8, 8, 1)), strict=True):
-        head |= named(f"layers.{number}", torch.nn.Linear(given, told))
-    torch.save(head, folder / "sac+logos+ava1-l14-linearMSE.pth")
 
 
 def musiq_tensors() -> tuple[dict[str, Any], torch.nn.TransformerEncoderLayer]:
