@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.errors import MediaError, RecipeError
+from schemas.errors import MediaError
 from schemas.networks.clap import Clap
 from schemas.networks.folders import WEIGHTS, cosine
 from schemas.networks.imagebind import ImageBind
@@ -18,23 +16,13 @@ from schemas.networks.synchformer import FPS, OFFSETS_S, SIDE_PX, Synchformer
 from schemas.spans import SPEECH_RATE_HZ
 from schemas.timing import Span
 from stages.base import Context
+from stages.engines.published import asked
 from stages.match.config import MatchConfig
 
 MOST_S = 30
 """Pictures and sound of longer clips are held against each other up to there."""
 STEP_S = 0.2
 """Between two offsets that Synchformer tells apart."""
-
-
-class Loadable(Protocol):
-    """A network whose weights are read when it is first asked, or told to."""
-
-    def ready(self) -> None:
-        """Reads them."""
-        ...
-
-
-N = TypeVar("N", bound=Loadable)
 
 
 @dataclass(frozen=True)
@@ -65,9 +53,11 @@ class AskedNetworks:
 
     def __init__(self, config: MatchConfig, ctx: Context) -> None:
         self._ctx = ctx
-        self._imagebind = asked(ctx, config.device, ImageBind, "imagebind_path", config.imagebind_path)
-        self._synchformer = asked(ctx, config.device, Synchformer, "synchformer_path", config.synchformer_path)
-        self._clap = asked(ctx, config.device, Clap, "clap_path", config.clap_path, WEIGHTS)
+        self._imagebind = asked(ctx, config.device, ImageBind, "stages.match.imagebind_path", config.imagebind_path)
+        self._synchformer = asked(
+            ctx, config.device, Synchformer, "stages.match.synchformer_path", config.synchformer_path
+        )
+        self._clap = asked(ctx, config.device, Clap, "stages.match.clap_path", config.clap_path, WEIGHTS)
 
     def judge(self, path: Path, span: Span, side_ratio: float, text: str | None) -> Judged:
         """What they say of the clip `span` of a file with picture and sound, and of its sound against `text`.
@@ -92,30 +82,6 @@ class AskedNetworks:
         )
         sound = self._ctx.media.audio(path, rate_hz=SPEECH_RATE_HZ).cut(span.start, end)
         return ShownClip(list(found.images), found.times_s, sound, float(span.start))
-
-
-def asked(ctx: Context, device: str, make: Callable[[Path, str], N], key: str, path: str, *inside: str) -> N | None:
-    """The network at `path`, one for all stages of a worker; None for no path.
-
-    Raises RecipeError where nothing lies there, and ModelError where it is another network.
-    """
-    if not path:
-        return None
-    place = Path(path).expanduser()
-    if not place.joinpath(*inside).is_file():
-        raise RecipeError(
-            f"stages.match.{key}: '{place.joinpath(*inside)}' does not exist.",
-            remedy="Set it to the published weights, or leave it empty, and that network is not asked.",
-        )
-    network: N = ctx.model(loaded, make, place, device)
-    return network
-
-
-def loaded(make: Callable[[Path, str], N], place: Path, device: str) -> N:
-    """The network at `place`, its weights read."""
-    network = make(place, device)
-    network.ready()
-    return network
 
 
 def likeness_of(network: ImageBind, clip: ShownClip) -> float | None:
