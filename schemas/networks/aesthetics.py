@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SIDE_PX = 1_024
 """Frames are decoded at most this large; the network's own front end scales them down."""
+KINDS = ("siglip", "siglip_vision_model", "clip", "clip_vision_model")
+"""What transformers calls networks that there are heads for."""
 LAYER = re.compile(r"(?:scoring_head|layers)\.(\d+)")
 NUM_LAYERS = 5
 
@@ -31,21 +33,37 @@ NUM_LAYERS = 5
 class Aesthetics(LocalNetwork):
     """What is thought of pictures, 1 to 10."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        super().__init__(folder, device)
+        if self.kind not in KINDS:
+            raise ModelError(
+                f"{folder / 'config.json'}: expected a network of type {' or '.join(KINDS)}, got '{self.kind}'.",
+                remedy="Give the folder of SigLIP so400m-384 or CLIP ViT-L/14 with its aesthetic head.",
+            )
         heads = sorted({*folder.glob("*.pth"), *folder.glob("*.safetensors")} - {folder / WEIGHTS})
         if len(heads) != 1:
             raise ModelError(
                 f"{folder} has {len(heads)} files for a head, expected one beside {WEIGHTS}.",
                 remedy="Put aesthetic_predictor_v2_5.pth (SigLIP) or sac+logos+ava1-l14-linearMSE.pth (CLIP) there.",
             )
-        self.head = TensorFile(heads[0])
+        self.head = TensorFile(heads[0], device=device)
 
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
         is_clip = self.kind.startswith("clip")
         network = self.load("CLIPVisionModelWithProjection" if is_clip else "SiglipVisionModel")
         return network, self.picture_front_end()
+
+    def ready(self) -> None:
+        """Loads the network and reads its head. Raises ModelError for another head or one of a network of another size."""
+        network, _ = self._parts
+        own = network.config.projection_dim if self.kind.startswith("clip") else network.config.hidden_size
+        wanted = self.head[f"{self.head.names(LAYER, NUM_LAYERS)[0]}.weight"].shape[1]
+        if own != wanted:
+            raise ModelError(
+                f"{self.head.path} is a head for vectors of {wanted}, expected {own} as the network in {self.folder} has.",
+                remedy="Put the network that the head was trained on beside it.",
+            )
 
     def of_pictures(self, pictures: Iterable[NDArray[np.uint8]]) -> float:
         """The mean over pictures RGB [h, w, 3], one or more, which are taken one by one."""
@@ -55,7 +73,7 @@ class Aesthetics(LocalNetwork):
         opinions: list[float] = []
         with torch.inference_mode():
             for picture in pictures:
-                seen = network(**processor(picture, return_tensors="pt"))
+                seen = network(**processor(picture, return_tensors="pt").to(self.device))
                 opinions.append(self.opinion(seen.image_embeds if "image_embeds" in seen else seen.pooler_output))
         return sum(opinions) / len(opinions)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.fields import f, struct
+from schemas.networks.aesthetics import SIDE_PX, Aesthetics
+from schemas.networks.folders import WEIGHTS
 from schemas.records import Row, span_of
 from schemas.timing import Span
 from stages.asset_pass import Wish
 from stages.base import Context, Measure, Resources, StageConfig
+from stages.engines.published import asked
 from stages.media.decoder import Frames, Look
 from stages.quality.brisque import Brisque
 from stages.quality.faults import bars, blockiness, blur, is_combed, noise
@@ -29,6 +34,8 @@ PLACE_PX = 448
 on purpose."""
 PLACES = ((0.5, 0.5), (0.28, 0.28), (0.28, 0.72), (0.72, 0.28), (0.72, 0.72))
 """Their middles, as shares of height and width."""
+NUM_JUDGED = 5
+"""Pictures of a clip that the aesthetic predictor is shown at most."""
 LEAST_BAR = 0.01
 """Share of a side from which a bar counts."""
 
@@ -48,12 +55,20 @@ QUALITY = struct(
     f("crop_width_px", pa.int32(), unit="px", doc="width of it"),
     f("crop_height_px", pa.int32(), unit="px", doc="height of it"),
     f("crop_ratio", pa.float64(), unit="ratio", doc="share of the picture that lies between bars"),
+    f("aesthetic", pa.float64(), doc="how well it pleases, 1 to 10, by the aesthetic predictor: mean of up to 5 pictures; null "
+      "without its weights", show="histogram"),
 )  # fmt: skip
 FIGURES = ("brisque", "blur", "noise", "blockiness")
 
 
 class QualityConfig(StageConfig):
-    """Nothing to choose."""
+    """Whether a published network is asked how well a picture pleases."""
+
+    aesthetic: str = ""
+    """Folder of SigLIP so400m-384 as transformers saves it, with aesthetic_predictor_v2_5.pth in it, or of CLIP ViT-L/14 with
+    sac+logos+ava1-l14-linearMSE.pth; without one it is not asked."""
+    device: str = "cpu"
+    """Where it runs: cpu, cuda, cuda:1. State what a worker then needs in `resources.quality`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +102,32 @@ class QualityWatch:
             self._seen.append(SeenPicture(pts, figures, is_combed(picture), edges))
 
     def of(self, span: Span, width_px: int, height_px: int) -> dict[str, Any]:
-        """The `QUALITY` struct of a clip that is shown at `width_px` x `height_px`: of pictures in it, or the last before it."""
-        low, high = (bisect_left(self._seen, pts, key=lambda seen: seen.pts) for pts in (span.start_pts, span.end_pts))
-        seen = self._seen[max(0, min(low, high - 1)) : high]
+        """The `QUALITY` struct of a clip that is shown at `width_px` x `height_px`: of pictures in it, or the last before it.
+
+        `aesthetic` is null: networks are not asked here.
+        """
+        seen = self._within(span)
+        nothing: dict[str, Any] = dict.fromkeys(field.name for field in QUALITY)
         if not seen:
-            return dict.fromkeys((field.name for field in QUALITY), None)
+            return nothing
         medians = {
             name: float(np.median(known)) if (known := [v for v in values if v is not None]) else None
             for name, values in zip(FIGURES, zip(*(each.figures for each in seen), strict=True), strict=True)
         }
         combed = float(np.mean([each.is_combed for each in seen]))
         edges = [each.bars for each in seen if each.bars is not None]
-        return medians | {"interlaced_ratio": combed} | self._crop(edges, width_px, height_px)
+        return nothing | medians | {"interlaced_ratio": combed} | self._crop(edges, width_px, height_px)
+
+    def judged(self, span: Span) -> list[int]:
+        """The pts of `NUM_JUDGED` pictures at most of those that `of` is of, evenly apart."""
+        seen = self._within(span)
+        num = min(NUM_JUDGED, len(seen))
+        return [seen[(2 * at + 1) * len(seen) // (2 * num)].pts for at in range(num)]
+
+    def _within(self, span: Span) -> list[SeenPicture]:
+        """The pictures in `span`, or the last before it."""
+        low, high = (bisect_left(self._seen, pts, key=lambda seen: seen.pts) for pts in (span.start_pts, span.end_pts))
+        return self._seen[max(0, min(low, high - 1)) : high]
 
     def _crop(self, edges: list[tuple[int, int, int, int]], width_px: int, height_px: int) -> dict[str, Any]:
         if not edges:
@@ -165,7 +194,8 @@ class Quality(Measure[QualityConfig]):
     """Quality of a clip's picture: its part of what the asset pass saw once a second at the stored size.
 
     Interlacing is seen where the stored rows are looked at, up to 1920 px; drawings, screens and text have statistics of
-    their own, for which BRISQUE was not made.
+    their own, for which BRISQUE was not made. The aesthetic predictor, where a recipe has a path for it, is
+    shown some of the same pictures in colour, for which the clip is decoded once more.
     """
 
     name = "quality"
@@ -185,8 +215,23 @@ class Quality(Measure[QualityConfig]):
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)
         ctx.model(Brisque.load)
+        self.aesthetics = asked(
+            ctx, self.config.device, Aesthetics, "stages.quality.aesthetic", self.config.aesthetic, WEIGHTS
+        )
 
     def measure(self, row: Row) -> dict[str, Any]:
         """The struct of one clip."""
-        watch = self.ctx.asset_pass.look(self.ctx.asset_path(row), QualityWatch)
-        return watch.of(span_of(row["clip"]), row["probe"]["width_px"], row["probe"]["height_px"])
+        path, span = self.ctx.asset_path(row), span_of(row["clip"])
+        watch = self.ctx.asset_pass.look(path, QualityWatch)
+        found = watch.of(span, row["probe"]["width_px"], row["probe"]["height_px"])
+        if self.aesthetics is None or not (pictures := self._pictures(path, watch.judged(span), span.time_base)):
+            return found
+        return found | {"aesthetic": self.aesthetics.of_pictures(pictures)}
+
+    def _pictures(self, path: Path, pts: list[int], time_base: Fraction) -> list[NDArray[np.uint8]]:
+        """The pictures of these pts, of those that were seen once a second, RGB [h, w, 3]."""
+        if not pts:
+            return []
+        start, end = pts[0] * time_base, (pts[-1] + 1) * time_base
+        runs = self.ctx.media.iter_frames(path, start=start, end=end, long_side_px=SIDE_PX, max_fps=PICTURES_PER_S)
+        return [image.copy() for run in runs for image, at in zip(run.images, run.pts, strict=True) if at in pts]

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from pipeline.demo.face import photograph
+from pipeline.demo.write import Encoding, encode
+from schemas.errors import ModelError, RecipeError
+from schemas.networks.aesthetics import SIDE_PX, Aesthetics
 from schemas.timing import Span
 from stages.base import Context
 from stages.media.decoder import Frames
 from stages.quality.brisque import Brisque
 from stages.quality.faults import bars, blockiness, blur, is_combed, noise
-from stages.quality.stage import QUALITY, QualityWatch, centre, most_detailed
+from stages.quality.stage import QUALITY, Quality, QualityConfig, QualityWatch, centre, most_detailed
+from tests.rows import clip_row, span_of_file
+from tests.schemas.networks.tiny import write_aesthetics, write_clap
 
 GREY = cv2.cvtColor(photograph("chelsea.png"), cv2.COLOR_RGB2GRAY)[:288, :448]
 
@@ -104,3 +111,49 @@ def test_a_clip_has_what_was_seen_in_it(tmp_path: Path) -> None:
     black = watch.of(Span(50, 75, 1, 25), 896, 720)
     assert (black["bars"], black["brisque"], black["interlaced_ratio"]) == (None, None, 0)
     assert watch.of(Span(30, 45, 1, 25), 896, 720)["bars"] == "letterbox", "the picture before stands for a short clip"
+
+
+@pytest.mark.slow
+def test_a_clip_pleases_as_much_as_the_network_says_of_its_pictures(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    write_aesthetics(tmp_path / "siglip")
+    frames = np.random.default_rng(0).integers(0, 255, (40, 1, 1, 3)).astype(np.uint8).repeat(48, 1).repeat(64, 2)
+    encode(tmp_path / "a.mp4", iter(frames), np.zeros(8 * 48_000, np.float32), Encoding(64, 48, fps=Fraction(5)))
+    ctx = Context(tmp_path)
+    probe = ctx.media.probe(tmp_path / "a.mp4")
+    alone, asking = Quality(QualityConfig()), Quality(QualityConfig(aesthetic=str(tmp_path / "siglip")))
+    shown = ctx.media.frames(tmp_path / "a.mp4", long_side_px=SIDE_PX).images
+    network = Aesthetics(tmp_path / "siglip")
+    assert len({network.of_pictures([picture]) for picture in shown[::5]}) == 8, "or any pictures would do"
+    for stage in (alone, asking):
+        stage.setup(ctx)
+    for start_s, end_s, at in (
+        (Fraction(3, 5), 4, (5, 10, 15)),
+        (Fraction(6, 5), Fraction(8, 5), (5,)),
+        (0, 8, (0, 10, 20, 25, 35)),
+    ):
+        row = clip_row(tmp_path / "a.mp4", span_of_file(probe, start_s, end_s), probe=probe)
+        own, told = alone.measure(row), asking.measure(row)
+        assert told["aesthetic"] == pytest.approx(network.of_pictures(shown[list(at)]), rel=1e-9)
+        assert own == told | {"aesthetic": None}
+    ctx.media.close()
+
+
+def test_an_aesthetic_network_that_is_not_there_ends_the_run_before_it_begins(tmp_path: Path) -> None:
+    def begin() -> None:
+        Quality(QualityConfig(aesthetic=str(tmp_path / "network"))).setup(Context(tmp_path))
+
+    with pytest.raises(
+        RecipeError, match=r"stages\.quality\.aesthetic: .*network.* does not exist\. Set it to .* leave it empty"
+    ):
+        begin()
+    write_clap(tmp_path / "network")
+    with pytest.raises(ModelError, match=r"expected a network of type siglip or .*, got 'clap'"):
+        begin()
+    write_aesthetics(tmp_path / "network")
+    head = torch.load(tmp_path / "network" / "aesthetic_predictor_v2_5.pth", weights_only=True)
+    torch.save(
+        head | {"scoring_head.0.weight": torch.zeros(8, 12)}, tmp_path / "network" / "aesthetic_predictor_v2_5.pth"
+    )
+    with pytest.raises(ModelError, match="a head for vectors of 12, expected 16"):
+        begin()
