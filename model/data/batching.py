@@ -29,6 +29,7 @@ from model.data.plan_config import PlanConfig
 from model.data.pools import pools_digest, rows_of_pool
 from model.data.position import PlanPosition, TeamPosition
 from model.data.target import HEADROOM, TargetTrial, derived_target
+from model.data.uses import Uses
 from schemas.budget import Modality, ModelShape, training_flops
 from schemas.errors import PlanError
 
@@ -81,6 +82,7 @@ class EpochPlan:
         self.key = key_of(index.digest, config.seed)
         self.num_teams = config.num_packs // config.context_parallel
         self._uses: list[Modality | None] = [part.use for part in config.mixture] or [None]
+        self._used = Uses(index)
         self._supply = 0.0
         self._rows = self._select_rows()
         self.run_starts = split_runs(index.shards[1], self._run_length())
@@ -117,7 +119,7 @@ class EpochPlan:
             if part.sources is not None:
                 mask &= np.isin(source_of_row, [wanted.index(name) for name in part.sources])
             if part.use:
-                mask &= (has_video | ("video" not in part.use)) & (has_audio | (part.use == "video"))
+                mask &= self._used.has(part.use)
             if not mask.any():
                 raise PlanError(
                     f"mixture part {part.name!r} matches none of the {len(self.index)} rows "
@@ -136,21 +138,17 @@ class EpochPlan:
         per_stream = len(self.index) // (self.num_teams * self.config.window_runs * 4)
         return int(np.clip(per_stream, 1, self.config.run_length))
 
-    def _tokens(self, rows: NDArray[np.int64], use: Modality | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        nothing = np.zeros(len(rows), np.int64)
-        video = nothing if use == "audio" else self.index.video_tokens[rows].astype(np.int64)
-        audio = nothing if use == "video" else self.index.audio_tokens[rows].astype(np.int64)
-        return video, audio
-
     def cost(self, rows: NDArray[np.int64], use: Modality | None) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """(training FLOPs, video + audio tokens) of rows when trained on as `use` (None: everything they have)."""
-        video, audio = self._tokens(rows, use)
+        video, audio = self._used.tokens(rows, use)
         text = None if self.config.pad_text else self.index.text_tokens[rows]
         return training_flops(self.shape, video, audio, text), video + audio
 
     def _supply_cost(self, rows: NDArray[np.int64], use: Modality | None) -> float:
         """What rows cost to make ready in all; 0 where the plan does not ask."""
-        return 0.0 if self.config.supply is None else float(self.config.supply.cost(*self._tokens(rows, use)).sum())
+        return (
+            0.0 if self.config.supply is None else float(self.config.supply.cost(*self._used.tokens(rows, use)).sum())
+        )
 
     def supply_excess(self, pack: Pack) -> float:
         """What a pack costs to make ready beyond what FLOPs like its do on average."""
