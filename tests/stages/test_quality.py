@@ -139,21 +139,24 @@ def test_a_clip_pleases_as_much_as_the_network_says_of_its_pictures(tmp_path: Pa
     ctx.media.close()
 
 
-def test_an_aesthetic_network_that_is_not_there_ends_the_run_before_it_begins(tmp_path: Path) -> None:
-    def begin() -> None:
-        Quality(QualityConfig(aesthetic=str(tmp_path / "network"))).setup(Context(tmp_path))
+def begin(folder: Path, tmp_path: Path) -> None:
+    Quality(QualityConfig(aesthetic=str(folder))).setup(Context(tmp_path))
 
+
+def test_an_aesthetic_network_that_is_not_there_ends_the_run_before_it_begins(tmp_path: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"stages\.quality\.aesthetic: .*network.* does not exist\. Set it to .* leave it empty"
+        RecipeError, match=r"stages\.quality\.aesthetic: .*gone.* does not exist\. Set it to .* leave it empty"
     ):
-        begin()
-    write_clap(tmp_path / "network")
+        begin(tmp_path / "gone", tmp_path)
+
+
+@pytest.mark.slow
+def test_another_network_or_head_ends_it_as_well(tmp_path: Path) -> None:
+    write_clap(tmp_path / "clap")
     with pytest.raises(ModelError, match=r"expected a network of type siglip or .*, got 'clap'"):
-        begin()
-    write_aesthetics(tmp_path / "network")
-    head = torch.load(tmp_path / "network" / "aesthetic_predictor_v2_5.pth", weights_only=True)
-    torch.save(
-        head | {"scoring_head.0.weight": torch.zeros(8, 12)}, tmp_path / "network" / "aesthetic_predictor_v2_5.pth"
-    )
+        begin(tmp_path / "clap", tmp_path)
+    write_aesthetics(tmp_path / "siglip")
+    path = tmp_path / "siglip" / "aesthetic_predictor_v2_5.pth"
+    torch.save(torch.load(path, weights_only=True) | {"scoring_head.0.weight": torch.zeros(8, 12)}, path)
     with pytest.raises(ModelError, match="a head for vectors of 12, expected 16"):
-        begin()
+        begin(tmp_path / "siglip", tmp_path)
