@@ -41,6 +41,8 @@ RESOLUTIONS = tuple(_BUCKET_UNITS)
 
 Recompute = Literal["full", "attention", "attention_qkv", "none"]
 Modality = Literal["audio_video", "video", "audio"]
+Use = Literal[Modality, "image"]
+"""What of a clip is trained on; an image is its first latent frame."""
 
 
 # ------------------------------------------------------------------------------------------------------- buckets

@@ -30,7 +30,7 @@ from model.data.pools import pools_digest, rows_of_pool
 from model.data.position import PlanPosition, TeamPosition
 from model.data.target import HEADROOM, TargetTrial, derived_target
 from model.data.uses import Uses
-from schemas.budget import Modality, ModelShape, training_flops
+from schemas.budget import ModelShape, Use, training_flops
 from schemas.errors import PlanError
 
 CHUNK_ROWS = 1 << 20
@@ -45,7 +45,7 @@ class SampleRef:
 
     row: int
     epoch: int
-    use: Modality
+    use: Use
     is_shared: bool
     flops: float
     tokens: int
@@ -81,7 +81,7 @@ class EpochPlan:
         self.digest = hashlib.sha256(identity.encode()).hexdigest()
         self.key = key_of(index.digest, config.seed)
         self.num_teams = config.num_packs // config.context_parallel
-        self._uses: list[Modality | None] = [part.use for part in config.mixture] or [None]
+        self._uses: list[Use | None] = [part.use for part in config.mixture] or [None]
         self._used = Uses(index)
         self._supply = 0.0
         self._rows = self._select_rows()
@@ -138,13 +138,13 @@ class EpochPlan:
         per_stream = len(self.index) // (self.num_teams * self.config.window_runs * 4)
         return int(np.clip(per_stream, 1, self.config.run_length))
 
-    def cost(self, rows: NDArray[np.int64], use: Modality | None) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def cost(self, rows: NDArray[np.int64], use: Use | None) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """(training FLOPs, video + audio tokens) of rows when trained on as `use` (None: everything they have)."""
         video, audio = self._used.tokens(rows, use)
         text = None if self.config.pad_text else self.index.text_tokens[rows]
         return training_flops(self.shape, video, audio, text), video + audio
 
-    def _supply_cost(self, rows: NDArray[np.int64], use: Modality | None) -> float:
+    def _supply_cost(self, rows: NDArray[np.int64], use: Use | None) -> float:
         """What rows cost to make ready in all; 0 where the plan does not ask."""
         return (
             0.0 if self.config.supply is None else float(self.config.supply.cost(*self._used.tokens(rows, use)).sum())
@@ -281,12 +281,12 @@ class EpochPlan:
         """What to read and train on for an item of a pack."""
         return SampleRef(item.row, item.epoch, self.use_of(item.row, item.part), is_shared, item.flops, item.tokens)
 
-    def part_use(self, part: int) -> Modality | None:
-        """Modalities that a part is restricted to; None: everything its rows have."""
+    def part_use(self, part: int) -> Use | None:
+        """What a part is restricted to; None: everything its rows have."""
         return self._uses[part]
 
-    def use_of(self, row: int, part: int) -> Modality:
-        """Modalities of a row that a part trains on."""
+    def use_of(self, row: int, part: int) -> Use:
+        """What of a row a part trains on."""
         if (use := self._uses[part]) is not None:
             return use
         if not self.index.video_tokens[row]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from model.data.index import ShardIndex
 from model.data.order import DrawPart, key_of, mix
 from model.data.packing import Item, Pack, Packer
-from schemas.budget import Modality, length_bucket
+from schemas.budget import Use, length_bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,8 @@ class Planned(Protocol):
     parts: list[DrawPart]
     key: int
 
-    def part_use(self, part: int) -> Modality | None:
+    def part_use(self, part: int) -> Use | None:
         """Modalities that a part is restricted to."""
-        ...
-
-    def use_of(self, row: int, part: int) -> Modality:
-        """Modalities of a row that a part trains on."""
         ...
 
 
@@ -65,22 +61,20 @@ def open_buckets(plan: Planned) -> Buckets:
     low, high = int(lengths.min()), int(lengths.max())
     shares = np.zeros(2 * num)
 
-    def bucket(rows: NDArray[np.int64], has_picture: NDArray[np.bool_]) -> NDArray[np.int64]:
-        if num == 1 or low == high:
+    def bucket(rows: NDArray[np.int64], use: Use | None) -> NDArray[np.int64]:
+        has_picture = index.has_video[rows] & (use != "audio")
+        if num == 1 or low == high or use == "image":
             return np.zeros(len(rows), np.int64) if num == 1 else has_picture * num
         return length_bucket(lengths[rows], low, high, num) + has_picture * num
 
     for number, part in enumerate(plan.parts):
         rows = np.arange(part.num_rows) if part.rows is None else part.rows
-        use = plan.part_use(number)
-        has_picture = index.has_video[rows] & (use != "audio")
-        counts = np.bincount(bucket(rows, has_picture), minlength=2 * num)
+        counts = np.bincount(bucket(rows, plan.part_use(number)), minlength=2 * num)
         shares += counts * part.num_draws / part.num_rows
 
     @lru_cache(maxsize=1 << 16)
     def of(row: int, part: int) -> int:
-        has_picture = plan.use_of(row, part) != "audio"
-        return int(bucket(np.array([row]), np.array([has_picture]))[0])
+        return int(bucket(np.array([row]), plan.part_use(part))[0])
 
     common = key_of(plan.key, "bucket") if config.strategy == "synced_buckets" else None
     return Buckets(of, shares / shares.sum(), num, config.batch_size, common)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from schemas.budget import Modality
+from schemas.budget import Modality, Use
 from schemas.recipe import RecipePart
 
 
@@ -21,8 +21,9 @@ class MixPart(RecipePart):
     sources: tuple[str, ...] | None = None
     pool: str | None = None
     """Folder or URL of a pool that `nava-curate select` wrote: only its clips."""
-    use: Modality | None = None
-    """Train on less than the row has: "audio" turns audio-visual rows into audio-only samples."""
+    use: Use | None = None
+    """Train on less than the row has: "audio" turns audio-visual rows into audio-only samples, "image" clips into the picture
+    that their first latent frame is, without sound and voices."""
 
 
 class MixPhase(RecipePart):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.data.reader import RawSample, decode_latents
 from model.network.tokens import Sample
-from schemas.budget import Modality
+from schemas.budget import Use
 from schemas.errors import DamagedSampleError, ModelError
 
 STORED = {
@@ -80,8 +80,10 @@ def read_latents(raw: RawSample) -> Sample:
     )
 
 
-def restrict(sample: Sample, use: Modality) -> Sample:
-    """The sample with only the modalities that the plan trains on."""
+def restrict(sample: Sample, use: Use) -> Sample:
+    """The sample with only what the plan trains on; of an image the first latent frame and the caption."""
+    if use == "image" and sample.video is not None:
+        return replace(sample, video=sample.video[:, :1], audio=None, speakers=(), placeholders=())
     return replace(
         sample,
         video=None if use == "audio" else sample.video,

@@ -235,6 +235,11 @@ class TrainConfig(RecipePart):
                 "flow.modes_per_sample=false and drop_all_text=false decide per pack, but with plan.context_parallel > 1 "
                 "a sample may be in the packs of several ranks"
             )
+        if self.data.online is not None and any(part.use == "image" for part in self.plan.mixture):
+            raise ValueError(
+                "use: image in plan.mixture takes a frame of stored latents, but data.online would encode whole clips for it; "
+                "encode them with `nava-train encode`"
+            )
         if self.distill is not None:
             self._check_distillation()
         if self.flow.mean_over == "samples" and self.plan.num_packs > 1 and not self.flow.modes_per_sample:

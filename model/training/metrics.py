@@ -30,7 +30,7 @@ from model.training.health import Bottleneck, Ranks, SlowestRank, Spikes, bottle
 from model.training.losses import Losses, add_losses, losses, no_sums
 from model.training.trackers import open_trackers
 from model.training.transfer import IdleTime
-from schemas.budget import Modality
+from schemas.budget import Use
 from schemas.errors import ModelError
 from schemas.fields import f
 from schemas.files import whole_path
@@ -44,7 +44,7 @@ SAMPLES: pa.Schema = pa.schema(
         f("clip_id", pa.string(), doc="sample key in the shards"),
         f("row", pa.int64(), doc="row of the index"),
         f("epoch", pa.int32(), unit="count", doc="epoch of the draw"),
-        f("use", pa.string(), doc="audio_video, video or audio: what it was trained on"),
+        f("use", pa.string(), doc="audio_video, video, audio or image: what it was trained on"),
         f("timestep", pa.float32(), doc="1000 sigma"),
         f("video_mse", pa.float32(), doc="mean squared error of the video velocity; null without"),
         f("audio_mse", pa.float32(), doc="mean squared error of the audio velocity; null without"),
@@ -62,7 +62,7 @@ class SampleFacts(TypedDict):
     clip_id: str
     row: int
     epoch: int
-    use: Modality
+    use: Use
     tokens: int
     is_first_frame_clean: bool
     is_cross_modal_masked: bool
@@ -351,7 +351,7 @@ def _sample_rows(seen: TrainedPack) -> pa.Table:
             **facts,
             "step": seen.step,
             "timestep": timestep,
-            "video_mse": video[i] if "video" in facts["use"] else None,
+            "video_mse": video[i] if facts["use"] != "audio" else None,
             "audio_mse": audio[i] if "audio" in facts["use"] else None,
         }
         for i, (facts, timestep) in enumerate(zip(seen.samples, seen.timesteps.cpu().tolist(), strict=True))

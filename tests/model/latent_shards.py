@@ -72,7 +72,7 @@ def write_latent_shards(folder: Path, samples: list[Sample], num_shards: int = 2
                         "has_video": sample.video is not None,
                         "has_audio": sample.audio is not None,
                         "duration_s": audio / 25,
-                        "width_px": 64,
+                        "width_px": 64 if sample.video is None else 16 * sample.video.shape[3],
                         "height_px": 64,
                         "video_tokens": video,
                         "audio_tokens": audio,

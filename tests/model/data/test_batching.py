@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from itertools import pairwise
@@ -25,7 +26,7 @@ from model.data.preview import measure_balance, preview, preview_text
 from model.data.substitutes import substitute
 from model.network.config import NavaConfig
 from schemas.arrow_file import table_bytes
-from schemas.budget import NAVA_6B, ModelShape
+from schemas.budget import NAVA_6B, ModelShape, training_flops
 from schemas.errors import PlanError, ShardError
 
 TINY = ModelShape.from_config(NavaConfig.preset("nava_tiny"))
@@ -246,6 +247,34 @@ def test_audio_visual_rows_can_be_used_as_sound_and_cost_as_sound() -> None:
         assert sum(int(index.audio_tokens[item.row]) for item in pack.items) == pack.tokens
         assert {plan.sample(item).use for item in pack.items} <= {"audio"}
     assert sum(len(pack.items) for pack in packs) == int(index.has_video.sum())
+
+
+@pytest.mark.parametrize("strategy", ["flop_packs", "length_buckets"])
+def test_clips_can_be_used_as_pictures_and_cost_one_frame_and_none_of_their_sound(strategy: str) -> None:
+    index, _ = synthetic_index(500, "S1")
+    mixture = (MixPart(name="stills", weight=1, use="image"), MixPart(name="film", weight=1, modality="audio_video"))
+    config = PlanConfig(num_packs=2, num_epochs=1, token_budget=60_000, mixture=mixture, strategy=strategy)
+    plan = EpochPlan(index, config, NAVA_6B)
+    size = index.numbers("height_px", "width_px")
+    drawn: dict[str, set[int]] = {"image": set(), "audio_video": set()}
+    for item in (item for step in plan.all_packs() for pack in step for item in pack.items):
+        use = plan.sample(item).use
+        drawn[use].add(item.row)
+        if use == "image":
+            assert item.tokens == size["height_px"][item.row] // 32 * (size["width_px"][item.row] // 32)
+            text = index.text_tokens[item.row : item.row + 1]
+            assert item.flops == training_flops(NAVA_6B, [item.tokens], [0], text)[0]
+    assert drawn["image"] == drawn["audio_video"] == set(np.flatnonzero(index.has_video).tolist())
+
+
+def test_clips_without_whole_frames_are_no_pictures_and_plans_without_pictures_are_what_they_were() -> None:
+    index = index_of(np.array([880 * 3, 881, 0]), np.array([9, 9, 9]))
+    mixture = (MixPart(name="stills", weight=1, use="image"),)
+    config = PlanConfig(num_packs=1, token_budget=10**4, mixture=mixture)
+    with pytest.raises(PlanError, match=r"1 clips have no whole number of frames, the first clip00000001: 881 tokens"):
+        EpochPlan(index, config, NAVA_6B)
+    sound = config.model_copy(update={"mixture": (MixPart(name="sound", weight=1, use="audio"),)})
+    assert hashlib.sha256(sound.identity.encode()).hexdigest()[:16] == "eec498f77d7216ae"
 
 
 def test_a_substitute_is_the_same_everywhere_and_never_dearer_while_its_size_class_lasts() -> None:

@@ -60,6 +60,35 @@ def test_what_is_reported_follows_from_the_errors_of_every_sample(data: Path, tm
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_pictures_are_trained_on_as_one_frame_without_sound_and_voices(data: Path, tmp_path: Path) -> None:
+    mixture = [
+        {"name": "stills", "weight": 2, "use": "image"},
+        {"name": "film", "weight": 1, "modality": "audio_video"},
+    ]
+    config = recipe(data, num_steps=2, plan={"mixture": mixture}, flow={"text_dropout_prob": 0.0})
+    with open_world() as world, Training(config, tmp_path, world) as training:
+        micro_steps = [micro for _ in range(2) for micro in training.next_step().micro_steps]
+        pairs = [pair for micro in micro_steps for pair in zip(micro.noised.samples, micro.refs, strict=True)]
+        stills = [(sample, ref) for sample, ref in pairs if ref.use == "image"]
+        assert 0 < len(stills) < len(pairs)
+        for sample, ref in stills:
+            assert sample.video.shape[1] == 1
+            assert sample.video[0, 0].numel() == 4 * ref.tokens
+            assert (sample.audio, sample.speakers, sample.placeholders) == (None, (), ())
+            assert len(sample.text) == 3 + int(sample.clip_id[4:]) % 5
+            assert not sample.is_first_frame_clean
+    assert train(config, tmp_path / "run") == 2
+    table = read_samples(tmp_path / "run").to_pandas().set_index("use").loc["image"]
+    assert table["audio_mse"].isna().all()
+    assert (table["video_mse"] > 0).all()
+
+
+def test_pictures_of_clips_that_are_encoded_while_training_are_refused(data: Path) -> None:
+    online = {"online": {"codecs": "codecs"}}
+    with pytest.raises(ValueError, match="takes a frame of stored latents"):
+        recipe(data, data=online, plan={"mixture": [{"name": "stills", "weight": 1, "use": "image"}]})
+
+
 def test_losses_by_noise_level_add_up() -> None:
     sums = torch.rand(2, NUM_NOISE_LEVELS, 2).double().numpy()
     sums[0, 3] = 0
