@@ -110,21 +110,8 @@ class Generator:
             return
         if target.suffix == ".safetensors":
             write_sampled(target, latents, request.seed)
-        elif target.suffix == ".wav":
-            write_wav(target, *self._decoded_sound(latents))
         else:
-            pixels = (
-                None if latents.video is None or self.codecs.video is None else self.codecs.video.decode(latents.video)
-            )
-            sound, rate_hz = self._decoded_sound(latents)
-            fps = Fraction(self.network.video_fps).limit_denominator(1001)
-            write_mp4(target, None if pixels is None else pixels.cpu(), fps, sound, rate_hz)
-
-    def _decoded_sound(self, latents: Latents) -> tuple[Tensor | None, int]:
-        if latents.audio is None or self.codecs.audio is None:
-            return None, 0
-        sound, rate_hz = self.codecs.audio.decode(latents.audio)
-        return sound.cpu(), rate_hz
+            write_media(target, latents, self.codecs, self.network.video_fps)
 
 
 def generate(weights: Path, config: SampleConfig, out: Path, on_step: Callable[[int, int], None] | None = None) -> Path:
@@ -293,6 +280,22 @@ def write_sampled(path: Path, latents: Latents, seed: int) -> None:
     tensors = {name: value.cpu().contiguous() for name, value in named.items() if value is not None}
     with whole_path(path) as partial:
         save_file(tensors, partial, {"seed": str(seed), "layout": "video [C, T, H, W], audio [L, C], normalised"})
+
+
+def write_media(target: Path, latents: Latents, codecs: Codecs, video_fps: float) -> None:
+    """Write what latents decode to as .mp4, or their sound alone as .wav; a part without a codec is left out.
+
+    Raises ModelError where sound has no vocoder.
+    """
+    sound, rate_hz = None, 0
+    if latents.audio is not None and codecs.audio is not None:
+        sound, rate_hz = codecs.audio.decode(latents.audio)
+        sound = sound.cpu()
+    if target.suffix == ".wav":
+        write_wav(target, sound, rate_hz)
+        return
+    pixels = None if latents.video is None or codecs.video is None else codecs.video.decode(latents.video).cpu()
+    write_mp4(target, pixels, Fraction(video_fps).limit_denominator(1001), sound, rate_hz)
 
 
 def write_wav(path: Path, wave_CS: Tensor | None, rate_hz: int) -> None:
