@@ -23,6 +23,7 @@ CATALOG: dict[str, str] = {
     "camera": "stages.camera:Camera",
     "sync": "stages.sync.stage:Sync",
     "timbre": "stages.timbre:Timbre",
+    "safety": "stages.safety.stage:Safety",
     "caption": "stages.caption.stage:Caption",
     "match": "stages.match.stage:Match",
     "fingerprint": "stages.fingerprint:Fingerprint",
