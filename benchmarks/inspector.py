@@ -33,6 +33,7 @@ import numpy as np
 import pipeline.inspector
 from benchmarks import synthetic_ledger
 from benchmarks.scale import measured, spent
+from pipeline.inspector.session import POLARS_MALLOC
 
 REPEATS = 40
 CLIENTS = 20
@@ -69,9 +70,10 @@ def percentile(seconds: list[float], share: float = 95.0) -> float:
 
 @contextmanager
 def served(run: str, cache: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`nava-curate inspect` as it listens, facts being there, and its address."""
+    """`nava-curate inspect` as it listens, facts being there, and its address; without what Polars sets in this process."""
     command = [sys.executable, "-m", "pipeline.cli", "inspect", run, "--port", "0", "--cache", cache]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    own = {name: value for name, value in os.environ.items() if name != POLARS_MALLOC[0]}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=own)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ FRAMES = "frames_decoded"
 NUM_BINS = 20
 OUTERMOST = (1, 99)
 """Percentiles at which the first and the last bin of a histogram gather what lies beyond."""
+PIECE = 262_144
+"""Clips whose gates are looked at together: memory is that of so many, whatever their number."""
 AT_ONCE = 6
 """Measures whose numbers are in memory together."""
 NOT_MEASURED = "not measured"
@@ -189,21 +191,44 @@ def shown(rows: Scannable, plan: Plan, how: Show) -> dict[str, Any]:
 
 
 def spread(rows: Scannable, plan: Plan, sources: pl.DataFrame) -> tuple[list[GateHours], dict[str, dict[str, Hours]]]:
-    """Gates and labels over the clips of kept sources, from one group-by over all of them together."""
+    """Gates and labels over the clips of kept sources: one group-by over all of them, `PIECE` clips at a time."""
     import polars as pl
 
     checks, paths = clip_checks(plan), list(shown(rows, plan, "label"))
     said = expressions(checks, reached)
     leaves = [*leaves_of(checks), *paths]
-    clips = seen(rows, plan, Level.CLIP, leaves)
     columns = {f"fails {at}": each.rejects for at, each in enumerate(said)}
     columns |= {f"label {at}": pl.col(path) for at, path in enumerate(paths)}
-    keys = clips.select("source_id", "duration_us", is_kept=pl.col(STATUS) == "keep", **columns)
-    keys = keys.join(sources.lazy(), on="source_id", how="semi")
-    found = keys.group_by("is_kept", *columns).agg(pl.col("duration_us").sum()).collect(engine="streaming")
+    us, parts = pl.col("duration_us").sum(), []
+    for piece in _pieces(rows):
+        clips = seen(piece, plan, Level.CLIP, leaves)
+        keys = clips.select("source_id", "duration_us", is_kept=pl.col(STATUS) == "keep", **columns)
+        keys = keys.join(sources.lazy(), on="source_id", how="semi")
+        parts.append(keys.group_by("is_kept", *columns).agg(us).collect(engine="streaming"))
+    found = pl.concat(parts).group_by("is_kept", *columns).agg(us)
     if not len(found):
         return [], {}
     return _gate_hours(found, checks), {path: _by_label(found, f"label {at}") for at, path in enumerate(paths)}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of which there are only so many clips."""
+
+    rows: Scannable
+    first: int
+
+    def scan(self, kind: str) -> pl.LazyFrame:
+        """Like that of all rows."""
+        found = self.rows.scan(kind)
+        return found.slice(self.first, PIECE) if kind == Level.CLIP else found
+
+
+def _pieces(rows: Scannable) -> Iterator[_Piece]:
+    import polars as pl
+
+    num_clips = int(rows.scan(Level.CLIP).select(pl.len()).collect(engine="streaming").item())
+    return (_Piece(rows, first) for first in range(0, max(num_clips, 1), PIECE))
 
 
 def _by_label(found: pl.DataFrame, column: str) -> dict[str, Hours]:

@@ -86,11 +86,13 @@ def damaged(run: Run, kind: str, where: pl.Expr, change: dict[str, pl.Expr]) -> 
 def test_balance_stats_and_what_if_equal_plain_loops(
     toy_recipe: Recipe,
     tmp_path_factory: Any,
+    monkeypatch: pytest.MonkeyPatch,
     recipe: Recipe,
     sources: list[Source],
     is_interrupted: bool,
     overrides: list[str],
 ) -> None:
+    monkeypatch.setattr("pipeline.ask.stats.PIECE", 3)
     folder = tmp_path_factory.mktemp("run")
     run = first_pass(recipe, sources, folder) if is_interrupted else make_run(recipe, sources, folder)
     answer, sheet = stats(run), balance(run.ledger)
