@@ -272,6 +272,23 @@ def open_codecs(directory: Path, config: NavaConfig, device: torch.device, dtype
     return codecs
 
 
+def open_decoders(directory: Path, config: NavaConfig, device: torch.device, dtype: torch.dtype) -> Codecs:
+    """The codecs of picture and sound under `directory`, as `open_codecs` has them, without what reads texts and voices.
+
+    Raises ModelError where there is neither, or one does not fit `config`.
+    """
+    codecs = Codecs(
+        video=_open_video(directory / "video_vae", device, dtype), audio=_open_audio(directory, device, dtype)
+    )
+    if codecs == Codecs():
+        raise ModelError(
+            f"{directory} has neither video_vae/ nor audio_vae/.",
+            remedy="See docs/checkpoints.md for the expected folders.",
+        )
+    _check_codecs(codecs, config, directory)
+    return codecs
+
+
 def _open_video(folder: Path, device: torch.device, dtype: torch.dtype) -> VideoCodec | None:
     if not folder.is_dir():
         return None

@@ -142,6 +142,18 @@ class ValidationConfig(RecipePart):
     """Of them, clips that are also generated each time, by the running average where one is kept."""
     sample_steps: int = Field(default=20, ge=1)
     """Solver steps of each."""
+    codecs: Path | None = None
+    """Frozen networks that turn samples into media, which are then scored; None keeps latents alone."""
+    models: Path | None = None
+    """Networks that score them besides, as `nava-train evaluate --models` takes them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.models is not None and self.codecs is None:
+            raise ValueError("models score samples that codecs decode: set validation.codecs")
+        if self.codecs is not None and not self.num_samples:
+            raise ValueError("codecs decode samples, of which there are none: set validation.num_samples")
+        return self
 
 
 class DistillConfig(RecipePart):

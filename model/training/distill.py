@@ -135,8 +135,9 @@ class Distillation(Training):
                 print(f"  student: loss {loss}  norm {line['grad_norm']:.3g}", flush=True)
 
     def look(self, validator: Validator) -> None:
-        """Held-out clips as the student makes them; the loss of its velocities would say nothing."""
-        validator.generate(self.model, self.ema, self.step)
+        """Held-out clips as the student makes them, scored or not; the loss of its velocities would say nothing."""
+        if samples := validator.generate(self.model, self.ema, self.step):
+            self.metrics.log("validation", {"step": self.step, "samples": samples})
 
     def _learn_from(self, number: int, micro: MicroStep, divisors: Tensor) -> LossTerms:
         """Backward passes of one pack; errors of the fake network, whose noise levels are now those of the pack."""

@@ -209,8 +209,9 @@ class Training:
 
     def look(self, validator: Validator) -> None:
         """The loss of held-out clips, and some of them generated."""
-        self.metrics.log("validation", validator.measure(self.model, self.step))
-        validator.generate(self.model, self.ema, self.step)
+        line = validator.measure(self.model, self.step)
+        samples = validator.generate(self.model, self.ema, self.step)
+        self.metrics.log("validation", {**line, "samples": samples} if samples else line)
 
     def save(self, step: Step) -> None:
         """Write the states after `step`; with the samples seen until then, which lie on disk before it is published."""

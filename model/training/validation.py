@@ -2,7 +2,8 @@
 
 Clips are drawn once from the split by the recipe's seed, laid into packs, and the packs shared out over the ranks. Clip i
 of n is noised to the level that training stays below in (i + 1/2)/n of all draws, so every level is seen in proportion; all
-modes are off (no text, voice or frame is dropped or given). Some clips can also be generated, from a noise of their own.
+modes are off (no text, voice or frame is dropped or given). Some clips can also be generated, from a noise of their own,
+and scored where codecs turn them into media.
 """
 
 from __future__ import annotations
@@ -26,17 +27,18 @@ from model.network.tokens import Sample, pack
 from model.ranks import World
 from model.sampling.config import Guidance
 from model.sampling.sample import write_sampled
-from model.sampling.sampler import SampleRequest, sample
+from model.sampling.sampler import Latents, SampleRequest, sample
 from model.training.config import TrainConfig
 from model.training.feed import idle_sample
 from model.training.losses import Losses, add_losses, losses, no_sums
 from model.training.optim import Ema
 from model.training.parallel import let_go
+from model.training.scoring import MadeClip, SampleScorer
 from schemas.errors import DamagedSampleError, PlanError
 
 
 class ValidationLine(Losses):
-    """One line of validation.jsonl."""
+    """One line of validation.jsonl, to which the scores of samples come as `samples`, where there are some."""
 
     step: int
     num_clips: int
@@ -45,7 +47,8 @@ class ValidationLine(Losses):
 def open_validator(config: TrainConfig, folder: Path, world: World, trained: ShardIndex) -> Validator | None:
     """What validates this stage, None where the recipe asks for none.
 
-    Raises PlanError when the split has no clips, is the trained one, or clips are encoded while training.
+    Raises PlanError when the split has no clips, is the trained one, or clips are encoded while training, ModelError for
+    codecs or networks that samples cannot be scored with.
     """
     if config.validation.every_steps is None:
         return None
@@ -82,6 +85,8 @@ class Validator:
         self.rows = [int(row) for row in drawn]
         self.packs = _packs(self.rows, [int(tokens[row]) for row in self.rows], config.plan.token_budget)
         self._levels = dict(zip(self.rows, self._objective.even_indices(len(self.rows)), strict=True))
+        is_scoring = config.validation.codecs is not None and world.is_first
+        self._scorer = SampleScorer(config.validation, self._network, world.device) if is_scoring else None
 
     @torch.no_grad()
     def measure(self, model: Any, step: int) -> ValidationLine:
@@ -110,13 +115,15 @@ class Validator:
             print(_text(line, len(self.rows)), flush=True)
         return line
 
-    def generate(self, model: Any, ema: Ema | None, step: int) -> None:
+    def generate(self, model: Any, ema: Ema | None, step: int) -> dict[str, float | None]:
         """Generate the first clips from noise, by the average of the weights where one is kept; every rank calls it.
 
         Each gets the caption and voices of its clip and a noise of its own that stays the same; latents of `step` end up in
         generated/step-N/CLIP.safetensors. All ranks compute the same, because weights are gathered for all together.
+        Returned are the means by metric, on the first rank and where the recipe has codecs.
         """
         settings, flow, distill = self._config.validation, self._config.flow, self._config.distill
+        made: list[MadeClip] = []
         let_go(model)
         with ema.swapped() if ema is not None else nullcontext():
             for number, row in enumerate(self.rows[: settings.num_samples]):
@@ -145,6 +152,10 @@ class Validator:
                         write_sampled(path, latents, number)
                     except OSError as error:
                         print(f"{path} cannot be written ({error.strerror})", flush=True)
+                if self._scorer is not None:
+                    has_voice = any(voice is not None for voice in clip.speakers or ())
+                    made.append(MadeClip(clip.clip_id, has_voice, Latents(clip.video, clip.audio), latents))
+        return {} if self._scorer is None else self._scorer.score(made, self._folder, step)
 
     def _noised(self, rows: list[int]) -> Noised:
         """A pack ready for the network; of one idle sample without a name where there is nothing to look at."""

@@ -13,18 +13,24 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
+from model.encoding.tiny_codec import write_tiny_codecs
+from model.evaluate.media import mono_sound
+from model.evaluate.sets import find_samples, read_set
 from model.network.flow import FlowObjective, clip_generators
 from model.network.nava import pack
 from model.ranks import World, open_world
+from model.sampling.sampler import Latents
 from model.training.config import TrainConfig
 from model.training.losses import NUM_NOISE_LEVELS
 from model.training.resume import compare_recipes
+from model.training.scoring import MadeClip
 from model.training.start import train
 from model.training.state import state_tensors
 from model.training.train import Training
 from model.training.validation import Validator
 from schemas.errors import PlanError, RecipeError
-from tests.model.latent_shards import random_clip, recipe, run_ranks, write_latent_shards
+from tests.model.evaluate.tiny_networks import write_wavlm
+from tests.model.latent_shards import SMALL, random_clip, recipe, run_ranks, write_latent_shards
 from tests.model.rank_jobs import in_turn, validate, whole
 
 
@@ -142,6 +148,39 @@ def test_clips_are_generated_by_the_average_from_the_same_noise(data: Path, tmp_
     first, again, other = (load_file(path) for path in sorted(tmp_path.glob("generated/step-*/*.safetensors")))
     assert all(torch.equal(again[name], value) for name, value in first.items())
     assert not all(torch.equal(other[name], value) for name, value in first.items())
+
+
+@pytest.mark.slow
+def test_samples_are_scored_against_their_clips_and_what_cannot_be_is_null_and_said(
+    data: Path, tmp_path: Path, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_codecs(tmp_path / "codecs", SMALL)
+    write_wavlm(tmp_path / "models" / "wavlm")
+    scored = {"num_samples": 2, "sample_steps": 1, "codecs": tmp_path / "codecs", "models": tmp_path / "models"}
+    with Training(config_of(data, validation=scored), tmp_path, world) as training:
+        training.look(training.validator)
+        (line,) = lines(tmp_path)
+        assert "cannot be scored" not in capsys.readouterr().out
+        torn = Latents(None, torch.zeros(4, 3))
+        clips = [MadeClip("torn", has_voice=True, real=torn, made=torn)]
+        missing = training.validator._scorer.score(clips, tmp_path / "generated", 1)
+    assert line["num_clips"] == 8
+    assert set(line["samples"]) >= {"av_align", "sound_rms_db", "picture_ssim", "sim_wavlm"}
+    real, found = (tmp_path / "generated" / name for name in ("real", "step-00000000"))
+    names = sorted(path.name for path in real.iterdir())
+    assert sorted(path.name for path in found.glob("*.mp4")) == names
+    assert sorted(path.name for path in find_samples(read_set(real), found)[0].values()) == names
+    levels = [10 * np.log10(np.square(mono_sound(found / name, 48_000)[0], dtype=float).mean()) for name in names]
+    assert line["samples"]["sound_rms_db"] == pytest.approx(np.mean(levels), rel=1e-6)
+    assert missing == dict.fromkeys(line["samples"])
+    assert "torn.mp4 cannot be scored" in capsys.readouterr().out
+
+
+def test_scores_without_codecs_or_samples_are_refused(data: Path) -> None:
+    with pytest.raises(ValueError, match=r"set validation\.codecs"):
+        config_of(data, validation={"num_samples": 1, "models": "models"})
+    with pytest.raises(ValueError, match=r"set validation\.num_samples"):
+        config_of(data, validation={"codecs": "codecs"})
 
 
 def test_what_cannot_be_validated_is_refused_at_the_start(data: Path, tmp_path: Path) -> None:
