@@ -35,6 +35,12 @@ CROPPED = struct(
 CUT = (
     *CUT_MEASURES,
     f("crop", CROPPED, doc="the part of the upright picture that was written, in its pixels; null for all of it"),
+    f(
+        "num_faces_blurred",
+        pa.int32(),
+        unit="count",
+        doc="faces made unrecognisable in the written picture; null unless asked",
+    ),
     f("width_px", pa.int32(), unit="px", doc="width of the written picture"),
     f("height_px", pa.int32(), unit="px", doc="height of the written picture"),
     f("num_frames", pa.int32(), unit="count", doc="frames written"),

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,8 @@ from schemas.spans import SPEECH_RATE_HZ, Reference
 from stages.base import Context, Measure, Resources, StageConfig
 from stages.caption.stage import Caption
 from stages.crop import CropRule, after_crop, crop_of
-from stages.faces import Faces
+from stages.face_blur import check_hidden, faces_to_hide
+from stages.faces import Faces, load_networks
 from stages.framing import Framing
 from stages.media.cutting import CutOptions, CutReport, cut_clip, cut_sound, verify_clip
 from stages.objects import leave
@@ -76,6 +77,9 @@ class CutConfig(StageConfig):
     eight are. Times of frames, length and sound are checked in full, and pictures too where the sound was moved."""
     sync_repair: SyncRepair = SyncRepair()
     crop: CropRule = CropRule()
+    blur_faces: Literal["none", "gaussian", "fill"] = Field(default="none", exclude_if=lambda how: how == "none")
+    """Make every face unrecognisable in the written picture: gaussian leaves five soft spots across a face, fill a grey
+    ellipse. Needs stage `faces`; lips are not to be seen any more, and voices stay what they are."""
 
 
 class Cut(Measure[CutConfig]):
@@ -100,9 +104,10 @@ class Cut(Measure[CutConfig]):
 
     @classmethod
     def reads_with(cls, config: CutConfig) -> tuple[str, ...]:
-        """Repairing needs what is to be repaired, and cropping what is to be cut away."""
+        """Repairing needs what is to be repaired, cropping what is to be cut away, and blurring who is seen."""
         repaired = ("sync",) if config.sync_repair.enabled else ()
-        return (*cls.reads, *repaired, *config.crop.reads)
+        hidden = () if config.blur_faces == "none" else ("faces",)
+        return (*cls.reads, *repaired, *config.crop.reads, *hidden)
 
     @classmethod
     def may_read(cls, config: CutConfig) -> tuple[str, ...]:
@@ -115,14 +120,16 @@ class Cut(Measure[CutConfig]):
         super().setup(ctx)
         if not ctx.cuts_dir:
             raise RecipeError("stage cut has no folder to leave clips in.", remedy="Give Context.cuts_dir.")
+        if self.config.blur_faces != "none":
+            load_networks(ctx)
         self.remeasure = Remeasure(ctx)
         self._known: dict[tuple[str, int, int], str] = {}
 
     def measure(self, row: Row) -> dict[str, Any]:
         """The struct of one clip, whose media are in the run's `cuts` then. Raises MediaError, also for a changed source."""
-        clip_id, media = row["clip"]["clip_id"], self.ctx.media
+        clip_id = row["clip"]["clip_id"]
         self._check_source(row["download"])
-        path, span = self.ctx.asset_path(row), span_of(row["clip"])
+        path = self.ctx.asset_path(row)
         if not row["probe"]["has_video"]:
             return self._sound_alone(path, row)
         part = crop_of(row, self.config.crop)
@@ -131,12 +138,16 @@ class Cut(Measure[CutConfig]):
         if repaired is not None:
             taken = repaired.repair
             options = replace(options, shift_ms=taken.shift_ms, drift_ppm=taken.drift_ms_per_s * 1e3)
+        blur = self.config.blur_faces
+        faces, num_faces = ((), None) if blur == "none" else faces_to_hide(self.ctx, path, row)
         out = self.ctx.scratch_dir / f"{clip_id}.mp4"
         try:
-            is_whole = repaired is not None or fraction_of(f"whole {clip_id}") < self.config.whole_check
-            planned = cut_clip(path, span, out, options=options, decoder=media)
-            report = verify_clip(out, planned, is_whole=is_whole, decoder=media)
+            if blur == "none" or repaired is not None:  # sync is measured anew by lips
+                report = self._write(path, row, out, options)
             resync = None if repaired is None else self.remeasure(out, repaired)
+            if blur != "none":
+                report = self._write(path, row, out, replace(options, faces=faces, blur=blur))
+                check_hidden(self.ctx, out)
             references = repaired.references if repaired is not None else references_of(row)
             voices, places = self._reference_sound(path, references)
             members = {"mp4": out.read_bytes(), "flac": flac_of(_heard(report, row)), "refs.flac": voices}
@@ -151,9 +162,17 @@ class Cut(Measure[CutConfig]):
             **_measured(report, resync),
             **CutMedia.over(members).row(),
             "crop": None if part is None else dict(zip(CROPPED.names, report.crop, strict=True)),
+            "num_faces_blurred": num_faces,
             "references": places,
             RESTATED: [restated] if restated else [],
         }
+
+    def _write(self, path: Path, row: Row, out: Path, options: CutOptions) -> CutReport:
+        """Writes the clip to `out` and compares it with the plan."""
+        is_moved = bool(options.shift_ms or options.drift_ppm)
+        is_whole = is_moved or fraction_of(f"whole {row['clip']['clip_id']}") < self.config.whole_check
+        planned = cut_clip(path, span_of(row["clip"]), out, options=options, decoder=self.ctx.media)
+        return verify_clip(out, planned, is_whole=is_whole, decoder=self.ctx.media)
 
     def _sound_alone(self, path: Path, row: Row) -> dict[str, Any]:
         """The struct of a clip without a picture: its mp4 is empty, its flac the asset's own sound, sample for sample."""

@@ -16,6 +16,7 @@ import av
 import numpy as np
 
 from schemas.errors import MediaError
+from stages.media.blur import PixelBox, hide_faces
 from stages.media.choose import pick
 from stages.media.cut_copy import copy_packets
 from stages.media.geometry import Geometry
@@ -24,8 +25,6 @@ from stages.media.mux import Order, add_sound, interleave, open_output, thumbnai
 from stages.media.open import clock_shift, open_media
 from stages.media.picture import Damage, ShownPicture, packets, pictures, pictures_between
 
-PixelBox = tuple[int, int, int, int]
-"""x, y, width, height in pixels."""
 LIMITED_RANGE = 1
 """libav's AVCOL_RANGE_MPEG."""
 FORWARD_S = 5
@@ -44,7 +43,7 @@ def cut(
 ) -> dict[str, Any]:
     """Writes the clip to `out` and thumbnails of its frames to `out`.thumbs; returns what was written.
 
-    `span` is [start_pts, end_pts, num, den]; `encoding` has crf, preset, audio_bitrate and crop; `sound` names a file of raw
+    `span` is [start_pts, end_pts, num, den]; `encoding` is of fields of `Order`; `sound` names a file of raw
     float32 [n, 2] that starts with the picture.
     """
     before_s = time.process_time()
@@ -54,7 +53,7 @@ def cut(
     first = next(shown, None)
     if first is None:
         raise MediaError("No frame lies inside the clip's span.", reason="no_frames")
-    may_copy = allow_copy and order.crop is None
+    may_copy = allow_copy and order.crop is None and not order.faces
     written = copy_packets(order, first, shown, samples, rate_hz) if may_copy else None
     if written is None:
         again = chain([first], shown) if shown.num == 1 else _source_frames(order, max_pixels)
@@ -165,6 +164,7 @@ def _encode(
         held: list[Any] = []
         for frame in prepared:
             frame.color_range, frame.colorspace = LIMITED_RANGE, colorspace
+            hide_faces(frame, float(frame.pts * order.time_base), order.faces, order.blur, (whole, crop))
             pts.append(frame.pts)
             thumbs.append(thumbnail(frame))
             held += video.encode(frame)

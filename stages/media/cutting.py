@@ -8,7 +8,7 @@ Every clip is re-read by `verify_clip`, which measures the errors instead of bel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -52,6 +52,10 @@ class CutOptions:
     """How much later the sound gets, in microseconds per second around the middle; taken out by resampling."""
     crop: tuple[float, float, float, float] | None = None
     """(left, top, right, bottom) of the part of the picture that is written, shares of its sides; None for all."""
+    faces: Sequence[Sequence[Sequence[float]]] = ()
+    """What is hidden of the picture, see `stages.media.blur`; such a clip is encoded."""
+    blur: Literal["none", "gaussian", "fill"] = "none"
+    """How it is hidden."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,8 @@ def cut_clip(
                     "preset": options.preset,
                     "audio_bitrate": options.audio_bitrate,
                     "crop": options.crop,
+                    "faces": options.faces,
+                    "blur": options.blur,
                 },
                 allow_copy=options.allow_copy,
                 sound=None if raw is None else str(raw),

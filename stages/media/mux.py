@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
@@ -31,6 +31,10 @@ class Order:
     audio_bitrate: int
     crop: tuple[float, float, float, float] | None = None
     """(left, top, right, bottom) of the part of the upright picture that is written, shares of its sides; None for all."""
+    faces: Sequence[Sequence[Sequence[float]]] = ()
+    """What is hidden, see `stages.media.blur`."""
+    blur: str = "none"
+    """How: gaussian or fill."""
 
 
 def thumbnail(frame: Any) -> np.ndarray:
