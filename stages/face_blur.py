@@ -64,7 +64,7 @@ def faces_to_hide(ctx: Context, path: Path, row: Row) -> tuple[list[FacePath], i
             f"'{path}', clip {row['clip']['clip_id']}: faces to hide: expected {told}, which stage faces has seen, but none "
             "could be followed.",
             reason="faces_not_followed",
-            remedy="Drop such clips with gates.faces.num_faces, or set stages.cut.blur_faces=none.",
+            remedy="Gate on the number of faces, or set stages.cut.blur_faces=none.",
         )
     at_once = Counter(sighting[0][0] for sighting in others).values()
     return followed + others, len(followed) + max(at_once, default=0)
