@@ -73,7 +73,8 @@ def connected(address: str | None, num_cpus: int | None) -> Iterator[Any]:
             try:
                 is_client = (address or "").startswith("ray://")
                 head = ray.get_runtime_context().gcs_address if address and not is_client else None
-                with _guarded(NEEDED_S, head) if is_ours and not is_client else nullcontext():
+                needed_s = {HEAD: NEEDED_S[HEAD]} if address else NEEDED_S  # a raylet of another's cluster may fall
+                with _guarded(needed_s, head) if is_ours and not is_client else nullcontext():
                     yield ray
             finally:
                 if is_ours:
