@@ -49,8 +49,8 @@ def hide_faces(
 def boxes_at(time_s: float, faces: Sequence[FacePath]) -> Iterator[F64]:
     """float64 [4] for each face that is there: where it is, between two sightings on the straight line."""
     for face in faces:
-        times, *edges = np.asarray(face, np.float64).T
-        if times[0] - HOLD_S <= time_s <= times[-1] + HOLD_S:
+        if face[0][0] - HOLD_S <= time_s <= face[-1][0] + HOLD_S:
+            times, *edges = np.asarray(face, np.float64).T
             yield np.array([np.interp(time_s, times, edge) for edge in edges])
 
 
