@@ -51,8 +51,13 @@ def random_clip(number: int) -> Sample:
     )
 
 
-def write_latent_shards(folder: Path, samples: list[Sample], num_shards: int = 2, held_out: int = 0) -> None:
-    """`shards/` and `index/` as the encoder leaves them; the last `held_out` samples are for validation."""
+def write_latent_shards(
+    folder: Path, samples: list[Sample], num_shards: int = 2, held_out: int = 0, *, has_sizes: bool = False
+) -> None:
+    """`shards/` and `index/` as the encoder leaves them; the last `held_out` samples are for validation.
+
+    Without `has_sizes` every picture is called 64 px wide: plans, whose order depends on the index, stay as tests know them.
+    """
     validation = {sample.clip_id for sample in samples[len(samples) - held_out :]}
     (folder / "shards").mkdir(parents=True)
     (folder / "index").mkdir()
@@ -72,7 +77,7 @@ def write_latent_shards(folder: Path, samples: list[Sample], num_shards: int = 2
                         "has_video": sample.video is not None,
                         "has_audio": sample.audio is not None,
                         "duration_s": audio / 25,
-                        "width_px": 64 if sample.video is None else 16 * sample.video.shape[3],
+                        "width_px": 16 * sample.video.shape[3] if has_sizes and sample.video is not None else 64,
                         "height_px": 64,
                         "video_tokens": video,
                         "audio_tokens": audio,

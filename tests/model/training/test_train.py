@@ -29,7 +29,7 @@ from tests.model.latent_shards import random_clip, recipe, write_latent_shards
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Latent shards of 24 random clips."""
     folder = tmp_path_factory.mktemp("data") / "run"
-    write_latent_shards(folder, [random_clip(i) for i in range(24)])
+    write_latent_shards(folder, [random_clip(i) for i in range(24)], has_sizes=True)
     return folder
 
 
