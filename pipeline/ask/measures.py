@@ -168,7 +168,7 @@ class Measures:
             own = self._own(at)
             num += own
             numbers += own * np.uint16(at)
-            gross_us.append(int(self.us.sum(where=own)))
+            gross_us.append(int(self.us[own].sum()))
             of_audits[at] = own[self.audits]
         return num, numbers, gross_us, of_audits
 
@@ -206,7 +206,7 @@ class Measures:
             if asked[name] == self.bounds[name]:
                 continue
             new = gate.rejects(asked[name])
-            gross_us[at] = int(self.us.sum(where=new))
+            gross_us[at] = int(self.us[new].sum())
             of_audits[at] = new[self.audits]
             change = new.view(np.int8) - self._own(at).view(np.int8)
             num += change.view(np.uint8)
@@ -216,7 +216,7 @@ class Measures:
         is_undecided = (num == 0) & (errors == 0)
         then = is_undecided & (is_open == 0)
         is_undecided &= ~then
-        low_us, undecided_us = int(self.us.sum(where=then)), int(self.us.sum(where=is_undecided))
+        low_us, undecided_us = int(self.us[then].sum()), int(self.us[is_undecided].sum())
         low_clips = int(then.sum())
         return Moved(
             now_us=self._now[0],

@@ -34,8 +34,9 @@ ID = re.compile(r"[a-z][0-9a-f]{20}")
 KEPT_LATELY = 128
 POLARS_MALLOC = ("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0")
 """What Polars' allocator reads when Polars is loaded."""
-LIBC_MALLOC = {-3: 1 << 20, -8: 2}
-"""glibc's M_MMAP_THRESHOLD and M_ARENA_MAX (malloc.h): a column of NumPy's is mapped for itself, and few heaps are kept."""
+LIBC_MALLOC = {-3: 1 << 20, -1: 32 << 20, -8: 2}
+"""glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX (malloc.h): a column of NumPy's is mapped for itself, what is less
+is taken from a heap that is not given back each time, and there are few heaps."""
 NEAR_IDS = 5
 
 
