@@ -241,16 +241,21 @@ class Measures:
         )
 
     def _spread(self, then: Mask) -> dict[str, Any]:
-        """Histograms and labels of what is kept `then`: those of now, and the clips that change sides."""
-        moved = np.flatnonzero(then != self.is_kept)
-        us = self.us[moved].astype(np.float64)
-        us[~then[moved]] *= -1
+        """Histograms and labels of what is kept `then`: those of now and the clips that change sides, or, of fewer, anew."""
+        is_moved = then != self.is_kept
+        is_anew = np.count_nonzero(then) < np.count_nonzero(is_moved)
+        rows = np.flatnonzero(then if is_anew else is_moved)
+        us = self.us[rows].astype(np.float64)
+        us[~then[rows]] *= -1
         by_bin, by_label = self._totals
-        kept = {path: total + _summed(self.codes[path][moved], us, NUM_BINS + 1) for path, total in by_bin.items()}
+        kept = {
+            path: total * (not is_anew) + _summed(self.codes[path][rows], us, NUM_BINS + 1)
+            for path, total in by_bin.items()
+        }
         labels = {}
         for path, (names, codes) in self.labels.items():
             now = by_label[path]
-            after = now + _summed(codes[moved], us, len(names))
+            after = now * (not is_anew) + _summed(codes[rows], us, len(names))
             labels[path] = {name: (int(a), int(b)) for name, a, b in zip(names, now, after, strict=True)}
         return {"kept_us": kept, "labels": labels}
 
