@@ -23,6 +23,7 @@ DISTRIBUTION = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "dlib": "dlib-bin",
+    "opencc": "opencc-python-reimplemented",
     "pyannote": "pyannote.audio",
     "skimage": "scikit-image",
     "upath": "universal-pathlib",

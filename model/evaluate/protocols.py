@@ -71,7 +71,8 @@ PROTOCOLS: Mapping[Protocol, Rules] = {
     "seedtts": Rules(
         "Seed-TTS-eval: word error by utterance, similarity to the prompt's voice",
         (*SEEDTTS_WORDS, replace(SIMILARITY, name="sim")),
-        absent="Whisper-large-v3 unless stages.transcribe has it; zhconv", by_models="Paraformer, UniSpeech's WavLM",
+        absent="Whisper-large-v3 unless stages.transcribe has it; zhconv, instead of which OpenCC makes Chinese simplified",
+        by_models="Paraformer, UniSpeech's WavLM",
     ),
     "versebench": Rules(
         "Verse-Bench as its owner computes it, as far as that needs no weights from elsewhere",

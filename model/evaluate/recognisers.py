@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from model.evaluate.metric import Metric
 from model.evaluate.records import EvalItem, Protocol
-from model.evaluate.words import OWN_WORDS, SEEDTTS_WORDS, VERSEBENCH_WORDS, language_of
+from model.evaluate.words import OWN_WORDS, RECOGNISER, SEEDTTS_WORDS, VERSEBENCH_WORDS, language_of
 from schemas.errors import ModelError
 from schemas.files import sha256_of
 
@@ -59,7 +59,6 @@ def recogniser_metrics(tokens: Path, protocol: Protocol) -> tuple[Metric, ...]:
     writes_numbers = protocol == "versebench"
     how: dict[str, Any] = {
         "applies": _in_languages(listener.languages),
-        "model": f"{listener.name} in {weights.parent.name}/{weights.name}, by sherpa-onnx; jiwer",
         "sha256": sha256_of(weights)[0],
         "settings": (
             "stages.transcribe.engine=funasr",
@@ -67,8 +66,11 @@ def recogniser_metrics(tokens: Path, protocol: Protocol) -> tuple[Metric, ...]:
             f"{FUNASR}.writes_numbers={str(writes_numbers).lower()}",
         ),
     }
-    metrics = listener.metrics.get(protocol, ())
-    return tuple(replace(each, name=f"{each.name}_{listener.name.lower()}", **how) for each in metrics)
+    by = f"{listener.name} in {weights.parent.name}/{weights.name}, by sherpa-onnx"
+    return tuple(
+        replace(each, name=f"{each.name}_{listener.name.lower()}", model=each.model.replace(RECOGNISER, by), **how)
+        for each in listener.metrics.get(protocol, ())
+    )
 
 
 def _network(weights: Path) -> Network:

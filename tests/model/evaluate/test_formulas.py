@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,22 @@ from model.evaluate.alignment import overlap_of_peaks, peaks
 from model.evaluate.distances import divergence, frechet, inception_score, pair_frechet
 from model.evaluate.dnsmos import network_path, opinion, opinion_metric
 from model.evaluate.intervals import paired, weighted_interval
+from model.evaluate.metric import Metric
 from model.evaluate.qualities import sound_rms_db
 from model.evaluate.records import EvalCase, EvalItem
 from model.evaluate.words import (
+    CONVERTER,
+    OWN_WORDS,
+    SEEDTTS_WER,
+    VERSEBENCH_WORDS,
     character_errors,
     own_text,
     seedtts_text,
+    simplified,
     versebench_text,
     word_errors,
 )
+from schemas.measured import MeasuredFile
 
 SENTENCE = "She wants to buy a new car next year"
 
@@ -51,6 +59,33 @@ def test_what_counts_as_an_error_is_the_protocols() -> None:
     assert word_errors("Well, go.", "well go", "en", versebench_text) == (2, 2)
     assert word_errors("你好，世界。", "你好世", "zh", seedtts_text) == (1, 4), "a character is a word"
     assert character_errors("abcd", "abc", "en", own_text) == (1, 4)
+
+
+TRADITIONAL, SIMPLIFIED = "今天，天氣好，我們在臺灣吃麵。", "今天，天气好，我们在台湾吃面。"
+
+
+def test_traditional_and_simplified_are_one_text_where_the_protocol_has_it_so() -> None:
+    def rates(metric: Metric) -> list[float | None]:
+        cases = [
+            EvalCase(
+                EvalItem(item_id="a", text=wanted, language="zh"),
+                Path("a.wav"),
+                MeasuredFile(uri="a", made_by="m", asset={"transcribe": {"engine": "any", "text": heard}}),
+            )
+            for wanted, heard in ((SIMPLIFIED, TRADITIONAL), (TRADITIONAL, SIMPLIFIED))
+        ]
+        return [metric.read(each).value for each in cases]
+
+    wer, cer = OWN_WORDS
+    assert rates(wer) == rates(cer) == [0, 0]
+    assert rates(SEEDTTS_WER) == [0, 5 / 12], "what is to be said is taken as it is written"
+    assert rates(VERSEBENCH_WORDS[0]) == [5 / 15, 5 / 15], "its owner changes no character"
+    assert "not by zhconv" in SEEDTTS_WER.model
+    assert CONVERTER in SEEDTTS_WER.model
+    assert CONVERTER in cer.model
+    assert CONVERTER.endswith(f"opencc-python-reimplemented {version('opencc-python-reimplemented')}")
+    assert simplified("什么是著名的？", "zh") == "什么是著名的？", "what is simplified stays"
+    assert simplified("天気がいい、經濟", "ja") == "天気がいい、經濟", "other languages stay as they are"
 
 
 def test_error_rates_agree_with_another_implementation() -> None:
