@@ -33,7 +33,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from model.network.config import NavaConfig
 from model.network.nava import Nava, pack
 from model.network.tokens import Packed, Sample
-from model.training.config import TrainConfig
+from model.training.config import NetworkConfig, TrainConfig
 from model.training.optim import is_for_muon
 from model.training.parallel import compute_dtype, empty_model, master_dtype
 from model.training.recompute import set_recompute
@@ -246,10 +246,20 @@ class ParameterCounts(NamedTuple):
 
 
 def _count_parameters(config: TrainConfig) -> ParameterCounts:
-    """Counted on the meta device."""
-    model, teacher = empty_model(config.network, config.parallel), None
-    if config.distill is not None:
-        teacher = empty_model(config.distill.teacher_of(config.network), config.parallel, is_trained=False)
+    """Counted on the meta device, once for each network and what it is distilled from."""
+    teacher = None if config.distill is None else config.distill.teacher_of(config.network).model_dump_json()
+    return _counts_of(config.network.model_dump_json(), teacher, master_dtype(config.parallel))
+
+
+@lru_cache(maxsize=64)
+def _counts_of(network: str, teacher: str | None, dtype: torch.dtype) -> ParameterCounts:
+    """Of networks written as JSON, for what a recipe holds in dictionaries is no key."""
+    model = empty_model(NetworkConfig.model_validate_json(network), dtype)
+    frozen = (
+        ()
+        if teacher is None
+        else empty_model(NetworkConfig.model_validate_json(teacher), dtype, is_trained=False).parameters()
+    )
     trained = [(name, p.numel() if p.requires_grad else 0) for name, p in model.named_parameters()]
     blocks = [*model.double_blocks, *model.single_blocks]
     of_root = {name: "_blocks." not in name for name, _ in trained}
@@ -257,7 +267,7 @@ def _count_parameters(config: TrainConfig) -> ParameterCounts:
         trained=sum(count for _, count in trained),
         trained_matrices=sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and is_for_muon(n, p)),
         frozen_bytes=sum(p.nbytes for p in model.parameters() if not p.requires_grad),
-        teacher_bytes=sum(p.nbytes for p in teacher.parameters()) if teacher is not None else 0,
+        teacher_bytes=sum(p.nbytes for p in frozen),
         root=sum(p.numel() for name, p in model.named_parameters() if of_root[name]),
         trained_root=sum(count for name, count in trained if of_root[name]),
         block=max(sum(p.numel() for p in block.parameters()) for block in blocks),

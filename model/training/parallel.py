@@ -101,13 +101,13 @@ def compute_dtype(config: ParallelConfig) -> torch.dtype:
     return dtype
 
 
-def empty_model(network: NetworkConfig, config: ParallelConfig, *, is_trained: bool = True) -> Nava:
-    """The network on the meta device, with adapters and frozen parts, every weight in the numbers it is held in."""
+def empty_model(network: NetworkConfig, dtype: torch.dtype, *, is_trained: bool = True) -> Nava:
+    """The network on the meta device, with adapters and frozen parts; what `network.frozen` does not say is held in `dtype`."""
     with torch.device("meta"):
         model = Nava(network.network(), network.attention_backend)
         if network.lora is not None:
             add_adapters(model, network.lora.rank, network.lora.alpha, network.lora.targets)
-    model.to(master_dtype(config))
+    model.to(dtype)
     if not is_trained:
         model.requires_grad_(False)
     elif network.is_partial:
@@ -135,7 +135,7 @@ def build_model(
     A checkpoint is read by every rank, tensor by tensor, each keeping its shard; nothing is held whole. Initialisation
     builds the whole network in rank 0's memory (25 GB for 6.3B) and hands out shards.
     """
-    model = empty_model(network, config, is_trained=is_trained)
+    model = empty_model(network, master_dtype(config), is_trained=is_trained)
     parallelize(model, mesh, config)
     model.to_empty(device="cpu" if config.offload else world.device)
     parameters = {name: p for name, p in model.named_parameters() if not is_adapter(name)}

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from model.cli import app
 from model.network.config import NavaConfig
 from model.training.config import TrainConfig, load_recipe
 from model.training.memory import count_activations, memory_per_gpu, most_tokens, run_activations
-from model.training.plan_stage import cards_text, plan_stage, ways_to_fit, what_would_fit
+from model.training.plan_stage import cards_text, check_parameters, plan_stage, ways_to_fit, what_would_fit
 from model.training.recompute import POLICIES
 from schemas.budget import Recompute
 from schemas.errors import PlanError
@@ -139,6 +141,20 @@ def test_the_release_on_cards_of_these_sizes(num_gpus: int, num_gb: float, told:
         settings = [setting for setting in shlex.split(" ".join(way.settings)) if setting != "--set"]
         changed = load_recipe("stage2_joint", settings).model_copy(update={"hardware": config.hardware})
         plan_stage(changed, (num_gpus,), memory_only=True)
+
+
+def test_the_release_fits_eight_gpus_and_not_one() -> None:
+    config = load_recipe("stage2_joint")
+    assert check_parameters(config) == 6_296_995_520
+    command = ["plan", "stage2_joint", "--memory-only"]
+    page = CliRunner().invoke(app, command, catch_exceptions=False).output
+    assert [line.split()[-1] for line in page.splitlines()[2:5]] == ["yes"] * 3
+    with pytest.raises(PlanError, match="need about 246 GB per GPU on 1 GPUs"):
+        CliRunner().invoke(app, [*command, "--gpus", "1"], catch_exceptions=False)
+    with pytest.raises(PlanError, match=r"It fits with --set parallel\.sync_every_micro_step=true"):
+        CliRunner().invoke(
+            app, [*command, "--gpus", "8", "--set", "parallel.sync_every_micro_step=false"], catch_exceptions=False
+        )
 
 
 def test_cards_of_all_sizes_are_answered_in_one_table() -> None:

@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 from model.cli import app
 from model.training.config import load_recipe
 from model.training.metrics import read_samples
-from model.training.plan_stage import check_parameters
-from schemas.errors import ModelError, PlanError
+from schemas.errors import ModelError
 from tests.model.curated_shards import KnownClip, write_run
 from tests.ray_runs import starts_ray
 
@@ -74,18 +73,6 @@ def test_nothing_encoded_is_an_error(tmp_path: Path) -> None:
         run(*encode)
     with pytest.raises(ModelError, match="none of 1 clips could be encoded; short: too_short"):
         run(*encode, "--recipe", "tiny")
-
-
-@pytest.mark.slow
-def test_the_release_fits_eight_gpus_and_not_one() -> None:
-    config = load_recipe("stage2_joint")
-    assert check_parameters(config) == 6_296_995_520
-    page = run("plan", "stage2_joint", "--memory-only")
-    assert [line.split()[-1] for line in page.splitlines()[2:5]] == ["yes"] * 3
-    with pytest.raises(PlanError, match="need about 246 GB per GPU on 1 GPUs"):
-        run("plan", "stage2_joint", "--memory-only", "--gpus", "1")
-    with pytest.raises(PlanError, match=r"It fits with --set parallel\.sync_every_micro_step=true"):
-        run("plan", "stage2_joint", "--memory-only", "--gpus", "8", "--set", "parallel.sync_every_micro_step=false")
 
 
 @starts_ray
