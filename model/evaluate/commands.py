@@ -22,7 +22,7 @@ StageSettings = Annotated[
 ModelsOption = Annotated[
     Path | None,
     typer.Option(
-        exists=True, help="folder of published networks (docs/evaluation.md), such as SyncNet, ImageBind, CLAP"
+        exists=True, help="folder of published networks (docs/evaluation.md), such as SyncNet, CLAP, VideoReward"
     ),
 ]
 GenerateOption = Annotated[

@@ -152,7 +152,9 @@ class _Memory:
         item = case.item
         brought = (case.sample, item.reference, item.voice, item.first_frame)
         parts = [self._bytes_of(path) for path in brought]
-        key = digest(metric.name, metric.model, metric.sha256, metric.crop, item.text, *item.sounds, *parts)
+        key = digest(
+            metric.name, metric.model, metric.sha256, metric.crop, item.prompt, item.text, *item.sounds, *parts
+        )
         if key not in self._known:
             found = self._known[key] = metric.read(case)
             told = {"key": key, "value": found.value, "weight": found.weight, "why": found.why}

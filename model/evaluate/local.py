@@ -14,6 +14,7 @@ from model.evaluate.networks import ClapMetrics, Dino, SoundTagger, WavlmVoice
 from model.evaluate.pictures.aesthetics import AestheticMetrics
 from model.evaluate.pictures.maniqa import maniqa_metrics
 from model.evaluate.pictures.musiq import musiq_metrics
+from model.evaluate.pictures.video_reward import RELEASE, is_video_reward, reward_metrics
 from model.evaluate.protocols import Rules, of_items, of_subsets
 from model.evaluate.recognisers import TOKENS, recogniser_metrics
 from model.evaluate.records import Protocol
@@ -88,7 +89,10 @@ def network_metrics(models: Path, protocol: Protocol) -> tuple[tuple[Metric, ...
     """The metrics of all networks in the folders below `models`. Raises ModelError for a folder with another network."""
     metrics: list[Metric] = []
     sets: list[SetMetric] = []
-    for folder in sorted(path.parent for path in models.glob("*/config.json")):
+    for folder in sorted({path.parent for name in ("config.json", RELEASE) for path in models.glob(f"*/{name}")}):
+        if is_video_reward(folder):
+            metrics += reward_metrics(folder, protocol)
+            continue
         if is_audiobox((found := LocalNetwork(folder)).config):
             metrics += audiobox_metrics(folder / FOLDER_WEIGHTS, protocol)
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -37,6 +38,30 @@ def read_pictures(
     except (av.FFmpegError, IndexError) as error:
         raise MediaError(f"{path.name} holds no picture that can be decoded: {error}.") from error
     return frames, np.array(times)
+
+
+def read_chosen(path: Path, choose: Callable[[int, float], Sequence[int]]) -> list[NDArray[np.uint8]]:
+    """Frames RGB [H, W, 3] in the size they have, those that `choose` names of how many there are, and how many a second.
+
+    The file is decoded twice, so that no more than these are held. Numbers are from 0, and may come in any order and twice.
+    Raises MediaError.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            num_frames, fps = sum(1 for _ in container.decode(stream)), float(stream.average_rate or 0)
+        if not num_frames or not fps:
+            raise MediaError(f"{path.name} holds {num_frames} frames at {fps:g} a second.")
+        wanted = list(choose(num_frames, fps))
+        kept = set(wanted)
+        with av.open(str(path)) as container:
+            numbered = enumerate(islice(container.decode(container.streams.video[0]), max(kept) + 1))
+            held = {at: frame.to_ndarray(format="rgb24") for at, frame in numbered if at in kept}
+    except (av.FFmpegError, IndexError) as error:
+        raise MediaError(f"{path.name} holds no picture that can be decoded: {error}.") from error
+    return [held[at] for at in wanted]
 
 
 def mono_sound(path: Path, rate_hz: int) -> tuple[NDArray[np.float32], float]:

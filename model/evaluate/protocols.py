@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from model.evaluate.alignment import AV_ALIGN, LIPS, OWN_ALIGNMENT, VERSEBENCH_ALIGNMENT, lips_by
 from model.evaluate.combined import Combined
+from model.evaluate.cpcer import CPCER
 from model.evaluate.dnsmos import opinion_metric
 from model.evaluate.likeness import OWN_LIKENESS, OWN_SETS
 from model.evaluate.metric import Metric, SetMetric, has_reference
@@ -65,7 +66,7 @@ LOUDNESS = next(each for each in OWN_QUALITIES if each.name == "sound_loudness_l
 PROTOCOLS: Mapping[Protocol, Rules] = {
     "own": Rules(
         "everything that is measured without weights from elsewhere, with defects of published protocols mended",
-        (*OWN_WORDS, *OWN_LIKENESS, *OWN_ALIGNMENT, *OWN_QUALITIES),
+        (*OWN_WORDS, CPCER, *OWN_LIKENESS, *OWN_ALIGNMENT, *OWN_QUALITIES),
         OWN_SETS,
     ),
     "seedtts": Rules(
@@ -82,8 +83,9 @@ PROTOCOLS: Mapping[Protocol, Rules] = {
     ),
     "mova": Rules(
         "MOVA's toolkit, as far as that needs no weights from elsewhere",
-        (AV_ALIGN, LOUDNESS, RMS_DB),
-        absent="VideoReward, cpCER; its frame size is unknown", by_models="IS, DeSync, IB, CLAP, LSE-C and LSE-D",
+        (AV_ALIGN, LOUDNESS, RMS_DB, CPCER),
+        absent="cpCER; its frame size is unknown",
+        by_models="IS, DeSync, IB, CLAP, LSE-C and LSE-D, VideoReward",
     ),
 }  # fmt: skip
 
@@ -114,8 +116,12 @@ def of_items(metrics: Iterable[Metric], protocol: Protocol) -> tuple[Metric, ...
 
 
 Either = TypeVar("Either", Metric, SetMetric)
-MEANS_OF_SUBSETS: Mapping[Protocol, tuple[str, ...]] = {"mova": ("clap", "is_panns")}
-"""Figures that are means of the figures of the set's parts."""
+MEANS_OF_SUBSETS: Mapping[Protocol, tuple[str, ...]] = {
+    "mova": (
+        "clap", "is_panns", "desync_s", "ib", "videoreward_vq", "videoreward_mq", "videoreward_ta", "videoreward_overall",
+    ),
+}  # fmt: skip
+"""Figures that are means of the figures of the set's parts (MOVA's evaluation/README.md and eval_video_reward.py)."""
 
 
 def of_subsets(metrics: Iterable[Either], protocol: Protocol) -> tuple[Either, ...]:
