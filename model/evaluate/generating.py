@@ -36,13 +36,15 @@ class Making:
 def caption_of(item: EvalItem) -> str | None:
     """What is asked of the network: the item's prompt, its sounds where that leaves them out, and what is said as a line.
 
-    None where nothing is known to make it from.
+    Where it is known who says what, every turn is a line of its own. None where nothing is known to make it from.
     """
     prompt = item.prompt if item.prompt != item.text else None
     parts = [prompt or ""]
     parts += [sound for sound in item.sounds if sound not in parts[0]]
     if item.text and not lines_in(parts[0]):
-        parts.append(marked(plain_line(item.text)))
+        parts += [marked(plain_line(text)) for text in (turn.text for turn in item.turns)] or [
+            marked(plain_line(item.text))
+        ]
     return " ".join(part.strip() for part in parts if part.strip()) or None
 
 

@@ -84,7 +84,7 @@ PROTOCOLS: Mapping[Protocol, Rules] = {
     "mova": Rules(
         "MOVA's toolkit, as far as that needs no weights from elsewhere",
         (AV_ALIGN, LOUDNESS, RMS_DB, CPCER),
-        absent="cpCER; its frame size is unknown",
+        absent="cpCER by its owner's service, instead of which own words and voices tell; its frame size is unknown",
         by_models="IS, DeSync, IB, CLAP, LSE-C and LSE-D, VideoReward",
     ),
 }  # fmt: skip

@@ -15,6 +15,15 @@ Better = Literal["higher", "lower", "neither"]
 Protocol = Literal["own", "versebench", "mova", "seedtts"]
 
 
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """What one speaker says at a time."""
+
+    speaker: str
+    """Any name, the same for all that one of them says."""
+    text: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalItem:
     """One thing to generate, and what is known of it."""
@@ -29,6 +38,8 @@ class EvalItem:
     """What is to be said."""
     language: str | None = None
     """ISO 639-1 code of `text`."""
+    turns: tuple[Utterance, ...] = ()
+    """Who is to say what, in order, where that is known; `text` is all of it."""
     sounds: tuple[str, ...] = ()
     """What else is to be heard, in words."""
     voice: Path | None = None

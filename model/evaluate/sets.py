@@ -2,20 +2,22 @@
 
 Verse-Bench   a folder with set1/, set2/, set3/ of ID.json (audio_prompt, speech_prompt.text), ID.jpg and ID.wav
 Seed-TTS      a meta.lst: name|prompt text|prompt wav|text to say, and in some a fifth field, the real recording
-JavisBench    a .json or .jsonl list of objects with an id or path and texts under several usual names
+JavisBench    a .json or .jsonl list of objects with an id or path and texts under several usual names; turns of speakers
 manifest      a folder with the manifest.json of this project's media: transcripts that are known
-folder        any other folder of media; NAME.txt beside NAME.mp4 is what is to be said
+folder        any other folder of media; NAME.txt beside NAME.mp4 is what is to be said, [S01] before what the first speaker says
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from model.evaluate.records import EvalItem, EvalSet
+from model.evaluate.records import EvalItem, EvalSet, Utterance
 from schemas.errors import RecipeError
+from schemas.spans import joined
 
 PICTURE_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a")
@@ -29,6 +31,10 @@ CAPTIONS = ("prompt", "caption", "text", "video_prompt")
 SPEECH = ("speech", "speech_text", "transcript")
 SOUNDS = ("audio_prompt", "audio_text", "audio_caption")
 """Keys under which lists of prompts in the manner of JavisBench say these things, the first that is there."""
+TURNS = "turns"
+"""Key under which they say who says what: a list of objects with `speaker` and `text`."""
+SPEAKER_TAG = re.compile(r"\[(S\d+)\]")
+"""Before what a speaker says, as MOVA's toolkit writes it."""
 
 
 def read_set(path: Path) -> EvalSet:
@@ -110,11 +116,18 @@ def _javis(path: Path) -> Iterator[EvalItem]:
     for number, row in enumerate(rows):
         place, sound = _first(row, PATHS), _first(row, SOUNDS)
         name = _first(row, IDS) or (Path(place).stem if place else f"{number:05d}")
+        turns, said = _turns(row.get(TURNS) or ()), _first(row, SPEECH)
+        if len(turns) < len(row.get(TURNS) or ()):
+            raise RecipeError(
+                f"{path}, item {name}: a turn without speaker or text.",
+                remedy='Write {"speaker": "A", "text": "Good evening."} for each.',
+            )
         real = path.parent / place if place and (path.parent / place).is_file() else None
         yield EvalItem(
             item_id=name,
             prompt=_first(row, CAPTIONS),
-            text=_first(row, SPEECH),
+            text=said or joined(turn.text for turn in turns) or None,
+            turns=turns,
             language=_first(row, ("language",)),
             sounds=(sound,) if sound else (),
             reference=real,
@@ -135,6 +148,7 @@ def _manifest(path: Path) -> Iterator[EvalItem]:
             subset=place.parent.relative_to(path.parent).as_posix().removeprefix("."),
             prompt=each.get("seen_and_heard"),
             text=truth.get("transcript"),
+            turns=_turns(truth.get("speaker_turns") or ()),
             language=truth.get("language"),
             voice=place if truth.get("transcript") else None,
             reference=place,
@@ -144,8 +158,24 @@ def _manifest(path: Path) -> Iterator[EvalItem]:
 def _folder(path: Path) -> Iterator[EvalItem]:
     for place in sorted(each for each in path.iterdir() if each.suffix.lower() in (*PICTURE_SUFFIXES, *SOUND_SUFFIXES)):
         words = place.with_suffix(".txt")
-        text = words.read_text(encoding="utf-8").strip() if words.is_file() else None
-        yield EvalItem(item_id=place.stem, text=text or None, voice=place if text else None, reference=place)
+        text = words.read_text(encoding="utf-8").strip() if words.is_file() else ""
+        turns = tagged_turns(text)
+        text = joined(turn.text for turn in turns) if turns else text
+        voice = place if text else None
+        yield EvalItem(item_id=place.stem, text=text or None, turns=turns, voice=voice, reference=place)
+
+
+def tagged_turns(text: str) -> tuple[Utterance, ...]:
+    """The turns of a text in which a tag such as [S01] stands before what each speaker says; none where it has no tag."""
+    _, *parts = SPEAKER_TAG.split(text)
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return tuple(Utterance(speaker, said) for speaker, told in pairs if (said := " ".join(told.split())))
+
+
+def _turns(rows: Iterable[Any]) -> tuple[Utterance, ...]:
+    """Of rows that say so who says what."""
+    told = [row for row in rows if isinstance(row, Mapping) and row.get("speaker") and row.get("text")]
+    return tuple(Utterance(str(row["speaker"]), str(row["text"]).strip()) for row in told)
 
 
 def _json(path: Path) -> Any:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from model.cli import app
 from model.evaluate.generating import caption_of
-from model.evaluate.records import EvalItem
+from model.evaluate.records import EvalItem, Utterance
 from model.evaluate.report import read_report
 from schemas.errors import ModelError, RecipeError
 
@@ -23,6 +23,8 @@ def test_what_is_asked_of_the_network_is_all_that_is_known_of_an_item() -> None:
     told = EvalItem(item_id="a", prompt="Rain is falling. <S>Wet.<E>", text="Wet.", sounds=("Rain",))
     assert caption_of(told) == "Rain is falling. <S>Wet.<E>", "nothing twice"
     assert caption_of(EvalItem(item_id="a")) is None
+    turns = (Utterance("ann", "Wet?"), Utterance("ben", "Dry."))
+    assert caption_of(EvalItem(item_id="a", text="Wet? Dry.", turns=turns)) == "<S>Wet?<E> <S>Dry.<E>"
 
 
 def write_set(root: Path, folder: Path) -> Path:
