@@ -14,6 +14,7 @@ from model.evaluate.networks import ClapMetrics, Dino, SoundTagger, WavlmVoice
 from model.evaluate.pictures.aesthetics import AestheticMetrics
 from model.evaluate.pictures.maniqa import maniqa_metrics
 from model.evaluate.pictures.musiq import musiq_metrics
+from model.evaluate.pictures.raft import raft_metrics
 from model.evaluate.pictures.video_reward import RELEASE, is_video_reward, reward_metrics
 from model.evaluate.protocols import Rules, of_items, of_subsets
 from model.evaluate.recognisers import TOKENS, recogniser_metrics
@@ -48,6 +49,7 @@ FILES: dict[str, Callable[[Path, Protocol], tuple[Metric | SetMetric, ...]]] = {
     "imagebind_*.*": imagebind_metrics,
     "musiq_*.*": musiq_metrics,
     "passt-s-*.*": passt_metrics,
+    "raft-things.*": raft_metrics,
     "synchformer_*.*": synchformer_metrics,
     "wavlm_large_finetune.*": unispeech_metrics,
     TOKENS: recogniser_metrics,

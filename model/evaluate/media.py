@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -38,6 +38,18 @@ def read_pictures(
     except (av.FFmpegError, IndexError) as error:
         raise MediaError(f"{path.name} holds no picture that can be decoded: {error}.") from error
     return frames, np.array(times)
+
+
+def each_picture(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """Frames RGB [H, W, 3] in the size they have, one after the other, so that no more than one is held. Raises MediaError."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            for frame in islice(container.decode(container.streams.video[0]), MOST_FRAMES):
+                yield frame.to_ndarray(format="rgb24")
+    except (av.FFmpegError, IndexError) as error:
+        raise MediaError(f"{path.name} holds no picture that can be decoded: {error}.") from error
 
 
 def read_chosen(path: Path, choose: Callable[[int, float], Sequence[int]]) -> list[NDArray[np.uint8]]:

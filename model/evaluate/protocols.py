@@ -78,8 +78,8 @@ PROTOCOLS: Mapping[Protocol, Rules] = {
     "versebench": Rules(
         "Verse-Bench as its owner computes it, as far as that needs no weights from elsewhere",
         (*VERSEBENCH_WORDS, *VERSEBENCH_ALIGNMENT),
-        absent="RAFT's flow, which is no part of its score",
-        by_models="AS, ID, FD, KL, CS, CE, CU, PC, PQ, LSE-C, AV-A, SenseVoice and the overall score of all",
+        absent="faces as InsightFace finds them and the token that its owner takes of DINOv3, instead of which others are taken",
+        by_models="AS, ID, FD, KL, CS, CE, CU, PC, PQ, LSE-C, AV-A, SenseVoice, the overall score of all; RAFT's flow",
     ),
     "mova": Rules(
         "MOVA's toolkit, as far as that needs no weights from elsewhere",

@@ -134,3 +134,40 @@ def unispeech() -> Shapes:
         shapes |= layer(f"{name}.SE_Connect.linear1", 4, 16) | layer(f"{name}.SE_Connect.linear2", 16, 4)
     shapes |= layer("conv", 24, 48, 1) | layer("pooling.linear1", 4, 24, 1) | layer("pooling.linear2", 24, 4, 1)
     return shapes | batch_norm("bn", 48) | layer("linear", 8, 48)
+
+
+def raft() -> Shapes:
+    """raft-things.pth, a part of it as wide."""
+    shapes: Shapes = {}
+    for name in ("fnet", "cnet"):
+        shapes |= layer(f"{name}.conv1", 8, 3, 7, 7) | layer(f"{name}.conv2", 16, 16, 1, 1)
+        norms, before = {"norm1": 8}, 8
+        for number, dim in ((1, 8), (2, 12), (3, 16)):
+            for at in (0, 1):
+                block = f"layer{number}.{at}"
+                shapes |= layer(f"{name}.{block}.conv1", dim, before, 3, 3) | layer(
+                    f"{name}.{block}.conv2", dim, dim, 3, 3
+                )
+                norms |= {f"{block}.norm1": dim, f"{block}.norm2": dim}
+                if dim != before:
+                    shapes |= layer(f"{name}.{block}.downsample.0", dim, before, 1, 1)
+                    norms |= {f"{block}.norm3": dim}
+                before = dim
+        for norm, dim in norms.items() if name == "cnet" else ():
+            shapes |= batch_norm(f"{name}.{norm}", dim)
+    unit = "update_block"
+    shapes |= layer(f"{unit}.encoder.convc1", 8, 324, 1, 1) | layer(f"{unit}.encoder.convc2", 8, 8, 3, 3)
+    shapes |= layer(f"{unit}.encoder.convf1", 8, 2, 7, 7) | layer(f"{unit}.encoder.convf2", 4, 8, 3, 3)
+    shapes |= layer(f"{unit}.encoder.conv", 6, 12, 3, 3) | layer(f"{unit}.flow_head.conv1", 8, 8, 3, 3)
+    shapes |= layer(f"{unit}.flow_head.conv2", 2, 8, 3, 3)
+    for gate in "zrq":
+        shapes |= layer(f"{unit}.gru.conv{gate}1", 8, 24, 1, 5) | layer(f"{unit}.gru.conv{gate}2", 8, 24, 5, 1)
+    return shapes | layer(f"{unit}.mask.0", 8, 8, 3, 3) | layer(f"{unit}.mask.2", 576, 8, 1, 1)
+
+
+def raft_tensors() -> dict[str, Tensor]:
+    """All of RAFT, as several cards saved it; steps are small, so that motion stays within the picture."""
+    tensors = drawn(raft(), seed=5)
+    for part in ("weight", "bias"):
+        tensors[f"update_block.flow_head.conv2.{part}"] *= 0.02
+    return {f"module.{name}": each for name, each in tensors.items()}
