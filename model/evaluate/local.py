@@ -20,6 +20,7 @@ from model.evaluate.protocols import Rules, of_items, of_subsets
 from model.evaluate.recognisers import TOKENS, recogniser_metrics
 from model.evaluate.records import Protocol
 from model.evaluate.sounds.audiobox import audiobox_metrics, is_audiobox
+from model.evaluate.sounds.nisqa import nisqa_metrics
 from model.evaluate.sounds.panns import panns_metrics
 from model.evaluate.sounds.passt import passt_metrics
 from model.evaluate.sounds.unispeech import unispeech_metrics
@@ -48,6 +49,7 @@ FILES: dict[str, Callable[[Path, Protocol], tuple[Metric | SetMetric, ...]]] = {
     "ckpt_koniq10k.*": maniqa_metrics,
     "imagebind_*.*": imagebind_metrics,
     "musiq_*.*": musiq_metrics,
+    "nisqa.*": nisqa_metrics,
     "passt-s-*.*": passt_metrics,
     "raft-things.*": raft_metrics,
     "synchformer_*.*": synchformer_metrics,
