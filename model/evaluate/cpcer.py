@@ -54,6 +54,8 @@ def read_cpcer(case: EvalCase) -> Reading:
     made, language = case.made, language_of(case.item)
     if made is None or (made.asset.get("transcribe") or {}).get("engine") is None:
         return Reading(None, why="it has no sound to listen to")
+    if not made.clips:
+        return Reading(None, why="it has no clip")
     wanted = texts_by_speaker(((turn.speaker, turn.text) for turn in case.item.turns), language)
     spans = [span for clip in made.clips for span in (clip.get("clip") or {}).get("spans") or ()]
     heard = texts_by_speaker(((span["speaker"] or "", span["text"] or "") for span in spans), language)

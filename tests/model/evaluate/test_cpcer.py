@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ def test_known_answers() -> None:
     assert read_cpcer(heard(("A", ANN), ("B", BEN), (None, "box"))).value == pytest.approx(3 / NUM)
     assert read_cpcer(heard()) == Reading(1, NUM), "silence is all characters missing"
     assert read_cpcer(heard(engine=None)).why == "it has no sound to listen to"
+    made = heard().made
+    assert made is not None
+    assert read_cpcer(EvalCase(ITEM, Path("a.wav"), replace(made, clips=()))).why == "it has no clip"
     spoken = (Utterance("甲", "今天，天气好。"), Utterance("乙", "是的。"))
     chinese = EvalItem(item_id="c", text="今天，天气好。是的。", turns=spoken)
     assert read_cpcer(heard(("A", "今天天氣好"), ("B", "是的"), item=chinese)) == Reading(0, 7)
