@@ -12,6 +12,7 @@ from model.evaluate.lip_distances import WEIGHTS, distance_metrics
 from model.evaluate.metric import Metric, SetMetric
 from model.evaluate.networks import ClapMetrics, Dino, SoundTagger, WavlmVoice
 from model.evaluate.pictures.aesthetics import AestheticMetrics
+from model.evaluate.pictures.dover import dover_metrics
 from model.evaluate.pictures.maniqa import maniqa_metrics
 from model.evaluate.pictures.musiq import musiq_metrics
 from model.evaluate.pictures.raft import raft_metrics
@@ -44,6 +45,7 @@ KINDS: dict[str, type[ClapMetrics | WavlmVoice | Dino | SoundTagger | AestheticM
 
 FILES: dict[str, Callable[[Path, Protocol], tuple[Metric | SetMetric, ...]]] = {
     WEIGHTS: distance_metrics,
+    "DOVER.*": dover_metrics,
     "Cnn14_mAP*.*": panns_metrics,
     "checkpoint.pt": audiobox_metrics,
     "ckpt_koniq10k.*": maniqa_metrics,

@@ -171,3 +171,31 @@ def raft_tensors() -> dict[str, Tensor]:
     for part in ("weight", "bias"):
         tensors[f"update_block.flow_head.conv2.{part}"] *= 0.02
     return {f"module.{name}": each for name, each in tensors.items()}
+
+
+def dover() -> Shapes:
+    """DOVER.pth, two stages of each of its networks, a part of them as wide."""
+    swin, convnext = "technical_backbone", "aesthetic_backbone"
+    shapes = layer(f"{swin}.patch_embed.proj", DIM, 3, 2, 4, 4) | layer(f"{swin}.patch_embed.norm", DIM)
+    for stage, dim, heads in ((0, DIM, 3), (1, 2 * DIM, 6)):
+        for number in (0, 1):
+            block = f"{swin}.layers.{stage}.blocks.{number}"
+            shapes |= vision_block(block, dim) | {f"{block}.attn.relative_position_bias_table": (15 * 13 * 13, heads)}
+            if stage == 0:
+                shapes[f"{block}.attn.fragment_position_bias_table"] = (15 * 13 * 13, heads)
+    shapes |= layer(f"{swin}.layers.0.downsample.norm", 4 * DIM) | layer(f"{swin}.norm", 2 * DIM)
+    shapes[f"{swin}.layers.0.downsample.reduction.weight"] = (2 * DIM, 4 * DIM)
+    for stage, dim in ((0, 8), (1, 16)):
+        scale = f"{convnext}.downsample_layers.{stage}"
+        shapes |= layer(f"{scale}.0", 8, 3, 2, 4, 4) | layer(f"{scale}.1", 8) if stage == 0 else {}
+        shapes |= layer(f"{scale}.0", 8) | layer(f"{scale}.1", 16, 8, 1, 2, 2) if stage == 1 else {}
+        for number, time in ((0, 1), (1, 3)):
+            block = f"{convnext}.stages.{stage}.{number}"
+            shapes |= (
+                layer(f"{block}.dwconv", dim, 1, time, 7, 7) | layer(f"{block}.norm", dim) | {f"{block}.gamma": (dim,)}
+            )
+            shapes |= layer(f"{block}.pwconv1", 4 * dim, dim) | layer(f"{block}.pwconv2", dim, 4 * dim)
+    shapes |= layer(f"{convnext}.norm", 16)
+    for name, dim in (("technical", 2 * DIM), ("aesthetic", 16)):
+        shapes |= layer(f"{name}_head.fc_hid", 8, dim, 1, 1, 1) | layer(f"{name}_head.fc_last", 1, 8, 1, 1, 1)
+    return shapes
