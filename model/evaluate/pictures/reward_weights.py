@@ -78,7 +78,8 @@ def reward_state(folder: Path, lora: Mapping[str, Any]) -> tuple[dict[str, Tenso
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
         is_plain = path.suffix == ".pth"
-        tensors |= plain_state(path, is_mapped=is_zipfile(path)) if is_plain else named_tensors(path, ("",))
+        read = plain_state(path, is_mapped=is_zipfile(path)) if is_plain else named_tensors(path, ("",))
+        tensors |= {name: each for name, each in read.items() if not name.removeprefix(PEFT).startswith(UNUSED)}
     rank = float(lora.get("lora_r") or 1)
     scale = float(lora.get("lora_alpha") or 0) / (rank**0.5 if lora.get("use_rslora") else rank)
     state: dict[str, Tensor] = {}
@@ -89,7 +90,6 @@ def reward_state(folder: Path, lora: Mapping[str, Any]) -> tuple[dict[str, Tenso
                 break
         else:
             state[name] = tensor
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(UNUSED)}
     if HEAD not in state:
         raise ModelError(f"{checkpoint_of(folder)} has no tensor '{HEAD}'.", remedy="Give the release of VideoReward.")
     return state, state.pop(HEAD)

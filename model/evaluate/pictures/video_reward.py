@@ -245,8 +245,10 @@ def patches(frames: Tensor, side: int, depth: int, group: int) -> tuple[Tensor, 
 
 
 def is_video_reward(folder: Path) -> bool:
-    """Whether a folder holds the release, by the file that only it has."""
-    return (folder / RELEASE).is_file()
+    """Whether a folder holds the release, by the file that only it has, or the network that it was made of."""
+    if (folder / RELEASE).is_file():
+        return True
+    return bool(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type") == "qwen2_vl")
 
 
 def reward_metrics(folder: Path, protocol: Protocol) -> tuple[Metric, ...]:

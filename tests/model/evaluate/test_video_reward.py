@@ -241,6 +241,10 @@ def test_another_release_and_a_folder_that_lacks_something_are_refused(tmp_path:
     (tmp_path / "model_config.json").write_text(json.dumps(other))
     with pytest.raises(ModelError, match="'reward_token': 'last'"):
         VideoReward(tmp_path)
+    (tmp_path / "models" / "qwen").mkdir(parents=True)
+    (tmp_path / "config.json").rename(tmp_path / "models" / "qwen" / "config.json")
+    with pytest.raises(ModelError, match="qwen has no model_config"):
+        local_metrics(tmp_path / "models", "mova")
     (tmp_path / "prompt_template.py").unlink()
     with pytest.raises(ModelError, match="has no prompt_template"):
         VideoReward(tmp_path)
