@@ -1,9 +1,8 @@
 """Whether speech, singing and music are heard where they are: `python -m benchmarks.quality_sound DIR ... --json FILE`.
 
 Scenes of 14 s are mixed from recorded and synthetic voices, sung phrases, generated and played music, barks, steps, strokes
-and noise, alone and over one another at known levels; where what is heard is known to the sample. Along ladders of noise,
-cut-off, clipping and lost pieces the rating of speech has to fall. Voices, sung phrases, noises and music of the half
-`choose` are not those of `publish`.
+and noise, alone and over one another at known levels; where what is heard is known to the sample. Voices, sung phrases,
+noises and music of the half `choose` are not those of `publish`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +27,6 @@ from schemas.stretches import Stretch, bridged, runs
 from stages.base import Context
 from stages.engines.voice import VoiceActivity, VoiceConfig
 from stages.sound.events import EVENTS, HOP_S, Event, EventNetwork
-from stages.sound.mos import SpeechRater
 from stages.sound.stage import heard_in
 
 Half = Literal["choose", "publish"]
@@ -240,58 +238,6 @@ def score_events(told: Sequence[tuple[Scene, dict[Event, list[Stretch]]]]) -> di
     return figures
 
 
-Worse = Callable[[F32, float], F32]
-
-
-def with_noise(speech: F32, snr_db: float) -> F32:
-    """White noise under speech."""
-    noise = np.random.default_rng(2).normal(0, LOUD * 10 ** (-snr_db / 20), len(speech))
-    return np.asarray(speech + noise, np.float32)
-
-
-def cut_off(speech: F32, top_hz: float) -> F32:
-    """Nothing above a frequency."""
-    from scipy.signal import butter, sosfiltfilt
-
-    return np.asarray(sosfiltfilt(butter(6, top_hz, fs=SPEECH_RATE_HZ, output="sos"), speech), np.float32)
-
-
-def clipped(speech: F32, share: float) -> F32:
-    """So many of the largest samples cut off."""
-    level = float(np.quantile(np.abs(speech), 1 - share))
-    return np.asarray(speech.clip(-level, level) * (LOUD / max(level, 1e-6) if share else 1), np.float32)
-
-
-def with_holes(speech: F32, share: float) -> F32:
-    """Pieces of 40 ms lost."""
-    size = SPEECH_RATE_HZ // 25
-    is_lost = np.repeat(np.random.default_rng(3).random(len(speech) // size + 1) < share, size)[: len(speech)]
-    return np.where(is_lost, 0, speech).astype(np.float32)
-
-
-LADDERS: dict[str, tuple[Worse, tuple[float, ...]]] = {
-    "noise, dB": (with_noise, (40, 25, 15, 5)),
-    "cut off, Hz": (cut_off, (7500, 3000, 1500, 800)),
-    "clipped share": (clipped, (0.0, 0.05, 0.2, 0.5)),
-    "lost share": (with_holes, (0.0, 0.05, 0.15, 0.3)),
-}
-
-
-def score_mos(voices: Sequence[F32]) -> dict[str, Any]:
-    """Mean rating on each rung, and the share of steps down on which a voice's rating falls."""
-    rater, figures = SpeechRater.load(), {}
-    for name, (worse, rungs) in LADDERS.items():
-        rated = np.array(
-            [[rating.overall for rung in rungs if (rating := rater.rate(worse(voice, rung)))] for voice in voices]
-        )
-        figures[name] = {
-            "rungs": list(rungs),
-            "mean": rated.mean(0).round(2).tolist(),
-            "steps_that_fall": float((np.diff(rated, axis=1) < 0).mean()),
-        }
-    return figures
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Scores, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -313,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
         (scene, heard_in(network.probabilities(scene.samples), voice.stretches(scene.samples, VoiceConfig())))
         for scene in scenes(given.half, material, given.scenes)
     ]
-    figures = {"events": score_events(told), "mos": score_mos(material.voices[:5]), "scenes": len(told)}
+    figures = {"events": score_events(told), "scenes": len(told)}
     given.json.write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures, indent=1))
 

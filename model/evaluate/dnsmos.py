@@ -18,11 +18,11 @@ from model.evaluate.metric import Metric, has_text, of_set3
 from model.evaluate.networks import DECODER, VOICE_HZ, guarded
 from schemas.errors import MediaError, ModelError
 from schemas.files import sha256_of
+from schemas.networks.p808 import WINDOW, opinion_of_window
 
 PACKAGE = "speechmos"
-WINDOW, STEP = int(9.01 * VOICE_HZ), VOICE_HZ
-"""Samples that the network hears at a time, and from one time to the next."""
-BANDS, FFT_SIZE, HOP = 120, 321, 160
+STEP = VOICE_HZ
+"""Samples from one time that the network hears to the next."""
 
 
 def network_path() -> Path:
@@ -34,22 +34,11 @@ def network_path() -> Path:
 
 
 def opinion(samples: NDArray[np.float32], path: Path) -> float:
-    """1 bad to 5 excellent, of mono sound at 16 kHz: the mean over windows of 9 s, one a second; shorter sound is doubled.
-
-    Spectrograms are in decibels under the loudest place of the window, as the network was trained.
-    """
-    from librosa import power_to_db
-    from librosa.feature import melspectrogram
-
+    """1 bad to 5 excellent, of mono sound at 16 kHz: the mean over windows of 9 s, one a second; shorter sound is doubled."""
     while len(samples) < WINDOW:
         samples = np.append(samples, samples)
-    found = []
-    for start in range(0, len(samples) - WINDOW + 1, STEP):
-        heard = samples[start : start + WINDOW - HOP]
-        bands = melspectrogram(y=heard, sr=VOICE_HZ, n_fft=FFT_SIZE, hop_length=HOP, n_mels=BANDS)
-        rows = ((power_to_db(bands, ref=np.max) + 40) / 40).T.astype(np.float32)
-        found.append(float(_session(path).run(None, {"input_1": rows[None]})[0][0, 0]))
-    return float(np.mean(found))
+    starts = range(0, len(samples) - WINDOW + 1, STEP)
+    return float(np.mean([opinion_of_window(samples[start : start + WINDOW], _session(path)) for start in starts]))
 
 
 @lru_cache(maxsize=1)

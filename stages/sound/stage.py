@@ -50,6 +50,12 @@ SOUND = struct(
       show="histogram"),
     f("mos_speech", pa.float64(), doc="the same of the speech alone"),
     f("mos_background", pa.float64(), doc="the same of the background alone"),
+    f("mos_p808", pa.float64(), doc="DNSMOS P.808, 1 bad to 5 excellent, of the whole as it is; null as the others"),
+    f("mos_mean", pa.float64(), doc="mean of mos_overall and mos_p808: falls with noise, missing treble, clipping and lost "
+      "pieces alike",
+      show="histogram"),
+    f("mos_plc", pa.float64(), doc="PLCMOS v2, 1 bad to 5 excellent: how well lost packets are concealed; noise may raise it; "
+      "null as the others"),
     f("stereo", pa.string(), doc="mono, dual_mono (the same twice), inverted, one_channel (the others silent) or stereo: of "
       "the two "
       "loudest channels; null for silence", show="label"),
@@ -62,18 +68,18 @@ class SoundConfig(StageConfig):
     """What is asked for."""
 
     rate_speech: bool = True
-    """Rate speech by DNSMOS, which takes most of the stage's time; without it the opinions (`mos_*`) are null."""
+    """Rate speech by DNSMOS and PLCMOS, which takes most of the stage's time; without it the opinions (`mos_*`) are null."""
 
 
 class SoundStage(Measure[SoundConfig]):
-    """What is heard in a clip. About 3 to 4 CPU s a minute, of which most is the rating of speech.
+    """What is heard in a clip. About 4 to 5 CPU s a minute, of which most is the rating of speech.
 
     A noise that holds a pitch may pass for music, and barks now and then for speech: where `transcribe` heard no speech,
     there is none here either. Speakers are those of `clip.spans`.
     """
 
     name = "sound"
-    version = "1"
+    version = "2"
     level = "clip"
     reads = ("download.path", "probe.has_audio", "transcribe.speech", "clip")
     adds = SOUND
@@ -103,6 +109,9 @@ class SoundStage(Measure[SoundConfig]):
             "mos_overall": rating and rating.overall,
             "mos_speech": rating and rating.speech,
             "mos_background": rating and rating.background,
+            "mos_p808": rating and rating.p808,
+            "mos_mean": rating and rating.mean,
+            "mos_plc": rating and rating.plc,
             "stereo": stereo,
             "unlike_ratio": unlike,
         }
