@@ -92,7 +92,7 @@ def write_release(folder: Path, state: dict[str, torch.Tensor], text: str = SAID
     torch.save(state, folder / "checkpoint-7" / "model.pth")
     (folder / "model_config.json").write_text(json.dumps(RELEASE))
     (folder / "prompt_template.py").write_text(f"import nothing_that_is_there\n{TEXT} = {text!r}\n")
-    told = {"model_type": "qwen2_vl", **TEXT_SIZES, "vision_config": VISION_SIZES}
+    told = {"model_type": "qwen2_vl", "torch_dtype": "bfloat16", **TEXT_SIZES, "vision_config": VISION_SIZES}
     (folder / "config.json").write_text(json.dumps(told))
 
 
@@ -138,6 +138,7 @@ def test_opinions_are_the_heads_of_the_network_with_its_adapters(network: VideoR
         found = network.opinions(frames, "dog barks")
     expected = (hidden[0, at] @ head.T)[:, 0].tolist()
     assert list(found) == list(SCORES)
+    assert {each.dtype for each in network._parts[0].parameters()} == {torch.float32}, "whatever its config says"
     assert list(found.values()) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
