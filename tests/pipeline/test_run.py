@@ -253,11 +253,13 @@ KILLED_WHEN: dict[str, Callable[[Path], bool]] = {
     "rows are committed": lambda out: num_commits(out) >= 2,
     "a shard is published": lambda out: any((out / "shards").glob("*.tar")),
 }
+KILLED_HERE = {"rows are committed", "a shard is published"}
+"""Phases in which a run without Ray is killed: the driver commits and packs, which is the same either way."""
 
 
 @starts_ray
 def test_killed_and_restarted_runs_end_as_if_undisturbed(tmp_path: Path, light: Path) -> None:
-    """On Ray, once without; killed in every phase. The undisturbed run is one without Ray: both ways give the same run."""
+    """Killed in every phase, on Ray and without. The undisturbed run is one without Ray: both ways give the same run."""
     media, calm, killed = (tmp_path / name for name in ("media", "calm", "killed"))
     write_balls(media, 6)
     (media / "broken.mp4").write_text("not a video")
@@ -266,7 +268,7 @@ def test_killed_and_restarted_runs_end_as_if_undisturbed(tmp_path: Path, light: 
     assert len(expected["files"]) > 1
     again = ["run", str(light), "--input", str(media), "--quiet", "--out", str(killed)]
     for phase, is_reached in KILLED_WHEN.items():
-        process = curate(*again, *(["--here"] if phase == "rows are committed" else []))
+        process = curate(*again, *(["--here"] if phase in KILLED_HERE else []))
         while not is_reached(killed):
             assert process.poll() is None, f"ended before {phase}: {process.communicate()[0]}"
             time.sleep(0.02)
