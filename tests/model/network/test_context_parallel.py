@@ -25,8 +25,8 @@ from tests.model.latent_shards import TINY, random_clip, recipe, run_ranks, writ
 from tests.model.plain_training import Plain, plain_training, worst
 from tests.model.rank_jobs import gradients_and_weights, in_turn, train_until, write_error
 
-pytestmark = pytest.mark.timeout(600)
-"""Setting up starts eight processes, minutes on a busy machine."""
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("ranks")]
+"""Setting up starts eight processes, minutes on a busy machine; forked off one that a worker has once."""
 
 KINDS = (((3, 8, 9), 1), ((3, 8, 8), 12), (None, 55), ((4, 8, 8), 0))
 """Video latent and audio tokens of long clips: dearer than one pack may be, whatever its token budget."""

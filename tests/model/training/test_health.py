@@ -26,6 +26,8 @@ from schemas.errors import DamagedSampleError, ModelError, RecipeError
 from tests.model.latent_shards import random_clip, recipe, run_ranks, write_latent_shards
 from tests.model.rank_jobs import poison, train_with_nan, whole
 
+pytestmark = pytest.mark.xdist_group("ranks")  # whoever has the process that ranks are forked off
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,8 @@ from tests.model.latent_shards import TINY, random_clip, recipe, run_ranks, writ
 from tests.model.plain_training import plain_training, worst
 from tests.model.rank_jobs import MuonMatrix, gradients_and_weights, in_turn, muon_steps
 
+pytestmark = pytest.mark.xdist_group("ranks")  # whoever has the process that ranks are forked off
+
 NUM_STEPS = 10
 
 

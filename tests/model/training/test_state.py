@@ -21,6 +21,8 @@ from schemas.errors import ModelError
 from tests.model.latent_shards import SHALLOW, random_clip, recipe, run_ranks, write_latent_shards
 from tests.model.rank_jobs import in_turn, load_states, save_states, train_until
 
+pytestmark = pytest.mark.xdist_group("ranks")  # whoever has the process that ranks are forked off
+
 ROOT = Path(__file__).resolve().parents[3]
 
 

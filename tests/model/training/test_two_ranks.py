@@ -28,7 +28,7 @@ from tests.model.data.test_retry import Handler, Server
 from tests.model.latent_shards import random_clip, recipe, run_ranks, write_latent_shards
 from tests.model.rank_jobs import die_while_saving, in_turn, train_to_end
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]  # whoever has the process that ranks are forked off
 
 DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "states flipped": ("__1_0.distcp", lambda old: old[:-300] + bytes([old[-300] ^ 4]) + old[-299:]),

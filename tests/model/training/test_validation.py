@@ -33,6 +33,8 @@ from tests.model.evaluate.tiny_networks import write_wavlm
 from tests.model.latent_shards import SMALL, random_clip, recipe, run_ranks, write_latent_shards
 from tests.model.rank_jobs import in_turn, validate, whole
 
+pytestmark = pytest.mark.xdist_group("ranks")  # whoever has the process that ranks are forked off
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
