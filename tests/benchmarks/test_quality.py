@@ -33,6 +33,7 @@ def test_a_part_that_does_not_exist_is_refused_before_anything_is_scored(
     assert not (tmp_path / "q.json").exists()
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_is_named_and_costs_no_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     kept: list[object] = []
     assert quality.score(tmp_path / "no-media", ["words"], 1, kept.append) == ["words"]

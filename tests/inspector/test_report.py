@@ -52,6 +52,7 @@ def test_codes_decide_as_values_do_on_every_step(operator: str, bound: float, va
         assert (kept == expected)[~is_near].all(), (at, edge)
 
 
+@pytest.mark.slow
 def test_the_codes_of_a_run_keep_what_the_run_keeps(session: Session) -> None:
     table = measures(session.view.run)
     told = packed_clips(table)

@@ -33,6 +33,7 @@ def check_command(words: list[str]) -> None:
     group.commands[words[1]].make_context(words[1], words[2:]).close()
 
 
+@pytest.mark.slow
 def test_the_launchers_configuration_passes_its_own_validator() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 

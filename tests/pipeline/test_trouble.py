@@ -87,6 +87,7 @@ def test_an_out_that_cannot_be_written_is_said_in_one_line(
         assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_safe(clip: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,

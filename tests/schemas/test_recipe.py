@@ -73,6 +73,7 @@ def test_a_recipe_is_found_by_name_or_path(folder: Path, tmp_path: Path) -> None
         (bomb(b"[1, 1]", b"[%s]"), "own.yaml is not YAML: its aliases stand for more than 100000 values"),
         (bomb(b"{k: 1}", b"{<<: [%s]}"), "own.yaml is not YAML: its aliases stand for more than 100000 values"),
     ],
+    ids=lambda value: repr(value[:20]),
 )
 def test_what_is_no_recipe_is_refused(folder: Path, tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "own.yaml").write_bytes(content)

@@ -369,6 +369,7 @@ def test_retries_run_out_for_a_server_that_fails_most_requests(
     assert len(server.asked) == 11 + 10 + 1 + 1, "twenty failures are paid for, and each clip is asked about once"
 
 
+@pytest.mark.slow
 def test_no_server_and_no_key(clip_file: Path, worker: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     nobody = {"engine": "openai", "openai": OpenaiConfig(base_url="http://127.0.0.1:9/v1", tries=2, wait_s=0.0)}
     with pytest.raises(EngineError) as caught:

@@ -142,6 +142,7 @@ def test_scales_are_the_authors() -> None:
     assert opinions({"technical": -1e6, "aesthetic": 1e6})["technical"] == 0
 
 
+@pytest.mark.slow
 def test_a_film_is_judged_the_same_in_every_run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fragments of 8 px instead of 32, which take a sixteenth of the time."""
     monkeypatch.setattr(dover, "FRAGMENT_PX", 8)

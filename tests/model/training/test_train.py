@@ -111,6 +111,7 @@ def test_a_request_to_stop_ends_after_the_step_with_a_checkpoint(data: Path, tmp
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_a_finite_plan_trains_on_everything_once_and_ends(data: Path, tmp_path: Path) -> None:
     config = recipe(data, num_steps=1000, plan={"num_epochs": 1})
     num_steps = train(config, tmp_path)
