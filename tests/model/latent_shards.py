@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
-import signal
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -120,29 +117,12 @@ def by_euler(model: Nava, state: Sequence[Sample], sigmas: Sequence[float]) -> l
 
 
 def run_ranks(function: Callable[..., None], num_ranks: int, folder: Path, *arguments: Any) -> None:
-    """Run `function(rank, *arguments)` on that many gloo ranks, each forked off a process that did nothing but import.
-
-    torch 2.13 with gloo was seen to die of SIGSEGV in one of ten two-rank runs, and once of a double free; after such a death,
-    below Python, all is repeated once in `folder` as it was, and that is said.
-    """
+    """Run `function(rank, *arguments)` on that many gloo ranks, each forked off a process that did nothing but import."""
     multiprocessing.set_forkserver_preload(["tests.model.rank_jobs"])
-    before = folder.with_name(f"{folder.name}-before-{function.__name__}-{num_ranks}")
-    shutil.copytree(folder, before)
-    for attempt in (1, 2):
-        store = folder / f"store-{function.__name__}-{num_ranks}-{attempt}"
-        try:
-            mp.start_processes(
-                _enter, (function, num_ranks, str(store), arguments), nprocs=num_ranks, start_method="forkserver"
-            )
-        except mp.ProcessExitedException as error:
-            if attempt == 2 or error.exit_code not in (-signal.SIGSEGV, -signal.SIGABRT):
-                raise
-            warnings.warn(f"a rank of {function.__name__} died below Python ({error}), repeated once", stacklevel=2)
-            shutil.rmtree(folder)
-            shutil.copytree(before, folder)
-        else:
-            break
-    shutil.rmtree(before)
+    store = folder / f"store-{function.__name__}-{num_ranks}"
+    mp.start_processes(
+        _enter, (function, num_ranks, str(store), arguments), nprocs=num_ranks, start_method="forkserver"
+    )
 
 
 def _enter(rank: int, function: Callable[..., None], num_ranks: int, store: str, arguments: tuple[Any, ...]) -> None:
