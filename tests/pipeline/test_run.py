@@ -261,7 +261,7 @@ KILLED_HERE = {"rows are committed", "a shard is published"}
 def test_killed_and_restarted_runs_end_as_if_undisturbed(tmp_path: Path, light: Path) -> None:
     """Killed in every phase, on Ray and without. The undisturbed run is one without Ray: both ways give the same run."""
     media, calm, killed = (tmp_path / name for name in ("media", "calm", "killed"))
-    write_balls(media, 6)
+    write_balls(media, 4)
     (media / "broken.mp4").write_text("not a video")
     curate_here(light, media, calm)
     expected = facts(calm)

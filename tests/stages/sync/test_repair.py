@@ -218,6 +218,7 @@ def repaired_run(demo_media: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "gates.sync.confidence.min=0",
         "stages.clip.max_s=16",
         "stages.shot_split.engine=content",
+        "stages.transcribe.whisperx.weights=tiny.en",
     )
     run(load_recipe("quickstart", chosen), expand_sources([str(media)]), str(out), here, quiet=True)
     return media, out
