@@ -93,5 +93,5 @@ def check_hidden(ctx: Context, written: Path) -> None:
                     f"{written.stem}: a face is left at {time_s:.2f} s of the written clip, with score {found[0].score:.2f}; "
                     "expected none, as stages.cut.blur_faces is set.",
                     reason="face_left",
-                    remedy="Look closer with stages.faces.long_side_px, or set stages.cut.blur_faces=fill where it is no face.",
+                    remedy="Look closer with stages.faces.long_side_px, or leave the clip out if it is no face.",
                 )

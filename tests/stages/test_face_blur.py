@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,33 @@ def test_a_face_is_found_in_the_source_and_none_in_what_is_written(
         check_hidden(context, talk)
     assert caught.value.reason == "face_left"
     context.media.close()
+
+
+@pytest.mark.slow
+def test_what_is_soft_and_still_looks_like_a_face_is_hidden_under_grey(
+    media_dir: Path, tmp_path: Path, make_row: Any, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faces = Faces(FacesConfig(identity="none"))
+    faces.setup(context)
+    row = whole_clip(media_dir / "awkward" / "pillarboxed_in_16x9.mp4", make_row)
+    row["clip"] |= span_fields(span_of_file(row["probe"], 0, Fraction(2, 5)))
+    row["faces"] = faces.measure(row)
+    grey = cut_of(row, context, tmp_path / "grey", "fill")[1]
+    answers: list[str | None] = []
+
+    def look(ctx: Context, written: Path) -> None:
+        try:
+            check_hidden(ctx, written)
+            answers.append(None)
+        except MediaError as error:
+            answers.append(error.reason)
+            raise
+
+    monkeypatch.setattr("stages.cut.check_hidden", look)
+    found, members = cut_of(row, context, tmp_path / "soft", "gaussian")
+    assert answers == ["face_left", None]
+    assert found["num_faces_blurred"] == 1
+    np.testing.assert_array_equal(pictures(members["mp4"]), pictures(grey["mp4"]))
 
 
 @pytest.mark.slow
