@@ -45,8 +45,9 @@ HEAD = "head"
 NEEDED_S = {"raylet": 3.0, "gcs_server": 30.0, HEAD: 30.0}
 """Ray's name of what nothing goes on without -> how long a driver has to end well. Ray itself ends it a second later without
 the first, and after a minute without the others."""
-STARTING_S = 3.0
-"""The same before anything is worked on: nothing has to end well then."""
+STARTING_S = {"raylet": 45.0, "gcs_server": 3.0}
+"""The same while Ray starts, which would wait a minute for its server. A raylet that falls then has mostly given up: it does
+where its agents take more than 20 s, as on a busy machine. Ray puts the rest away in its own time, and is started once more."""
 HEAD_SILENT_S = 12.0
 """A head that accepts no connection for this long is lost; its own health checks give nodes up about as soon."""
 LOOKED_EVERY_S = 0.5
@@ -115,13 +116,15 @@ def _start(ray: Any, address: str | None, num_cpus: int | None) -> None:
     else:
         settings |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
     logging.getLogger("ray").setLevel(logging.ERROR)
+    before = {each.pid for each in below(os.getpid())}
     for start in range(STARTS):
         try:
-            with _guarded(dict.fromkeys(NEEDED_S, STARTING_S)):
+            with _guarded(STARTING_S):
                 ray.init(**settings)
             return
         except Exception as error:  # Ray raises bare Exceptions here
             ray.shutdown()
+            end(each for each in below(os.getpid()) if each.pid not in before)  # Ray leaves what it had begun to start
             if start + 1 == STARTS or LONG_NAME in str(error):
                 raise error if isinstance(error, MachineError) else _not_there(address, error) from error
             time.sleep(BETWEEN_STARTS_S)
@@ -182,8 +185,9 @@ def _fall_of(name: str, head: str | None) -> MachineError:
     if name == HEAD:
         msg = f"the head of the Ray cluster, {head}, has not answered for {HEAD_SILENT_S:g} s."
         return MachineError(msg, remedy=f"Start a cluster with another head (docs/cluster.md); {GOES_ON}")
-    msg = f"the {name} of the private Ray runtime on {socket.gethostname()} was ended from outside."
-    return MachineError(msg, remedy=f"Free memory there, or run fewer workers (--cpus); {GOES_ON}")
+    msg = f"the {name} of the private Ray runtime on {socket.gethostname()} is no more: ended from outside, or by Ray itself."
+    remedy = f"Free memory there, run fewer workers (--cpus), or wait until it is less busy; {GOES_ON}"
+    return MachineError(msg, remedy=remedy)
 
 
 def _check_answers(address: str) -> None:

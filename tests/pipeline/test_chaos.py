@@ -173,7 +173,8 @@ def kill(name):
 def kill_early(name):
     while not children(name):
         time.sleep(0.02)
-    time.sleep(1)
+    if name == "gcs_server":
+        time.sleep(1)
     kill(name)
 
 agents, name, moment = [], *sys.argv[2:]
@@ -183,11 +184,15 @@ sources = tuple(toy_source(str(number), faults={"probe": "sleep0.2"}) for number
 try:
     with on_ray(make_plan(parse_recipe(toy_stages.RECIPE)), RunDir(sys.argv[1]), num_cpus=1) as executor:
         for settled in executor.carry(Lease(0, sources)):
+            if moment == "starting":
+                print("went on", flush=True)
+                break
             kill(name)
 except MachineError as error:
     print(error, flush=True)
-assert not children("raylet") + children("gcs_server")
-assert agents and not [pid for pid in agents if command(pid).startswith("ray::")]
+assert not [each for each in below(os.getpid()) if command(each.pid)]
+assert agents or moment == "starting"
+assert not [pid for pid in agents if command(pid).startswith("ray::")]
 """
 
 
@@ -211,6 +216,15 @@ def test_one_that_falls_while_it_starts_too(tmp_path: Path) -> None:
     done = fallen(tmp_path / "run", "gcs_server", "starting")
     assert done.returncode == 2
     assert done.stderr.startswith("error: the gcs_server of the private Ray runtime on ")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+def test_one_whose_raylet_gives_up_while_it_starts_is_started_once_more(tmp_path: Path) -> None:
+    """On a busy machine raylets wait too short for their own agents."""
+    done = fallen(tmp_path / "run", "raylet", "starting")
+    assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
 
 
 def fallen(run: Path, name: str, moment: str) -> subprocess.CompletedProcess[str]:
