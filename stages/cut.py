@@ -170,7 +170,7 @@ class Cut(Measure[CutConfig]):
     def _hide_faces(self, path: Path, row: Row, out: Path, options: CutOptions) -> CutReport:
         """Writes the clip without faces; under grey instead of soft spots where the detector takes these for a face.
 
-        Raises MediaError("face_left") where it sees one even then, which is another than those that are hidden.
+        Raises MediaError("face_left") where it sees one even then: somebody else, or head and shoulders around the grey.
         """
         report = self._write(path, row, out, options)
         try:
