@@ -422,7 +422,8 @@ def test_every_target_is_explained() -> None:
 
 def remedies(path: Path) -> Iterator[str]:
     """Texts given as `remedy=`, or assigned to `remedy`; NAME stands for what is filled in."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    text = path.read_text()
+    for node in ast.walk(ast.parse(text)) if "remedy" in text else ():
         names = [node.arg] if isinstance(node, ast.keyword) else getattr(node, "targets", [])
         if "remedy" in [name if isinstance(name, str) else ast.unparse(name) for name in names if name]:
             yield from texts(node.value)  # type: ignore[attr-defined]

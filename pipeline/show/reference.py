@@ -180,7 +180,7 @@ def errors_text() -> str:
 
 def reasons_in(source: str) -> Iterator[str]:
     """The reasons that a module gives to errors: `reason="..."`, `{"reason": "..."}` and `reason, ... = "...", ...`."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(source)) if "reason" in source else ():
         values: list[Any] = []
         if isinstance(node, ast.keyword) and node.arg == "reason":
             values = [node.value]
