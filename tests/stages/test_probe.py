@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ import pytest
 from pipeline.demo.clips import flash_and_click, variable_rate
 from pipeline.demo.write import Encoding
 from schemas.errors import MediaError
+from stages.base import Context
 from stages.media.probe import is_variable
 from stages.probe import ADDS, Probe, ProbeConfig
 
 SMALL = Encoding(width_px=192, height_px=96)
 
 
-@pytest.fixture
-def probe(context: Any) -> Callable[..., dict[str, Any]]:
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Probes a file, with one decoder for all tests."""
+    context = Context(tmp_path_factory.mktemp("scratch"))
+
     def ask(path: Path, **options: Any) -> dict[str, Any]:
         stage = Probe(ProbeConfig(**options))
         stage.setup(context)
@@ -30,7 +35,14 @@ def probe(context: Any) -> Callable[..., dict[str, Any]]:
             raise result
         return result
 
-    return ask
+    yield ask
+    context.media.close()
+
+
+@pytest.fixture(scope="module")
+def probed(probe: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[str, Any]]:
+    """Of a file that nobody writes to: probed once."""
+    return cache(probe)
 
 
 def test_fields_are_those_declared(probe: Any, tmp_path: Path) -> None:
@@ -135,7 +147,7 @@ KNOWN_DIFFERENCES: dict[str, dict[str, float]] = {
 
 
 @pytest.mark.slow
-def test_awkward_files_are_as_their_manifest_says(media_dir: Path, probe: Any) -> None:
+def test_awkward_files_are_as_their_manifest_says(media_dir: Path, probed: Any) -> None:
     """Frame counts, starts and streams of every small awkward file; the known differences are listed above."""
     num_read = 0
     for item in _items(media_dir):
@@ -144,11 +156,11 @@ def test_awkward_files_are_as_their_manifest_says(media_dir: Path, probe: Any) -
             continue
         if not truth["readable_by_ffprobe"]:
             with pytest.raises(MediaError) as caught:
-                probe(path)
+                probed(path)
             assert caught.value.reason in ("empty_file", "web_page", "no_index", "not_decodable")
             continue
         num_read += 1
-        found, known = probe(path), KNOWN_DIFFERENCES.get(path.name, {})
+        found, known = probed(path), KNOWN_DIFFERENCES.get(path.name, {})
         streams = {stream["index"]: stream for stream in truth["streams"]}
         assert found["has_audio"] == any(s["type"] == "audio" for s in streams.values()), path.name
         if found["has_video"]:
@@ -185,20 +197,20 @@ def test_awkward_files_are_as_their_manifest_says(media_dir: Path, probe: Any) -
         ("webm_with_wrong_extension.mp4", {"container": "matroska", "video_codec": "vp9"}),
     ],
 )
-def test_what_is_special_is_seen(media_dir: Path, probe: Any, name: str, expected: dict[str, Any]) -> None:
+def test_what_is_special_is_seen(media_dir: Path, probed: Any, name: str, expected: dict[str, Any]) -> None:
     path = media_dir / "awkward" / name
     if not path.exists():
         pytest.skip("awkward files are not here")
-    found = probe(path)
+    found = probed(path)
     assert {key: found[key] for key in expected} == expected
 
 
-def test_damage_in_real_files(media_dir: Path, probe: Any) -> None:
+def test_damage_in_real_files(media_dir: Path, probed: Any) -> None:
     folder = media_dir / "awkward"
     for name in ("bit_flips_in_mdat.mp4", "mpegts_starts_mid_gop.ts", "truncated_tail.mp4"):
-        assert probe(folder / name)["damaged_packets"] > 0, name
-    gap = probe(folder / "audio_starts_late_and_has_hole.mkv")
+        assert probed(folder / name)["damaged_packets"] > 0, name
+    gap = probed(folder / "audio_starts_late_and_has_hole.mkv")
     assert gap["audio_gap_s"] == pytest.approx(0.7, abs=0.03)
     assert gap["audio_start_s"] == pytest.approx(1.022, abs=1e-3)
-    assert probe(folder / "real_vp9_opus_no_duration.webm")["duration_us"] == pytest.approx(4.94e6, rel=0.01)
-    assert probe(folder / "truncated_tail.mp4")["duration_us"] == pytest.approx(3.48e6, rel=0.02)
+    assert probed(folder / "real_vp9_opus_no_duration.webm")["duration_us"] == pytest.approx(4.94e6, rel=0.01)
+    assert probed(folder / "truncated_tail.mp4")["duration_us"] == pytest.approx(3.48e6, rel=0.02)

@@ -33,9 +33,9 @@ SMALL = Encoding(width_px=192, height_px=96)
 RATE_HZ = 48_000
 
 
-@pytest.fixture
-def decoder(tmp_path: Path) -> Iterator[Decoder]:
-    media = Decoder(tmp_path / "scratch", DecoderConfig(timeout_s=120.0))
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder]:
+    media = Decoder(tmp_path_factory.mktemp("scratch"), DecoderConfig(timeout_s=120.0))
     yield media
     media.close()
 
@@ -602,7 +602,7 @@ def test_a_large_caller_does_not_make_its_children_look_grown(tmp_path: Path) ->
     from pipeline.demo import flash_and_click
 
     path = flash_and_click(tmp_path / "v.mp4", duration_s=2.0).path
-    held = np.ones(75_000_000)
+    held = np.ones(40_000_000)
     decoder = Decoder(tmp_path / "scratch", retire_gb=held.nbytes / 2e9 + 0.2)
     decoder.frames(path, long_side_px=64)
     assert len(decoder._idle) == 1
