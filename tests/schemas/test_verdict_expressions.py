@@ -127,12 +127,13 @@ def test_gates_say_of_any_table_what_they_say_of_one_row(
         columns |= flattened(stage, [row[stage] for row in rows], STRUCT)
     flat = pl.DataFrame(pa.table(columns))
     said = expressions(checks, lambda stage: pl.col(f"{stage}.hash").is_not_null())
-    for number, each in enumerate(said):
-        for kind in ("failed", "missing", "unreached", "rejects", "errors"):
-            of_rows = [of_row[number][kind] for of_row in wanted]
-            assert getattr(outcome, kind)[number].tolist() == of_rows, (each.check.name, kind)
-            found = flat.with_columns(answer=getattr(each, kind))["answer"]
-            assert found.to_list() == of_rows, (each.check.name, kind)
+    kinds = ("failed", "missing", "unreached", "rejects", "errors")
+    names = [(number, kind) for number in range(len(said)) for kind in kinds]
+    found = flat.with_columns(getattr(said[number], kind).alias(f"{number} {kind}") for number, kind in names)
+    for number, kind in names:
+        of_rows = [of_row[number][kind] for of_row in wanted]
+        assert getattr(outcome, kind)[number].tolist() == of_rows, (said[number].check.name, kind)
+        assert found[f"{number} {kind}"].to_list() == of_rows, (said[number].check.name, kind)
     statuses, deciders = settle(outcome)
     decided = [
         (status, None if by is None else checks.index(by)) for status, by in zip(statuses, deciders, strict=True)
