@@ -144,19 +144,15 @@ def states_per_gpu(config: TrainConfig, num_gpus: int) -> int:
     return math.ceil((network + average + beside) / num_shards)
 
 
-@lru_cache(maxsize=64)
 def count_activations(network: NavaConfig, recompute: Recompute, dtype: torch.dtype, num_tokens: int) -> Activations:
     """Bytes beside the weights for a pack of `num_tokens` tokens: clips of the release's longest kind, as many as fit.
 
-    Cost: a second or three, whatever the size. The scratch of the attention kernels in backward (float32 gradients of the
-    queries) is added: it is theirs alone and no tensor of ours.
+    Cost: a second or three, whatever the size; none for networks that differ in depth alone from one counted before. The
+    scratch of the attention kernels in backward (float32 gradients of the queries) is added: it is theirs alone and no
+    tensor of ours.
     """
-    packed = _example_pack(network, num_tokens)
-    sizes = [(1, 1), (2, 1), (1, 2)]
-    one, more_align, more_fusion = (
-        _run(network.model_copy(update={"num_align_layers": a, "num_fusion_layers": f}), recompute, dtype, packed)
-        for a, f in sizes
-    )
+    shallow = network.model_copy(update={"num_align_layers": 1, "num_fusion_layers": 1})
+    one, more_align, more_fusion = _runs_of_few_blocks(shallow, recompute, dtype, num_tokens)
     num_align, num_fusion = network.num_align_layers - 1, network.num_fusion_layers - 1
     kept, peak = (
         of_one + num_align * (of_align - of_one) + num_fusion * (of_fusion - of_one)
@@ -164,6 +160,17 @@ def count_activations(network: NavaConfig, recompute: Recompute, dtype: torch.dt
     )
     scratch = 4 * network.dim * num_tokens if dtype == torch.bfloat16 else 0
     return Activations(kept, peak + scratch)
+
+
+@lru_cache(maxsize=64)
+def _runs_of_few_blocks(
+    shallow: NavaConfig, recompute: Recompute, dtype: torch.dtype, num_tokens: int
+) -> tuple[Activations, Activations, Activations]:
+    """With one block of each kind, with one more that aligns, with one more that fuses."""
+    packed = _example_pack(shallow, num_tokens)
+    more_align, more_fusion = (shallow.model_copy(update={f"num_{kind}_layers": 2}) for kind in ("align", "fusion"))
+    one, two, three = (_run(network, recompute, dtype, packed) for network in (shallow, more_align, more_fusion))
+    return one, two, three
 
 
 def run_activations(network: NavaConfig, recompute: Recompute, dtype: torch.dtype, num_tokens: int) -> Activations:

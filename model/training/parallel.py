@@ -64,6 +64,9 @@ def parallelize(model: Nava, mesh: DeviceMesh, config: ParallelConfig) -> None:
     set_recompute(model, config.recompute)
     blocks = [*model.double_blocks, *model.single_blocks]
     if config.compile:
+        # Floats of a block, such as eps, never change. As symbols they have every kind of block traced twice, backward
+        # pass included: only then torch finds that kernels take them as constants alone, and starts again.
+        torch._dynamo.config.specialize_float = True
         for block in blocks:
             block.forward = torch.compile(block.forward, dynamic=True, backend=config.compile_backend)
     compute, reduce = compute_dtype(config), master_dtype(config)

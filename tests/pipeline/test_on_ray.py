@@ -148,23 +148,6 @@ def test_rows_that_crash_hang_or_swell_are_found_by_name_and_the_rest_survives(
     assert all(verdicts(found[source.source_id]) == calm for source in sources if source.uri.startswith("v"))
 
 
-def assert_last(last: str, sources: list[Source], carrying: Iterator[Settled], rest: Path) -> None:
-    """Fails unless all others are finished while `last` goes on; `rest` tells it that they are."""
-    order = []
-    for settled in carrying:
-        order.append(settled.source_id)
-        if len(order) == len(sources) - 1:
-            rest.touch()
-    assert sorted(order) == sorted(source.source_id for source in sources)
-    assert order[-1] == last
-
-
-def test_no_short_source_waits_for_a_long_one(ray: Any, toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    sources = [unit(f"v{number}") for number in range(12)]
-    sources[3] = unit("long", faults={"probe": f"until {tmp_path / 'rest'}"})
-    assert_last(source_id("long"), sources, carried(ray, toy_recipe, sources, tmp_path), tmp_path / "rest")
-
-
 def test_leases_are_small_at_the_beginning_and_near_the_end() -> None:
     assert lease_size(None, 10_000, 2) == 1
     assert lease_size(0.5, 10_000, 2) == 20, "ten seconds of work"
@@ -173,28 +156,29 @@ def test_leases_are_small_at_the_beginning_and_near_the_end() -> None:
     assert [lease_size(0.01, left, 2) for left in (800, 80, 15, 1)] == [100, 10, 1, 1]
 
 
-def test_what_a_busy_worker_has_not_begun_is_given_to_an_idle_one(
+def test_no_short_source_waits_for_a_long_one(
     ray: Any, toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What its worker has not begun of a lease is given to an idle one; the long source goes on until all others are finished."""
     monkeypatch.setattr(dispatch, "lease_size", lambda *_: 10)
     long = unit("long", faults={"probe": f"until {tmp_path / 'rest'}"})
     sources = [long, *(unit(f"v{number}") for number in range(19))]
-    assert_last(long.source_id, sources, carried(ray, toy_recipe, sources, tmp_path), tmp_path / "rest")
+    order = []
+    for settled in carried(ray, toy_recipe, sources, tmp_path):
+        order.append(settled.source_id)
+        if len(order) == len(sources) - 1:
+            (tmp_path / "rest").touch()
+    assert sorted(order) == sorted(source.source_id for source in sources)
+    assert order[-1] == long.source_id
 
 
-def test_a_killed_worker_costs_nothing(ray: Any, toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    sources = [unit(f"v{number}") for number in range(40)]
-    sources[20] = unit("unlucky", faults={"probe": f"once {tmp_path / 'killed'}"})
-    found = list(carried(ray, toy_recipe, sources, tmp_path))
-    assert (tmp_path / "killed").exists()
-    assert sorted(each.source_id for each in found) == sorted(source.source_id for source in sources)
-    assert {each.verdict.status for each in found} == {"keep"}
-
-
-def test_a_lost_node_costs_only_its_leases(cluster: Any, ray: Any, toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_worker_and_a_lost_node_cost_only_their_leases(
+    cluster: Any, ray: Any, toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
     node = cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()
     sources = [unit(f"v{number}", faults={"probe": "sleep0.2"}) for number in range(100)]
+    sources[2] = unit("unlucky", faults={"probe": f"once {tmp_path / 'killed'}"})
     executor = OnRay(ray, make_plan(parse_recipe(toy_recipe)), RunDir(tmp_path))
     found = []
     for settled in executor.carry(Lease(0, tuple(sources))):
@@ -203,6 +187,7 @@ def test_a_lost_node_costs_only_its_leases(cluster: Any, ray: Any, toy_recipe: d
             cluster.remove_node(node, allow_graceful=False)
             node = None
     assert node is None, "the second node had work"
+    assert (tmp_path / "killed").exists()
     assert sorted(each.source_id for each in found) == sorted(source.source_id for source in sources)
     assert {each.verdict.status for each in found} == {"keep"}
 
@@ -210,6 +195,20 @@ def test_a_lost_node_costs_only_its_leases(cluster: Any, ray: Any, toy_recipe: d
 def film(name: str, **facts: Any) -> Source:
     """2,000 s, in parts of ten minutes."""
     return unit(name, frames=25 * 2000, shot=25 * 60, clip=25 * 25, **facts)
+
+
+class Seen(OnRay):
+    """Notes the units of the first pass in the order in which they end."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.ended: list[str] = []
+
+    def carry(self, lease: Lease) -> Iterator[Settled]:
+        for settled in super().carry(lease):
+            if settled.is_done and lease.number == 0:
+                self.ended.append(settled.source_id)
+            yield settled
 
 
 def test_workers_share_a_film_once_short_sources_do_not_wait_for_them(
@@ -220,11 +219,11 @@ def test_workers_share_a_film_once_short_sources_do_not_wait_for_them(
     meeting.mkdir()
     sources = [film("film", faults={"sync:0": f"meet {meeting}"}), *(unit(f"v{number}") for number in range(12))]
     plan = make_plan(parse_recipe(toy_recipe))
-    ended = [each.source_id for each in carried(ray, toy_recipe, sources, tmp_path / "order") if each.is_done]
+    on_ray = Seen(ray, plan, RunDir(tmp_path / "ray"))
+    rows = whole_run(on_ray, plan, sources, tmp_path / "ray")
     assert len(list(meeting.iterdir())) == 2
-    assert len(ended) == len(sources)
-    assert ended[-1] == source_id("film")
-    rows = whole_run(OnRay(ray, plan, RunDir(tmp_path / "ray")), plan, sources, tmp_path / "ray")
+    assert len(on_ray.ended) == len(sources)
+    assert on_ray.ended[-1] == source_id("film")
     with here(plan, RunDir(tmp_path / "here")) as executor:
         assert rows == whole_run(executor, plan, sources, tmp_path / "here")
 

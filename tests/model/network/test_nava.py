@@ -285,7 +285,8 @@ def test_a_block_compiles_whole_and_once_for_all_lengths(
         tiny_nava(pack(samples, tiny_nava.config), times(samples))
     hook.remove()
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+    as_in_training = {"specialize_float": True}  # model/training/parallel.py
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True, **as_in_training):
         compiled = torch.compile(block, backend="aot_eager", dynamic=True, fullgraph=True)
         for args in calls:
             inputs = [x.detach().requires_grad_() if isinstance(x, Tensor) else x for x in args]
