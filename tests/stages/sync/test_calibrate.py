@@ -146,11 +146,11 @@ def test_sound_around_a_clip_is_kept_alike_on_both_sides() -> None:
 
 @pytest.fixture(scope="module")
 def talkers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six clips of four people in sync, a bouncing ball, and a file that is none."""
+    """Five clips of four people in sync, a bouncing ball, and a file that is none."""
     folder = tmp_path_factory.mktemp("talkers")
-    for who, seed in (("ann", 3), ("ben", 5), ("cat", 8), ("dan", 11), ("ann", 31), ("ben", 32)):
-        talking_clip(folder / f"{who}{seed}.mp4", who=who, duration_s=6.0, seed=seed)
-    ball_clip(folder / "ball.mp4")
+    for who, seed in (("ann", 3), ("ben", 5), ("cat", 8), ("dan", 11), ("ann", 31)):
+        talking_clip(folder / f"{who}{seed}.mp4", who=who, duration_s=5.0, seed=seed)
+    ball_clip(folder / "ball.mp4", duration_s=4.0)
     (folder / "broken.mp4").write_bytes(b"no video")
     return folder
 
@@ -164,18 +164,18 @@ QUICKSTART = {"offset_ms": {"abs_max": 160.0, "when": WHEN}, "confidence": {"min
 def test_a_folder_of_videos_is_calibrated(talkers: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "calibrate", str(talkers), "--json", str(tmp_path / "out.json")]
     done = subprocess.run(command, check=True, timeout=250, capture_output=True, text=True)
-    assert "7/7 clips measured" in done.stderr
+    assert "6/6 clips measured" in done.stderr
     answer = json.loads((tmp_path / "out.json").read_text())
     assert [Path(name).name for name in answer["skipped"]] == ["broken.mp4"]
     talk, ball = answer["classes"]
-    assert (talk["sound_kind"], talk["sync_kind"], talk["num_measured"]) == ("single_speaker", "speech", 6)
-    assert (talk["num_shifted"], talk["num_swapped"]) == (60, 18)
+    assert (talk["sound_kind"], talk["sync_kind"], talk["num_measured"]) == ("single_speaker", "speech", 5)
+    assert (talk["num_shifted"], talk["num_swapped"]) == (50, 15)
     errors = [abs(c["offset_ms"] - 1000 * c["shift_s"]) for c in talk["cases"] if c["kind"] == "shifted"]
     assert np.median(errors) < 60
-    assert len({c["clip"] for c in talk["cases"]}) == 6
+    assert len({c["clip"] for c in talk["cases"]}) == 5
     best = talk["recommended"]
     assert best["is_within"]
-    assert (best["false_drop"], best["num_clips"]) == (0.0, 6)
+    assert (best["false_drop"], best["num_clips"]) == (0.0, 5)
     loosest = talk["rows"][len(OFFSETS_MS) - 1]
     assert (loosest["confidence_min"], loosest["offset_abs_max_ms"]) == (0.0, OFFSETS_MS[-1])
     assert loosest["false_keep"] > 0.1 > best["false_keep"]
