@@ -29,7 +29,7 @@ class TinySpeaker(nn.Module):  # type: ignore[misc]
 
 
 def write_tiny_codecs(directory: Path, config: NavaConfig, seed: int = 0) -> None:
-    """Write video_vae, audio_vae, vocoder, text_encoder, tokenizer and speaker.pt that fit `config` (about 4 MB).
+    """Write video_vae, audio_vae, vocoder, text_encoder, tokenizer and speaker.pt that fit `config` (about 3 MB).
 
     Strides and rates are those of the release; only the widths shrink. Raises ModelError if `config` has other rates.
     """
@@ -46,8 +46,8 @@ def _video_vae(config: NavaConfig) -> nn.Module:
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan(
-        base_dim=8,
-        decoder_base_dim=8,
+        base_dim=4,
+        decoder_base_dim=4,
         z_dim=config.video_channels,
         dim_mult=[1, 1, 2, 2],
         num_res_blocks=1,
