@@ -114,7 +114,7 @@ def test_ratios_are_of_one_round_and_bounds_are_held_by_the_middle() -> None:
 def test_a_round_on_one_small_clip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(curation, "WARM_UP_S", 3.0)
+    monkeypatch.setattr(curation, "WARM_UP_S", 2.2)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     talking_clip(tmp_path / "clip.mp4", duration_s=3.0, seed=7, encoding=Encoding(width_px=160, height_px=128))
     curation.main([str(tmp_path), "--json", str(tmp_path / "found.json"), "--rounds", "1", "--without-run"])
