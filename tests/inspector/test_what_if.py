@@ -58,7 +58,7 @@ def drawn(rng: np.random.Generator) -> dict[str, float | None]:
 @pytest.mark.slow
 def test_the_answer_is_that_of_the_ledger(run: Run) -> None:
     table, rng = measures(run), np.random.default_rng(1)
-    for _ in range(12):
+    for _ in range(6):
         bounds = drawn(rng)
         then = what_if(run, [f"gates.{name}={bound!r}" for name, bound in bounds.items()])
         told = table.answer(bounds)
@@ -70,7 +70,7 @@ def test_the_answer_is_that_of_the_ledger(run: Run) -> None:
 @pytest.mark.slow
 def test_the_curve_is_exact_for_any_slider(run: Run) -> None:
     table, rng = measures(run), np.random.default_rng(2)
-    for _ in range(100):
+    for _ in range(40):
         bounds = drawn(rng)
         name = str(rng.choice(list(bounds)))
         assert table.dragged(name, bounds).low_us == table.answer(bounds).low_us, (name, bounds)
