@@ -73,7 +73,7 @@ def true_turns(truth: dict[str, Any]) -> list[Turn]:
 
 @pytest.mark.slow
 def test_two_synthetic_voices_are_told_apart(engine: EmbeddedDiarizer, tmp_path: Path) -> None:
-    _, samples, truth = spoken(tmp_path, num_speakers=2, num_turns=6, seed=1)
+    _, samples, truth = spoken(tmp_path, num_speakers=2, num_turns=4, seed=1)
     turns = engine.turns(samples)
     score = compare_turns(true_turns(truth), turns, truth["uem"])
     assert score["speakers_found"] == 2
@@ -83,7 +83,7 @@ def test_two_synthetic_voices_are_told_apart(engine: EmbeddedDiarizer, tmp_path:
 
 @pytest.mark.slow
 def test_one_voice_stays_one(engine: EmbeddedDiarizer, tmp_path: Path) -> None:
-    _, samples, _ = spoken(tmp_path, num_speakers=1, num_turns=4, seed=3)
+    _, samples, _ = spoken(tmp_path, num_speakers=1, num_turns=3, seed=3)
     assert {t.speaker for t in engine.turns(samples)} == {"0"}
 
 
@@ -117,7 +117,7 @@ def test_windows_without_speech_are_not_listened_to(engine: EmbeddedDiarizer, tm
     _, samples, _ = spoken(tmp_path, num_speakers=2, num_turns=2, seed=5)
     samples = np.concatenate([samples, np.zeros(12 * SPEECH_RATE_HZ, np.float32), samples])
     speech = engine.voice.stretches(samples, PAUSES)
-    some, every = (engine.near.windows(samples, 0.5, s) for s in (speech, [Stretch(0, 1e3)]))
+    some, every = (engine.near.windows(samples, 1.0, s) for s in (speech, [Stretch(0, 1e3)]))
     is_heard = some.scores.any(axis=(1, 2))
     assert 5 < (~is_heard).sum() < len(is_heard) / 2
     np.testing.assert_allclose(some.scores[is_heard], every.scores[is_heard], atol=1e-3)
@@ -156,7 +156,7 @@ def test_blocks_are_joined_by_voice(engine: EmbeddedDiarizer, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_local_pyannote_pipeline_runs(tmp_path: Path) -> None:
-    _, samples, truth = spoken(tmp_path, num_speakers=2, num_turns=4, seed=7)
+    _, samples, truth = spoken(tmp_path, num_speakers=2, num_turns=2, seed=7)
     (tmp_path / "config.yaml").write_text(
         "version: 4.0.0\n"
         "pipeline:\n  name: tests.stages.local_pyannote.LocalDiarization\n"
@@ -445,7 +445,7 @@ def test_embedding_agrees_with_its_package(encoder: SpeakerEncoder, tmp_path: Pa
     from resemblyzer import VoiceEncoder
     from resemblyzer.audio import normalize_volume
 
-    _, samples, _ = spoken(tmp_path, num_speakers=1, num_turns=2, seed=8)
+    _, samples, _ = spoken(tmp_path, num_speakers=1, num_turns=1, seed=8)
     resemblyzer = encoder.resemblyzer
     loud = normalize_volume(samples, -30, increase_only=False)
     theirs = VoiceEncoder("cpu", verbose=False).embed_utterance(loud, rate=2.5)
