@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +17,7 @@ from pipeline.demo import ball_clip, swapped_clip, talking_clip
 from schemas.errors import RecipeError
 from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
+from stages.base import Context
 from stages.engines.face_tracks import KEPT_POINTS, FaceTrack, Tracks
 from stages.engines.phones import PhoneRecogniser
 from stages.faces import Faces, FacesConfig
@@ -35,9 +36,10 @@ from tests.rows import clip_row, span_of_file, speech_span, struct_of
 Clip = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def sync_of(context: Any) -> Clip:
+@pytest.fixture(scope="module")
+def sync_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clip]:
     """Runs the stage on a whole file as one clip."""
+    context = Context(tmp_path_factory.mktemp("scratch"))
     faces, stage = Faces(FacesConfig(identity="none")), Sync(SyncConfig())
     faces.setup(context)
     stage.setup(context)
@@ -289,8 +291,10 @@ def test_offset_of_120_ms_put_in_is_measured(tmp_path: Path, sync_of: Clip) -> N
 
 @pytest.mark.slow
 def test_difference_of_two_offsets_is_exact_to_a_frame(tmp_path: Path, sync_of: Clip) -> None:
-    early = sync_of(talking_clip(tmp_path / "early.mp4", offset_ms=-200.0, who="ben", seed=5).path)
-    late = sync_of(talking_clip(tmp_path / "late.mp4", offset_ms=400.0, who="ben", seed=5).path)
+    early, late = (
+        sync_of(talking_clip(tmp_path / f"{offset_ms}.mp4", offset_ms, who="ben", duration_s=4.5, seed=5).path)
+        for offset_ms in (-200.0, 400.0)
+    )
     assert late["offset_ms"] - early["offset_ms"] == pytest.approx(600, abs=40)
     assert late["finding"] == early["finding"] == "shifted"
     assert late["agreement"] < late["confidence"] / 2
@@ -306,7 +310,7 @@ def test_lips_that_say_something_else_do_not_match(tmp_path: Path, sync_of: Clip
 @pytest.mark.slow
 def test_knocks_of_a_ball_are_events(tmp_path: Path, sync_of: Clip) -> None:
     for late in (0.0, 240.0):
-        result = sync_of(ball_clip(tmp_path / f"ball{late}.mp4", offset_ms=late).path, speech=[])
+        result = sync_of(ball_clip(tmp_path / f"ball{late}.mp4", offset_ms=late, duration_s=4.0).path, speech=[])
         assert (result["kind"], result["engine"], result["num_faces"]) == ("event", "onset", 0)
         assert result["offset_ms"] == pytest.approx(late, abs=80)
 
