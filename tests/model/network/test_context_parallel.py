@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from model.network.nava import Sample, pack
 from model.training.config import TrainConfig
 from model.training.metrics import read_samples
 from schemas.errors import PlanError
-from tests.model.latent_shards import TINY, random_clip, recipe, run_ranks, write_latent_shards
+from tests.model.latent_shards import SHALLOW, TINY, random_clip, recipe, run_ranks, write_latent_shards
 from tests.model.plain_training import Plain, plain_training, worst
 from tests.model.rank_jobs import gradients_and_weights, in_turn, train_until, write_error
 
@@ -30,6 +31,7 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("ranks")]
 
 KINDS = (((3, 8, 9), 1), ((3, 8, 8), 12), (None, 55), ((4, 8, 8), 0))
 """Video latent and audio tokens of long clips: dearer than one pack may be, whatever its token budget."""
+HEADS = {"preset": "nava_tiny", "changes": {**SHALLOW, "num_heads": 4}}
 
 
 def long_clip(number: int) -> Sample:
@@ -45,12 +47,24 @@ def long_clip(number: int) -> Sample:
 
 def shared_recipe(data: Path, members: int = 2, **changes: Any) -> TrainConfig:
     """Four packs, in teams that can just hold the dearest clip."""
-    heads = {"preset": "nava_tiny", "changes": {"num_heads": 4}}
-    budget = {2: 60, 4: 32}[members]
-    plan = {"num_packs": 4, "token_budget": budget, "context_parallel": members, "buffer_samples": 16, "seed": 3}
+    plan = plan_of(members) | {"flop_target": derived_target(data, members)}
     parallel = {"precision": "float64", **changes.pop("parallel", {})}
     flow = {"cross_modal_mask_prob": 0.7, "text_dropout_prob": 0.3}
-    return recipe(data, seed=3, network=heads, plan=plan, flow=flow, parallel=parallel, **changes)
+    return recipe(data, seed=3, network=HEADS, plan=plan, flow=flow, parallel=parallel, **changes)
+
+
+def plan_of(members: int) -> dict[str, int]:
+    """Of a recipe, all but what a pack aims at."""
+    budget = {2: 60, 4: 32}[members]
+    return {"num_packs": 4, "token_budget": budget, "context_parallel": members, "buffer_samples": 16, "seed": 3}
+
+
+@lru_cache
+def derived_target(data: Path, members: int) -> float:
+    """FLOPs of a pack as every training on these clips would find them for itself, in half a second each time."""
+    config = recipe(data, network=HEADS, plan=plan_of(members))
+    index = ShardIndex.open(config.data.index_path, split="train")
+    return EpochPlan(index, config.plan, config.shape).limits.flop_target
 
 
 @dataclass
