@@ -13,26 +13,29 @@ from model.training.config import OptimConfig, ParallelConfig, TrainConfig
 from model.training.optim import build_optimizer
 from model.training.parallel import make_mesh, parallelize
 from schemas.errors import PlanError
-from tests.model.latent_shards import TINY, random_clip, recipe, run_ranks, write_latent_shards
+from tests.model.latent_shards import SHALLOW, TINY, random_clip, recipe, run_ranks, write_latent_shards
 from tests.model.plain_training import plain_training, worst
 from tests.model.rank_jobs import MuonMatrix, gradients_and_weights, in_turn, muon_steps
 
 pytestmark = pytest.mark.xdist_group("ranks")  # whoever has the process that ranks are forked off
 
-NUM_STEPS = 10
+NUM_STEPS = 6
 
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[TrainConfig, Path, int]]:
-    """What two ranks did in one go: both precisions sharded, and float64 in two copies with gradients scattered early."""
+    """What two ranks did in one go: both precisions sharded, and float64 in two copies with gradients scattered early.
+
+    One of them with two blocks of each kind, as what is gathered ahead of its use is that of the next block.
+    """
     folder = tmp_path_factory.mktemp("ranks")
     write_latent_shards(folder / "data", [random_clip(i) for i in range(24)])
     copies = {"precision": "float64", "num_replicas": 2, "sync_every_micro_step": True, "recompute": "full"}
     parallels = {"float32": {"precision": "float32"}, "float64": {"precision": "float64"}, "copies": copies}
     done = {}
     for name, parallel in parallels.items():
-        num_steps = NUM_STEPS if name == "float64" else 2
-        config = recipe(folder / "data", num_steps=num_steps, parallel=parallel, network={"changes": {}})
+        num_steps, depth = (NUM_STEPS, {}) if name == "float64" else (2, SHALLOW)
+        config = recipe(folder / "data", num_steps=num_steps, parallel=parallel, network={"changes": depth})
         done[name] = config, folder / name, num_steps
     work = [(gradients_and_weights, (list(done.values()),)), (muon_steps, (folder / "muon.pt",))]
     run_ranks(in_turn, 2, folder, work)
