@@ -65,7 +65,8 @@ def test_the_regression_finds_what_made_its_pairs() -> None:
 
 
 @pytest.mark.slow
-def test_settings_are_told_apart_on_what_the_networks_heard(voices: Voices) -> None:
+def test_settings_are_told_apart_on_what_the_networks_heard(voices: Voices, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.meetings.LENGTH_S", 24.0)
     heard = listen([make_meeting(voices, 0, seed=3)])
     people, seconds = said_alone(heard[0])
     assert len(people) == 2
