@@ -21,7 +21,7 @@ class ShippedJudge(Judge):
     """Judges by the shipped model: none is fitted."""
 
     def engine(self, people: frozenset[str]) -> MouthEngine:
-        return MouthEngine(self.config.max_offset_s, MouthModel.load())
+        return MouthEngine(self.config.max_offset_s, MouthModel.load(), self.phones)
 
 
 def faceless(name: str) -> Staged:

@@ -33,7 +33,7 @@ class Counting:
 
 @pytest.fixture
 def talk(tmp_path: Path) -> Path:
-    return turns_audio(tmp_path / "talk.wav", num_speakers=2, num_turns=6, seed=1).path
+    return turns_audio(tmp_path / "talk.wav", num_speakers=2, num_turns=4, seed=1).path
 
 
 def measured(stage: Any, context: Context, row: dict[str, Any]) -> dict[str, Any]:
