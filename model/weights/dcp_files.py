@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
 
 from schemas.errors import ModelError
 from schemas.files import BLOCK_BYTES, write_whole
@@ -160,6 +161,15 @@ class SummedWriter(dcp.FileSystemWriter):  # type: ignore[misc]
         super().__init__(directory)
         self._directory, self._notes = directory, notes
 
+    def stage(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The states as they are now, in host memory, each copied once: training may go on changing them.
+
+        The library makes room for them by copying, then copies again. Of 728 tensors of 1.4 GB in host memory, on one core:
+        0.15 s instead of 1.1 to 2.0; of 11 MB 0.013 s instead of 0.127.
+        """
+        self.per_thread_copy_ahead = 0  # as the library's `stage` has it: nothing is left to be copied from a GPU
+        return {name: _in_host_memory(tensor) for name, tensor in state_dict.items()}
+
     def write_data(self, plan: Any, planner: Any) -> Any:
         """The library's, with the sums of the files as further results."""
         try:
@@ -181,6 +191,13 @@ class SummedWriter(dcp.FileSystemWriter):  # type: ignore[misc]
         files[METADATA] = sum_of(self._directory / METADATA)
         content = json.loads(json.dumps({**(self._notes or {}), FILES: files}))
         write_whole(self._directory / NOTES, json.dumps({**content, OWN_SUM: _own_sum(content)}).encode())
+
+
+def _in_host_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy; of a sharded tensor that of this rank's shard, which `DTensor.from_local` would move to the mesh's device."""
+    if not isinstance(tensor, DTensor):
+        return tensor.detach().to("cpu", copy=True)
+    return DTensor(tensor.to_local().detach().to("cpu", copy=True), tensor._spec, requires_grad=False)
 
 
 def _as_the_system_says(error: RuntimeError) -> Exception:
