@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import polars as pl
@@ -18,20 +19,25 @@ from stages.near_duplicates.stage import PRINTS, NearDuplicates, NearDuplicatesC
 Change = Callable[[np.ndarray], np.ndarray]
 
 
+@cache
 def scene(seed: int, num: int = 24, drift_px: int = 9) -> np.ndarray:
     """Grey pictures [num, 144, 256], four a second: blobs of which each wanders its own way."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:144, 0:256]
+    y, x = np.arange(144), np.arange(256)
     found = np.zeros((num, 144, 256))
     for _ in range(14):
         centre, pace = rng.uniform((0, 0), (144, 256)), rng.normal(0, drift_px, 2)
         size, level = rng.uniform(8, 40), rng.uniform(-110, 110)
         for at in range(num):
             down, right = centre + at * pace
-            found[at] += level * np.exp(-((y - down) ** 2 + (x - right) ** 2) / (2 * size**2))
-    return (found + 128).clip(0, 255).astype(np.uint8)
+            rows, columns = (np.exp(-(away**2) / (2 * size**2)) for away in (y - down, x - right))
+            found[at] += np.outer(level * rows, columns)
+    made = (found + 128).clip(0, 255).astype(np.uint8)
+    made.flags.writeable = False
+    return made
 
 
+@cache
 def noise(seed: int, duration_s: float = 6.0) -> np.ndarray:
     """Sound [n] whose spectrum keeps changing."""
     rng = np.random.default_rng(seed)
@@ -39,7 +45,9 @@ def noise(seed: int, duration_s: float = 6.0) -> np.ndarray:
     found = rng.normal(0, 0.005, len(at))
     for pitch_hz, rate_hz in zip(rng.uniform(300, 1900, 8), rng.uniform(0.5, 4, 8), strict=True):
         found += 0.05 * np.sin(2 * np.pi * pitch_hz * at + 20 * np.sin(rate_hz * at)) * (1 + np.sin(3 * rate_hz * at))
-    return found.astype(np.float32)
+    made = found.astype(np.float32)
+    made.flags.writeable = False
+    return made
 
 
 def prints(pictures: np.ndarray, sound: np.ndarray | None = None, step_s: float = 0.25) -> ClipPrints:
