@@ -101,15 +101,13 @@ class ClipEncoder:
         self, config: EncodeConfig, network: NavaConfig, *, has_video: bool = True, has_audio: bool = True
     ) -> None:
         self._config, self._network = config, network
-        codecs = open_codecs(config.codecs, network, torch.device(config.device), getattr(torch, config.dtype))
-        parts = (
-            ("text_encoder/ for the captions", codecs.text, True),
-            ("video_vae/ for the clips with a picture", codecs.video, has_video),
-            ("audio_vae/ for the clips with sound", codecs.audio, has_audio),
-        )
-        if lacking := [name for name, part, is_needed in parts if is_needed and part is None]:
+        needed = {"text_encoder": "the captions"}
+        needed |= {"video_vae": "the clips with a picture"} if has_video else {}
+        needed |= {"audio_vae": "the clips with sound"} if has_audio else {}
+        lacking = [f"{name}/ for {clips}" for name, clips in needed.items() if not (config.codecs / name).is_dir()]
+        if lacking and config.codecs.is_dir():  # told before any of the others is loaded
             raise ModelError(f"{config.codecs} has no {' and no '.join(lacking)}.", remedy="See docs/checkpoints.md.")
-        self._codecs = codecs
+        self._codecs = open_codecs(config.codecs, network, torch.device(config.device), getattr(torch, config.dtype))
 
     def encode(self, raw: RawSample, facts: Mapping[str, Any]) -> Iterator[EncodedWindow]:
         """Every window of a clip. `facts` is its row of the index.
