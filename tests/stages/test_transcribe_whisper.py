@@ -36,9 +36,15 @@ def voice() -> VoiceActivity:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> WhisperxEngine:
+def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    """One for all tests: it keeps the networks."""
+    return Context(tmp_path_factory.mktemp("scratch"))
+
+
+@pytest.fixture(scope="module")
+def engine(context: Context) -> WhisperxEngine:
     """The default: whisperx with the packaged base weights."""
-    return WhisperxEngine.load(WhisperxConfig(), Context(tmp_path_factory.mktemp("scratch")))
+    return WhisperxEngine.load(WhisperxConfig(), context)
 
 
 def said(language: str, *numbers: int, seed: int = 0) -> Spoken:
