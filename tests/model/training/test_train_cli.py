@@ -56,6 +56,8 @@ def test_from_curated_shards_to_a_falling_loss(tmp_path: Path) -> None:
         "output.log_every_steps=2",
         "--set",
         "plan.token_budget=700",
+        "--set",
+        "plan.batch_samples=3",
         "--out",
         str(tmp_path / "train"),
     )
@@ -99,6 +101,8 @@ def test_ray_encodes_shards_and_trains_on_two_workers(tmp_path: Path) -> None:
             "num_steps=2",
             "--set",
             "plan.token_budget=700",
+            "--set",
+            "plan.batch_samples=3",
         ]
         run("train", "tiny", *here, "--out", str(tmp_path / "by-ray"), "--ray", "--workers", "2")
     finally:
