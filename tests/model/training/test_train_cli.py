@@ -82,14 +82,14 @@ def test_ray_encodes_shards_and_trains_on_two_workers(tmp_path: Path) -> None:
     import ray
 
     write_run(
-        tmp_path / "run", [[KnownClip("a", 1.5), KnownClip("b", 1.5)], [KnownClip("c", 1.5), KnownClip("d", 1.6)]]
+        tmp_path / "run", [[KnownClip("a", 0.5), KnownClip("b", 0.5)], [KnownClip("c", 0.5), KnownClip("d", 0.6)]]
     )
     run("tiny-codecs", str(tmp_path / "codecs"))
     os.environ["PYTHONPATH"] = str(ROOT)
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
     try:
         encode = ["encode", str(tmp_path / "run"), "--codecs", str(tmp_path / "codecs"), "--recipe", "tiny"]
-        tiny = ["--set", "resolution=256", "--set", "max_frames=17", "--set", "min_frames=17"]
+        tiny = ["--set", "resolution=256", "--set", "max_frames=9", "--set", "min_frames=9"]
         run(*encode, *tiny, "--out", str(tmp_path / "ray"), "--ray", "--actors", "2")
         run(*encode, *tiny, "--out", str(tmp_path / "plain"))
         for path in sorted((tmp_path / "plain").rglob("*.tar")) + sorted((tmp_path / "plain").rglob("*.arrow")):
@@ -100,7 +100,7 @@ def test_ray_encodes_shards_and_trains_on_two_workers(tmp_path: Path) -> None:
             "--set",
             "num_steps=2",
             "--set",
-            "plan.token_budget=700",
+            "plan.token_budget=420",
             "--set",
             "plan.batch_samples=3",
         ]
