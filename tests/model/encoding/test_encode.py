@@ -311,7 +311,7 @@ def test_a_caption_that_does_not_pair_is_left_out_and_named(home: Path, tmp_path
 @pytest.mark.slow
 def test_online_encoding_trains_on_the_same_latents_as_stored_ones(home: Path, latents: Path, tmp_path: Path) -> None:
     config = settings(home)
-    changes: dict[str, Any] = {"plan": {"num_packs": 1, "token_budget": 900}, "num_steps": 1}
+    changes: dict[str, Any] = {"plan": {"num_packs": 1, "token_budget": 900, "batch_samples": 2}, "num_steps": 1}
     ahead = {"prefetch_packs": 1}
     stored = recipe(latents, **changes, data=ahead)
     online = recipe(home / "run", **changes, data={**ahead, "online": json.loads(config.model_dump_json())})
