@@ -38,6 +38,8 @@ from schemas.shard import INDEX
 from schemas.shard_file import ShardWriter
 
 NUM_SHARDS, PER_SHARD = 3, 12
+FLOP_TARGET = 2.0538e14
+"""Of a pack of these shards' samples: what their plan would find by trials, most of a second each time."""
 
 
 def write_shards(folder: Path, member: str = "safetensors") -> ShardIndex:
@@ -58,7 +60,7 @@ def write_shards(folder: Path, member: str = "safetensors") -> ShardIndex:
 
 
 def make_plan(index: ShardIndex, **changes: Any) -> EpochPlan:
-    return EpochPlan(index, PlanConfig(num_packs=2, token_budget=8000, **changes), NAVA_6B)
+    return EpochPlan(index, PlanConfig(num_packs=2, token_budget=8000, flop_target=FLOP_TARGET, **changes), NAVA_6B)
 
 
 def flip_byte(path: Path, offset: int) -> None:
