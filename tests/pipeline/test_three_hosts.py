@@ -61,6 +61,7 @@ def join(host: Host, head: Host, num_cpus: int) -> None:
     """Starts a node of Ray on `host`, in the cluster of `head`, and waits until it is there."""
     where = ["--head", f"--port={PORT}", "--include-dashboard=false"] if host is head else [f"--address={at(head)}"]
     limits = [f"--num-cpus={num_cpus}", "--object-store-memory=100000000", f"--node-ip-address={host.address}"]
+    limits += ["--include-log-monitor=false"]
     ray = [str(Path(sys.executable).parent / "ray"), "start", "--block"]
     node = host.start(*ray, *where, *limits, environment=environment())
     until(lambda: any("ray::RuntimeEnvAgent" in command for command in host.commands()), node)
