@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 # Tests in the order tests/conftest.py gives them, and what they compile kept for the next time.
-SHARED_OUT := -n 4 --dist loadgroup --no-loadscope-reorder
+SHARED_OUT := -n 3 --dist loadgroup --no-loadscope-reorder
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test quick lint docs bench clean
