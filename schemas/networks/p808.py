@@ -1,8 +1,8 @@
 """DNSMOS P.808: one opinion of speech as people give it by ITU-T P.808 (Reddy, Gopal, Cutler, ICASSP 2021).
 
 The network is model_v8.onnx of the DNS challenge, and its front end a mel spectrogram in decibels under the loudest place:
-how loud the sound is counts for nothing. Its lines are here, held to librosa's by a test, for a worker would wait two
-seconds for it to be imported.
+how loud the sound is counts for nothing. Its lines are here, held to transformers' by a test, for a worker would wait two
+seconds for librosa, which the original takes it from, to be imported.
 """
 
 from __future__ import annotations
