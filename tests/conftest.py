@@ -25,6 +25,8 @@ settings.load_profile("untimed")
 
 RAY = "ray"
 """The group of tests that start Ray, one after the other."""
+FEW = 2
+"""Slow tests of a small file."""
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     One that reads the demo's run may be the one that starts Ray for it. Tests of a file stay on one worker of pytest-xdist,
     so that what it shares is made once and what it imports is imported once; those that read the demo's run are apart, as
-    they may have to wait for it. Tests that start Ray take longest together and come first, before them who makes that run;
-    who waits for it comes last, and files with many slow tests before others.
+    they may have to wait for it. Tests that start Ray take longest together and come first, before them who makes that run.
+    Of the others files with many slow tests are first, then come those who wait for it, and small files fill up the end.
     """
     for item in items:
         file = item.nodeid.split("::")[0]
@@ -67,13 +69,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(file))
     num_slow = Counter(group_of(item) for item in items if item.get_closest_marker("slow"))
+    num_all = Counter(map(group_of, items))
     waiting = {group_of(item) for item in items if needs_demo(item)}
 
-    def place_of(item: pytest.Item) -> tuple[int, int]:
+    def place_of(item: pytest.Item) -> tuple[int, int, int]:
         group = group_of(item)
         if group == RAY:
-            return (0 if needs_demo(item) else 1), 0
-        return (3 if group in waiting else 2), -num_slow[group]
+            return (0 if needs_demo(item) else 1), 0, 0
+        place = 3 if group in waiting else 2 if num_slow[group] > FEW else 4
+        return place, -num_slow[group], -num_all[group]
 
     items.sort(key=place_of)
 

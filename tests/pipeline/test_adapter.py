@@ -131,7 +131,7 @@ def test_a_hanging_row_ends_its_worker_and_is_not_tried_again(toy_recipe: dict[s
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("toy_recipe")
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(recipe=toy_recipes(), sources=toy_sources())
 def test_hours_add_up_under_random_faults_and_gates(
     tmp_path_factory: Any, recipe: dict[str, Any], sources: list[Source]

@@ -50,7 +50,7 @@ OVERRIDES = st.lists(
     max_size=2,
     unique_by=lambda text: text.split("=")[0].split(".")[1],
 )  # fmt: skip
-THOROUGH = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+THOROUGH = settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def first_pass(recipe: Recipe, sources: Sequence[Source], folder: Path) -> Run:
