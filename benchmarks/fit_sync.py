@@ -26,7 +26,7 @@ from stages.engines.face_identity import FaceEncoder
 from stages.engines.face_tracks import Tracks
 from stages.engines.phones import PhoneRecogniser
 from stages.faces import FaceWatch, watched_faces
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 from stages.sync.channels import GRID_HZ, TAPS, Signal, correlate, lags_s, project, with_neighbours
 from stages.sync.heard import phone_features, sound_features
 from stages.sync.lip_shapes import NUM_SHAPES, mouth_features

@@ -26,7 +26,7 @@ from schemas.spans import SPEECH_RATE_HZ
 from schemas.timing import Span
 from stages.base import Context
 from stages.match.evidence import EventWatch, SeenMotion, evidence_of
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 
 MOVES_S = (1.0, -1.3, 1.7, 2.3)
 """By how much a film's own sound is moved, what leaves one end coming in at the other."""

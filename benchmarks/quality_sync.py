@@ -31,7 +31,7 @@ from schemas.stretches import Stretch
 from stages.engines.face_identity import FaceEncoder
 from stages.engines.phones import PhoneRecogniser
 from stages.faces import track_rows
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 from stages.sync.config import SyncConfig, SyncRepair
 from stages.sync.film import SHIFTS_S, Film, Speech
 from stages.sync.lips import DRIFT_FROM_S

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.fit_sync import Reader, through_noise
 from stages.engines.face_tracks import FaceTrack, Tracks
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 from stages.sync.film import Film
 
 SMALL_FACE_PX = 40

@@ -29,7 +29,7 @@ from stages.diarize.stage import describe_speakers
 from stages.engines.speakers import similarity
 from stages.engines.voice import VoiceActivity, VoiceConfig
 from stages.engines.voice_memory import VoiceMemory
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 from stages.timbre import Dialogue, TimbreConfig, VoiceJudge, choices
 
 SHORTEST_LINE_S = 0.8

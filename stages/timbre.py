@@ -26,7 +26,7 @@ from stages.base import Context, Measure, Resources, StageConfig
 from stages.diarize.cluster import VoiceCluster, likeness
 from stages.engines.speakers import EMBEDDER, EMBEDDING_SIZE, MIN_SPEECH_S, similarity
 from stages.engines.voice_memory import MIN_INSIDE, VoiceMemory
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 
 CLIPPED_AT = 0.999
 """Absolute sample value, full scale 1, from which a sample counts as clipped."""

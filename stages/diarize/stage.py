@@ -24,7 +24,7 @@ from stages.diarize.embedded import EmbeddedConfig, EmbeddedDiarizer
 from stages.diarize.pyannote import PyannoteDiarizer
 from stages.engines.speakers import MIN_SPEECH_S
 from stages.engines.voice_memory import VoiceMemory
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 
 MAX_PIECE_S = 3.0
 """Longest stretch that stands for one voice where the engine names none, as in `EmbeddedConfig.max_unit_s`."""

@@ -15,7 +15,7 @@ from schemas.spans import SPEECH_RATE_HZ
 from schemas.stretches import Stretch
 from stages.base import Context
 from stages.engines.speakers import SpeakerEncoder, unit
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 
 F32 = NDArray[np.float32]
 

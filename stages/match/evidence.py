@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from schemas.timing import Span
 from stages.base import Context
-from stages.media.decoder import Frames, Look, Waveform
+from stages.media.decoder import Frames, Look
+from stages.media.waveform import Waveform
 from stages.sync.channels import GRID_HZ, Signal, correlate, lags_s, without_trend
 from stages.sync.measure import MIN_FPS, MIN_FRAMES, SILENT_RMS, STATIC_CHANGE, STATIC_SHARE
 from stages.sync.onset import onsets, smooth

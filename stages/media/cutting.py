@@ -21,7 +21,8 @@ from schemas.errors import MediaError
 from schemas.scratch import Scratch
 from schemas.shard import SOUND_RATE_HZ
 from schemas.timing import Span, microseconds, sample_at
-from stages.media.decoder import Decoder, Waveform
+from stages.media.decoder import Decoder
+from stages.media.waveform import Waveform
 
 SEARCH_SAMPLES = 4_800
 """Largest displacement looked for when written sound is compared with the plan: 100 ms at 48 kHz."""

@@ -26,9 +26,9 @@ from schemas.errors import ItemError, MachineError, MediaError
 from schemas.machine import is_trouble
 from schemas.recipe import RecipePart
 from schemas.spans import SPEECH_RATE_HZ
-from schemas.timing import sample_at
 from stages.child import Child, ChildDiedError, ChildError, ChildTimeoutError
 from stages.media.shared import FRAMES_DECODED, PixelFormat, Shared
+from stages.media.waveform import Waveform, mapped
 from stages.objects import at_store, fetch
 
 MAX_PIXELS = 7680 * 4320
@@ -70,35 +70,6 @@ class DecoderConfig(RecipePart):
         if engine == "decord" and find_spec("decord") is None:
             raise ValueError("decord is not installed: pip install decord, or use engine: pyav")
         return engine
-
-
-@dataclass
-class Waveform:
-    """Sound on the asset clock. Holes between packets are silence, placed by timestamp."""
-
-    samples: np.ndarray
-    """float32 [n] if mono, else [n, channels]; a private memory map, may be written to."""
-    rate_hz: int
-    start: Fraction
-    """Instant of sample 0 on the asset clock."""
-
-    @property
-    def end(self) -> Fraction:
-        """Instant after the last sample."""
-        return self.start + Fraction(len(self.samples), self.rate_hz)
-
-    def cut(self, start: Fraction, end: Fraction) -> np.ndarray:
-        """float32 [sample_at(end) - sample_at(start)(, channels)] between two instants, zeros where there is no sound.
-
-        The first sample lies within half a sample of `start`.
-        """
-        first = sample_at(start - self.start, self.rate_hz)
-        count = sample_at(end, self.rate_hz) - sample_at(start, self.rate_hz)
-        out = np.zeros((count, *self.samples.shape[1:]), np.float32)
-        low, high = max(first, 0), min(first + count, len(self.samples))
-        if high > low:
-            out[low - first : high - first] = self.samples[low:high]
-        return out
 
 
 @dataclass
@@ -251,7 +222,7 @@ class Decoder:
                 most_bytes=room,
                 max_pixels=self.max_pixels,
             )
-            samples = _mapped(out, np.float32, told["shape"])
+            samples = mapped(out, np.float32, told["shape"])
         finally:
             out.unlink(missing_ok=True)
         if channels == 1:
@@ -441,10 +412,3 @@ def identity_of(path: Path | str) -> FileIdentity:
             raise
         raise MediaError(f"'{path}' cannot be read: {error.strerror}.", reason="file_missing") from error
     return str(path), stat.st_size, stat.st_mtime_ns
-
-
-def _mapped(path: Path, kind: type, shape: list[int]) -> np.ndarray:
-    """The file's content as a private, writable memory map."""
-    if 0 in shape:
-        return np.zeros(shape, kind)
-    return np.memmap(path, dtype=kind, mode="c", shape=tuple(shape)).view(np.ndarray)

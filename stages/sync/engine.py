@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from stages.engines.face_tracks import FaceTrack
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 from stages.sync.channels import Signal
 from stages.sync.peaks import Peak
 

@@ -16,7 +16,7 @@ import numpy as np
 from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
 from stages.engines.face_tracks import FaceTrack, Tracks
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 from stages.sync.config import SyncConfig
 from stages.sync.engine import SyncEngine
 from stages.sync.measure import measure

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from schemas.spans import SPEECH_RATE_HZ
 from stages.engines.phones import PHONES, PHONES_HZ, PhoneRecogniser
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 from stages.sync.channels import GRID_HZ, Signal, without_trend
 
 Array = NDArray[Any]

@@ -14,7 +14,7 @@ import numpy as np
 from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch, covered_s
 from stages.engines.face_tracks import Tracks
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 from stages.picture import freezes
 from stages.sync.active import Mouth
 from stages.sync.channels import Signal, lags_s

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from stages.engines.face_tracks import FaceTrack
 from stages.engines.phones import PhoneRecogniser
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 from stages.sync.channels import GRID_HZ, TREND_S, Signal, correlate, lags_s, project
 from stages.sync.heard import phone_features, sound_features
 from stages.sync.peaks import SURE, Peak, find_peak

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.spans import SPEECH_RATE_HZ
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 from stages.sync.channels import GRID_HZ, Signal, correlate, without_trend
 from stages.sync.heard import SOUND_WINDOW, log_mel
 

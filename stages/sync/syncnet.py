@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from schemas.errors import RecipeError
 from schemas.spans import SPEECH_RATE_HZ
 from stages.engines.face_tracks import FaceTrack
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 from stages.sync.channels import GRID_HZ, Signal
 from stages.sync.peaks import Peak
 

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.quality_sync import Judge, Staged, score_events, score_faces, score_talk
 from stages.engines.face_tracks import Tracks
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 from stages.sync.film import Speech
 from stages.sync.mouth import MouthEngine, MouthModel
 

@@ -12,7 +12,8 @@ import pytest
 from benchmarks.quality_sync_conditions import drifting, parts, quiet, repeated, write_small
 from pipeline.demo import talking_clip
 from stages.engines.face_tracks import FaceTrack, Tracks
-from stages.media.decoder import Look, Waveform
+from stages.media.decoder import Look
+from stages.media.waveform import Waveform
 from stages.sync.film import Film, Speech
 
 RATE_HZ = 16_000

@@ -19,7 +19,8 @@ from stages.base import Context
 from stages.match.config import MatchConfig
 from stages.match.evidence import EventWatch, SeenMotion, evidence_of
 from stages.match.stage import MATCH, Match, told_of_sound
-from stages.media.decoder import Frames, Waveform
+from stages.media.decoder import Frames
+from stages.media.waveform import Waveform
 from tests.rows import clip_row, span_of_file, struct_of
 from tests.schemas.networks.tiny import SYNC_DIM, imagebind_tensors, synchformer_tensors, write_clap
 

@@ -19,7 +19,7 @@ from schemas.timing import Span
 from stages.diarize.stage import describe_speakers, pieces_of
 from stages.engines.speakers import EMBEDDER, EMBEDDING_SIZE, unit
 from stages.engines.voice_memory import VoiceMemory
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 from stages.timbre import (
     Choice,
     Dialogue,

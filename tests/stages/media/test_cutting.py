@@ -24,7 +24,8 @@ from schemas.timing import Span
 from stages.child import Child, Message
 from stages.media.cut_copy import decode_times
 from stages.media.cutting import CutOptions, cut_clip, cut_sound, shifted, sound_lag, verify_clip
-from stages.media.decoder import Decoder, DecoderConfig, Frames, Waveform
+from stages.media.decoder import Decoder, DecoderConfig, Frames
+from stages.media.waveform import Waveform
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,10 @@ from pipeline.demo.clips import flash_and_click, frame_number, variable_rate
 from pipeline.demo.write import Encoding
 from schemas.errors import MachineError, MediaError, RecipeError
 from stages.base import Context
-from stages.media.decoder import Decoder, DecoderConfig, Frames, Waveform
+from stages.media.decoder import Decoder, DecoderConfig, Frames
 from stages.media.geometry import Geometry
 from stages.media.sound import ChannelStatistics, Decoded, Placement, default_mono_weights, placed, stereo_weights
+from stages.media.waveform import Waveform
 
 needs_decord = pytest.mark.skipif(
     find_spec("decord") is None, reason="decord is not installed; imported here, its zlib would break OpenCV's"

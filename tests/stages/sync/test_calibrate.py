@@ -20,7 +20,7 @@ from schemas.errors import RecipeError
 from schemas.spans import SpeechSpan
 from schemas.stretches import Stretch
 from stages.engines.face_tracks import FaceTrack, Tracks
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 from stages.sync.calibrate import Options
 from stages.sync.film import CONTEXT_S, Film, Speech
 from stages.sync.thresholds import (

@@ -21,7 +21,7 @@ from stages.base import Context
 from stages.engines.face_tracks import KEPT_POINTS, FaceTrack, Tracks
 from stages.engines.phones import PhoneRecogniser
 from stages.faces import Faces, FacesConfig
-from stages.media.decoder import Waveform
+from stages.media.waveform import Waveform
 from stages.sync.active import Mouth, assign
 from stages.sync.channels import GRID_HZ, Signal, correlate, lags_s, project, without_trend
 from stages.sync.config import SyncConfig
