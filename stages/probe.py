@@ -112,4 +112,4 @@ class Probe(Measure[ProbeConfig]):
             return told
         if not self.ctx.admits(self.name, told):
             return media.probe(path)
-        return media.probe(path, picture=self.ctx.asset_pass.seen(path).picture)
+        return media.probe(path, picture=self.ctx.asset_pass.seen(path).picture, keeps_sound=True)

@@ -35,21 +35,11 @@ OPERATIONS = {
 """Operation -> `module:function`, called with the request's arguments; a generator yields chunks."""
 
 
-def audio(
-    path: str,
-    out: str,
-    stream: int | None,
-    rate_hz: int | None,
-    channels: int | None,
-    languages: list[str],
-    most_bytes: int,
-    max_pixels: int,
-) -> Message:
-    """Writes the sound of `path` to `out` as raw float32 and returns what is in there."""
-    from stages.media.listen import SoundWanted, write_sound
+def audio(path: str, out: str, wanted: Message, max_pixels: int, stored: Message | None) -> Message:
+    """Writes the sound of `path`, or the one `stored` of it, to `out` as raw float32 and returns what is in there."""
+    from stages.media.listen import SoundWanted, StoredSound, write_sound
 
-    wanted = SoundWanted(rate_hz, channels, stream, tuple(languages), most_bytes)
-    sound = write_sound(path, out, wanted, max_pixels)
+    sound = write_sound(path, out, SoundWanted(**wanted), max_pixels, StoredSound(**stored) if stored else None)
     return {
         "start": ratio(sound.start_s),
         "rate_hz": sound.rate_hz,

@@ -28,7 +28,7 @@ from schemas.recipe import RecipePart
 from schemas.spans import SPEECH_RATE_HZ
 from stages.child import Child, ChildDiedError, ChildError, ChildTimeoutError
 from stages.media.shared import FRAMES_DECODED, PixelFormat, Shared
-from stages.media.waveform import Waveform, mapped
+from stages.media.waveform import KeptSounds, Waveform, mapped
 from stages.objects import at_store, fetch
 
 MAX_PIXELS = 7680 * 4320
@@ -127,16 +127,15 @@ class Decoder:
         self.frames_decoded = 0
         """Pictures they decoded so far, whatever for."""
         self._idle: list[_DecoderChild] = []
-        self._sounds: dict[tuple[object, ...], Waveform] = {}
-        self._sound_file: FileIdentity | None = None
+        self._sounds = KeptSounds()
         self._remote: dict[str, Path] = {}
         self._serial = 0
         weakref.finalize(self, _kill_all, self._idle)
 
     def close(self) -> None:
-        """Ends the idle child and forgets cached sound."""
+        """Ends the idle child and forgets the sound it keeps."""
         _kill_all(self._idle)
-        self._sounds.clear()
+        self._sounds.forget()
 
     def localise(self, path_or_url: str | Path) -> Path:
         """A local path to `path_or_url`; URLs of the run's store are fetched into scratch, the last two are kept.
@@ -165,19 +164,38 @@ class Decoder:
             self._remote.pop(next(iter(self._remote))).unlink(missing_ok=True)
         return target
 
-    def probe(self, path: Path | str, *, decode: bool = True, picture: dict[str, Any] | None = None) -> dict[str, Any]:
+    def probe(
+        self,
+        path: Path | str,
+        *,
+        decode: bool = True,
+        picture: dict[str, Any] | None = None,
+        keeps_sound: bool = False,
+    ) -> dict[str, Any]:
         """The probe stage's struct for `path`; with `decode` False damage is only what the container admits.
 
-        `picture` is what `watch` returned, where the picture was decoded already.
+        `picture` is what `watch` returned, where the picture was decoded already. With `keeps_sound` the sound, which is decoded
+        for this, is what `audio` makes its answers of, unless it takes more than `scratch_gb`.
         """
-        return self.ask(
+        room: dict[str, Any] = {}
+        if decode and keeps_sound:
+            self._sounds.turn_to(identity_of(path))
+            room = {"out": str(self._scratch("sound")), "most_bytes": self._room()}
+        told = self.ask(
             "probe",
             path=str(path),
             decode=decode,
             max_pixels=self.max_pixels,
             languages=self.audio_languages,
             picture=picture,
+            **room,
         )
+        if told["sound"]:
+            self._sounds.store(told["sound"])
+        elif room:
+            Path(room["out"]).unlink(missing_ok=True)
+        asset: dict[str, Any] = told["asset"]
+        return asset
 
     def audio(
         self,
@@ -198,29 +216,34 @@ class Decoder:
         channels = channels or (1 if mono else None)
         if not is_kept:
             return self._audio(path, rate_hz, channels, stream)
-        file = identity_of(path)
-        if file != self._sound_file:
-            self._sounds.clear()
-            self._sound_file = file
-        key = (rate_hz, channels, stream)
-        if key not in self._sounds:
-            self._sounds[key] = self._audio(path, rate_hz, channels, stream)
-        return self._sounds[key]
+        self._sounds.turn_to(identity_of(path))
+        kept, form = self._sounds.forms, (rate_hz, channels, stream)
+        if form not in kept:
+            kept[form] = self._audio(path, *form, None if stream is not None else self._sounds.stored)
+        return kept[form]
 
-    def _audio(self, path: Path | str, rate_hz: int | None, channels: int | None, stream: int | None) -> Waveform:
+    def _room(self) -> int:
+        """Bytes of scratch that sound may still take."""
+        return int(self.scratch_gb * 1e9) - self._sounds.num_bytes
+
+    def _audio(
+        self,
+        path: Path | str,
+        rate_hz: int | None,
+        channels: int | None,
+        stream: int | None,
+        stored: dict[str, Any] | None = None,
+    ) -> Waveform:
         out = self._scratch("sound")
-        room = int(self.scratch_gb * 1e9) - sum(sound.samples.nbytes for sound in self._sounds.values())
         try:
+            wanted = {"rate_hz": rate_hz, "channels": channels, "stream": stream, "languages": self.audio_languages}
             told = self.ask(
                 "audio",
                 path=str(path),
                 out=str(out),
-                stream=stream,
-                rate_hz=rate_hz,
-                channels=channels,
-                languages=self.audio_languages,
-                most_bytes=room,
+                wanted=wanted | {"most_bytes": self._room()},
                 max_pixels=self.max_pixels,
+                stored=stored,
             )
             samples = mapped(out, np.float32, told["shape"])
         finally:

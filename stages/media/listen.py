@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from schemas.errors import MediaError
+from stages.child import progress
 from stages.media.choose import Chosen, choose, pick
 from stages.media.clock import version_at
 from stages.media.open import open_media
 from stages.media.picture import Damage
-from stages.media.sound import FloatFrames, Mixer, Placement, placed, resampled
+from stages.media.sound import BLOCK_SAMPLES, FloatFrames, Mixer, Placement, placed, resampled
 
 HEARD_PEAK = 1e-3
 """60 dB below full scale: a track that never gets louder holds nothing."""
@@ -104,6 +106,11 @@ class HeardSound:
             container.close()
 
     @property
+    def start_s(self) -> Fraction:
+        """Instant of the first sample; 0 without any."""
+        return self.placement.start_s or Fraction(0)
+
+    @property
     def rate_hz(self) -> int:
         """Samples a second; 0 before the first block."""
         return self._frames[0].rate_hz
@@ -136,6 +143,35 @@ class HeardSound:
             yield block
         self.placement.start_s = begin if starts else None
         self.placement.num_samples = num
+
+
+@dataclass(frozen=True)
+class StoredSound:
+    """A `HeardSound` written down, raw float32 [n, channels], of which other forms are made without decoding again."""
+
+    path: str
+    start: str
+    """Instant of the first sample, an exact fraction."""
+    rate_hz: int
+    channels: list[str]
+    is_tracks: bool
+
+    @property
+    def start_s(self) -> Fraction:
+        """Instant of the first sample."""
+        return Fraction(self.start)
+
+    def __enter__(self) -> StoredSound:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        samples = np.memmap(self.path, np.float32, "r").reshape(-1, len(self.channels))
+        for first in range(0, len(samples), BLOCK_SAMPLES):
+            progress()
+            yield samples[first : first + BLOCK_SAMPLES]
 
 
 def _column(
@@ -186,25 +222,35 @@ class SoundWanted:
     stereo, of mono tracks their mix on both sides, None keeps what the file has."""
     stream: int | None = None
     """None: the one `heard_streams` chooses."""
-    languages: tuple[str, ...] = ()
+    languages: Sequence[str] = ()
     most_bytes: int | None = None
     """Of the written samples; None sets no limit."""
 
 
-def write_sound(path: str, out: str, wanted: SoundWanted, max_pixels: int | None = None) -> Sound:
-    """Writes float32 [n, channels] to `out`, raw. Raises MediaError where there is none or it is too long."""
-    reopen = partial(open_media, path, max_pixels=max_pixels)
-    streams = heard_streams(path, wanted.languages) if wanted.stream is None else (wanted.stream,)
-    sound, mixer = _write_once(reopen, streams, out, wanted)
+def write_sound(
+    path: str, out: str, wanted: SoundWanted, max_pixels: int | None = None, stored: StoredSound | None = None
+) -> Sound:
+    """Writes float32 [n, channels] to `out`, raw. Raises MediaError where there is none or it is too long.
+
+    `stored` is the file's own sound, where somebody has heard it before.
+    """
+
+    def hear() -> HeardSound | StoredSound:
+        if stored is not None:
+            return stored
+        streams = heard_streams(path, wanted.languages) if wanted.stream is None else (wanted.stream,)
+        return HeardSound(partial(open_media, path, max_pixels=max_pixels), streams, Damage())
+
+    sound, mixer = _write_once(hear, out, wanted)
     better = mixer.better_weights()
-    return sound if better is None else _write_once(reopen, streams, out, wanted, better)[0]
+    return sound if better is None else _write_once(hear, out, wanted, better)[0]
 
 
 def _write_once(
-    reopen: Reopen, streams: Sequence[int], out_path: str, wanted: SoundWanted, weights: np.ndarray | None = None
+    hear: Callable[[], HeardSound | StoredSound], out_path: str, wanted: SoundWanted, weights: np.ndarray | None = None
 ) -> tuple[Sound, Mixer]:
     count, width, num_bytes = 0, 0, 0
-    with HeardSound(reopen, streams, Damage()) as heard, open(out_path, "wb") as out:
+    with hear() as heard, open(out_path, "wb") as out:
         mixer = Mixer(heard, wanted.channels, weights)
         for block in resampled(mixer.mix(iter(heard)), heard, wanted.rate_hz):
             num_bytes += block.size * 4
@@ -214,9 +260,27 @@ def _write_once(
                     reason="too_long",
                     remedy="Raise decoder.scratch_gb in the recipe if the file is that long, or split it.",
                 )
-            out.write(np.ascontiguousarray(block, np.float32).data)  # unlike `tofile` it says why a disk takes no more
+            write_samples(out, block)
             count, width = count + len(block), block.shape[1]
-        start_s, rate_hz = heard.placement.start_s or Fraction(0), heard.rate_hz
+        start_s, rate_hz = heard.start_s, heard.rate_hz
     if not count:
         raise MediaError("No sound could be decoded.", reason="no_sound_decoded")
     return Sound(start_s, wanted.rate_hz or rate_hz, width, count), mixer
+
+
+def write_samples(out: BinaryIO, block: np.ndarray) -> None:
+    """Writes float32, raw; unlike `tofile` it says why a disk takes no more."""
+    out.write(np.ascontiguousarray(block, np.float32).data)
+
+
+def store_sound(heard: HeardSound, out_path: str | None, most_bytes: int) -> StoredSound | None:
+    """Listens to all of `heard`, and writes it to `out_path` on the way; None where there is no place for it, or no sound."""
+    is_kept = out_path is not None
+    with open(out_path or os.devnull, "wb") as out:
+        for block in heard:
+            is_kept = is_kept and out.tell() + block.size * 4 <= most_bytes
+            if is_kept:
+                write_samples(out, block)
+    if out_path is None or not is_kept or not heard.placement.num_samples:
+        return None
+    return StoredSound(out_path, str(heard.start_s), heard.rate_hz, heard.channels, heard.is_tracks)

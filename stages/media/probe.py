@@ -15,7 +15,7 @@ from schemas.timing import microseconds
 from stages.media.choose import choose, described, language_of, pick, title_of
 from stages.media.clock import note_steady, restarts_known
 from stages.media.geometry import Geometry
-from stages.media.listen import HeardSound, heard_streams, picked
+from stages.media.listen import HeardSound, heard_streams, picked, store_sound
 from stages.media.open import clock_shift, is_hdr, open_media, transfer_name
 from stages.media.picture import (
     Damage,
@@ -65,9 +65,15 @@ class Timeline:
 
 
 def probe(
-    path: str, decode: bool, max_pixels: int, languages: list[str], picture: dict[str, Any] | None = None
+    path: str,
+    decode: bool,
+    max_pixels: int,
+    languages: list[str],
+    picture: dict[str, Any] | None = None,
+    out: str | None = None,
+    most_bytes: int = 0,
 ) -> dict[str, Any]:
-    """The probe struct of `path`, see `stages.probe`.
+    """`asset`: the probe struct of `path`, see `stages.probe`; `sound`: all of its sound, if that was decoded and fits in `out`.
 
     With `decode` every packet is decoded: frame count, damage and times are facts. Without, packets are read but only
     the first picture is decoded; then damage is what the container admits and undecodable frames are counted.
@@ -82,7 +88,7 @@ def probe(
         if picture is None:
             picture = _told(chosen.video, chosen.video and _watch_packets(path, chosen.video.index, max_pixels))
         streams = heard_streams(path, languages, chosen) if chosen.audio else ()
-        sound = _listen(path, streams, decode) if streams else None
+        sound = _listen(path, streams, decode, out, most_bytes) if streams else None
         if not picture["fields"]["has_video"] and (sound is None or not sound["num_samples"]):
             raise MediaError("Not a single frame or sample could be decoded.", reason="not_decodable")
         about = {
@@ -97,7 +103,7 @@ def probe(
         }
         about["duration_us"] = _duration_us(about)
         check_lengths(about, picture["holes_s"], sound, Path(path).stat().st_size)
-        return about
+        return {"asset": about, "sound": sound and sound["stored"]}
 
 
 def check_lengths(about: dict[str, Any], holes_s: float, sound: dict[str, Any] | None, num_bytes: int) -> None:
@@ -241,18 +247,17 @@ def _second_last(pts: list[int]) -> int | None:
     return pts[-2] if len(pts) > 1 else None
 
 
-def _listen(path: str, streams: Sequence[int], decode: bool) -> dict[str, Any]:
-    """Where sound begins and ends, by its samples (or by its packets), and what was wrong with it."""
+def _listen(path: str, streams: Sequence[int], decode: bool, out: str | None, most_bytes: int) -> dict[str, Any]:
+    """Where sound begins and ends, by its samples (or by its packets), what was wrong with it, and where it was stored."""
     damage = Damage()
     if not decode:
         return _listen_to_packets(path, streams[0], damage)
     with HeardSound(partial(open_media, path), streams, damage) as heard:
-        for _ in heard:
-            pass
+        stored = store_sound(heard, out, most_bytes)
         placement, rate_hz = heard.placement, heard.rate_hz
     start_s, num = placement.start_s, placement.num_samples
     end_s = start_s + Fraction(num, rate_hz) if start_s is not None and rate_hz else None
-    return _sound_told(start_s, end_s, num, float(placement.gap_s), damage)
+    return {**_sound_told(start_s, end_s, num, float(placement.gap_s), damage), "stored": stored}
 
 
 def _listen_to_packets(path: str, index: int, damage: Damage) -> dict[str, Any]:
@@ -276,7 +281,8 @@ def _listen_to_packets(path: str, index: int, damage: Damage) -> dict[str, Any]:
 def _sound_told(
     start_s: Fraction | None, end_s: Fraction | None, num: int, gap_s: float, damage: Damage
 ) -> dict[str, Any]:
-    return {"start_s": start_s, "end_s": end_s, "num_samples": num, "gap_s": gap_s, "damaged": damage.packets}
+    damaged = damage.packets
+    return {"start_s": start_s, "end_s": end_s, "num_samples": num, "gap_s": gap_s, "damaged": damaged, "stored": None}
 
 
 def _video_fields(stream: Any, timeline: Timeline | None) -> dict[str, Any]:

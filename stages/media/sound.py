@@ -68,7 +68,8 @@ class FloatFrames:
             frame.pts = None
             for part in resampler.resample(frame):
                 samples = part.to_ndarray().reshape(-1, len(self.channels))
-                np.nan_to_num(samples, copy=False)
+                if not np.isfinite(samples).all():
+                    np.nan_to_num(samples, copy=False)
                 yield Decoded(samples[:length], pts_s)
                 pts_s = None
 
@@ -241,8 +242,10 @@ class Channels(Protocol):
 class Mixable(Channels, Protocol):
     """Sound that may come of several microphones."""
 
-    is_tracks: bool
-    """Whether the channels are these, rather than sides of one."""
+    @property
+    def is_tracks(self) -> bool:
+        """Whether the channels are these, rather than sides of one."""
+        ...
 
 
 def resampled(blocks: Iterator[np.ndarray], frames: Channels, rate_hz: int | None) -> Iterator[np.ndarray]:

@@ -1,10 +1,12 @@
-"""Sound as stages hear it: samples on the asset clock."""
+"""Sound as stages hear it: samples on the asset clock, and what is kept of them."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +40,46 @@ class Waveform:
         if high > low:
             out[low - first : high - first] = self.samples[low:high]
         return out
+
+
+Form = tuple[int | None, int | None, int | None]
+"""Rate, channels, stream; None: as the file has it, and the stream that `probe` chooses."""
+AS_IT_IS: Form = (None, None, None)
+
+
+class KeptSounds:
+    """The sound of the file asked about last, in every form asked for; as it is it may lie in a file of which others are made."""
+
+    def __init__(self) -> None:
+        self.forms: dict[Form, Waveform] = {}
+        self.stored: dict[str, Any] | None = None
+        """A `stages.media.listen.StoredSound`."""
+        self._file: Hashable = None
+
+    @property
+    def num_bytes(self) -> int:
+        """What all forms take."""
+        return sum(sound.samples.nbytes for sound in self.forms.values())
+
+    def turn_to(self, file: Hashable) -> None:
+        """From here on `file` is asked about; what is kept of another is forgotten."""
+        if file != self._file:
+            self.forget()
+            self._file = file
+
+    def store(self, stored: dict[str, Any]) -> None:
+        """All of the sound was decoded, and lies in a file."""
+        path, channels = Path(stored["path"]), len(stored["channels"])
+        samples = mapped(path, np.float32, [path.stat().st_size // (4 * channels), channels])
+        self.forms[AS_IT_IS] = Waveform(samples, stored["rate_hz"], Fraction(stored["start"]))
+        self.stored = stored
+
+    def forget(self) -> None:
+        """Keeps nothing."""
+        if self.stored is not None:
+            Path(self.stored["path"]).unlink(missing_ok=True)
+        self.forms.clear()
+        self.stored, self._file = None, None
 
 
 def mapped(path: Path, kind: type, shape: list[int]) -> np.ndarray:
