@@ -69,7 +69,7 @@ class Picture(Measure[PictureConfig]):
     """Picture measures of a clip: its part of what the asset pass saw at 384 px, grey. About 0.2 ms per frame and core."""
 
     name = "picture"
-    version = "3"
+    version = "4"
     level = "clip"
     reads = ("download.path", "probe.width_px", "probe.height_px", "clip")
     adds = PICTURE

@@ -16,12 +16,14 @@ from stages.media.choose import pick
 from stages.media.clock import MAX_DEMUX_ERRORS, OneClock, is_steady
 from stages.media.geometry import Geometry, Shapes
 from stages.media.open import check_pixels, clock_shift
-from stages.media.shared import FRAMES_DECODED, PictureRoom, PixelFormat
+from stages.media.shared import FRAMES_DECODED, Interpolation, PictureRoom, PixelFormat
 
 SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts")
 """Containers whose timestamps are stored, hence the same after a seek; all others are decoded from their start."""
 MOST_BYTES = 256 << 20
 """Of the pictures of one run in one view: a run of large pictures is shorter than asked for."""
+SHRUNK = 0.95
+"""Share of both stored sides below which a picture was shrunk, rather than fitted to square pixels or even sides."""
 SEEK_MARGIN_S = 10
 """How much earlier the second attempt of a seek starts when the first one landed past the wanted frame."""
 
@@ -202,6 +204,8 @@ class Renderer:
         else:
             self.shape = (self.height, self.width) if view.format == "gray" else (self.height, self.width, 3)
         self._turn(first)
+        coded = first.coded_width, first.coded_height
+        self._is_shrinking = all(side < SHRUNK * old for side, old in zip(self._inner, coded, strict=True))
         self._reformatter = av.video.reformatter.VideoReformatter()
 
     def _turn(self, geometry: Geometry) -> None:
@@ -209,35 +213,41 @@ class Renderer:
         turned = geometry.quarter_turns % 2
         self._inner = (self.height, self.width) if turned else (self.width, self.height)
 
-    def draw(self, frame: Any, geometry: Geometry, out: np.ndarray) -> Any:
-        """Writes `frame` into `out`, uint8 of `shape`. Bilinear with antialiasing when shrinking.
-
-        Returns what it became, before it was turned.
-        """
+    def scale(self, frame: Any, geometry: Geometry, interpolation: Interpolation = "BILINEAR") -> Any:
+        """The frame in the wanted size and format, not yet turned; with antialiasing when shrinking."""
         if geometry is not self.geometry:
             self._turn(geometry)
-        narrow = {"dst_color_range": "MPEG"} if self._format == "yuv420p" else {}
-        drawn = self._reformatter.reformat(
-            frame, *self._inner, self._format, interpolation="BILINEAR", threads=1, **narrow
+        narrow = {"dst_color_range": "MPEG"} if self.is_planar else {}
+        return self._reformatter.reformat(
+            frame, *self._inner, self._format, interpolation=interpolation, threads=1, **narrow
         )
-        if self._format != "yuv420p":
-            self._place(drawn.to_ndarray(), out)
-            return drawn
+
+    def place(self, scaled: Any, out: np.ndarray) -> None:
+        """Writes what `scale` returned last into `out`, turned."""
+        if not self.is_planar:
+            self._place(scaled.to_ndarray(), out)
+            return
         at, pixels = 0, out.reshape(-1)
-        for plane, half in zip(drawn.planes, (1, 2, 2), strict=True):
+        for plane, half in zip(scaled.planes, (1, 2, 2), strict=True):
             stored = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
             size = (self.height // half, self.width // half)
             self._place(stored, pixels[at : at + size[0] * size[1]].reshape(size))
             at += size[0] * size[1]
-        return drawn
 
-    def is_source_for(self, smaller: Renderer) -> bool:
-        """Whether `smaller` may be drawn from what this drew: colour from planes of at least twice its sides.
+    def serves(self, smaller: Renderer) -> Interpolation | None:
+        """How `smaller` may be drawn from what this one made of the picture; None for not at all.
 
-        That costs less than half as much as from 720p, and no colour of a 96 x 54 picture moves by more than 4 levels.
+        Colour from planes of at least twice its sides: less than half as much as from 720p, and no colour of a 96 x 54 picture
+        moves by more than 4 levels. Grey from planes that were shrunk: a quarter to a third of what 720p and 1080p take. By
+        area, as bilinear twice would blur: on 17 real files the variance of the Laplacian at 384 px is 0.97 to 1.19 times, in
+        the median 1.01 times, what one step leaves.
         """
-        is_smaller = all(2 * small <= side for side, small in zip(self._inner, smaller._inner, strict=True))
-        return is_smaller and self.is_planar and smaller._format == "rgb24"
+        shares = [side / small for side, small in zip(self._inner, smaller._inner, strict=True)]
+        if self.is_planar and smaller._format == "rgb24" and min(shares) >= 2:
+            return "BILINEAR"
+        return (
+            "AREA" if self.is_planar and smaller._format == "gray" and self._is_shrinking and min(shares) >= 1 else None
+        )
 
     @property
     def is_planar(self) -> bool:
@@ -347,10 +357,18 @@ class _Drawing:
     def __init__(self, view: View, first: Geometry, time_base: Fraction, size: int) -> None:
         self._slots = Slots(time_base, view.max_fps)
         self.renderer = Renderer(first, view)
-        self.frame: Any = None
-        """What was drawn last."""
+        self._takes_all = view.max_fps is None
+        self._source: _Drawing | None = None
+        self._interpolation: Interpolation = "BILINEAR"
+        self._scaled: tuple[ShownPicture, Any] | None = None
         self._shape = (max(1, min(size, MOST_BYTES // prod(self.renderer.shape))), *self.renderer.shape)
         self.num_bytes = prod(self._shape)
+
+    def draw_from(self, larger: _Drawing) -> None:
+        """A view of all pictures is drawn from what `larger` makes of each, whether that wants it or not, if it serves."""
+        how = larger.renderer.serves(self.renderer)
+        if how is not None and self._takes_all and larger is not self:
+            self._source, self._interpolation = larger, how
 
     def begin(self, room: PictureRoom) -> None:
         """An empty run in the room's present place."""
@@ -364,15 +382,31 @@ class _Drawing:
     def wants(self, pts: int) -> bool:
         return self._slots.is_new(pts)
 
-    def draw(self, picture: ShownPicture, number: int, larger: _Drawing | None) -> None:
-        """Draws a picture, from what `larger` has just drawn of it if it serves."""
-        is_served = larger is not None and larger.renderer.is_source_for(self.renderer)
-        frame = larger.frame if larger is not None and is_served else picture.frame
-        self.frame = self.renderer.draw(frame, picture.shape, self._images[len(self._frames)])
+    def draw(self, picture: ShownPicture, number: int) -> None:
+        """Draws a picture into its place of the run."""
+        self.renderer.place(self.scaled(picture), self._images[len(self._frames)])
         self._frames.append(number)
+
+    def scaled(self, picture: ShownPicture) -> Any:
+        """The frame of a picture in this view's size and format."""
+        if self._scaled is None or self._scaled[0] is not picture:
+            frame = picture.frame if self._source is None else self._source.scaled(picture)
+            self._scaled = picture, self.renderer.scale(frame, picture.shape, self._interpolation)
+        return self._scaled[1]
 
     def drawn(self) -> Drawn:
         return Drawn(self._at, (len(self._frames), *self._shape[1:]), self._frames)
+
+
+def _drawings(views: Sequence[View], first: Geometry, time_base: Fraction, size: int) -> list[_Drawing]:
+    """One for each view, smaller ones drawn from the largest that keeps planes, where that serves."""
+    drawings = [_Drawing(view, first, time_base, size) for view in views]
+    planar = [drawing for drawing in drawings if drawing.renderer.is_planar]
+    if planar:
+        largest = max(planar, key=lambda drawing: prod(drawing.renderer.shape))
+        for drawing in drawings:
+            drawing.draw_from(largest)
+    return drawings
 
 
 def _begin(drawings: Sequence[_Drawing], room: PictureRoom | None) -> None:
@@ -407,7 +441,7 @@ def drawn_runs(
             end_pts = picture.pts
             break
         if last is None:
-            drawings = [_Drawing(view, picture.shape, stream.time_base, size) for view in views]
+            drawings = _drawings(views, picture.shape, stream.time_base, size)
             if room is not None:
                 room.open(sum(drawing.num_bytes for drawing in drawings))
             _begin(drawings, room)
@@ -416,10 +450,8 @@ def drawn_runs(
             yield FrameRun(base, pts, picture.pts, damaged, [drawing.drawn() for drawing in drawings])
             pts, damaged = [], []
             _begin(drawings, room)
-        planar = (drawing for drawing in wanting if drawing.renderer.is_planar)
-        largest = max(planar, key=lambda drawing: drawing.num_bytes, default=None)
-        for drawing in sorted(wanting, key=lambda drawing: drawing is not largest):
-            drawing.draw(picture, len(pts), largest if drawing is not largest else None)
+        for drawing in wanting:
+            drawing.draw(picture, len(pts))
         if picture.is_damaged:
             damaged.append(len(pts))
         pts.append(picture.pts)

@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 
 PixelFormat = Literal["rgb24", "gray", "yuv420p"]
+Interpolation = Literal["BILINEAR", "AREA"]
+"""libswscale's; both take a mean over what becomes one pixel, the first with weights that fall off."""
 FRAMES_DECODED = "frames_decoded"
 """What the child counts every decoded picture as, whatever for."""
 

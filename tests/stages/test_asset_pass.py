@@ -85,6 +85,24 @@ def test_whoever_else_looks_on_nobody_sees_other_pictures(tmp_path: Path, contex
     context.media.close()
 
 
+def test_grey_pictures_are_alike_whether_or_not_planes_are_wanted_of_each(tmp_path: Path, context: Context) -> None:
+    """Those drawn in two steps do not alternate with others: a picture shown twice would pass for two."""
+    path = tmp_path / "ball.mp4"
+    ball_clip(path, duration_s=0.8, encoding=Encoding(width_px=640, height_px=360), seed=1)
+    grey, shown = Look(long_side_px=96, format="gray"), []
+    for others in (
+        [],
+        [Look(long_side_px=160, format="yuv420p")],
+        [Look(long_side_px=160, format="yuv420p", max_fps=8.0)],
+    ):
+        pairs = list(context.media.watch(path, [grey, *others]))
+        shown.append(np.concatenate([drawn[0].images for _, drawn in pairs]).astype(np.int16))
+    alone, of_all, of_some = shown
+    assert np.array_equal(of_all, of_some)
+    assert 0 < np.abs(alone - of_all).mean() < 1
+    context.media.close()
+
+
 def test_what_the_picture_holds_is_what_probe_would_say(film: Path, context: Context) -> None:
     media = context.media
     assert media.probe(film, picture=context.asset_pass.seen(film).picture) == media.probe(film)
