@@ -38,6 +38,8 @@ RETIRE_GB = 1.2
 of different files a child held 3.4 GB. One ordinary file needs 0.2 to 0.6 GB."""
 FileIdentity = tuple[str, int, int]
 """Path, bytes, time of the last change in ns."""
+STORED_PART = 4
+"""Sound is stored as it is in a quarter of its scratch: three times as much is left for the forms that are made of it."""
 KEPT_REMOTE_FILES = 2
 """Remote assets kept in scratch at a time."""
 
@@ -175,12 +177,12 @@ class Decoder:
         """The probe stage's struct for `path`; with `decode` False damage is only what the container admits.
 
         `picture` is what `watch` returned, where the picture was decoded already. With `keeps_sound` the sound, which is decoded
-        for this, is what `audio` makes its answers of, unless it takes more than `scratch_gb`.
+        for this, is what `audio` makes its answers of, unless it takes more than a quarter of `scratch_gb`.
         """
         room: dict[str, Any] = {}
         if decode and keeps_sound:
             self._sounds.turn_to(identity_of(path))
-            room = {"out": str(self._scratch("sound")), "most_bytes": self._room()}
+            room = {"out": str(self._scratch("sound")), "most_bytes": self._room() // STORED_PART}
         told = self.ask(
             "probe",
             path=str(path),

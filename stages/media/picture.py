@@ -242,12 +242,12 @@ class Renderer:
         area, as bilinear twice would blur: on 17 real files the variance of the Laplacian at 384 px is 0.97 to 1.19 times, in
         the median 1.01 times, what one step leaves.
         """
-        shares = [side / small for side, small in zip(self._inner, smaller._inner, strict=True)]
-        if self.is_planar and smaller._format == "rgb24" and min(shares) >= 2:
-            return "BILINEAR"
-        return (
-            "AREA" if self.is_planar and smaller._format == "gray" and self._is_shrinking and min(shares) >= 1 else None
-        )
+        share = min(side / small for side, small in zip(self._inner, smaller._inner, strict=True))
+        if not self.is_planar:
+            return None
+        if smaller._format == "gray":
+            return "AREA" if self._is_shrinking and share >= 1 else None
+        return "BILINEAR" if smaller._format == "rgb24" and share >= 2 else None
 
     @property
     def is_planar(self) -> bool:
