@@ -6,7 +6,7 @@ It is run by its path and knows checkouts of before and after `pipeline.execute`
 tells with the start of the process; what is loaded later comes with the first file, which no figure holds. CPU seconds are
 those of this process and all its children. Every `TICK_S` it looks where the process is: what it spends while any thread is
 inside a network counts as the networks', what Whisper and children that transcribe spend as the recogniser's. What looking
-costs, a tenth of all, is left out.
+costs, some 3 % of all, is left out.
 """
 
 from __future__ import annotations

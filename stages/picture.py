@@ -66,7 +66,11 @@ class PictureConfig(StageConfig):
 
 
 class Picture(Measure[PictureConfig]):
-    """Picture measures of a clip: its part of what the asset pass saw at 384 px, grey. About 0.2 ms per frame and core."""
+    """Picture measures of a clip: its part of what the asset pass saw at 384 px, grey. About 0.2 ms per frame and core.
+
+    Sources above 640 px are shrunk in two steps where faces are sought in the same pass, else in one: sharpness then differs by
+    -3 to +19 %, the other figures by up to 4 %.
+    """
 
     name = "picture"
     version = "4"

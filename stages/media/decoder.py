@@ -61,7 +61,10 @@ class DecoderConfig(RecipePart):
     max_pixels: int = Field(default=MAX_PIXELS, gt=0)
     """Larger frames are refused."""
     scratch_gb: float = Field(default=48.0, gt=0)
-    """Disk that the sound of one asset may take, as float32 in all forms that stages ask for: 48 GB are some 16 h of stereo."""
+    """Disk that the sound of one asset may take, as float32 in all forms that stages ask for: 48 GB are some 16 h of stereo.
+
+    Up to a quarter of it holds the sound as it is, so that it is decoded once; longer sound is decoded for each form.
+    """
     audio_languages: tuple[str, ...] = ()
     """Languages of the sound to use, best first, as files tag it (`[eng, en]`); it is taken before any flag. Files in which no
     track has one of them are heard as if nothing were set: probe.audio_language tells."""

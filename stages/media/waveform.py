@@ -68,7 +68,8 @@ class KeptSounds:
             self._file = file
 
     def store(self, stored: dict[str, Any]) -> None:
-        """All of the sound was decoded, and lies in a file."""
+        """All of the sound was decoded, and lies in a file, which takes the place of one stored before."""
+        self._unlink()
         path, channels = Path(stored["path"]), len(stored["channels"])
         samples = mapped(path, np.float32, [path.stat().st_size // (4 * channels), channels])
         self.forms[AS_IT_IS] = Waveform(samples, stored["rate_hz"], Fraction(stored["start"]))
@@ -76,10 +77,13 @@ class KeptSounds:
 
     def forget(self) -> None:
         """Keeps nothing."""
-        if self.stored is not None:
-            Path(self.stored["path"]).unlink(missing_ok=True)
+        self._unlink()
         self.forms.clear()
         self.stored, self._file = None, None
+
+    def _unlink(self) -> None:
+        if self.stored is not None:
+            Path(self.stored["path"]).unlink(missing_ok=True)
 
 
 def mapped(path: Path, kind: type, shape: list[int]) -> np.ndarray:
